@@ -1,0 +1,1 @@
+"""The `reft-ray` command: one file per noun, heavy imports inside the commands."""

@@ -1,0 +1,27 @@
+"""Errors that a user reads: one line that names the thing, the value and the remedy."""
+
+from __future__ import annotations
+
+
+class ReftError(Exception):
+    """Something the user can mend; the command line prints its message without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(ReftError):
+    """Wrong arguments or configuration."""
+
+    exit_code = 2
+
+
+class BlockedByPolicyError(ReftError):
+    """The work ran, and the operator's policy refuses its outcome."""
+
+    exit_code = 3
+
+
+class GateFailedError(ReftError):
+    """A finetuned model did not pass the safety gate."""
+
+    exit_code = 4

@@ -1,0 +1,67 @@
+"""From a refusal score to a decision: thresholds, calibration and the verdict on a row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Decision(StrEnum):
+    """What happens to a row."""
+
+    ALLOW = "allow"
+    REVIEW = "review"
+    BLOCK = "block"
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Cosine thresholds: `score > block` blocks, otherwise `score > review` asks a person."""
+
+    review: float
+    block: float
+
+    def __post_init__(self) -> None:
+        if not -1.0 <= self.review <= self.block <= 1.0:
+            raise ValueError(
+                f"thresholds need -1 <= review <= block <= 1, got review={self.review}, block={self.block}"
+            )
+
+    def decide(self, score: float) -> Decision:
+        """The decision for one refusal score; a score that is not a number blocks (fail closed)."""
+        if math.isnan(score) or score > self.block:
+            return Decision.BLOCK
+        return Decision.REVIEW if score > self.review else Decision.ALLOW
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Platt scaling: P(harmful | score) = sigmoid(slope * score + intercept)."""
+
+    slope: float
+    intercept: float
+
+    def probability(self, score: float) -> float:
+        """Calibrated probability in [0, 1] that the text is harmful."""
+        logit = self.slope * score + self.intercept
+        return 1.0 / (1.0 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1.0 + math.exp(logit))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The decision on one row with its evidence.
+
+    `score` is the highest refusal score of the row's parts and `part` names the one that had it;
+    `encoding` says how that part was encoded (`base64`, `rot13`, ...), None for plain text; `threshold` is the
+    block threshold that was applied; `windows` counts the windows scored over all parts.
+    """
+
+    decision: Decision
+    score: float
+    probability: float
+    threshold: float
+    part: str
+    encoding: str | None = None
+    windows: int = 1
+    truncated: bool = False

@@ -1,0 +1,1 @@
+"""Judges, harmful score, task accuracy, over-refusal and the release gate."""

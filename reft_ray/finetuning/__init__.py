@@ -1,0 +1,1 @@
+"""Ray Train: both training stages across a cluster."""

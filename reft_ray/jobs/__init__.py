@@ -1,0 +1,1 @@
+"""Finetuning jobs as records, transitions and files."""

@@ -1,0 +1,1 @@
+"""Ray Serve: teacher and student replicas, gateway and the application builder."""

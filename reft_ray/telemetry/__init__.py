@@ -1,0 +1,1 @@
+"""What we count: one catalogue of metrics, recorders, dashboards and alerts."""
