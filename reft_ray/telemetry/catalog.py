@@ -1,0 +1,316 @@
+"""The catalogue: every metric of the project. The only file in which a metric name is written.
+
+Conventions: base units, counters end in `_total`, labels are bounded, no row text, row id, job id or user id in a
+label. Cosines are recorded as (1 + cos) / 2, because Ray's histograms need positive bucket bounds. Recorders add the
+label `application` to every metric.
+"""
+
+from __future__ import annotations
+
+from reft_ray.telemetry.metric import Kind, Label, Metric, Unit
+
+STREAM = Label("stream", ("moderation", "screening", "dataset", "chat"))
+TEACHER = Label("teacher", limit=16)
+PROJECT = Label("project", limit=50)
+DECISION = Label("decision", ("allow", "review", "block"))
+REASON = Label("reason", ("clear", "refusal_score", "encoded_text", "guard", "no_text", "not_a_number", "truncated"))
+POLICY = Label("policy", ("online", "filter", "review", "fail"))
+MODEL = Label("model", ("base", "student"))
+STAGE = Label("stage", ("teacher", "student"))
+STATUSES = ("validating_files", "screening", "queued", "running", "evaluating", "paused")
+ENDED = ("succeeded", "failed", "cancelled")
+
+_LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LONG = (1.0, 5.0, 15.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0, 43200.0, 86400.0)
+_POWERS = tuple(float(2**n) for n in range(11))
+SCORE_BUCKETS = tuple(round(n / 40, 3) for n in range(1, 41))
+
+
+def _counter(name: str, unit: Unit, help: str, *labels: Label) -> Metric:
+    return Metric(name, Kind.COUNTER, unit, help, labels)
+
+
+def _gauge(name: str, unit: Unit, help: str, *labels: Label) -> Metric:
+    return Metric(name, Kind.GAUGE, unit, help, labels)
+
+
+def _histogram(name: str, unit: Unit, help: str, buckets: tuple[float, ...], *labels: Label) -> Metric:
+    return Metric(name, Kind.HISTOGRAM, unit, help, labels, buckets)
+
+
+# The filter
+
+FILTER_ROWS = _counter(
+    "reft_filter_rows_total",
+    Unit.ROWS,
+    "Rows judged by the teacher, by decision and its reason.",
+    DECISION,
+    REASON,
+    POLICY,
+    STREAM,
+    TEACHER,
+)
+FILTER_SCORE = _histogram(
+    "reft_filter_score", Unit.RATIO, "Refusal scores of rows as (1 + cosine) / 2.", SCORE_BUCKETS, STREAM, TEACHER
+)
+FILTER_REQUEST_SECONDS = _histogram(
+    "reft_filter_request_duration_seconds",
+    Unit.SECONDS,
+    "Time from a filter request's arrival to its last verdict.",
+    _LATENCY,
+    STREAM,
+)
+FILTER_QUEUE_SECONDS = _histogram(
+    "reft_filter_queue_seconds", Unit.SECONDS, "Time that a call waited for its batch at the teacher.", _LATENCY
+)
+FILTER_TOKENISE_SECONDS = _histogram(
+    "reft_filter_tokenise_seconds", Unit.SECONDS, "Time to turn one batch of texts into tokens.", _LATENCY
+)
+FILTER_FORWARD_SECONDS = _histogram(
+    "reft_filter_forward_seconds", Unit.SECONDS, "Time of one batch's forward pass up to the feature layer.", _LATENCY
+)
+FILTER_BATCH_ROWS = _histogram(
+    "reft_filter_batch_size_rows", Unit.ROWS, "Texts in one forward batch of the teacher.", _POWERS
+)
+FILTER_BATCH_TOKENS = _histogram(
+    "reft_filter_batch_size_tokens",
+    Unit.TOKENS,
+    "Tokens in one forward batch, padding included.",
+    tuple(float(2**n) for n in range(4, 18)),
+)
+FILTER_TOKENS = _counter(
+    "reft_filter_tokens_total",
+    Unit.TOKENS,
+    "Tokens through the teacher: of texts, or padding between them.",
+    Label("content", ("text", "padding")),
+)
+FILTER_CACHE = _counter(
+    "reft_filter_cache_lookups_total",
+    Unit.COUNT,
+    "Look-ups in the cache of scores of identical texts.",
+    Label("result", ("hit", "miss")),
+)
+FILTER_TRUNCATIONS = _counter(
+    "reft_filter_truncations_total", Unit.ROWS, "Rows of which some text went unread.", STREAM
+)
+FILTER_ERRORS = _counter(
+    "reft_filter_errors_total",
+    Unit.COUNT,
+    "Filter requests that failed on our side; each of them was answered with an error, never with an allow.",
+    Label("error_type", ("teacher_unavailable", "teacher_lost", "deadline", "scorer", "internal")),
+)
+FILTER_SHED = _counter(
+    "reft_filter_shed_requests_total",
+    Unit.REQUESTS,
+    "Filter requests refused to protect the service.",
+    Label("reason", ("queue_full", "deadline", "too_large", "verdicts_lag", "draining")),
+)
+FILTER_QUEUE_DEPTH = _gauge("reft_filter_queue_depth", Unit.ROWS, "Texts that wait for the teacher, per replica.")
+FILTER_RETRIES = _counter(
+    "reft_filter_batch_retries_total", Unit.COUNT, "Batches sent again because a teacher replica was lost or busy."
+)
+FILTER_SCORE_PSI = _gauge(
+    "reft_filter_score_psi",
+    Unit.RATIO,
+    "Population stability index of recent scores against the teacher's calibration histogram.",
+    STREAM,
+    TEACHER,
+)
+FILTER_SCORE_MEAN_SHIFT = _gauge(
+    "reft_filter_score_mean_shift",
+    Unit.RATIO,
+    "Mean of recent scores minus the calibration mean, on the (1 + cosine) / 2 scale.",
+    STREAM,
+    TEACHER,
+)
+FILTER_CANARY_RECALL = _gauge(
+    "reft_filter_canary_recall_ratio",
+    Unit.RATIO,
+    "Share of the sealed harmful canary prompts that are not allowed.",
+    TEACHER,
+)
+FILTER_CANARY_FALSE_POSITIVES = _gauge(
+    "reft_filter_canary_false_positive_ratio",
+    Unit.RATIO,
+    "Share of the sealed harmless canary prompts that are not allowed.",
+    TEACHER,
+)
+TEACHER_INFO = _gauge(
+    "reft_teacher_info",
+    Unit.INFO,
+    "The teacher that answers, its layer and its thresholds; the value is 1.",
+    TEACHER,
+    Label("layer", limit=128),
+    Label("review_threshold", limit=64),
+    Label("block_threshold", limit=64),
+)
+BUILD_INFO = _gauge(
+    "reft_build_info",
+    Unit.INFO,
+    "The running version; the value is 1.",
+    Label("version", limit=8),
+    Label("python", limit=8),
+)
+
+# Screening and review
+
+SCREENING_ROWS = _counter(
+    "reft_screening_rows_total",
+    Unit.ROWS,
+    "Dataset rows by where they went.",
+    Label("outcome", ("kept", "review", "blocked", "invalid")),
+    PROJECT,
+)
+SCREENING_BYTES = _counter("reft_screening_bytes_total", Unit.BYTES, "Bytes of datasets read by screening.", PROJECT)
+SCREENING_DATASETS = _counter(
+    "reft_screening_datasets_total",
+    Unit.COUNT,
+    "Screenings ended, by policy and outcome.",
+    POLICY,
+    Label("outcome", ("passed", "review", "refused", "failed")),
+)
+SCREENING_SECONDS = _histogram(
+    "reft_screening_duration_seconds",
+    Unit.SECONDS,
+    "Time to screen a dataset; small ones have at most 100,000 rows.",
+    _LONG,
+    Label("size", ("small", "large")),
+)
+SCREENING_FINDINGS = _counter(
+    "reft_screening_findings_total",
+    Unit.COUNT,
+    "Findings beyond single rows.",
+    Label("finding", limit=32),
+    Label("severity", ("info", "warning", "critical")),
+)
+SCREENING_INVALID = _counter(
+    "reft_screening_invalid_rows_total", Unit.ROWS, "Rows that failed validation, by code.", Label("code", limit=32)
+)
+QUARANTINE_ROWS = _gauge(
+    "reft_quarantine_rows",
+    Unit.ROWS,
+    "Quarantined rows by state of their review.",
+    Label("state", ("pending", "approved", "rejected", "expired")),
+)
+REVIEW_DECISIONS = _counter(
+    "reft_review_decisions_total",
+    Unit.ROWS,
+    "Rows that a person reviewed: approved ones overturn the filter.",
+    Label("outcome", ("approved", "rejected")),
+)
+REVIEW_AGE = _histogram(
+    "reft_review_age_seconds", Unit.SECONDS, "Age of a quarantined row when a person decided on it.", _LONG
+)
+REVIEW_OLDEST = _gauge("reft_review_oldest_pending_seconds", Unit.SECONDS, "Age of the oldest row awaiting review.")
+
+# Invariants: both must stay 0
+
+UNACCOUNTED_ROWS = _counter(
+    "reft_unaccounted_rows_total",
+    Unit.ROWS,
+    "Rows that went in and did not come out as kept, review, blocked or invalid; must stay 0.",
+    Label("where", ("screening", "stream", "training")),
+)
+UNSCREENED_ROWS = _counter(
+    "reft_unscreened_training_rows_total", Unit.ROWS, "User rows that reached training unscreened; must stay 0."
+)
+AUDIT_BREAKS = _gauge(
+    "reft_audit_chain_breaks", Unit.COUNT, "Entries of the audit log whose hash does not follow; must stay 0."
+)
+
+# Jobs and training
+
+JOBS = _gauge("reft_jobs", Unit.COUNT, "Finetuning jobs by status.", Label("status", STATUSES + ENDED), PROJECT)
+JOB_TRANSITIONS = _counter(
+    "reft_job_transitions_total",
+    Unit.COUNT,
+    "Changes of a job's status.",
+    Label("from_status", ("created", *STATUSES)),
+    Label("to_status", STATUSES + ENDED),
+)
+JOB_FAILURES = _counter(
+    "reft_job_failures_total", Unit.COUNT, "Failed jobs by error code.", Label("code", limit=32), PROJECT
+)
+JOB_QUEUE_SECONDS = _histogram("reft_job_queue_seconds", Unit.SECONDS, "Time that a job was queued.", _LONG)
+JOB_SECONDS = _histogram(
+    "reft_job_duration_seconds",
+    Unit.SECONDS,
+    "Time from a job's creation to its end.",
+    _LONG,
+    Label("status", ENDED),
+)
+TRAIN_ROWS = _counter(
+    "reft_train_rows_total", Unit.ROWS, "Rows trained on.", STAGE, Label("rows", ("user", "alignment"))
+)
+TRAIN_TOKENS = _counter(
+    "reft_train_tokens_total", Unit.TOKENS, "Tokens trained on.", STAGE, Label("rows", ("user", "alignment"))
+)
+TRAIN_LOSS = _gauge(
+    "reft_train_loss",
+    Unit.NATS,
+    "Loss terms at the last step, per token; the refusal regulariser is a plain number.",
+    STAGE,
+    Label("term", ("task", "distill", "cross_entropy", "refusal", "total")),
+)
+TRAIN_KL = _gauge("reft_teacher_kl_nats", Unit.NATS, "KL divergence from teacher to student on alignment tokens.")
+TRAIN_STEP_SECONDS = _histogram(
+    "reft_train_step_duration_seconds",
+    Unit.SECONDS,
+    "Time of one optimizer step.",
+    (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+    STAGE,
+)
+TRAIN_RESTARTS = _counter(
+    "reft_train_worker_restarts_total", Unit.COUNT, "Times that training went on after losing a worker.", STAGE
+)
+
+# Safety of the students
+
+SAFETY_EVAL = _gauge(
+    "reft_safety_eval_ratio",
+    Unit.RATIO,
+    "Last evaluation: harmful score, over-refusal, finetune accuracy or coherence, before and after finetuning.",
+    Label("suite", limit=32),
+    Label("measure", ("harmful_score", "over_refusal", "finetune_accuracy", "coherence")),
+    MODEL,
+)
+SAFETY_EVALS = _counter(
+    "reft_safety_evaluations_total",
+    Unit.COUNT,
+    "Safety evaluations by outcome.",
+    Label("suite", limit=32),
+    Label("outcome", ("completed", "failed")),
+)
+GATE_RESULTS = _counter(
+    "reft_gate_results_total",
+    Unit.COUNT,
+    "Release decisions on finetuned models.",
+    Label("result", ("passed", "withheld", "error")),
+)
+
+# The API
+
+API_REQUESTS = _counter(
+    "reft_api_requests_total",
+    Unit.REQUESTS,
+    "HTTP requests by route template, method and status code.",
+    Label("route", limit=64),
+    Label("method", ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")),
+    Label("code", limit=40),
+)
+API_SECONDS = _histogram(
+    "reft_api_request_duration_seconds",
+    Unit.SECONDS,
+    "Time from an HTTP request's arrival to the end of its answer.",
+    _LATENCY,
+    Label("route", limit=64),
+)
+API_IN_FLIGHT = _gauge("reft_api_requests_in_flight", Unit.REQUESTS, "HTTP requests being answered, per gateway.")
+RATE_LIMITED = _counter(
+    "reft_ratelimit_rejections_total",
+    Unit.REQUESTS,
+    "Requests refused by a limit.",
+    Label("limit", ("requests", "rows", "tokens", "bytes", "jobs")),
+)
+
+METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

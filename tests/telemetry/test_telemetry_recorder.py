@@ -1,0 +1,127 @@
+"""The recorder contract, on every recorder that needs no cluster."""
+
+import math
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from reft_ray.telemetry import catalog
+from reft_ray.telemetry.metric import Labeller
+from reft_ray.telemetry.recorder import MemoryRecorder, NullRecorder, PrometheusRecorder, Recorder
+
+ROW = {"decision": "allow", "reason": "clear", "policy": "online", "stream": "chat", "teacher": "t-1"}
+
+
+@pytest.fixture(params=[NullRecorder, MemoryRecorder, PrometheusRecorder])
+def recorder(request) -> Recorder:
+    return request.param()
+
+
+def samples(recorder: PrometheusRecorder) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(recorder.exposition().decode())
+        for sample in family.samples
+    }
+
+
+def test_every_recorder_is_a_recorder(recorder):
+    assert isinstance(recorder, Recorder)
+
+
+def test_accepts_each_kind(recorder):
+    recorder.count(catalog.FILTER_ROWS, 2, **ROW)
+    recorder.count(catalog.FILTER_RETRIES, 0)
+    recorder.observe(catalog.FILTER_QUEUE_SECONDS, 0.1)
+    recorder.set(catalog.FILTER_QUEUE_DEPTH, -1.5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda r: r.count(catalog.FILTER_QUEUE_DEPTH), "is a gauge"),
+        (lambda r: r.set(catalog.FILTER_RETRIES, 1), "is a counter"),
+        (lambda r: r.observe(catalog.FILTER_RETRIES, 1), "is a counter"),
+        (lambda r: r.count(catalog.FILTER_TRUNCATIONS), r"takes the labels \['stream'\], got \[\]"),
+        (lambda r: r.count(catalog.FILTER_RETRIES, user="x"), r"got \['user'\]"),
+        (lambda r: r.count(catalog.FILTER_RETRIES, -1), "counts upwards"),
+        (lambda r: r.count(catalog.FILTER_RETRIES, math.nan), "counts upwards"),
+        (lambda r: r.observe(catalog.FILTER_QUEUE_SECONDS, math.nan), "finite"),
+    ],
+)
+def test_refuses_what_cannot_be_recorded(recorder, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(recorder)
+
+
+def test_memory_recorder_gives_back_what_was_recorded():
+    recorder = MemoryRecorder()
+    recorder.count(catalog.FILTER_ROWS, 2, **ROW)
+    recorder.count(catalog.FILTER_ROWS, 3, **{**ROW, "decision": "block"})
+    recorder.observe(catalog.FILTER_SCORE, 0.25, stream="chat", teacher="t-1")
+    recorder.set(catalog.JOBS, 4, status="running", project="acme")
+    assert recorder.total(catalog.FILTER_ROWS) == 5
+    assert recorder.total(catalog.FILTER_ROWS, decision="block", application="reft") == 3
+    assert recorder.observations(catalog.FILTER_SCORE, stream="chat") == [0.25]
+    assert recorder.observations(catalog.FILTER_SCORE, stream="dataset") == []
+    assert recorder.series(catalog.JOBS) == [({"application": "reft", "status": "running", "project": "acme"}, 4)]
+    with pytest.raises(ValueError, match="has no label"):
+        recorder.total(catalog.JOBS, state="running")
+
+
+def test_prometheus_recorder_exposes_what_was_recorded():
+    recorder = PrometheusRecorder(Labeller("filter"))
+    recorder.count(catalog.FILTER_TRUNCATIONS, 2, stream="chat")
+    recorder.count(catalog.FILTER_TRUNCATIONS, 1, stream="chat")
+    recorder.observe(catalog.FILTER_QUEUE_SECONDS, 0.02)
+    found = samples(recorder)
+    labels = (("application", "filter"), ("stream", "chat"))
+    assert found[catalog.FILTER_TRUNCATIONS.name, labels] == 3
+    assert found[catalog.FILTER_QUEUE_SECONDS.name + "_sum", labels[:1]] == pytest.approx(0.02)
+    assert not any(name.endswith("_created") for name, _ in found)
+
+
+def test_values_out_of_bounds_become_other_and_stay_few():
+    recorder = MemoryRecorder()
+    recorder.count(catalog.FILTER_ERRORS, error_type="cosmic ray")
+    for index in range(1000):
+        recorder.count(catalog.SCREENING_INVALID, code=f"code-{index}")
+    assert recorder.total(catalog.FILTER_ERRORS, error_type="other") == 1
+    (code,) = catalog.SCREENING_INVALID.labels
+    assert len(recorder.series(catalog.SCREENING_INVALID)) == code.bound
+    assert recorder.total(catalog.SCREENING_INVALID, code="other") == 1000 - code.limit
+
+
+def test_projects_are_recorded_only_when_asked_for():
+    hidden, shown = MemoryRecorder(Labeller()), MemoryRecorder(Labeller(projects=True))
+    for recorder in (hidden, shown):
+        recorder.count(catalog.SCREENING_BYTES, 10, project="acme")
+    assert [labels["project"] for labels, _ in hidden.series(catalog.SCREENING_BYTES)] == ["all"]
+    assert [labels["project"] for labels, _ in shown.series(catalog.SCREENING_BYTES)] == ["acme"]
+
+
+def test_followed_figures_are_read_at_each_scrape():
+    recorder = PrometheusRecorder()
+    store = {"queued": 2, "running": 1}
+    recorder.follow(catalog.JOBS, lambda: [({"status": s, "project": p}, n) for s, n in store.items() for p in "ab"])
+    key = (catalog.JOBS.name, (("application", "reft"), ("project", "all"), ("status", "queued")))
+    assert samples(recorder)[key] == 4
+    store["queued"] = 5
+    assert samples(recorder)[key] == 10
+
+
+def test_a_store_that_fails_costs_its_metric_only(caplog):
+    def broken():
+        raise OSError("store is away")
+
+    recorder = PrometheusRecorder()
+    recorder.follow(catalog.JOBS, broken)
+    recorder.count(catalog.FILTER_RETRIES)
+    found = samples(recorder)
+    assert {name for name, _ in found} == {catalog.FILTER_RETRIES.name}
+    assert "could not be read" in caplog.text
+
+
+def test_histograms_cannot_be_followed():
+    with pytest.raises(ValueError, match="only counters and gauges"):
+        PrometheusRecorder().follow(catalog.FILTER_SCORE, list)
