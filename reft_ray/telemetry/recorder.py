@@ -6,7 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from threading import Lock
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import prometheus_client as prometheus
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -17,7 +17,8 @@ from reft_ray.telemetry.metric import APPLICATION, Kind, Labeller, Metric, check
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Child = prometheus.Counter | prometheus.Gauge | prometheus.Histogram
+# A Counter, Gauge or Histogram, as the kind that was checked says.
+Child = Any
 Readings = Iterable[tuple[Mapping[str, str], float]]
 # Label values as given are remembered with their series; the bound keeps values from outside out of the memory.
 _REMEMBERED = 10_000
@@ -128,17 +129,17 @@ class PrometheusRecorder:
         """See Recorder."""
         child = self._child(metric, Kind.COUNTER, labels)
         check_value(metric, value)
-        child.inc(value)  # type: ignore[union-attr]
+        child.inc(value)
 
     def observe(self, metric: Metric, value: float, /, **labels: str) -> None:
         """See Recorder."""
         child = self._child(metric, Kind.HISTOGRAM, labels)
         check_value(metric, value)
-        child.observe(value)  # type: ignore[union-attr]
+        child.observe(value)
 
     def set(self, metric: Metric, value: float, /, **labels: str) -> None:
         """See Recorder."""
-        self._child(metric, Kind.GAUGE, labels).set(value)  # type: ignore[union-attr]
+        self._child(metric, Kind.GAUGE, labels).set(value)
 
     def follow(self, metric: Metric, read: Callable[[], Readings]) -> None:
         """Expose what `read` returns at every scrape: figures that live in a store and survive restarts.

@@ -1,0 +1,109 @@
+"""Drift of the refusal scores: how far a recent histogram has moved from the teacher's calibration histogram."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from reft_ray.telemetry import catalog
+from reft_ray.telemetry.recorder import Recorder
+
+
+@dataclass(slots=True)
+class ScoreHistogram:
+    """Counts of scores in [0, 1] per bucket, buckets closed on the right; `total` is the sum of the scores."""
+
+    bounds: tuple[float, ...] = catalog.SCORE_BUCKETS
+    counts: list[int] = field(default_factory=list)
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = self.counts or [0] * len(self.bounds)
+        if len(self.counts) != len(self.bounds):
+            raise ValueError(f"a histogram over {len(self.bounds)} bounds needs as many counts, got {len(self.counts)}")
+
+    @property
+    def rows(self) -> int:
+        """Scores counted."""
+        return sum(self.counts)
+
+    @property
+    def mean(self) -> float:
+        """Exact mean of the scores; not a number where there are none."""
+        return self.total / self.rows if self.rows else math.nan
+
+    def add(self, scores: Sequence[float]) -> None:
+        """Count scores in [0, 1]; a score outside raises ValueError."""
+        for score in scores:
+            if not 0.0 <= score <= self.bounds[-1]:
+                raise ValueError(f"a score for drift lies in [0, {self.bounds[-1]}], got {score}: use rows.unit_score")
+            self.counts[bisect_left(self.bounds, score)] += 1
+            self.total += score
+
+
+def population_stability_index(expected: Sequence[float], observed: Sequence[float]) -> float:
+    """PSI = sum over bins of (o - e) ln(o / e), o and e the shares of a bin, each bin with half a row added.
+
+    0 for equal shares; above 0.1 look, above 0.25 act (the usual reading). The half row keeps empty bins finite.
+    """
+    if len(expected) != len(observed) or not expected:
+        raise ValueError(f"PSI compares histograms of equal length, got {len(expected)} and {len(observed)} bins")
+    bins = len(expected)
+    e_total, o_total = sum(expected) + bins / 2, sum(observed) + bins / 2
+    index = 0.0
+    for e, o in zip(expected, observed, strict=True):
+        e_share, o_share = (e + 0.5) / e_total, (o + 0.5) / o_total
+        index += (o_share - e_share) * math.log(o_share / e_share)
+    return index
+
+
+def coarse(counts: Sequence[int], edges: Sequence[int]) -> list[int]:
+    """Counts merged into the bins [0, edges[0]), [edges[0], edges[1]), ..., [edges[-1], end)."""
+    starts = [0, *edges]
+    return [sum(counts[low:high]) for low, high in zip(starts, [*edges, len(counts)], strict=True)]
+
+
+def equal_mass_edges(counts: Sequence[int], bins: int = 10) -> list[int]:
+    """Where to cut a histogram so that up to `bins` bins hold about equal shares of it."""
+    whole, mass = sum(counts), 0
+    edges: list[int] = []
+    for index, count in enumerate(counts[:-1]):
+        mass += count
+        if len(edges) < bins - 1 and mass >= whole * (len(edges) + 1) / bins:
+            edges.append(index + 1)
+    return edges
+
+
+class DriftMonitor:
+    """Watches one stream of scores against the teacher's calibration scores.
+
+    Windows hold `window` rows: with fewer, sampling noise alone lifts PSI (about (bins - 1) / rows for equal
+    distributions). When a window is full its drift is set as gauges and the next one begins.
+    """
+
+    def __init__(
+        self, calibration: ScoreHistogram, recorder: Recorder, *, stream: str, teacher: str, window: int = 1000
+    ) -> None:
+        if not calibration.rows:
+            raise ValueError(f"teacher {teacher} has an empty calibration histogram: drift cannot be measured")
+        self._calibration = calibration
+        self._edges = equal_mass_edges(calibration.counts)
+        self._recorder = recorder
+        self._labels = {"stream": stream, "teacher": teacher}
+        self._window = window
+        self._recent = ScoreHistogram(calibration.bounds)
+
+    def add(self, scores: Sequence[float]) -> None:
+        """Take recent scores in [0, 1], as `rows.unit_score` makes them."""
+        self._recent.add(scores)
+        if self._recent.rows >= self._window:
+            psi = population_stability_index(
+                coarse(self._calibration.counts, self._edges), coarse(self._recent.counts, self._edges)
+            )
+            self._recorder.set(catalog.FILTER_SCORE_PSI, psi, **self._labels)
+            self._recorder.set(
+                catalog.FILTER_SCORE_MEAN_SHIFT, self._recent.mean - self._calibration.mean, **self._labels
+            )
+            self._recent = ScoreHistogram(self._calibration.bounds)
