@@ -1,0 +1,109 @@
+"""One SQL database under all records: SQLite by default, PostgreSQL for several gateways."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+from reft_ray.core.errors import UsageError
+
+LOCK_WAIT_SECONDS = 30
+"""How long a writer waits for another one before the database calls it an error."""
+
+
+class Database:
+    """Connections and transactions; `now` is the clock (seconds since the epoch) of everything that is stored."""
+
+    def __init__(self, engine: Engine, now: Callable[[], float] = time.time) -> None:
+        self.engine = engine
+        self.now = now
+
+    @classmethod
+    def open(cls, url: str, now: Callable[[], float] = time.time) -> Database:
+        """Open `sqlite:///path.db` or `postgresql+psycopg://...`; the tables are brought up to date first."""
+        database = cls(_engine(url), now)
+        database.migrate()
+        return database
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is SQLite, where one lock guards the whole file."""
+        return self.engine.dialect.name == "sqlite"
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads."""
+        with self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that commits as a whole or not at all."""
+        with self.engine.connect().execution_options(reft_write=True) as connection, connection.begin():
+            yield connection
+
+    def serialize(self, connection: Connection, name: str) -> None:
+        """Until the transaction ends, only one holder of `name` runs. SQLite's writers already take turns."""
+        if not self.is_sqlite:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": zlib.crc32(name.encode())})
+
+    def migrate(self) -> None:
+        """Bring the tables to the newest version; safe when several gateways start at once."""
+        with self.write() as connection:
+            self.serialize(connection, "migrations")
+            config = Config()
+            config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite":
+            return _sqlite(url)
+        return create_engine(parsed, pool_pre_ping=True)
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise UsageError(
+            f"database {url.split('@')[-1]!r}: {error}; use sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME"
+        ) from None
+    except ImportError as error:
+        raise UsageError(f"database {url.split('@')[-1]!r}: {error}; install psycopg (extra 'postgres')") from None
+
+
+def _sqlite(url: str) -> Engine:
+    path = make_url(url).database
+    if not path or path == ":memory:":
+        raise UsageError("database: job records must survive the process; use sqlite:///PATH instead of memory")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": LOCK_WAIT_SECONDS, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        # The driver's own BEGIN is deferred, which makes two read-then-write transactions deadlock.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("reft_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine

@@ -1,0 +1,222 @@
+"""Files of a project: their records in SQL, their bytes in the content store."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Select, delete, func, insert, or_, select, update
+
+from reft_ray.jobs import ids
+from reft_ray.jobs.content import ContentStore
+from reft_ray.jobs.database import Database
+from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError, QuotaError
+from reft_ray.jobs.job import TERMINAL, Page
+from reft_ray.jobs.paging import page
+from reft_ray.jobs.tables import files, jobs
+
+PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+RESULTS = "fine-tune-results"
+EXPIRES_SECONDS = (3600, 2592000)
+STALE_SECONDS = 86400.0
+"""An upload that was cut off leaves a record without bytes; after so long it is swept away."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One file. `parent_id` names the file that it was made from: both go together."""
+
+    id: str
+    project_id: str
+    filename: str
+    purpose: str
+    bytes: int
+    sha256: str
+    status: str
+    status_details: str | None
+    created_at: float
+    expires_at: float | None
+    parent_id: str | None
+
+
+_COLUMNS = [files.c[name] for name in FileRecord.__dataclass_fields__]
+
+
+class FileStore:
+    """Create, list, read and delete files; `max_file_bytes` caps one file, `max_project_bytes` all of a project."""
+
+    def __init__(
+        self,
+        database: Database,
+        content: ContentStore,
+        max_file_bytes: int = 512 << 20,
+        max_project_bytes: int = 64 << 30,
+    ) -> None:
+        self.database = database
+        self.content = content
+        self.max_file_bytes = max_file_bytes
+        self.max_project_bytes = max_project_bytes
+
+    def create(
+        self,
+        project_id: str,
+        filename: str,
+        purpose: str,
+        chunks: Iterable[bytes],
+        *,
+        expires_after: int | None = None,
+        parent_id: str | None = None,
+        file_id: str | None = None,
+        limit: int | None = None,
+    ) -> FileRecord:
+        """Store a new file. With a `file_id` given, storing it again replaces it.
+
+        The record comes first, so that bytes without a record never exist; until all bytes are there it is not
+        listed.
+        """
+        if expires_after is not None and not EXPIRES_SECONDS[0] <= expires_after <= EXPIRES_SECONDS[1]:
+            low, high = EXPIRES_SECONDS
+            raise InvalidError(f"expires_after.seconds must be from {low} to {high}.", "expires_after")
+        now = self.database.now()
+        file_id = file_id or ids.new_id(ids.FILE)
+        with self.database.write() as connection:
+            room = self.max_project_bytes - self._used(connection, project_id)
+            if room <= 0:
+                raise QuotaError(
+                    f"The project's files fill their quota of {self.max_project_bytes} bytes; delete some."
+                )
+            connection.execute(delete(files).where(files.c.id == file_id))
+            connection.execute(
+                insert(files).values(
+                    id=file_id,
+                    project_id=project_id,
+                    filename=safe_name(filename),
+                    purpose=purpose,
+                    bytes=0,
+                    sha256="",
+                    status="uploaded",
+                    created_at=now,
+                    expires_at=None if expires_after is None else now + expires_after,
+                    parent_id=parent_id,
+                )
+            )
+        try:
+            written = self.content.write(_key(project_id, file_id), chunks, min(limit or self.max_file_bytes, room))
+        except BaseException:
+            with self.database.write() as connection:
+                connection.execute(delete(files).where(files.c.id == file_id))
+            raise
+        with self.database.write() as connection:
+            connection.execute(
+                update(files)
+                .where(files.c.id == file_id)
+                .values(bytes=written.bytes, sha256=written.sha256, status="processed")
+            )
+        return self.get(file_id, project_id)
+
+    def get(self, file_id: str, project_id: str) -> FileRecord:
+        """The record; another project's file does not exist."""
+        with self.database.read() as connection:
+            row = connection.execute(self._visible(project_id).where(files.c.id == file_id)).first()
+        if row is None:
+            raise NotFoundError("File object", file_id)
+        return FileRecord(*row)
+
+    def list(
+        self,
+        project_id: str,
+        *,
+        purpose: str | None = None,
+        after: str | None = None,
+        limit: int = 10000,
+        ascending: bool = False,
+    ) -> Page[FileRecord]:
+        """A project's files."""
+        query = self._visible(project_id)
+        if purpose is not None:
+            query = query.where(files.c.purpose == purpose)
+        with self.database.read() as connection:
+            return page(
+                connection, files, query, lambda row: FileRecord(*row), after=after, limit=limit, ascending=ascending
+            )
+
+    def read(self, file_id: str, project_id: str) -> Iterator[bytes]:
+        """The bytes in chunks."""
+        self.get(file_id, project_id)
+        return self.content.read(_key(project_id, file_id))
+
+    def uri(self, file_id: str, project_id: str) -> str:
+        """Where the bytes lie."""
+        self.get(file_id, project_id)
+        return self.content.uri(_key(project_id, file_id))
+
+    def delete(self, file_id: str, project_id: str) -> None:
+        """Delete a file and everything that was made from it; not while a job still needs it."""
+        self.get(file_id, project_id)
+        with self.database.write() as connection:
+            running = connection.execute(
+                select(jobs.c.id).where(
+                    jobs.c.project_id == project_id,
+                    jobs.c.status.not_in(TERMINAL),
+                    or_(
+                        jobs.c.spec["training_file"].as_string() == file_id,
+                        jobs.c.spec["validation_file"].as_string() == file_id,
+                    ),
+                )
+            ).scalar()
+            if running is not None:
+                raise ConflictError(f"File {file_id} is used by job {running}; cancel the job first.", "file_in_use")
+            connection.execute(
+                update(files)
+                .where(or_(files.c.id == file_id, files.c.parent_id == file_id))
+                .values(deleted_at=self.database.now())
+            )
+        self.sweep()
+
+    def sweep(self) -> int:
+        """Remove what was deleted, has expired or was cut off; the number of files removed."""
+        now = self.database.now()
+        gone = or_(
+            files.c.deleted_at.is_not(None),
+            files.c.expires_at < now,
+            (files.c.status == "uploaded") & (files.c.created_at < now - STALE_SECONDS),
+        )
+        with self.database.read() as connection:
+            expired = select(files.c.id).where(gone)
+            rows = connection.execute(
+                select(files.c.id, files.c.project_id).where(or_(gone, files.c.parent_id.in_(expired)))
+            ).all()
+        for row in rows:
+            self.content.delete(_key(row.project_id, row.id))
+            with self.database.write() as connection:
+                connection.execute(delete(files).where(files.c.id == row.id))
+        return len(rows)
+
+    def _visible(self, project_id: str) -> Select[Any]:
+        return select(*_COLUMNS).where(
+            files.c.project_id == project_id,
+            files.c.status != "uploaded",
+            files.c.deleted_at.is_(None),
+            or_(files.c.expires_at.is_(None), files.c.expires_at > self.database.now()),
+        )
+
+    def _used(self, connection: Connection, project_id: str) -> int:
+        total = select(func.coalesce(func.sum(files.c.bytes), 0)).where(files.c.project_id == project_id)
+        return int(connection.execute(total).scalar_one())
+
+
+def job_key(project_id: str, job_id: str) -> str:
+    """The directory of a job's artefacts in the content store."""
+    return f"{project_id}/jobs/{job_id}"
+
+
+def safe_name(filename: str) -> str:
+    """The last part of a path, without control characters; it is shown, never opened."""
+    name = re.sub(r"[\x00-\x1f\x7f]", "", re.split(r"[/\\]", filename)[-1]).strip()
+    return name[:512] or "upload"
+
+
+def _key(project_id: str, file_id: str) -> str:
+    return f"{project_id}/files/{file_id}"

@@ -1,0 +1,30 @@
+"""Names of things: the prefixes that OpenAI's ids have, and 96 random bits."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+JOB = "ftjob-"
+EVENT = "ftevent-"
+CHECKPOINT = "ftckpt_"
+FILE = "file-"
+UPLOAD = "upload_"
+PART = "part_"
+KEY = "key_"
+PROJECT = "proj_"
+ORGANIZATION = "org-"
+PERMISSION = "cp_"
+ENDPOINT = "whe_"
+WEBHOOK_EVENT = "evt_"
+AUDIT = "audit_log-"
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id, e.g. `ftjob-5f0c...` with 24 hex digits."""
+    return prefix + secrets.token_hex(12)
+
+
+def derived_id(prefix: str, *parts: str) -> str:
+    """The id that the same parts always get: what is written twice after a crash is one object."""
+    return prefix + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]

@@ -1,0 +1,140 @@
+"""Who runs which job: slots granted in fair turn, launches claimed once, leases renewed by the driver."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from sqlalchemy import or_, select, update
+
+from reft_ray.jobs.database import Database
+from reft_ray.jobs.errors import LeaseLostError
+from reft_ray.jobs.job import ACTIVE, Event, Job, Status
+from reft_ray.jobs.job_store import JobStore
+from reft_ray.jobs.tables import jobs
+
+LEASE_SECONDS = 30.0
+"""A driver that was silent for so long is taken for dead."""
+
+START_SECONDS = 60.0
+"""A launched driver has so long to take its lease before it is launched again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """How many jobs may be at work at once, in all and per project."""
+
+    training: int = 1
+    validating: int = 2
+    training_per_project: int = 1
+
+
+class Leases:
+    """Ownership of jobs. A job has one driver: the holder of its lease."""
+
+    def __init__(self, store: JobStore, lease_seconds: float = LEASE_SECONDS, start_seconds: float = START_SECONDS):
+        self.store = store
+        self.lease_seconds = lease_seconds
+        self.start_seconds = start_seconds
+
+    @property
+    def database(self) -> Database:
+        """Where the records are."""
+        return self.store.database
+
+    def grant(self, slots: Slots) -> list[Job]:
+        """Move queued jobs to `running` while there are slots.
+
+        The next slot goes to the project with the fewest running jobs, and among those to the job that has waited
+        longest: a project with a hundred queued jobs cannot keep another one waiting.
+        """
+        granted: list[Job] = []
+        with self.database.write() as connection:
+            self.database.serialize(connection, "slots")
+            active = connection.execute(select(jobs.c.project_id).where(jobs.c.status == Status.RUNNING)).scalars()
+            running = Counter(active)
+            waiting = list(
+                connection.execute(
+                    select(jobs.c.id, jobs.c.project_id)
+                    .where(jobs.c.status == Status.QUEUED)
+                    .order_by(jobs.c.queued_at, jobs.c.seq)
+                )
+            )
+            while running.total() < slots.training:
+                able = [row for row in waiting if running[row.project_id] < slots.training_per_project]
+                if not able:
+                    break
+                chosen = min(able, key=lambda row: running[row.project_id])
+                waiting.remove(chosen)
+                running[chosen.project_id] += 1
+                granted.append(
+                    self.store.move_in(
+                        connection, chosen.id, Status.RUNNING, Event("Fine-tuning job started"), sources={Status.QUEUED}
+                    )
+                )
+        return granted
+
+    def is_driven(self, job: Job) -> bool:
+        """Whether a driver holds the job, or was launched so lately that it may still be starting."""
+        now = self.database.now()
+        if job.lease_owner is not None:
+            return job.lease_until is not None and job.lease_until > now
+        return job.launched_at is not None and job.launched_at + self.start_seconds > now
+
+    def claim(self, job: Job) -> int | None:
+        """The right to launch a driver for the job as it was seen: the new attempt's number, or None if too late."""
+        statement = (
+            update(jobs)
+            .where(jobs.c.id == job.id, jobs.c.attempt == job.attempt, jobs.c.status.in_(ACTIVE))
+            .where(jobs.c.lease_owner.is_(None) if job.lease_owner is None else jobs.c.lease_owner == job.lease_owner)
+            .values(
+                attempt=job.attempt + 1,
+                failures=jobs.c.failures + 1,
+                launched_at=self.database.now(),
+                lease_owner=None,
+                lease_until=None,
+                handle=None,
+            )
+        )
+        with self.database.write() as connection:
+            return job.attempt + 1 if connection.execute(statement).rowcount else None
+
+    def set_handle(self, job_id: str, attempt: int, handle: str | None) -> None:
+        """Remember how to find an attempt's driver; a later attempt's handle is left alone."""
+        with self.database.write() as connection:
+            connection.execute(update(jobs).where(jobs.c.id == job_id, jobs.c.attempt == attempt).values(handle=handle))
+
+    def acquire(self, job_id: str, attempt: int, owner: str) -> Job:
+        """Called by a driver: become the job's owner, if this attempt is still the one that is wanted."""
+        statement = (
+            update(jobs)
+            .where(jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.status.in_(ACTIVE))
+            .where(or_(jobs.c.lease_owner.is_(None), jobs.c.lease_owner == owner))
+            .values(lease_owner=owner, lease_until=self.database.now() + self.lease_seconds)
+        )
+        with self.database.write() as connection:
+            if connection.execute(statement).rowcount == 0:
+                raise LeaseLostError(f"{job_id}: attempt {attempt} is not wanted any more")
+        return self.store.get(job_id)
+
+    def renew(self, job_id: str, owner: str) -> Job:
+        """Called by a driver in its heartbeat; raises LeaseLostError when somebody else took over."""
+        statement = (
+            update(jobs)
+            .where(jobs.c.id == job_id, jobs.c.lease_owner == owner)
+            .values(lease_until=self.database.now() + self.lease_seconds)
+        )
+        with self.database.write() as connection:
+            if connection.execute(statement).rowcount == 0:
+                raise LeaseLostError(f"{job_id}: another driver holds this job")
+        return self.store.get(job_id)
+
+    def release(self, job_id: str, owner: str) -> None:
+        """Called by a driver that stops: the job can be launched again at once."""
+        statement = (
+            update(jobs)
+            .where(jobs.c.id == job_id, jobs.c.lease_owner == owner)
+            .values(lease_owner=None, lease_until=None, launched_at=None)
+        )
+        with self.database.write() as connection:
+            connection.execute(statement)

@@ -1,0 +1,39 @@
+"""Cursor pages over a table with a `seq` column: the same rule for files, jobs, events and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Select, Table, select
+
+from reft_ray.jobs.errors import InvalidError
+from reft_ray.jobs.job import Page
+
+T = TypeVar("T")
+
+
+def page(
+    connection: Connection,
+    table: Table,
+    query: Select[Any],
+    build: Callable[[Any], T],
+    *,
+    after: str | None,
+    limit: int,
+    ascending: bool = False,
+) -> Page[T]:
+    """Up to `limit` items behind the one with id `after`, newest first unless `ascending`.
+
+    A cursor whose row is not in the query (deleted, or somebody else's) is an error: silently starting again
+    would make a client loop for ever.
+    """
+    seq = table.c.seq
+    if after is not None:
+        start = connection.execute(select(seq).where(table.c.id == after)).scalar()
+        known = start is not None and connection.execute(query.where(seq == start)).first() is not None
+        if not known:
+            raise InvalidError(f"after: there is no item {after!r} in this list", "after")
+        query = query.where(seq > start if ascending else seq < start)
+    rows = connection.execute(query.order_by(seq if ascending else seq.desc()).limit(limit + 1)).all()
+    return Page(tuple(build(row) for row in rows[:limit]), len(rows) > limit)

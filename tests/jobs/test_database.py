@@ -1,0 +1,60 @@
+"""Opening, migrating and sharing a database."""
+
+import threading
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, text
+from sqlalchemy.exc import IntegrityError
+
+from reft_ray.core.errors import UsageError
+from reft_ray.jobs.database import Database
+from reft_ray.jobs.tables import metadata
+
+
+def test_the_migrations_arrive_at_the_tables(database):
+    with database.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_migrating_again_changes_nothing(database):
+    before = inspect(database.engine).get_table_names()
+    database.migrate()
+    assert inspect(database.engine).get_table_names() == before
+    assert "alembic_version" in before
+
+
+def test_gateways_that_start_together_migrate_once(tmp_path):
+    url = f"sqlite:///{tmp_path / 'new' / 'jobs.db'}"
+    errors = []
+
+    def start() -> None:
+        try:
+            Database.open(url).close()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_sqlite_writes_ahead_and_a_failed_transaction_leaves_nothing(sqlite_database):
+    with sqlite_database.read() as connection:
+        assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+    twice = text("INSERT INTO organizations VALUES ('org-1', 'a', 0)")
+    with pytest.raises(IntegrityError), sqlite_database.write() as connection:
+        for _ in range(2):
+            connection.execute(twice)
+    with sqlite_database.read() as connection:
+        assert connection.execute(text("SELECT count(*) FROM organizations")).scalar() == 0
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "nonsense", "mystery://host/db"])
+def test_a_url_that_cannot_hold_records_is_refused(url):
+    with pytest.raises(UsageError, match="use sqlite:///PATH"):
+        Database.open(url)

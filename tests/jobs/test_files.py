@@ -1,0 +1,146 @@
+"""Files, uploads in parts and the bytes below them."""
+
+import hashlib
+
+import pytest
+
+from reft_ray.core.errors import UsageError
+from reft_ray.jobs.content import ContentStore
+from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError, QuotaError, TooLargeError
+from reft_ray.jobs.files import STALE_SECONDS, FileStore
+from reft_ray.jobs.job import Event, JobSpec, Status
+from reft_ray.jobs.uploads import UploadStore
+
+
+def make(files: FileStore, data: bytes = b"row\n", project: str = "proj_a", **more):
+    return files.create(project, "rows.jsonl", "fine-tune", [data], **more)
+
+
+def test_a_file_comes_back_byte_for_byte(files, clock):
+    record = files.create("proj_a", "../../etc/rows\n.jsonl", "fine-tune", [b"\x00\xff", b"abc"], expires_after=3600)
+    assert b"".join(files.read(record.id, "proj_a")) == b"\x00\xffabc"
+    assert (record.bytes, record.filename, record.status) == (5, "rows.jsonl", "processed")
+    assert record.sha256 == hashlib.sha256(b"\x00\xffabc").hexdigest()
+    assert record.expires_at == clock() + 3600
+    with pytest.raises(NotFoundError, match=f"No such File object: {record.id}"):
+        files.read(record.id, "proj_b")
+
+
+def test_lists_page_in_both_directions_and_by_purpose(files):
+    made = [make(files).id for _ in range(3)]
+    other = files.create("proj_a", "x", "batch", [b"1"]).id
+    assert [item.id for item in files.list("proj_a").items] == [other, *made[::-1]]
+    first = files.list("proj_a", limit=2, ascending=True, purpose="fine-tune")
+    assert ([item.id for item in first.items], first.has_more) == (made[:2], True)
+    assert [item.id for item in files.list("proj_a", after=made[1], ascending=True).items] == [made[2], other]
+
+
+def test_what_was_made_from_a_file_goes_with_it(files):
+    parent = make(files)
+    child = files.create("proj_a", "rejected.parquet", "fine-tune-results", [b"x"], parent_id=parent.id)
+    files.delete(parent.id, "proj_a")
+    for gone in (parent, child):
+        with pytest.raises(NotFoundError):
+            files.get(gone.id, "proj_a")
+        assert not files.content.exists(f"proj_a/files/{gone.id}")
+
+
+def test_an_expired_file_is_gone_at_once_and_its_bytes_after_the_sweep(files, clock):
+    record = make(files, expires_after=3600)
+    kept = make(files)
+    clock.advance(3601)
+    with pytest.raises(NotFoundError):
+        files.get(record.id, "proj_a")
+    assert files.sweep() == 1
+    assert not files.content.exists(f"proj_a/files/{record.id}")
+    assert b"".join(files.read(kept.id, "proj_a")) == b"row\n"
+
+
+def test_a_file_that_is_too_large_leaves_nothing(database, content, tmp_path):
+    files = FileStore(database, content, max_file_bytes=10, max_project_bytes=15)
+    with pytest.raises(TooLargeError, match="10 bytes"):
+        files.create("proj_a", "x", "fine-tune", [b"12345", b"678901"])
+    assert files.list("proj_a").items == ()
+    assert [path for path in (tmp_path / "content").rglob("*") if path.is_file()] == []
+    make(files, b"1234567890")
+    with pytest.raises(TooLargeError, match="5 bytes"):
+        make(files, b"1234567890")
+    make(files, b"12345")
+    with pytest.raises(QuotaError, match="quota of 15 bytes"):
+        make(files)
+
+
+def test_a_stream_that_breaks_off_leaves_nothing(files, clock):
+    def broken():
+        yield b"half"
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        files.create("proj_a", "x", "fine-tune", broken())
+    assert files.list("proj_a").items == ()
+    clock.advance(STALE_SECONDS + 1)
+    assert files.sweep() == 0
+
+
+def test_a_file_that_a_job_needs_stays(files, jobs):
+    record = make(files)
+    job = jobs.create("org-a", "proj_a", JobSpec(model="m", training_file=record.id, seed=1), {})
+    with pytest.raises(ConflictError, match=job.id):
+        files.delete(record.id, "proj_a")
+    jobs.move(job.id, Status.CANCELLED, Event("cancelled"))
+    files.delete(record.id, "proj_a")
+
+
+def test_the_same_id_written_twice_is_one_file(files):
+    for data in (b"first", b"second"):
+        files.create("proj_a", "report.json", "fine-tune-results", [data], file_id="file-fixed")
+    assert [item.bytes for item in files.list("proj_a").items] == [6]
+
+
+@pytest.mark.parametrize("key", ["../x", "a/../b", "/etc/passwd", "a//b", "", "a/.hidden", "a\\b", "a\n"])
+def test_no_key_leaves_the_content_tree(content, key):
+    with pytest.raises(ValueError, match="plain relative path"):
+        content.write(key, [b"x"])
+
+
+def test_a_store_that_is_no_uri_is_refused():
+    with pytest.raises(UsageError, match="file store 'relative/path'"):
+        ContentStore("relative/path")
+
+
+def test_an_upload_becomes_one_file(files):
+    uploads = UploadStore(files)
+    upload = uploads.create("proj_a", "big.jsonl", "fine-tune", 6, "text/jsonl")
+    second, _ = uploads.add_part(upload.id, "proj_a", [b"def"])
+    first, _ = uploads.add_part(upload.id, "proj_a", [b"abc"])
+    digest = hashlib.md5(b"abcdef", usedforsecurity=False).hexdigest()
+    done, record = uploads.complete(upload.id, "proj_a", [first, second], digest)
+    assert b"".join(files.read(record.id, "proj_a")) == b"abcdef"
+    assert (done.status, done.file_id) == ("completed", record.id)
+    assert uploads.complete(upload.id, "proj_a", [first, second])[1].id == record.id
+    with pytest.raises(ConflictError, match="is completed"):
+        uploads.add_part(upload.id, "proj_a", [b"x"])
+    assert not files.content.exists(f"proj_a/uploads/{upload.id}/{first}")
+
+
+def test_an_upload_whose_parts_do_not_fit_is_refused(files, clock):
+    uploads = UploadStore(files, max_bytes=10)
+    with pytest.raises(TooLargeError):
+        uploads.create("proj_a", "x", "fine-tune", 11, "text/plain")
+    upload = uploads.create("proj_a", "x", "fine-tune", 4, "text/plain")
+    part, _ = uploads.add_part(upload.id, "proj_a", [b"abc"])
+    with pytest.raises(InvalidError, match="3 bytes"):
+        uploads.complete(upload.id, "proj_a", [part])
+    with pytest.raises(InvalidError, match="no part"):
+        uploads.complete(upload.id, "proj_a", ["part_x"])
+    with pytest.raises(TooLargeError):
+        uploads.add_part(upload.id, "proj_a", [b"12345678"])
+    with pytest.raises(NotFoundError):
+        uploads.get(upload.id, "proj_b")
+    rest, _ = uploads.add_part(upload.id, "proj_a", [b"d"])
+    with pytest.raises(InvalidError, match="md5"):
+        uploads.complete(upload.id, "proj_a", [part, rest], "0" * 32)
+    assert files.list("proj_a").items == ()
+    clock.advance(3601)
+    assert uploads.sweep() == 1
+    assert uploads.get(upload.id, "proj_a").status == "expired"
