@@ -1,0 +1,117 @@
+"""What the filter's routes share: the judge, the limits, the counts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from reft_ray.api.errors import ApiError, busy, invalid
+from reft_ray.api.judging import DeadlineError, Judge, JudgeError, Judgement, OverloadedError, UnavailableError
+from reft_ray.api.settings import Bounds, FilterSettings
+from reft_ray.core.verdict import Decision, Thresholds, Verdict
+from reft_ray.telemetry import catalog
+from reft_ray.telemetry.recorder import Recorder
+from reft_ray.telemetry.rows import record_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """The online filter as the routes see it."""
+
+    judge: Judge
+    settings: FilterSettings
+    recorder: Recorder
+
+    async def thresholds(self, review: float | None, block: float | None) -> Thresholds | None:
+        """The thresholds that a request asks for, None for the teacher's own.
+
+        Raises ApiError 400 outside the operator's bounds, 503 when no teacher answers.
+        """
+        if review is None and block is None:
+            return None
+        try:
+            own = (await self.judge.info()).thresholds
+        except JudgeError as error:
+            raise self.failure(error) from None
+        block = _within("block", own.block if block is None else block, own.block, self.settings.block_bounds)
+        # A stricter block threshold takes the teacher's review threshold along.
+        review = min(own.review, block) if review is None else review
+        review = _within("review", review, own.review, self.settings.review_bounds)
+        if review > block:
+            raise invalid(f"reft.review ({review}) must not exceed reft.block ({block})", "reft.review")
+        return Thresholds(review, block)
+
+    def failure(self, error: JudgeError) -> ApiError:
+        """The answer for a verdict that could not be had, counted."""
+        match error:
+            case OverloadedError():
+                self.recorder.count(catalog.FILTER_SHED, reason="queue_full")
+                return busy("The filter is at its capacity. Nothing was judged; try again later.", error.retry_after)
+            case DeadlineError():
+                self.recorder.count(catalog.FILTER_ERRORS, error_type="deadline")
+                return ApiError(504, "No verdict within the deadline. Nothing was judged.", code="deadline_exceeded")
+            case UnavailableError():
+                self.recorder.count(catalog.FILTER_ERRORS, error_type="teacher_unavailable")
+                return busy("No teacher answers. Nothing was judged; try again later.", 2, status=503)
+            case _:
+                self.recorder.count(catalog.FILTER_ERRORS, error_type="scorer")
+                return ApiError(500, "The teacher failed on this input. Nothing was judged.", code="teacher_failed")
+
+    def record(self, judgement: Judgement, stream: str) -> None:
+        """Count verdicts."""
+        verdicts = judgement.verdicts
+        record_rows(
+            self.recorder,
+            [verdict.decision for verdict in verdicts],
+            [reason(verdict) for verdict in verdicts],
+            [verdict.score for verdict in verdicts],
+            stream=stream,
+            policy="online",
+            teacher=judgement.teacher,
+        )
+        truncated = sum(verdict.truncated for verdict in verdicts)
+        if truncated:
+            self.recorder.count(catalog.FILTER_TRUNCATIONS, truncated, stream=stream)
+
+    @contextmanager
+    def timed(self, stream: str) -> Iterator[None]:
+        """Observe the seconds from here to the last verdict."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.recorder.observe(catalog.FILTER_REQUEST_SECONDS, time.perf_counter() - started, stream=stream)
+
+
+def reason(verdict: Verdict) -> str:
+    """Why this decision, in the words of the telemetry catalogue."""
+    if verdict.windows == 0:
+        return "no_text"
+    if math.isnan(verdict.score):
+        return "not_a_number"
+    if verdict.decision is Decision.ALLOW:
+        return "clear"
+    return "encoded_text" if verdict.encoding else "refusal_score"
+
+
+def finite(score: float) -> float | None:
+    """A score for JSON, which has no NaN."""
+    return round(score, 6) if math.isfinite(score) else None
+
+
+def teachers_of(judgements: Sequence[Judgement]) -> list[str]:
+    """The teachers behind several judgements, each once, in order of appearance."""
+    return list(dict.fromkeys(judgement.teacher for judgement in judgements))
+
+
+def _within(name: str, value: float, own: float, bounds: Bounds | None) -> float:
+    allowed = bounds or Bounds(-1.0, own)
+    if not allowed.lowest <= value <= allowed.highest:
+        raise invalid(
+            f"reft.{name} must lie between {allowed.lowest:g} and {allowed.highest:g}, the operator's bounds",
+            f"reft.{name}",
+        )
+    return value

@@ -1,0 +1,158 @@
+"""Every error in OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from reft_ray.core.errors import ReftError
+from reft_ray.jobs import errors as records
+
+_MESSAGES = {
+    "json_invalid": "the body is not JSON",
+    "model_attributes_type": "the body must be a JSON object, sent as application/json",
+    "missing": "is required",
+}
+_TYPES = {401: "invalid_request_error", 403: "permission_error", 429: "requests"}
+
+
+class ApiError(Exception):
+    """An answer other than 200. `message` carries all that matters: some clients show nothing else."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        type: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.type = type or _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+        self.headers = dict(headers or {})
+        self.extra = dict(extra or {})
+
+    def body(self) -> dict[str, Any]:
+        """The envelope; keys of `extra` travel inside `error`, where the openai client keeps them."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+                **self.extra,
+            }
+        }
+
+
+def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """400: the request cannot be understood or accepted."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def not_found(message: str, param: str | None = "id", code: str | None = None) -> ApiError:
+    """404: no such object, or it belongs to somebody else."""
+    return ApiError(404, message, param=param, code=code)
+
+
+def conflict(message: str, code: str, param: str | None = None) -> ApiError:
+    """409 that clients must not retry: the state will not change by asking again."""
+    return ApiError(409, message, param=param, code=code, headers={"x-should-retry": "false"})
+
+
+def too_large(message: str, param: str | None = None) -> ApiError:
+    """413: more bytes than the operator allows."""
+    return ApiError(413, message, param=param, code="file_too_large")
+
+
+def busy(message: str, retry_after: float, status: int = 429) -> ApiError:
+    """429 or 503: come back in `retry_after` seconds."""
+    code = "rate_limit_exceeded" if status == 429 else "overloaded"
+    return ApiError(status, message, code=code, headers={"retry-after": str(max(1, math.ceil(retry_after)))})
+
+
+def from_records(error: ReftError) -> ApiError:
+    """The job records' errors as answers."""
+    match error:
+        case records.NotFoundError():
+            return not_found(str(error))
+        case records.ConflictError():
+            return conflict(str(error), error.code)
+        case records.InvalidError():
+            return invalid(str(error), error.param, error.code)
+        case records.TooLargeError():
+            return too_large(str(error))
+        case records.QuotaError():
+            return ApiError(429, str(error), type="insufficient_quota", code="insufficient_quota")
+        case _:
+            return invalid(str(error))
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of this app in the envelope; FastAPI's 422 becomes 400."""
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(ReftError, _record_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+
+
+def answer(error: ApiError) -> JSONResponse:
+    """The error as a response."""
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def _api_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return answer(error)
+
+
+async def _record_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ReftError)
+    return answer(from_records(error))
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    missing = first["type"] == "missing"
+    param = _param(first["loc"])
+    message = _MESSAGES.get(first["type"], str(first["msg"]).removeprefix("Value error, "))
+    # The value itself is not repeated: it may be the text that is being judged.
+    return answer(
+        invalid(
+            f"{param}: {message}" if param else message,
+            param,
+            "missing_required_parameter" if missing else "invalid_value",
+        )
+    )
+
+
+def _param(location: Sequence[int | str]) -> str | None:
+    names = [str(name) for name in location if name not in ("body", "query", "path", "header")]
+    return ".".join(names)[:200] or None
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    messages = {
+        404: f"Unknown request URL: {request.method} {request.url.path[:200]}",
+        405: f"{request.method} is not allowed here",
+    }
+    message = messages.get(error.status_code, str(error.detail))
+    param = code = None
+    if error.status_code == 404:
+        code = "unknown_url"
+    return answer(ApiError(error.status_code, message, param=param, code=code, headers=error.headers))

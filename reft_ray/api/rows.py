@@ -1,0 +1,145 @@
+"""One line of JSONL -> a conversation, or the reason why it is none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reft_ray.core.conversation import ROLES, Conversation, Message, chat, conversation_from, row_id
+
+_SHAPES = "a row is {'messages': [...]}, {'prompt': ..., 'completion': ...} or {'text': ...}"
+
+
+class RowError(ValueError):
+    """The row cannot be judged. `code` is one of OpenAI's validator names where it has one."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a dataset: `number` counts lines from 0; `conversation` is None when `error` says why."""
+
+    number: int
+    size: int
+    id: str | None = None
+    conversation: Conversation | None = None
+    error: RowError | None = None
+
+
+def parse_row(number: int, line: bytes) -> Row:
+    """The row on a line; a bad one carries its error. The line's text is repeated in no error."""
+    try:
+        conversation = _conversation(_json(line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line))
+    except RowError as error:
+        return Row(number, len(line), error=error)
+    cleaned = tuple(Message(turn.role, readable(turn.content), turn.trained) for turn in conversation)
+    return Row(number, len(line), row_id(conversation), cleaned)
+
+
+def readable(text: str) -> str:
+    """The text without lone surrogates, which JSON can carry and no tokenizer can read."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+async def lines(chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes | None]:
+    """Lines without their ends, in order; None in the place of a line longer than `max_bytes`, which is not kept."""
+    held = bytearray()
+    overlong = False
+    async for chunk in chunks:
+        start = 0
+        while (end := chunk.find(b"\n", start)) >= 0:
+            overlong = overlong or len(held) + end - start > max_bytes
+            yield None if overlong else bytes(held) + chunk[start:end]
+            held.clear()
+            overlong = False
+            start = end + 1
+        overlong = overlong or len(held) + len(chunk) - start > max_bytes
+        if overlong:
+            held.clear()
+        else:
+            held += chunk[start:]
+    if overlong:
+        yield None
+    elif held:
+        yield bytes(held)
+
+
+def overlong_row(number: int, max_bytes: int) -> Row:
+    """The row for a line that was too long to keep."""
+    return Row(number, max_bytes, error=RowError("row_too_long", f"the row has more than {max_bytes:,} bytes"))
+
+
+def _json(line: bytes) -> Any:
+    if not line.strip():
+        raise RowError("empty_line", "the line is empty")
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise RowError("invalid_utf8", f"byte {error.start} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise RowError("invalid_json", f"not JSON at character {error.pos}: {error.msg}") from None
+    except (RecursionError, ValueError):
+        raise RowError("invalid_json", "nested too deeply, or a number with too many digits") from None
+
+
+def _conversation(value: Any) -> Conversation:
+    if not isinstance(value, dict):
+        raise RowError("data_type", f"not a JSON object: {_SHAPES}")
+    if "messages" in value:
+        return _messages(value["messages"])
+    if "prompt" in value:
+        response = value.get("completion", value.get("response"))
+        if response is not None and not isinstance(response, str):
+            raise RowError("data_type", "completion must be a string")
+        return chat(_string(value["prompt"], "prompt"), response)
+    if "text" in value:
+        return chat(_string(value["text"], "text"))
+    raise RowError("missing_messages_list", f"no messages: {_SHAPES}")
+
+
+def _string(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise RowError("data_type", f"{name} must be a string")
+    if not value.strip():
+        raise RowError("missing_content", f"{name} is empty")
+    return value
+
+
+def _messages(value: Any) -> Conversation:
+    if not isinstance(value, list) or not value:
+        raise RowError("missing_messages_list", "messages must be a list with at least one message")
+    for index, turn in enumerate(value):
+        _check_turn(f"messages[{index}]", turn)
+    conversation = conversation_from(value)
+    if not any(turn.content.strip() for turn in conversation):
+        raise RowError("missing_content", "no message has any text")
+    return conversation
+
+
+def _check_turn(name: str, turn: Any) -> None:
+    if not isinstance(turn, Mapping) or "role" not in turn:
+        raise RowError("message_missing_key", f"{name} must be an object with role and content")
+    if turn["role"] not in ROLES:
+        raise RowError("unrecognized_role", f"{name}.role must be one of {', '.join(ROLES)}")
+    content = turn.get("content")
+    if content is None:
+        # OpenAI leaves the content out where the assistant calls tools.
+        if not turn.get("tool_calls") and not turn.get("function_call"):
+            raise RowError("missing_content", f"{name}.content is missing")
+    elif not isinstance(content, str):
+        _check_parts(name, content)
+
+
+def _check_parts(name: str, content: Any) -> None:
+    if not isinstance(content, Sequence):
+        raise RowError("data_type", f"{name}.content must be a string or a list of parts")
+    for index, part in enumerate(content):
+        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+            raise RowError(
+                "data_type", f"{name}.content[{index}] is not a text part; what cannot be read is not cleared"
+            )

@@ -1,0 +1,180 @@
+"""What the filter's routes take and give, for validation and for the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Threshold = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
+
+OPENAI_CATEGORIES = (
+    "harassment",
+    "harassment/threatening",
+    "hate",
+    "hate/threatening",
+    "illicit",
+    "illicit/violent",
+    "self-harm",
+    "self-harm/intent",
+    "self-harm/instructions",
+    "sexual",
+    "sexual/minors",
+    "violence",
+    "violence/graphic",
+)
+HARMFUL = "harmful"
+"""Our category: what the Ref-Teacher would refuse."""
+
+
+class TextPart(BaseModel):
+    """A text of a multi-part input."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Overrides(BaseModel):
+    """Thresholds for this request, within the operator's bounds; by default they may only be stricter."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    review: Threshold | None = None
+    block: Threshold | None = None
+
+
+class ModerationRequest(BaseModel):
+    """OpenAI's moderation request; `reft` is ours and travels through `extra_body`."""
+
+    input: str | list[str] | list[TextPart] = Field(
+        description="A text, a list of texts (one result each), or the text parts of one input (one result)."
+    )
+    model: str = Field(default="omni-moderation-latest", max_length=256)
+    reft: Overrides | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _shape(cls, value: Any) -> Any:
+        """One clear message instead of one per branch of the union. Raises ValueError."""
+        items = value if isinstance(value, list) else [value]
+        if not items:
+            raise ValueError("is an empty list: there is nothing to judge")
+        if not isinstance(value, list | str):
+            raise ValueError("must be a string, a list of strings or a list of content parts")
+        for index, item in enumerate(items):
+            if isinstance(item, dict) and item.get("type") == "image_url":
+                raise ValueError(f"[{index}] is an image: this teacher reads text only, and nothing unread is cleared")
+            text = item.get("text") if isinstance(item, dict) and item.get("type") == "text" else item
+            if not isinstance(text, str):
+                raise ValueError(f"[{index}] must be a string or {{'type': 'text', 'text': string}}")
+            if not text.strip():
+                raise ValueError(f"[{index}] is empty: there is nothing to judge")
+            if isinstance(item, dict) != isinstance(items[0], dict):
+                raise ValueError("mixes strings and content parts")
+        return value
+
+    def texts(self) -> list[list[str]]:
+        """The texts by result: one list per result."""
+        if isinstance(self.input, str):
+            return [[self.input]]
+        parts = [part.text for part in self.input if isinstance(part, TextPart)]
+        return [parts] if parts else [[text] for text in self.input if isinstance(text, str)]
+
+
+class ReftResult(BaseModel):
+    """The evidence behind a result. `score` and `similarity` are the cosine with the refusal feature."""
+
+    score: float | None
+    similarity: float | None
+    probability: float
+    threshold: float
+    decision: Literal["allow", "review", "block"]
+    part: str
+    encoding: str | None
+    teacher: str
+    truncated: bool
+    windows: int
+
+
+class ModerationResult(BaseModel):
+    """`flagged` unless the decision is allow. OpenAI's 13 categories are present, but only `harmful` is judged."""
+
+    flagged: bool
+    categories: dict[str, bool]
+    category_scores: dict[str, float]
+    category_applied_input_types: dict[str, list[Literal["text", "image"]]]
+    reft: ReftResult
+
+
+class Moderation(BaseModel):
+    """OpenAI's moderation answer."""
+
+    id: str
+    model: str
+    results: list[ModerationResult]
+
+
+class Teacher(BaseModel):
+    """The teacher that answers."""
+
+    id: str
+    object: Literal["teacher"] = "teacher"
+    thresholds: dict[str, float]
+    calibration: dict[str, float]
+    details: dict[str, Any]
+
+
+class ScreeningCreate(BaseModel):
+    """Opens a resumable screening."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reft: Overrides | None = None
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
+        default_factory=dict, max_length=16
+    )
+
+
+class ScreeningClose(BaseModel):
+    """Closes a screening: no chunk follows, and `chunks` were sent."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    chunks: Annotated[int, Field(ge=0)]
+
+
+class Counts(BaseModel):
+    """Rows by outcome; their sum is the number of rows."""
+
+    allow: int = 0
+    review: int = 0
+    block: int = 0
+    invalid: int = 0
+
+
+class Screening(BaseModel):
+    """A resumable screening. `next_chunk` is the first sequence number without verdicts."""
+
+    id: str
+    object: Literal["screening"] = "screening"
+    status: Literal["open", "closed"]
+    created_at: int
+    expires_at: int
+    chunks: int
+    next_chunk: int
+    rows: int
+    bytes: int
+    counts: Counts
+    thresholds: dict[str, float] | None
+    metadata: dict[str, str]
+
+
+class ChunkReceipt(BaseModel):
+    """The verdicts on a chunk are kept; sending the same bytes again gives the same receipt."""
+
+    object: Literal["screening.chunk"] = "screening.chunk"
+    sequence: int
+    rows: int
+    counts: Counts
+    sha256: str
+    duplicate: bool

@@ -1,0 +1,267 @@
+"""The resumable screening: create, send numbered chunks, read verdicts from any row, close.
+
+A chunk is judged within the request that brings it, so its answer is the back-pressure: a client has as many chunks
+on the way as it has requests open, and no queue grows anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi import Path as PathParameter
+from starlette.responses import StreamingResponse
+
+from reft_ray.api.context import Filter
+from reft_ray.api.errors import ApiError, busy, invalid, too_large
+from reft_ray.api.pipeline import OUTCOMES
+from reft_ray.api.pipeline import Screening as Pass
+from reft_ray.api.schema import ChunkReceipt, Counts, Screening, ScreeningClose, ScreeningCreate
+from reft_ray.api.screening_store import Chunk, ScreeningStore, State
+from reft_ray.api.streaming import NDJSON, Slots, ndjson
+from reft_ray.core.verdict import Thresholds
+from reft_ray.telemetry import catalog
+
+EVENT_STREAM = "text/event-stream"
+POLL_SECONDS = 0.25
+_CHUNK_BODY = {"content": {"application/jsonl": {"schema": {"type": "string", "format": "binary"}}}, "required": True}
+_ANSWER: dict[int | str, dict[str, Any]] = {200: {"content": {NDJSON: {}, EVENT_STREAM: {}}}}
+
+ScreeningId = Annotated[str, PathParameter(description="The id that creating the screening gave.", max_length=64)]
+Sequence = Annotated[int, PathParameter(ge=0, description="0 for the first chunk, without gaps.")]
+Cursor = Annotated[int | None, Query(ge=0, description="The first row to read.")]
+
+
+def router(guard: Filter, store: ScreeningStore | None) -> APIRouter:
+    """The routes of the screening resource; they answer 501 where no store is configured."""
+    routes = APIRouter(tags=["screenings"])
+    slots = Slots(guard.settings.max_streams)
+
+    def kept() -> ScreeningStore:
+        if store is None:
+            raise ApiError(501, "Resumable screenings need a store; the operator has configured none.")
+        return store
+
+    async def state_of(request: Request, screening_id: str) -> State:
+        return await asyncio.to_thread(kept().state, screening_id, _owner(request))
+
+    @routes.post("/screenings/resumable")
+    async def create(request: Request, body: ScreeningCreate) -> Screening:
+        """Open a screening for a dataset of any size."""
+        override = body.reft
+        limits = await guard.thresholds(override.review, override.block) if override else None
+        state = await asyncio.to_thread(
+            kept().create,
+            _owner(request),
+            limits.review if limits else None,
+            limits.block if limits else None,
+            body.metadata,
+        )
+        return _public(state)
+
+    @routes.get("/screenings/{screening_id}")
+    async def retrieve(request: Request, screening_id: ScreeningId) -> Screening:
+        """How far a screening has come; `next_chunk` is where to resume."""
+        return _public(await state_of(request, screening_id))
+
+    @routes.put("/screenings/{screening_id}/chunks/{sequence}", openapi_extra={"requestBody": _CHUNK_BODY})
+    async def append(request: Request, screening_id: ScreeningId, sequence: Sequence) -> ChunkReceipt:
+        """Send whole lines of JSONL and have them judged; the same chunk may be sent again."""
+        body = await _body(request, guard.settings.max_chunk_bytes, guard.settings.idle_seconds)
+        state = await state_of(request, screening_id)
+        digest = hashlib.sha256(body).hexdigest()
+        chunk = kept().known(state, sequence, digest)
+        if chunk is not None:
+            return _receipt(chunk, duplicate=True)
+        if not slots.take():
+            guard.recorder.count(catalog.FILTER_SHED, reason="verdicts_lag")
+            raise busy("Verdicts lag behind: other chunks are being judged.", 1)
+        try:
+            with guard.timed("screening"):
+                chunk, verdicts = await _judged(guard, state, sequence, digest, body)
+        finally:
+            slots.give()
+        await asyncio.to_thread(kept().keep, state, chunk, verdicts)
+        return _receipt(chunk, duplicate=False)
+
+    @routes.post("/screenings/{screening_id}/close")
+    async def close(request: Request, screening_id: ScreeningId, body: ScreeningClose) -> Screening:
+        """No chunk follows; chunks that are still missing may be sent."""
+        state = await state_of(request, screening_id)
+        return _public(await asyncio.to_thread(kept().close, state, body.chunks))
+
+    @routes.delete("/screenings/{screening_id}")
+    async def delete(request: Request, screening_id: ScreeningId) -> dict[str, Any]:
+        """Forget a screening and its verdicts."""
+        state = await state_of(request, screening_id)
+        await asyncio.to_thread(kept().delete, state)
+        return {"id": state.about.id, "object": "screening", "deleted": True}
+
+    @routes.get("/screenings/{screening_id}/verdicts", response_class=StreamingResponse, responses=_ANSWER)
+    async def verdicts(
+        request: Request,
+        screening_id: ScreeningId,
+        cursor: Cursor = None,
+        wait_seconds: Annotated[float, Query(ge=0, le=300, description="How long to wait for more.")] = 0,
+        accept: Annotated[str, Header()] = NDJSON,
+        last_event_id: Annotated[str | None, Header()] = None,
+    ) -> StreamingResponse:
+        """Verdicts in row order from the cursor on, as NDJSON or server-sent events, then a trailer.
+
+        The trailer's `done` is true once the screening is closed and every row has its verdict; otherwise read on
+        from its `cursor`. Server-sent events resume by `Last-Event-ID`.
+        """
+        start = _start(cursor, last_event_id)
+        state = await state_of(request, screening_id)
+        events = EVENT_STREAM in accept
+
+        async def refreshed() -> State:
+            return await state_of(request, screening_id)
+
+        stream = _verdicts(kept(), state, refreshed, start, wait_seconds, events)
+        return StreamingResponse(stream, media_type=EVENT_STREAM if events else NDJSON)
+
+    return routes
+
+
+async def _judged(guard: Filter, state: State, sequence: int, digest: str, body: bytes) -> tuple[Chunk, bytes]:
+    about = state.about
+    limits = Thresholds(about.review, about.block) if about.review is not None and about.block is not None else None
+    judging = Pass(guard, limits)
+    parts: list[bytes] = []
+    records = judging.records(_once(body))
+    try:
+        async for batch in records:
+            parts.append(ndjson(batch))
+    finally:
+        await records.aclose()
+    tally = judging.tally
+    counts = {outcome: tally.outcomes[outcome] for outcome in OUTCOMES}
+    return Chunk(sequence, tally.rows, bytes=tally.bytes, sha256=digest, **counts), b"".join(parts)
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
+async def _verdicts(
+    store: ScreeningStore,
+    state: State,
+    refreshed: Callable[[], Awaitable[State]],
+    start: int,
+    wait_seconds: float,
+    events: bool,
+) -> AsyncGenerator[bytes, None]:
+    loop = asyncio.get_running_loop()
+    until = loop.time() + wait_seconds
+    sequence = first = 0
+    cursor = start
+    while True:
+        while (chunk := state.chunks.get(sequence)) is not None:
+            if first + chunk.rows > start:
+                lines = await asyncio.to_thread(store.verdicts, state, chunk)
+                yield _numbered(lines, first, start, events)
+                cursor = first + chunk.rows
+                until = loop.time() + wait_seconds
+            first += chunk.rows
+            sequence += 1
+        if state.complete or loop.time() >= until:
+            break
+        await asyncio.sleep(POLL_SECONDS)
+        state = await refreshed()
+    totals = _totals(state)
+    trailer = {"type": "trailer", "done": state.complete, "cursor": max(cursor, start), "rows": first, **totals}
+    yield _event("trailer", None, json.dumps(trailer)) if events else ndjson([trailer])
+
+
+def _numbered(lines: bytes, first: int, start: int, events: bool) -> bytes:
+    """Stored verdicts from row `start` on, with row numbers of the whole dataset."""
+    out = []
+    for line in lines.splitlines():
+        record = json.loads(line)
+        record["row"] += first
+        if record["row"] >= start:
+            text = json.dumps(record, separators=(",", ":"))
+            out.append(_event("verdict", record["row"], text) if events else text.encode() + b"\n")
+    return b"".join(out)
+
+
+def _event(name: str, row: int | None, data: str) -> bytes:
+    identity = "" if row is None else f"id: {row}\n"
+    return f"{identity}event: {name}\ndata: {data}\n\n".encode()
+
+
+def _start(cursor: int | None, last_event_id: str | None) -> int:
+    if cursor is not None:
+        return cursor
+    if last_event_id is None:
+        return 0
+    if not last_event_id.isdecimal() or len(last_event_id) > 18:
+        raise invalid("Last-Event-ID must be the number of the last row that was read", "last-event-id")
+    return int(last_event_id) + 1
+
+
+async def _body(request: Request, limit: int, idle_seconds: float) -> bytes:
+    message = f"A chunk may have {limit:,} bytes: send the dataset in more chunks."
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large(message)
+    body = bytearray()
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(idle_seconds):
+                piece = await anext(stream, None)
+        except TimeoutError:
+            raise ApiError(408, f"The chunk was silent for {idle_seconds:g} s.", code="upload_stalled") from None
+        if piece is None:
+            return bytes(body)
+        body += piece
+        if len(body) > limit:
+            raise too_large(message)
+
+
+def _owner(request: Request) -> str | None:
+    return getattr(request.state, "project", None)
+
+
+def _totals(state: State) -> dict[str, int]:
+    totals = dict.fromkeys(OUTCOMES, 0)
+    for chunk in state.contiguous():
+        for outcome, rows in chunk.counts.items():
+            totals[outcome] += rows
+    return totals
+
+
+def _public(state: State) -> Screening:
+    about = state.about
+    limits = None
+    if about.review is not None and about.block is not None:
+        limits = {"review": about.review, "block": about.block}
+    return Screening(
+        id=about.id,
+        status="open" if state.closed is None else "closed",
+        created_at=about.created_at,
+        expires_at=about.expires_at,
+        chunks=len(state.chunks),
+        next_chunk=state.next_chunk,
+        rows=sum(chunk.rows for chunk in state.chunks.values()),
+        bytes=sum(chunk.bytes for chunk in state.chunks.values()),
+        counts=Counts(**_totals(state)),
+        thresholds=limits,
+        metadata=about.metadata,
+    )
+
+
+def _receipt(chunk: Chunk, duplicate: bool) -> ChunkReceipt:
+    return ChunkReceipt(
+        sequence=chunk.sequence,
+        rows=chunk.rows,
+        counts=Counts(**chunk.counts),
+        sha256=chunk.sha256,
+        duplicate=duplicate,
+    )
