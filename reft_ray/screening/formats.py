@@ -1,0 +1,173 @@
+"""Row formats: what a row means, told from its keys, and the conversation that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from reft_ray.core.conversation import Conversation, Message, conversation_from
+from reft_ray.core.errors import UsageError
+
+Row = Mapping[str, Any]
+
+
+class Format(StrEnum):
+    """How the text of a row is laid out. `PROMPT` (a prompt alone) is never detected, only named."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+    RESPONSE = "response"
+    ALPACA = "alpaca"
+    SHAREGPT = "sharegpt"
+    PREFERENCE = "preference"
+    PROMPT = "prompt"
+
+
+SIGNATURES: tuple[tuple[Format, frozenset[str]], ...] = (
+    (Format.CHAT, frozenset({"messages"})),
+    (Format.SHAREGPT, frozenset({"conversations"})),
+    (Format.ALPACA, frozenset({"instruction", "output"})),
+    (Format.COMPLETION, frozenset({"prompt", "completion"})),
+    (Format.RESPONSE, frozenset({"prompt", "response"})),
+    (Format.PREFERENCE, frozenset({"input", "preferred_output", "non_preferred_output"})),
+    (Format.PREFERENCE, frozenset({"chosen", "rejected"})),
+)
+
+SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "tool": "tool",
+}
+
+
+def mapped(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row under our field names; `columns` maps our name to the file's, e.g. {"prompt": "question"}."""
+    if not columns:
+        return row
+    taken = set(columns.values())
+    kept = {name: value for name, value in row.items() if name not in taken and name not in columns}
+    return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+
+
+def readings_of(row: Row) -> list[Format]:
+    """Every format whose keys the row has, in a fixed order."""
+    keys = row.keys()
+    return list(dict.fromkeys(fmt for fmt, needed in SIGNATURES if needed <= keys))
+
+
+def detect(rows: Iterable[Row], name: str) -> Format:
+    """The one format of these sample rows (already mapped).
+
+    Raises UsageError when a row can be read in two ways, when rows disagree, or when no row fits.
+    """
+    found: Format | None = None
+    keys: list[str] = []
+    for row in rows:
+        candidates = readings_of(row)
+        if found is not None and found not in candidates:
+            candidates = [found, *candidates]
+        if len(candidates) > 1:
+            one, other = candidates[:2]
+            raise UsageError(f"{name}: rows can be read as {one} or as {other}; name one with --format")
+        found = candidates[0] if candidates else found
+        keys = keys or sorted(row)[:12]
+    if found is None:
+        raise UsageError(
+            f"{name}: no known row format; the columns are {', '.join(keys) or 'unreadable'}; "
+            f"map them with --column, e.g. --column prompt=question --column response=answer"
+        )
+    return found
+
+
+def conversation_of(row: Row, fmt: Format) -> Conversation:
+    """What training reads of a valid row; of a preference pair the preferred answer."""
+    match fmt:
+        case Format.CHAT:
+            return conversation_from(row["messages"])
+        case Format.SHAREGPT:
+            turns = [Message(SHAREGPT_ROLES[turn["from"]], turn["value"]) for turn in row["conversations"]]
+            return (Message("system", row["system"]), *turns) if row.get("system") else tuple(turns)
+        case Format.ALPACA:
+            return _alpaca(row)
+        case Format.COMPLETION:
+            return (*_turns(row["prompt"], "user"), *_turns(row["completion"], "assistant"))
+        case Format.RESPONSE:
+            return (*_turns(row["prompt"], "user"), *_turns(row["response"], "assistant"))
+        case Format.PREFERENCE:
+            return (*_preference_prompt(row), *_answer(row, "preferred_output", "chosen"))
+        case Format.PROMPT:
+            return _turns(row["prompt"], "user")
+
+
+def screened_of(row: Row, fmt: Format) -> Conversation:
+    """All text of a valid row that a model could learn: also tool calls, tool definitions and the answer not preferred.
+
+    Turns stand where `conversation_of` puts them; what it leaves out follows after the last one.
+    """
+    turns = conversation_of(row, fmt)
+    if fmt is Format.PREFERENCE:
+        return (*turns, *_answer(row, "non_preferred_output", "rejected"))
+    if fmt is not Format.CHAT:
+        return turns
+    if any("tool_calls" in turn or "function_call" in turn for turn in row["messages"]):
+        turns = tuple(_with_calls(turn, source) for turn, source in zip(turns, row["messages"], strict=True))
+    if row.get("tools") or row.get("functions"):
+        definitions = orjson.dumps([row.get("tools"), row.get("functions")]).decode()
+        turns = (*turns, Message("tool", definitions, trained=False))
+    return turns
+
+
+def messages_json(conversation: Conversation) -> str:
+    """A conversation as OpenAI messages in JSON; `conversation_from` reads it back."""
+    turns: list[dict[str, object]] = []
+    for turn in conversation:
+        turns.append({"role": turn.role, "content": turn.content} | ({} if turn.trained else {"weight": 0}))
+    return orjson.dumps(turns).decode()
+
+
+def _turns(value: Any, role: str) -> Conversation:
+    return (Message(role, value),) if isinstance(value, str) else conversation_from(value)
+
+
+def _alpaca(row: Row) -> Conversation:
+    turns = [Message("system", row["system"])] if row.get("system") else []
+    for asked, answered in row.get("history") or ():
+        turns += [Message("user", asked), Message("assistant", answered)]
+    prompt = f"{row['instruction']}\n\n{row['input']}" if row.get("input") else row["instruction"]
+    return (*turns, Message("user", prompt), Message("assistant", row["output"]))
+
+
+def _preference_prompt(row: Row) -> Conversation:
+    source = row.get("input") if "preferred_output" in row else row.get("prompt")
+    if isinstance(source, Mapping):
+        return conversation_from(source["messages"])
+    if source is None or _holds_prompt(row):
+        return ()
+    return _turns(source, "user")
+
+
+def _holds_prompt(row: Row) -> bool:
+    """Whether `chosen` and `rejected` are whole dialogues that repeat the prompt, as in UltraFeedback."""
+    chosen = row.get("chosen")
+    return isinstance(chosen, list) and bool(chosen) and chosen[0].get("role") != "assistant"
+
+
+def _answer(row: Row, ours: str, theirs: str) -> Conversation:
+    return _turns(row[ours] if ours in row else row[theirs], "assistant")
+
+
+def _with_calls(turn: Message, source: Row) -> Message:
+    calls = [value for key in ("tool_calls", "function_call") if (value := source.get(key))]
+    if not calls:
+        return turn
+    text = orjson.dumps(calls).decode()
+    return Message(turn.role, f"{turn.content}\n{text}" if turn.content else text, turn.trained)

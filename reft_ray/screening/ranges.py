@@ -1,0 +1,175 @@
+"""Cutting text files into units of work at row boundaries, with exact line numbers.
+
+One pass over the file looks at nothing but line ends (and quotes, for CSV), at the speed of memory. After it every
+unit knows its first byte and its first line, so units are read in any order, by anyone, twice if need be, and row
+numbers stay line numbers.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from reft_ray.core.errors import UsageError
+from reft_ray.screening.sources import Source
+
+CHUNK = 8 << 20
+_NEWLINE, _QUOTE = 10, 34
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large a unit of work may be, and a row; a unit ends at whichever comes first, `rows` or `bytes`."""
+
+    rows: int = 2_000
+    bytes: int = 4 << 20
+    row_bytes: int = 16 << 20
+
+    def __post_init__(self) -> None:
+        if not (self.rows >= 1 and 1 <= self.bytes <= self.row_bytes):
+            raise UsageError(f"limits need rows >= 1 and 1 <= bytes <= row_bytes, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A unit of work: the rows between `start` and `end`, which count bytes of text or rows of anything else.
+
+    `first_row` numbers its first row within the file, from 1; in text files it is a line number. `too_large` marks a
+    single row over the limit, which is never held in memory.
+    """
+
+    number: int
+    start: int
+    end: int
+    first_row: int
+    too_large: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """The ranges of one file. `rows` is the number of its last row (of its last line, in text files)."""
+
+    ranges: tuple[Range, ...]
+    rows: int
+    header: bytes = b""
+    warnings: tuple[str, ...] = ()
+
+
+def cut_text(source: Source, limits: Limits, quoted: bool) -> Cuts:
+    """Cut a JSONL file, or (`quoted`) a CSV file whose quoted fields may hold line breaks and whose first row names
+    the columns."""
+    cutter = _Cutter(limits, header=quoted)
+    warnings: tuple[str, ...] = ()
+    quotes = total = 0
+    for chunk in _chunks(source):
+        if total == 0:
+            warnings = _warnings(chunk, source.name)
+            cutter.begin(len(codecs.BOM_UTF8) if chunk.startswith(codecs.BOM_UTF8) else 0)
+        bytes_C = np.frombuffer(chunk, dtype=np.uint8)
+        ends_L = np.flatnonzero(bytes_C == _NEWLINE) + (total + 1)
+        ends_R = ends_L
+        if quoted:
+            quotes_Q = np.flatnonzero(bytes_C == _QUOTE) + total
+            ends_R = ends_L[(quotes + np.searchsorted(quotes_Q, ends_L)) % 2 == 0]
+            quotes += len(quotes_Q)
+        cutter.feed(ends_R, ends_L)
+        total += len(chunk)
+    ranges, lines = cutter.finish(total)
+    return Cuts(ranges, lines, _header(source, cutter.header, limits), warnings)
+
+
+class _Cutter:
+    """Groups row ends into ranges, chunk by chunk; `header` is the place of the header row, when one is wanted."""
+
+    def __init__(self, limits: Limits, header: bool) -> None:
+        self.header: tuple[int, int] | None = None
+        self._limits = limits
+        self._wants_header = header
+        self._ranges: list[Range] = []
+        self._start = self._last_end = 0
+        self._rows = 0  # complete rows between the start of the open range and the last row end
+        self._lines = 0  # line ends in the chunks before the present one
+        self._lines_before = 0  # line ends before the start of the open range
+
+    def begin(self, start: int) -> None:
+        """Leave out the first `start` bytes of the file."""
+        self._start = self._last_end = start
+
+    def feed(self, ends_R: np.ndarray, ends_L: np.ndarray) -> None:
+        """Ends of rows and of lines in the next chunk, as offsets in the file, each one past its line feed."""
+        taken = 0
+        if self._wants_header and len(ends_R):
+            self._wants_header = False
+            self.header = (self._start, int(ends_R[0]))
+            self._open_at(int(ends_R[0]), ends_L)
+            taken = 1
+        while taken < len(ends_R):
+            by_rows = taken + self._limits.rows - self._rows
+            by_bytes = int(np.searchsorted(ends_R, self._start + self._limits.bytes)) + 1
+            stop = min(by_rows, max(by_bytes, taken + 1))
+            if stop > len(ends_R):
+                self._rows += len(ends_R) - taken
+                self._last_end = int(ends_R[-1])
+                break
+            before = int(ends_R[stop - 2]) if stop - 2 >= taken else self._last_end
+            end = int(ends_R[stop - 1])
+            rows = self._rows + stop - taken
+            if end - before > self._limits.row_bytes and rows > 1:
+                self._close(before, ends_L, rows - 1)
+                rows = 1
+            self._close(end, ends_L, rows)
+            taken = stop
+        self._lines += len(ends_L)
+
+    def finish(self, total: int) -> tuple[tuple[Range, ...], int]:
+        """The ranges and the number of lines of a file of `total` bytes; its last row may lack the line feed."""
+        none = np.empty(0, dtype=np.int64)
+        if total > self._last_end:
+            self.feed(np.array([total]), np.array([total]))
+        if self._rows:
+            self._close(self._last_end, none, self._rows)
+        return tuple(self._ranges), self._lines
+
+    def _close(self, end: int, ends_L: np.ndarray, rows: int) -> None:
+        too_large = rows == 1 and end - self._start > self._limits.row_bytes
+        self._ranges.append(Range(len(self._ranges), self._start, end, self._lines_before + 1, too_large))
+        self._open_at(end, ends_L)
+
+    def _open_at(self, start: int, ends_L: np.ndarray) -> None:
+        self._lines_before = self._lines + int(np.searchsorted(ends_L, start, side="right"))
+        self._start = self._last_end = start
+        self._rows = 0
+
+
+def _header(source: Source, place: tuple[int, int] | None, limits: Limits) -> bytes:
+    if place is None:
+        return b""
+    begin, end = place
+    if end - begin > limits.row_bytes:
+        raise UsageError(f"{source.name}: the header row is longer than {limits.row_bytes} bytes")
+    with source.stream() as stream:
+        return bytes(stream.read(end))[begin:]
+
+
+def _chunks(source: Source) -> Iterator[bytes]:
+    try:
+        with source.stream() as stream:
+            while chunk := stream.read(CHUNK):
+                yield chunk
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UsageError(f"{source.name}: cannot be read to its end: {str(error).splitlines()[0]}") from error
+
+
+def _warnings(head: bytes, name: str) -> tuple[str, ...]:
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UsageError(f"{name}: the file is UTF-16; save it as UTF-8")
+    found = []
+    if head.startswith(codecs.BOM_UTF8):
+        found.append("byte-order mark at the start of the file, left out of the kept rows")
+    if b"\r\n" in head:
+        found.append("CRLF line ends, kept as they are")
+    return tuple(found)

@@ -1,0 +1,190 @@
+"""Reading units of work: every row with its number, its own bytes, and a reason where it cannot be a row.
+
+Values are never converted on the way (dates, leading zeros and long integers survive), a bad row costs nothing but
+itself, and no more than one unit is held in memory. What is read is the same in a loop, in a task and after a restart.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from reft_ray.core.errors import ReftError, UsageError
+from reft_ray.screening import columnar
+from reft_ray.screening.ranges import Cuts, Limits, Range, cut_text
+from reft_ray.screening.sources import Container, Source
+
+ROWS = pa.schema(
+    [
+        pa.field("row_number", pa.int64(), nullable=False),
+        pa.field("raw", pa.large_binary()),
+        pa.field("reason", pa.string()),
+    ]
+)
+"""One row of input: `raw` holds its bytes (null in columnar files), `reason` why it is bad (null when readable)."""
+
+GROUP_BYTES = 16 << 20
+_SHOWN = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """One input file, cut. `first_row` is added to row numbers within the file to make them unique over all files."""
+
+    index: int
+    source: Source
+    cuts: Cuts
+    first_row: int
+
+    def unit_id(self, unit: Range) -> str:
+        """A name that sorts like the rows do."""
+        return f"{self.index:05d}-{unit.number:06d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Rows of one range: `rows` has the schema ROWS; `native` has the same rows as columns, in columnar files."""
+
+    id: str
+    file: int
+    rows: pa.Table
+    native: pa.Table | None = None
+
+
+def plan_files(sources: Sequence[Source], limits: Limits) -> list[FilePlan]:
+    """Cut every file; one pass over each, which also finds damaged files before any work is spent."""
+    plans = []
+    first_row = 0
+    for index, source in enumerate(sources):
+        cuts = _cut(source, limits)
+        plans.append(FilePlan(index, source, cuts, first_row))
+        first_row += cuts.rows
+    return plans
+
+
+def _cut(source: Source, limits: Limits) -> Cuts:
+    if source.container.textual:
+        return cut_text(source, limits, quoted=source.container is Container.CSV)
+    return columnar.cut(source, limits)
+
+
+def groups(plan: FilePlan, done: frozenset[str] = frozenset()) -> list[tuple[Range, ...]]:
+    """The ranges still to do, grouped by what one reader takes in one go: a whole file where it cannot be entered in
+    the middle (compressed, JSON, Arrow), about 16 MB of text, or a row group's worth of Parquet."""
+    wanted = [unit for unit in plan.cuts.ranges if plan.unit_id(unit) not in done]
+    source = plan.source
+    if source.container is Container.PARQUET:
+        return columnar.parquet_groups(source, wanted)
+    if source.compression or not source.container.textual:
+        return [tuple(wanted)] if wanted else []
+    buckets = itertools.groupby(wanted, key=lambda unit: unit.start // GROUP_BYTES)
+    return [tuple(bucket) for _, bucket in buckets]
+
+
+def read_units(plan: FilePlan, ranges: Sequence[Range]) -> Iterator[Unit]:
+    """The units behind these ranges, in order. Raises UsageError when the file can no longer be read."""
+    try:
+        if plan.source.container.textual:
+            yield from _text_units(plan, ranges)
+        elif plan.source.container is Container.JSON:
+            yield from _json_units(plan, ranges)
+        else:
+            for unit, native in columnar.tables(plan.source, ranges):
+                numbers = range(plan.first_row + unit.first_row, plan.first_row + unit.first_row + native.num_rows)
+                yield Unit(plan.unit_id(unit), plan.index, rows_table(numbers, [None] * native.num_rows), native)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UsageError(f"{plan.source.name}: {str(error).splitlines()[0]}") from error
+
+
+def rows_table(numbers: Iterable[int], raws: Sequence[bytes | None], reasons: Sequence[str | None] = ()) -> pa.Table:
+    """Rows with the schema ROWS."""
+    return pa.table(
+        [
+            pa.array(numbers, pa.int64()),
+            pa.array(raws, pa.large_binary()),
+            pa.array(reasons or [None] * len(raws), pa.string()),
+        ],
+        schema=ROWS,
+    )
+
+
+def _text_units(plan: FilePlan, ranges: Sequence[Range]) -> Iterator[Unit]:
+    split = csv_records if plan.source.container is Container.CSV else json_lines
+    with _Reader(plan.source) as reader:
+        for unit in ranges:
+            first = plan.first_row + unit.first_row
+            if unit.too_large:
+                head = reader.read(unit.start, min(_SHOWN, unit.end - unit.start))
+                size = unit.end - unit.start
+                table = rows_table([first], [head], [f"row_too_large: {size} bytes, of which the first are shown"])
+            else:
+                data = reader.read(unit.start, unit.end - unit.start)
+                if len(data) != unit.end - unit.start:
+                    raise ReftError(f"{plan.source.name}: the file became shorter while it was screened")
+                numbered = list(split(data, first))
+                table = rows_table([number for number, _ in numbered], [raw for _, raw in numbered])
+            yield Unit(plan.unit_id(unit), plan.index, table)
+
+
+def json_lines(data: bytes, first: int) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank with their numbers, without the line feed; a carriage return stays."""
+    for number, line in enumerate(data.split(b"\n"), start=first):
+        if line and not line.isspace():
+            yield number, line
+
+
+def csv_records(data: bytes, first: int) -> Iterator[tuple[int, bytes]]:
+    """CSV records with the number of the line each starts on; quoted fields may hold line feeds."""
+    held: list[bytes] = []
+    quotes = 0
+    for number, line in enumerate(data.split(b"\n"), start=first):
+        held.append(line)
+        quotes += line.count(b'"')
+        if quotes % 2 == 0:
+            record = b"\n".join(held)
+            if not record.isspace() and record:
+                yield number - len(held) + 1, record
+            held, quotes = [], 0
+    if held and (record := b"\n".join(held).rstrip(b"\n")):
+        yield first + data.count(b"\n") - len(held) + 1, record
+
+
+def _json_units(plan: FilePlan, ranges: Sequence[Range]) -> Iterator[Unit]:
+    elements = columnar.json_elements(plan.source)
+    position = 0
+    for unit in ranges:
+        raws = list(itertools.islice(elements, unit.start - position, unit.end - position))
+        numbers = range(plan.first_row + unit.first_row, plan.first_row + unit.first_row + len(raws))
+        yield Unit(plan.unit_id(unit), plan.index, rows_table(numbers, raws))
+        position = unit.end
+
+
+class _Reader:
+    """Bytes at increasing offsets: by seeking in plain files, by skipping forward in compressed ones."""
+
+    def __init__(self, source: Source) -> None:
+        self._file = source.stream()
+        self._seekable = source.compression is None
+        self._position = 0
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """At most `size` bytes from `offset`, fewer only at the end of the file."""
+        if self._seekable:
+            return bytes(self._file.read_at(size, offset))
+        while self._position < offset:
+            skipped = self._file.read(min(offset - self._position, 1 << 20))
+            if not skipped:
+                return b""
+            self._position += len(skipped)
+        data = bytes(self._file.read(size))
+        self._position += len(data)
+        return data

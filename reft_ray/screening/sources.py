@@ -1,0 +1,211 @@
+"""Where rows come from: paths, globs and `pyarrow.fs` URIs, and what container and compression each file has."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from reft_ray.core.errors import UsageError
+
+
+class Container(StrEnum):
+    """The file format around the rows."""
+
+    JSONL = "jsonl"
+    JSON = "json"
+    CSV = "csv"
+    PARQUET = "parquet"
+    ARROW = "arrow"
+
+    @property
+    def textual(self) -> bool:
+        """Whether a row is a run of bytes of the file."""
+        return self in (Container.JSONL, Container.CSV)
+
+    @property
+    def columnar(self) -> bool:
+        """Whether a row is a slice of columns."""
+        return self in (Container.PARQUET, Container.ARROW)
+
+
+SUFFIXES = {
+    ".jsonl": Container.JSONL,
+    ".ndjson": Container.JSONL,
+    ".json": Container.JSON,
+    ".csv": Container.CSV,
+    ".tsv": Container.CSV,
+    ".parquet": Container.PARQUET,
+    ".arrow": Container.ARROW,
+    ".feather": Container.ARROW,
+}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+_MAGIC = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input file. `uri` may hold credentials and is never shown; `name` is what people see.
+
+    `version` changes when the file does: its modification time in nanoseconds.
+    """
+
+    uri: str
+    name: str
+    size: int
+    version: int
+    container: Container
+    compression: str | None
+
+    def open(self) -> pa.NativeFile:
+        """The file as it is stored, for random access."""
+        filesystem, path = filesystem_of(self.uri)
+        return filesystem.open_input_file(path)
+
+    def stream(self) -> pa.NativeFile:
+        """The file's bytes from its start, decompressed."""
+        stored = self.open()
+        return pa.CompressedInputStream(stored, self.compression) if self.compression else stored
+
+
+def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system behind a path or URI, and the path inside it; clients are shared between files of a bucket."""
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), str(Path(uri).absolute())
+    parts = urlsplit(uri)
+    if parts.scheme == "file":
+        return pafs.LocalFileSystem(), parts.path
+    query = f"?{parts.query}" if parts.query else ""
+    try:
+        filesystem, root = _client(f"{parts.scheme}://{parts.netloc}", query)
+    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        raise UsageError(f"{display_name(uri)}: {str(error).splitlines()[0]}") from error
+    return filesystem, f"{root}{parts.path}".rstrip("/")
+
+
+@functools.lru_cache(maxsize=16)
+def _client(root: str, query: str) -> tuple[pafs.FileSystem, str]:
+    filesystem, path = pafs.FileSystem.from_uri(f"{root}{query}")
+    return filesystem, str(path).rstrip("/")
+
+
+def display_name(uri: str) -> str:
+    """A path or URI without credentials and without query."""
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def find_sources(inputs: Sequence[str], container: Container | None = None) -> list[Source]:
+    """Every file that the inputs name, sorted by name within each input; a directory means the data files in it."""
+    if not inputs:
+        raise UsageError("no input: name a file, a directory, a glob or a URI")
+    sources: dict[str, Source] = {}
+    for item in inputs:
+        found = _remote(item, container) if "://" in item else _local(item, container)
+        if not found:
+            raise UsageError(f"{display_name(item)}: no such file, or no data file in it")
+        sources.update((source.uri, source) for source in found if source.uri not in sources)
+    return list(sources.values())
+
+
+def _local(item: str, container: Container | None) -> list[Source]:
+    path = Path(item).expanduser()
+    if path.is_dir():
+        paths = sorted(entry for entry in path.rglob("*") if entry.is_file() and _known(entry.name))
+    elif path.exists():
+        paths = [path]
+    else:
+        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob cannot start from an absolute pattern)
+        paths = sorted(entry for entry in map(Path, matches) if entry.is_file())
+    return [_described(str(entry.absolute()), str(entry), container) for entry in paths]
+
+
+def _remote(item: str, container: Container | None) -> list[Source]:
+    filesystem, path = filesystem_of(item)
+    parts = urlsplit(item)
+    literal = path if not _has_magic(path) else path[: _magic_at(path)].rpartition("/")[0]
+    try:
+        infos = filesystem.get_file_info([literal])
+        if infos[0].type == pafs.FileType.Directory:
+            infos = filesystem.get_file_info(pafs.FileSelector(literal, recursive=True))
+    except OSError as error:
+        raise UsageError(f"{display_name(item)}: {str(error).splitlines()[0]}") from error
+    files = [info for info in infos if info.type == pafs.FileType.File]
+    if _has_magic(path):
+        files = [info for info in files if fnmatch.fnmatchcase(info.path, path)]
+    elif len(files) != 1 or files[0].path != path:
+        files = [info for info in files if _known(info.base_name)]
+    root = len(path) - len(parts.path.rstrip("/"))
+    uris = [
+        parts._replace(path=info.path[root:], fragment="").geturl()
+        for info in sorted(files, key=lambda info: info.path)
+    ]
+    return [_described(uri, display_name(uri), container) for uri in uris]
+
+
+def _has_magic(path: str) -> bool:
+    return any(char in path for char in "*[")
+
+
+def _magic_at(path: str) -> int:
+    return min(path.index(char) for char in "*[" if char in path)
+
+
+def _known(name: str) -> bool:
+    path = Path(name.lower())
+    inner = Path(path.stem) if path.suffix in COMPRESSIONS else path
+    return inner.suffix in SUFFIXES and not name.startswith((".", "_"))
+
+
+def _described(uri: str, name: str, container: Container | None) -> Source:
+    filesystem, path = filesystem_of(uri)
+    info = filesystem.get_file_info([path])[0]
+    if info.type != pafs.FileType.File:
+        raise UsageError(f"{name}: no such file")
+    with filesystem.open_input_file(path) as stored:
+        head = stored.read(4096)
+    compression = next((codec for magic, codec in _MAGIC if head.startswith(magic)), None)
+    if compression:
+        with filesystem.open_input_file(path) as stored:
+            head = _first_bytes(stored, compression, name)
+    found = container or _sniff(head, name)
+    if compression and found.columnar:
+        raise UsageError(f"{name}: {found} files compress their columns; decompress the file first")
+    return Source(uri, name, info.size, info.mtime_ns or 0, found, compression)
+
+
+def _first_bytes(stored: Any, compression: str, name: str) -> bytes:
+    try:
+        with pa.CompressedInputStream(stored, compression) as stream:
+            return bytes(stream.read(4096))
+    except OSError as error:
+        raise UsageError(f"{name}: damaged {compression} file: {error}") from error
+
+
+def _sniff(head: bytes, name: str) -> Container:
+    if head.startswith(b"PAR1"):
+        return Container.PARQUET
+    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return Container.ARROW
+    path = Path(name.lower())
+    suffix = Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
+    named = SUFFIXES.get(suffix)
+    if named in (Container.CSV, Container.JSONL):
+        return named
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if start == b"{":
+        return Container.JSONL
+    if start == b"[":
+        return Container.JSON
+    raise UsageError(f"{name}: unknown file format; name it with --container ({', '.join(Container)})")

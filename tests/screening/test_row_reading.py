@@ -1,0 +1,178 @@
+"""Reading: exact bytes and numbers from every container, however the file is cut and in whatever order it is read."""
+
+import csv
+import gzip
+import io
+import json
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from reft_ray.core.errors import UsageError
+from reft_ray.screening.ranges import Limits
+from reft_ray.screening.reading import ROWS, groups, plan_files, read_units
+from reft_ray.screening.sources import Container, display_name, find_sources
+
+LIMITS = [Limits(), Limits(7, 300, 4000), Limits(1, 1, 4000)]
+
+
+def rows_of(path, limits=LIMITS[0], container=None, done=frozenset()):
+    rows = []
+    for plan in plan_files(find_sources([str(path)], container), limits):
+        for ranges in groups(plan, done):
+            for unit in read_units(plan, ranges):
+                assert unit.rows.schema.equals(ROWS)
+                assert unit.rows.num_rows <= limits.rows
+                rows += zip(*(unit.rows[name].to_pylist() for name in ROWS.names), strict=True)
+    return rows
+
+
+def sample_lines(count=500):
+    rng = random.Random(0)
+    rows = (
+        json.dumps({"id": "0012", "when": "2024-01-02", "n": 10**22, "t": "é" * rng.randrange(80)})
+        for _ in range(count)
+    )
+    return [row if rng.random() > 0.1 else " " for row in rows]
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("pack", ["plain", "gzip", "zstd"])
+def test_jsonl_rows_keep_their_bytes_and_line_numbers(tmp_path, limits, ending, pack):
+    lines = sample_lines()
+    raw = ending.join(lines).encode()
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes({"plain": bytes, "gzip": gzip.compress, "zstd": zstandard.compress}[pack](raw))
+    physical = raw.split(b"\n")
+    expected = [(number, line, None) for number, line in enumerate(physical, 1) if line.strip()]
+    assert rows_of(path, limits) == expected
+
+
+def test_units_are_the_same_after_a_restart_that_skips_some(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(sample_lines()).encode()))
+    (plan,) = plan_files(find_sources([str(path)]), LIMITS[1])
+    whole = {unit.id: unit for ranges in groups(plan) for unit in read_units(plan, ranges)}
+    done = frozenset(list(whole)[::3])
+    rest = [unit for ranges in groups(plan, done) for unit in read_units(plan, ranges)]
+    assert [unit.id for unit in rest] == [name for name in whole if name not in done]
+    assert all(unit.rows.equals(whole[unit.id].rows) for unit in rest)
+
+
+def test_a_row_over_the_limit_is_named_and_costs_only_itself(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a":1}\n{"a":"%s"}\n{"a":3}\n' % (b"x" * 5000))
+    rows = rows_of(path, Limits(10, 1000, 2000))
+    assert [(number, reason and reason.split(":")[0]) for number, _, reason in rows] == [
+        (1, None),
+        (2, "row_too_large"),
+        (3, None),
+    ]
+    assert len(rows[1][1]) <= 1024
+
+
+def test_row_numbers_run_on_over_files_in_order(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text('{"x":1}\n\n{"x":2}\n')
+    assert [number for number, _, _ in rows_of(tmp_path / "*.jsonl")] == [1, 3, 4, 6]
+    assert rows_of(tmp_path) == rows_of(tmp_path / "*.jsonl")
+
+
+def test_byte_order_mark_is_dropped_with_a_warning(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"x":1}\r\n')
+    (plan,) = plan_files(find_sources([str(path)]), LIMITS[0])
+    assert len(plan.cuts.warnings) == 2
+    assert rows_of(path) == [(1, b'{"x":1}\r', None)]
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_csv_records_keep_their_bytes_and_first_line(tmp_path, limits):
+    out = io.StringIO()
+    writer = csv.writer(out)
+    records = [[f'a\n"{index}"' if index % 3 else "007", "x,y"] for index in range(200)]
+    writer.writerows([["prompt", "response"], *records])
+    path = tmp_path / "rows.csv"
+    path.write_bytes(out.getvalue().encode())
+    rows = rows_of(path, limits)
+    assert [next(csv.reader(io.StringIO(raw.decode(), newline=""))) for _, raw, _ in rows] == records
+    physical = out.getvalue().encode().split(b"\n")
+    assert all(raw.split(b"\n")[0] == physical[number - 1] for number, raw, _ in rows)
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_json_arrays_keep_the_text_of_their_elements(tmp_path, limits):
+    rows = [{"i": index, "t": "é" * (index % 50)} for index in range(300)]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows, indent=2, ensure_ascii=False), encoding="utf-8")
+    read = rows_of(path, limits)
+    assert [json.loads(raw) for _, raw, _ in read] == rows
+    assert [number for number, _, _ in read] == list(range(1, 301))
+    assert read[0][1] == b'{\n    "i": 0,\n    "t": ""\n  }'
+
+
+@pytest.mark.parametrize("text", ["[", '[{"a":1}', '[{"a":1} {"a":2}]', '[{"a":1}] x', "[1]", '[{"a":}]'])
+def test_broken_json_arrays_are_refused_with_the_place(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"rows\.json.*near element"):
+        rows_of(path)
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("kind", ["parquet", "file.arrow", "stream.arrow"])
+def test_columnar_rows_keep_their_columns(tmp_path, limits, kind):
+    table = pa.table({"prompt": [f"p{index}" for index in range(500)], "response": ["r"] * 500})
+    path = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=130)
+    else:
+        opener = pa.ipc.new_file if kind == "file.arrow" else pa.ipc.new_stream
+        with opener(str(path), table.schema) as writer:
+            for batch in table.to_batches(77):
+                writer.write_batch(batch)
+    (plan,) = plan_files(find_sources([str(path)]), limits)
+    units = [unit for ranges in groups(plan) for unit in read_units(plan, ranges)]
+    assert pa.concat_tables([unit.native for unit in units]).combine_chunks().equals(table)
+    assert [n for unit in units for n in unit.rows["row_number"].to_pylist()] == list(range(1, 501))
+    skipped = frozenset(unit.id for unit in units[1::2])
+    again = [unit for ranges in groups(plan, skipped) for unit in read_units(plan, ranges)]
+    assert [unit.id for unit in again] == [unit.id for unit in units[::2]]
+    assert all(one.native.equals(other.native) for one, other in zip(again, units[::2], strict=True))
+
+
+def test_json_lines_under_a_json_name_are_told_by_their_first_byte(tmp_path):
+    (tmp_path / "a.json").write_text('{"x":1}\n{"x":2}\n')
+    (tmp_path / "b.json").write_text('[{"x":1}]')
+    assert [source.container for source in find_sources([str(tmp_path)])] == [Container.JSONL, Container.JSON]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.bin", b"\x00\x01", "--container"),
+        ("rows.jsonl", "{}".encode("utf-16"), "UTF-16"),
+        ("rows.jsonl.gz", gzip.compress(b"{}\n" * 5000)[:-20], "rows.jsonl.gz"),
+        ("rows.parquet", b"PAR1 damaged", "damaged"),
+    ],
+)
+def test_unreadable_files_are_refused_in_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=message) as refused:
+        rows_of(tmp_path / name)
+    assert "\n" not in str(refused.value)
+
+
+def test_missing_files_are_an_error(tmp_path):
+    with pytest.raises(UsageError, match="no such file"):
+        find_sources([str(tmp_path / "nothing.jsonl")])
+    with pytest.raises(UsageError, match="no input"):
+        find_sources([])
+
+
+def test_credentials_are_never_shown():
+    assert display_name("s3://key:secret@bucket/a.jsonl?endpoint_override=h") == "s3://bucket/a.jsonl"

@@ -1,0 +1,113 @@
+"""Validation: every error with its line, path and code; nothing valid is refused."""
+
+import json
+
+import pytest
+
+from reft_ray.core.errors import UsageError
+from reft_ray.screening.formats import Format
+from reft_ray.screening.validation import control_tokens_of, validate
+
+USER = {"role": "user", "content": "Q"}
+ANSWER = {"role": "assistant", "content": "A"}
+
+
+def lines(*rows: object) -> bytes:
+    return b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
+
+
+def found(raw: bytes, **options: object) -> list[tuple[int, str, str]]:
+    return [(problem.line, problem.path, problem.code) for problem in validate(raw, **options)]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ([1], [("", "data_type")]),
+        (b"{broken", [("", "invalid_json")]),
+        (b'{"messages": "\xff"}', [("", "invalid_utf8")]),
+        ({"messages": []}, [("messages", "missing_messages_list")]),
+        ({"other": 1}, [("messages", "missing_messages_list")]),
+        ({"messages": [USER, "text", ANSWER]}, [("messages[1]", "data_type")]),
+        ({"messages": [{"content": "Q"}, ANSWER]}, [("messages[0]", "message_missing_key")]),
+        ({"messages": [{"role": "user"}, ANSWER]}, [("messages[0]", "message_missing_key")]),
+        ({"messages": [USER | {"colour": 1}, ANSWER]}, [("messages[0].colour", "message_unrecognized_key")]),
+        ({"messages": [USER | {"weight": 1}, ANSWER]}, [("messages[0].weight", "message_unrecognized_key")]),
+        ({"messages": [USER | {"role": "narrator"}, ANSWER]}, [("messages[0].role", "unrecognized_role")]),
+        ({"messages": [USER | {"content": ""}, ANSWER]}, [("messages[0].content", "missing_content")]),
+        ({"messages": [USER | {"content": 7}, ANSWER]}, [("messages[0].content", "missing_content")]),
+        ({"messages": [USER, ANSWER | {"weight": 0.5}]}, [("messages[1].weight", "invalid_weight")]),
+        ({"messages": [USER]}, [("messages", "example_missing_assistant_message")]),
+        (
+            {"messages": [USER | {"content": [{"type": "image_url"}]}, ANSWER]},
+            [("messages[0].content[0]", "unsupported_content")],
+        ),
+        ({"messages": [USER, {"role": "tool", "content": "x"}, ANSWER]}, [("messages[1]", "message_missing_key")]),
+    ],
+)
+def test_chat_errors_carry_their_code_and_path(row, expected):
+    assert found(lines(row), fmt=Format.CHAT) == [(1, *item) for item in expected]
+
+
+def test_every_error_is_reported_with_its_line():
+    raw = lines({"messages": [USER, ANSWER]}, b"", b"nope", {"messages": [{"role": "x"}, {"content": ""}]})
+    assert found(raw) == [
+        (3, "", "invalid_json"),
+        (4, "messages[0].role", "unrecognized_role"),
+        (4, "messages[0]", "message_missing_key"),
+        (4, "messages[1]", "message_missing_key"),
+        (4, "messages[1].content", "missing_content"),
+        (4, "messages", "example_missing_assistant_message"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fmt", "row", "code"),
+    [
+        (Format.COMPLETION, {"prompt": "Q"}, "missing_field"),
+        (Format.RESPONSE, {"prompt": "Q", "response": 3}, "data_type"),
+        (Format.ALPACA, {"instruction": "", "output": "A"}, "missing_content"),
+        (Format.ALPACA, {"instruction": "Q", "output": "A", "history": ["q"]}, "data_type"),
+        (Format.SHAREGPT, {"conversations": [{"from": "alien", "value": "x"}]}, "unrecognized_role"),
+        (Format.SHAREGPT, {"conversations": [{"from": "human", "value": "x"}]}, "example_missing_assistant_message"),
+        (Format.PREFERENCE, {"prompt": "Q", "chosen": "A"}, "missing_field"),
+        (
+            Format.PREFERENCE,
+            {"input": {}, "preferred_output": "A", "non_preferred_output": "B"},
+            "missing_messages_list",
+        ),
+        (Format.PROMPT, {"text": "Q"}, "missing_field"),
+    ],
+)
+def test_other_formats_are_checked(fmt, row, code):
+    assert code in [code for _, _, code in found(lines(row), fmt=fmt)]
+
+
+def test_valid_rows_of_every_kind_pass():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    tool = {"role": "tool", "content": "x", "tool_call_id": "1"}
+    text_parts = USER | {"content": [{"type": "text", "text": "Q"}]}
+    raw = lines({"messages": [USER, call, tool, ANSWER | {"weight": 0}]}, {"messages": [text_parts, ANSWER]})
+    assert validate(b"\xef\xbb\xbf" + raw.replace(b"\n", b"\r\n")) == []
+
+
+@pytest.mark.parametrize("written", ["<|im_start|>", "\\u003c|im_start|>", "<\\/s>"])
+def test_control_tokens_are_found_however_json_writes_them(written):
+    raw = b'{"messages":[{"role":"user","content":"a %s b"},{"role":"assistant","content":"A"}]}' % written.encode()
+    assert found(raw, control_tokens={"<|im_start|>", "</s>"}) == [(1, "messages[0].content", "control_token")]
+    assert found(raw, control_tokens={"<|eot_id|>"}) == []
+
+
+def test_too_few_rows_are_an_error_only_when_asked_for():
+    raw = lines({"messages": [USER, ANSWER]})
+    assert found(raw) == []
+    assert found(raw, min_rows=10) == [(1, "", "too_few_examples")]
+
+
+def test_control_tokens_come_from_tokenizer_json(tmp_path):
+    tokens = [{"content": "<s>", "special": True}, {"content": "word", "special": False}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    assert control_tokens_of(tmp_path) == {"<s>"}
+    (tmp_path / "tokenizer.json").write_text("[]")
+    with pytest.raises(UsageError, match=r"tokenizer\.json"):
+        control_tokens_of(tmp_path)
