@@ -25,13 +25,19 @@ class Scorer(Protocol):
     """What the Ref-Teacher is to screening and serving: texts in, refusal scores out, in order."""
 
     @property
-    def teacher_id(self) -> str: ...
+    def teacher_id(self) -> str:
+        """Which teacher scores."""
+        ...
 
     @property
-    def thresholds(self) -> Thresholds: ...
+    def thresholds(self) -> Thresholds:
+        """Its own thresholds."""
+        ...
 
     @property
-    def calibration(self) -> Calibration: ...
+    def calibration(self) -> Calibration:
+        """Its score as a probability."""
+        ...
 
     def score(self, texts: Sequence[str]) -> list[TextScore]:
         """One TextScore per text, each independent of the others in the call."""

@@ -1,0 +1,136 @@
+"""Tokenised rows and the padded tensors made of them.
+
+Shape suffixes: B rows, T tokens, N trained positions of a batch, D width, V vocabulary, K kept soft labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from reft_ray.core.conversation import Label
+
+IGNORED = -100
+UNLABELLED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One tokenised row.
+
+    `trained[t]` says whether token t is learned (the tokens of answers); `prompt_end` is the index of the last
+    token of the templated prompt, after which the answer begins. `index` is the row's place in its dataset.
+    """
+
+    ids: list[int]
+    trained: list[bool]
+    prompt_end: int
+    label: Label | None = None
+    index: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def trained_tokens(self) -> int:
+        """How many tokens of this row are targets; the first token of a row never is."""
+        return sum(self.trained[1:])
+
+    def prompt_only(self) -> Encoded:
+        """The templated prompt without its answer."""
+        end = self.prompt_end + 1
+        return replace(self, ids=self.ids[:end], trained=[False] * end)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Right-padded rows; `targets_BT[b, t]` is the token to predict *at* position t, or IGNORED."""
+
+    ids_BT: Tensor
+    attention_BT: Tensor
+    targets_BT: Tensor
+    prompt_end_B: Tensor
+    label_B: Tensor = field(repr=False)
+    index_B: Tensor = field(repr=False)
+
+    @property
+    def trained_BT(self) -> Tensor:
+        """Positions whose next token is learned."""
+        return self.targets_BT != IGNORED
+
+    @property
+    def targets_N(self) -> Tensor:
+        """The learned tokens, row by row: the order of `logits_NV`."""
+        return self.targets_BT[self.trained_BT]
+
+    @property
+    def harmful_B(self) -> Tensor:
+        """Rows labelled harmful."""
+        return self.label_B == 1
+
+    @property
+    def harmless_B(self) -> Tensor:
+        """Rows labelled harmless."""
+        return self.label_B == 0
+
+    def __len__(self) -> int:
+        return self.ids_BT.shape[0]
+
+
+def collate(rows: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu") -> Batch:
+    """Pad rows to the longest of them."""
+    length = max(len(row) for row in rows)
+    ids_BT = torch.full((len(rows), length), pad_id, dtype=torch.long)
+    attention_BT = torch.zeros((len(rows), length), dtype=torch.long)
+    targets_BT = torch.full((len(rows), length), IGNORED, dtype=torch.long)
+    for b, row in enumerate(rows):
+        tokens = torch.tensor(row.ids, dtype=torch.long)
+        ids_BT[b, : len(row)] = tokens
+        attention_BT[b, : len(row)] = 1
+        learned = torch.tensor(row.trained[1:], dtype=torch.bool)
+        targets_BT[b, : len(row) - 1][learned] = tokens[1:][learned]
+    codes = {None: UNLABELLED, Label.HARMLESS: 0, Label.HARMFUL: 1}
+    return Batch(
+        ids_BT.to(device),
+        attention_BT.to(device),
+        targets_BT.to(device),
+        torch.tensor([row.prompt_end for row in rows], device=device),
+        torch.tensor([codes[row.label] for row in rows], device=device),
+        torch.tensor([row.index for row in rows], device=device),
+    )
+
+
+def token_batches(lengths: Sequence[int], max_tokens: int, max_padding: float = 1.0) -> Iterator[list[int]]:
+    """Group row indices into batches of at most `max_tokens` padded tokens, rows of like length together.
+
+    A batch is closed early where padding would exceed the share `max_padding` of it. A row longer than the budget
+    stands alone.
+    """
+    batch: list[int] = []
+    tokens = 0
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
+        # The first row of a batch is its longest, so it alone sets the padded width.
+        padded = (len(batch) + 1) * lengths[batch[0]] if batch else 0
+        if batch and (padded > max_tokens or padded - tokens - lengths[index] > max_padding * padded):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(index)
+        tokens += lengths[index]
+    if batch:
+        yield batch
+
+
+def micro_batches(rows: Sequence[Encoded], max_tokens: int, pad_id: int, device: torch.device | str) -> list[Batch]:
+    """Rows -> padded batches under a token budget."""
+    return [
+        collate([rows[i] for i in indices], pad_id, device)
+        for indices in token_batches([len(row) for row in rows], max_tokens)
+    ]
+
+
+def answered(rows: Iterable[Encoded]) -> list[Encoded]:
+    """The rows that have tokens to learn."""
+    return [row for row in rows if row.trained_tokens]

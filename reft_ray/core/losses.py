@@ -1,0 +1,48 @@
+"""Losses as sums over tokens or rows; whoever calls them divides once, by global counts.
+
+Shape suffixes: B rows, N trained positions, V vocabulary, K kept soft labels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reft_ray.core.refusal import refusal_score
+from reft_ray.core.targets import SoftTargets
+
+
+def cross_entropy_sum(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """Sum over positions of -log p(target), in nats."""
+    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
+
+
+def separation_sums(feature_BD: Tensor, refusal_D: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+    """REG in two sums: (1 - s) over harmful rows and (1 + s) over harmless rows; unlabelled rows count in neither."""
+    score_B = refusal_score(feature_BD, refusal_D)
+    return (1.0 - score_B)[label_B == 1].sum(), (1.0 + score_B)[label_B == 0].sum()
+
+
+def kl_sum(teacher_NV: Tensor, student_NV: Tensor, temperature: float = 1.0) -> Tensor:
+    """Sum over positions of KL(teacher || student) from logits at a temperature, in nats. The teacher is detached."""
+    teacher_log = F.log_softmax(teacher_NV.detach().float() / temperature, dim=-1)
+    student_log = F.log_softmax(student_NV.float() / temperature, dim=-1)
+    return F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
+
+
+def topk_kl_sum(targets: SoftTargets, student_NV: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) over the K kept tokens and, as one outcome more, the tail; in nats.
+
+    Merging outcomes never increases a KL divergence, so this is a lower bound of `kl_sum`; the two are equal
+    for K = V. The temperature must be the one the targets were made with.
+    """
+    student_log = F.log_softmax(student_NV.float() / temperature, dim=-1)
+    student_NK = student_log.gather(-1, targets.ids_NK.long())
+    teacher_NK = targets.logprobs_NK.float()
+    kept = (teacher_NK.exp() * (teacher_NK - student_NK)).sum()
+    tail_N = targets.tail_N.float()
+    # log(1 - sum q) through log1p stays finite where the student puts all its mass on the kept tokens.
+    student_tail_N = torch.log1p(-student_NK.exp().sum(-1).clamp(max=1.0 - 1e-7))
+    tail = torch.where(tail_N > 0, tail_N * (tail_N.clamp_min(1e-12).log() - student_tail_N), 0.0)
+    return kept + tail.sum()

@@ -1,0 +1,182 @@
+"""How good a filter is: ranking quality, operating points and calibration.
+
+Scores are higher for harmful; `label_B` is 1 for harmful and 0 for harmless. Shapes: B rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reft_ray.core.verdict import Calibration, Thresholds
+
+
+def _checked(score_B: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+    score_B, label_B = score_B.double(), label_B.bool()
+    if not label_B.any() or label_B.all():
+        raise ValueError("filter quality needs rows of both classes")
+    return score_B, label_B
+
+
+def _curve(score_B: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(thresholds, true positives, false positives), one entry per distinct score, from the highest down."""
+    order = torch.argsort(score_B, descending=True, stable=True)
+    score_B, label_B = score_B[order], label_B[order]
+    last = torch.ones_like(label_B)
+    last[:-1] = score_B[1:] != score_B[:-1]
+    hits = label_B.double().cumsum(0)[last]
+    alarms = (~label_B).double().cumsum(0)[last]
+    return score_B[last], hits, alarms
+
+
+def auroc(score_B: Tensor, label_B: Tensor) -> float:
+    """Probability that a harmful row scores above a harmless one; ties count half."""
+    score_B, label_B = _checked(score_B, label_B)
+    _, hits, alarms = _curve(score_B, label_B)
+    zero = torch.zeros(1, dtype=torch.float64)
+    recall = torch.cat([zero, hits / hits[-1]])
+    fpr = torch.cat([zero, alarms / alarms[-1]])
+    return float(torch.trapezoid(recall, fpr))
+
+
+def auprc(score_B: Tensor, label_B: Tensor) -> float:
+    """Average precision: precision summed over the steps in recall, without interpolation."""
+    score_B, label_B = _checked(score_B, label_B)
+    _, hits, alarms = _curve(score_B, label_B)
+    steps = torch.diff(hits / hits[-1], prepend=torch.zeros(1, dtype=torch.float64))
+    return float((steps * hits / (hits + alarms)).sum())
+
+
+def recall_at_fpr(score_B: Tensor, label_B: Tensor, fpr: float) -> float:
+    """The highest recall of any threshold whose false-positive rate is at most `fpr`."""
+    score_B, label_B = _checked(score_B, label_B)
+    _, hits, alarms = _curve(score_B, label_B)
+    allowed = alarms / alarms[-1] <= fpr
+    return float((hits[allowed] / hits[-1]).max()) if allowed.any() else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """Share of harmful and of harmless rows above a threshold."""
+
+    threshold: float
+    recall: float
+    fpr: float
+
+
+def operating_point(score_B: Tensor, label_B: Tensor, threshold: float) -> OperatingPoint:
+    """What one threshold does: a row is caught when its score is above it."""
+    score_B, label_B = _checked(score_B, label_B)
+    caught = score_B > threshold
+    return OperatingPoint(threshold, float(caught[label_B].double().mean()), float(caught[~label_B].double().mean()))
+
+
+def threshold_for_recall(score_B: Tensor, label_B: Tensor, recall: float) -> float:
+    """The highest threshold that catches at least `recall` of the harmful rows.
+
+    It lies midway to the next score below, so that new rows at the edge are not decided by rounding.
+    """
+    score_B, label_B = _checked(score_B, label_B)
+    thresholds, hits, _ = _curve(score_B, label_B)
+    index = int(torch.nonzero(hits / hits[-1] >= recall)[0])
+    return _midway(thresholds, index)
+
+
+def threshold_for_fpr(score_B: Tensor, label_B: Tensor, fpr: float) -> float:
+    """The lowest threshold that catches at most `fpr` of the harmless rows."""
+    score_B, label_B = _checked(score_B, label_B)
+    thresholds, _, alarms = _curve(score_B, label_B)
+    allowed = torch.nonzero(alarms / alarms[-1] <= fpr)
+    return _midway(thresholds, int(allowed[-1])) if len(allowed) else float(thresholds[0])
+
+
+def _midway(thresholds: Tensor, index: int) -> float:
+    below = thresholds[index + 1] if index + 1 < len(thresholds) else thresholds.new_tensor(-1.0)
+    return max(-1.0, float((thresholds[index] + below) / 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What an operator asks of the two thresholds: block by recall or by FPR, review from a recall upwards."""
+
+    block_recall: float | None = 0.99
+    block_fpr: float | None = None
+    review_recall: float = 0.999
+
+    def __post_init__(self) -> None:
+        if (self.block_recall is None) == (self.block_fpr is None):
+            raise ValueError("state either block_recall or block_fpr, not both")
+
+
+def choose_thresholds(score_B: Tensor, label_B: Tensor, targets: Targets) -> Thresholds:
+    """Thresholds on validation rows; review never lies above block."""
+    if targets.block_recall is not None:
+        block = threshold_for_recall(score_B, label_B, targets.block_recall)
+    else:
+        block = threshold_for_fpr(score_B, label_B, targets.block_fpr or 0.0)
+    review = min(block, threshold_for_recall(score_B, label_B, targets.review_recall))
+    return Thresholds(review, min(block, 1.0))
+
+
+def fit_calibration(score_B: Tensor, label_B: Tensor) -> Calibration:
+    """Platt scaling with Platt's smoothed targets, which keep the slope finite on separable rows."""
+    score_B, label_B = _checked(score_B, label_B)
+    positive, negative = int(label_B.sum()), int((~label_B).sum())
+    target_B = torch.where(label_B, (positive + 1) / (positive + 2), 1 / (negative + 2)).double()
+    weights = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(weights[0] * score_B + weights[1], target_B)
+        loss.backward()
+        return float(loss.detach())
+
+    optimizer.step(closure)
+    slope, intercept = weights.detach().tolist()
+    return Calibration(slope, intercept)
+
+
+def expected_calibration_error(probability_B: Tensor, label_B: Tensor, bins: int = 10) -> float:
+    """Mean gap between probability and observed share over equal-width bins, weighted by rows."""
+    probability_B, label_B = probability_B.double(), label_B.double()
+    bin_B = (probability_B * bins).long().clamp(0, bins - 1)
+    gap = 0.0
+    for index in range(bins):
+        inside = bin_B == index
+        if inside.any():
+            gap += float(inside.double().mean()) * abs(
+                float(probability_B[inside].mean()) - float(label_B[inside].mean())
+            )
+    return gap
+
+
+@dataclass(frozen=True, slots=True)
+class FilterQuality:
+    """A filter on labelled rows; `recall` and `fpr` at the block threshold, all as shares in [0, 1]."""
+
+    rows: int
+    harmful: int
+    auroc: float
+    auprc: float
+    recall_at_1_fpr: float
+    recall: float
+    fpr: float
+    threshold: float
+
+
+def filter_quality(score_B: Tensor, label_B: Tensor, thresholds: Thresholds) -> FilterQuality:
+    """All figures of one set of labelled rows. Raises ValueError unless both classes are present."""
+    point = operating_point(score_B, label_B, thresholds.block)
+    return FilterQuality(
+        rows=len(label_B),
+        harmful=int(label_B.sum()),
+        auroc=auroc(score_B, label_B),
+        auprc=auprc(score_B, label_B),
+        recall_at_1_fpr=recall_at_fpr(score_B, label_B, 0.01),
+        recall=point.recall,
+        fpr=point.fpr,
+        threshold=thresholds.block,
+    )

@@ -1,0 +1,149 @@
+"""One frozen configuration per training run; every default of the method lives here and nowhere else."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from reft_ray.core.errors import UsageError
+from reft_ray.core.guided import Method
+from reft_ray.core.quality import Targets
+
+
+class Config(BaseModel):
+    """Frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Validate outside values. Raises UsageError naming each key that is wrong and the nearest known one."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise UsageError("; ".join(_problem(cls, item) for item in error.errors())) from None
+
+
+def _problem(model: type[BaseModel], item: Any) -> str:
+    path = ".".join(str(step) for step in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{path or model.__name__}: {item['msg']}"
+    known = list(model.model_fields)
+    for step in item["loc"][:-1]:
+        field = model.model_fields.get(str(step))
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+            known = list(model.model_fields)
+    near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    return f"{path}: unknown key, {hint}"
+
+
+class Lora(Config):
+    """Low-rank adapters; `scale` is alpha / rank."""
+
+    rank: int = Field(16, ge=1, le=1024)
+    scale: float = Field(2.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class Optimizer(Config):
+    """AdamW with linear warm-up and cosine decay over the share of rows trained."""
+
+    learning_rate: float = Field(2e-4, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.05, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class Training(Config):
+    """What both stages share."""
+
+    base: str
+    weights: Literal["lora", "full"] = "lora"
+    lora: Lora = Lora()
+    optimizer: Optimizer = Optimizer()
+    epochs: float = Field(3.0, gt=0)
+    batch_rows: int = Field(16, ge=1)
+    micro_batch_tokens: int = Field(8192, ge=1)
+    max_tokens: int | None = Field(None, ge=8)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
+    seed: int = Field(0, ge=0, lt=2**31)
+    checkpoint_every: int = Field(200, ge=1)
+    log_every: int = Field(10, ge=1)
+
+
+class TeacherConfig(Training):
+    """Stage 1. `layer` is where REG acts (default: half depth); the verdict's layer is swept afterwards."""
+
+    separation_weight: float = Field(0.5, ge=0)
+    layer: int | None = Field(None, ge=1)
+    sweep: tuple[float, float] = (0.3, 0.7)
+    feature_decay: float = Field(0.95, ge=0, lt=1)
+    refresh_every: int = Field(1, ge=1)
+    reference_prompts: int = Field(4096, ge=2)
+    answered_rows: float = Field(0.5, ge=0, le=1)
+    balanced: bool = True
+    evaluate_every: int | None = Field(None, ge=1)
+    patience: int = Field(5, ge=1)
+    thresholds: Thresholding = Field(default_factory=lambda: Thresholding())
+
+
+class Thresholding(Config):
+    """What the operator asks of the thresholds: block at a recall, or at a false-positive rate."""
+
+    block_recall: float | None = Field(0.99, gt=0, le=1)
+    block_fpr: float | None = Field(None, gt=0, lt=1)
+    review_recall: float = Field(0.999, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if (self.block_recall is None) == (self.block_fpr is None):
+            raise ValueError("state either block_recall or block_fpr (set the other to null)")
+        return self
+
+    @property
+    def targets(self) -> Targets:
+        """The same as core sees it."""
+        return Targets(self.block_recall, self.block_fpr, self.review_recall)
+
+
+class FinetuneConfig(Training):
+    """Stage 2: how a student is finetuned on user rows."""
+
+    method: Method = Method.GUIDED
+    labels: Literal["soft", "hard"] = "soft"
+    init: Literal["base", "aligned"] = "base"
+    teacher_forward: Literal["cached", "live"] = "cached"
+    distill_weight: float = Field(1.0, ge=0)
+    temperature: float = Field(1.0, gt=0)
+    alignment_ratio: float = Field(1.0, gt=0)
+    topk: int = Field(64, ge=1)
+    shuffle_rows: int = Field(10_000, ge=1)
+    threshold: float | None = Field(None, ge=-1, le=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.weights == "full" and self.teacher_forward == "live" and self.method.distills:
+            raise ValueError(
+                "a live teacher needs the student to be an adapter on the same base: use teacher_forward=cached"
+            )
+        return self
+
+
+class Resources(Config):
+    """What a run takes from the cluster, and what it survives."""
+
+    workers: int = Field(1, ge=0, description="0 trains in this process, without a cluster")
+    gpus_per_worker: float = Field(0, ge=0)
+    cpus_per_worker: float = Field(1, gt=0)
+    strategy: Literal["data_parallel", "fsdp"] = "data_parallel"
+    max_failures: int = Field(3, ge=-1)
+    storage: str | None = None
+
+
+TeacherConfig.model_rebuild()

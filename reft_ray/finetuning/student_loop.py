@@ -1,0 +1,246 @@
+"""Stage 2 on one rank: `core.guided` over a stream of rows, with checkpoints that resume at the exact row."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from reft_ray.core.batch import Batch, Encoded, answered, collate, micro_batches
+from reft_ray.core.conversation import Example
+from reft_ray.core.errors import ReftError
+from reft_ray.core.guided import AlignmentLoss, GuidedTerms, cached_teacher, guided_step, hard_labels, live_teacher
+from reft_ray.core.optimization import adamw, clip_gradients, learning_rate_at, reduce_gradients, set_learning_rate
+from reft_ray.finetuning.checkpoint import (
+    gather_state,
+    read_state,
+    restore_optimizer,
+    restore_rng,
+    restore_weights,
+    trainable,
+    write_state,
+)
+from reft_ray.finetuning.config import FinetuneConfig
+from reft_ray.finetuning.model import Trainee, load_trainee, shard
+from reft_ray.finetuning.rows import Cycle, RowSource, global_batches, share, shuffled
+from reft_ray.finetuning.runtime import Runtime
+from reft_ray.hf.forward import ModelForward
+from reft_ray.hf.lora import acting, load_adapter_state, read_adapter
+from reft_ray.hf.ref_teacher import RefTeacher
+from reft_ray.hf.soft_targets import StoredTargets, alignment_key, key_name
+
+STUDENT = "student"
+
+
+def train_student(
+    runtime: Runtime,
+    config: FinetuneConfig,
+    rows: RowSource,
+    alignment: Sequence[Example] = (),
+    teacher: RefTeacher | None = None,
+    targets_folder: Path | None = None,
+    sharded: bool = False,
+) -> Trainee:
+    """Finetune a student on rows that were screened already; returns it trained.
+
+    `alignment` and `teacher` are needed by methods that distil, `targets_folder` by cached soft labels (see
+    `finetuning.targets`). Raises ReftError when one is missing or no row can be trained on.
+    """
+    torch.manual_seed(config.seed + runtime.rank)
+    trainee = load_trainee(config, runtime, STUDENT)
+    if config.init == "aligned":
+        start_from_teacher(trainee, teacher)
+    aligned: Cycle | None = None
+    alignment_loss: AlignmentLoss = hard_labels
+    if config.method.distills:
+        encoded = encode_alignment(trainee, alignment)
+        aligned = Cycle(encoded, f"{config.seed}/alignment")
+        alignment_loss = _alignment_loss(config, trainee, encoded, teacher, targets_folder)
+    if sharded:
+        shard(trainee.model)
+    _Run(runtime, config, trainee, rows, aligned, alignment_loss, sharded).train()
+    return trainee
+
+
+def encode_alignment(trainee: Trainee, alignment: Sequence[Example]) -> list[Encoded]:
+    """Alignment rows as tokens; their index is their place in the set, which the soft labels are stored by."""
+    encoded = answered(trainee.chat.encode(row, i, trainee.max_tokens) for i, row in enumerate(alignment))
+    if not encoded:
+        raise ReftError("distillation needs alignment rows with answers (refusals and helpful answers)")
+    return encoded
+
+
+def start_from_teacher(trainee: Trainee, teacher: RefTeacher | None) -> None:
+    """Start from the teacher's weights: the safety-aligned start that the method argues against."""
+    if teacher is None:
+        raise ReftError("init=aligned needs a Ref-Teacher to start from")
+    teacher.check(trainee.base, trainee.chat)
+    if teacher.manifest.weights != "lora":
+        raise ReftError("init=aligned needs a Ref-Teacher trained with LoRA")
+    load_adapter_state(trainee.model, STUDENT, read_adapter(teacher.folder / "adapter"))  # type: ignore[arg-type]
+
+
+def _alignment_loss(
+    config: FinetuneConfig,
+    trainee: Trainee,
+    encoded: Sequence[Encoded],
+    teacher: RefTeacher | None,
+    targets_folder: Path | None,
+) -> AlignmentLoss:
+    if config.labels == "hard":
+        return hard_labels
+    if teacher is None:
+        raise ReftError("soft labels need a Ref-Teacher")
+    teacher.check(trainee.base, trainee.chat)
+    if config.teacher_forward == "live":
+        model = teacher.attach(trainee.model)
+        model.set_adapter(STUDENT)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(f".{STUDENT}." in name)
+        forward = ModelForward(model)
+
+        def teach(batch: Any, *, logits: bool = True, layer: int | None = None) -> Any:
+            with acting(model, "teacher"):
+                return forward(batch, logits=logits, layer=layer)
+
+        return live_teacher(teach, config.temperature)
+    if targets_folder is None:
+        raise ReftError("cached soft labels need the folder that holds them")
+    key = alignment_key(encoded, teacher.id, config.temperature, config.topk)
+    return cached_teacher(StoredTargets(targets_folder / key_name(key), key), config.temperature)
+
+
+class _Run:
+    """The mutable state of a run: where it stands in the data, its optimiser and its metrics."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        config: FinetuneConfig,
+        trainee: Trainee,
+        rows: RowSource,
+        aligned: Cycle | None,
+        alignment_loss: AlignmentLoss,
+        sharded: bool,
+    ) -> None:
+        self.runtime, self.config, self.trainee = runtime, config, trainee
+        self.rows, self.aligned, self.alignment_loss, self.sharded = rows, aligned, alignment_loss, sharded
+        self.model: nn.Module = trainee.model
+        self.optimizer = adamw(self.model.parameters(), config.optimizer.learning_rate, config.optimizer.weight_decay)
+        self.step = 0
+        self.rows_done = 0
+        self.tokens_done = 0
+        self.total_rows = round(config.epochs * len(rows))
+        if self.total_rows < 1:
+            raise ReftError("no rows to train on: screening kept none, or the dataset is empty")
+
+    def train(self) -> None:
+        """Train to the end, from the latest checkpoint where there is one."""
+        self._resume()
+        terms: GuidedTerms | None = None
+        while self.rows_done < self.total_rows:
+            epoch, position = divmod(self.rows_done, len(self.rows))
+            order = shuffled(self.rows, self.config.shuffle_rows, f"{self.config.seed}/{epoch}")
+            for batch in global_batches(order, self.config.batch_rows, skip=position):
+                started = time.perf_counter()
+                terms = self._train_on(batch[: self.total_rows - self.rows_done])
+                self._report(terms, time.perf_counter() - started)
+                if self.rows_done >= self.total_rows:
+                    break
+            if position == 0 and self.rows_done % len(self.rows) and self.rows_done < self.total_rows:
+                raise ReftError(f"the dataset gave {self.rows_done % len(self.rows)} of its {len(self.rows)} rows")
+        if self.step % self.config.checkpoint_every:
+            self._report(terms, 0.0, last=True)
+
+    def _train_on(self, batch: Sequence[Example]) -> GuidedTerms:
+        runtime, config, chat = self.runtime, self.config, self.trainee.chat
+        encoded = [chat.encode(row, max_tokens=self.trainee.max_tokens) for row in batch]
+        tokens = sum(map(len, encoded))
+        aligned = self.aligned.take_tokens(tokens * config.alignment_ratio) if self.aligned else []
+        user, alignment = (
+            micro_batches(
+                answered(share(rows, runtime.rank, runtime.world)),
+                config.micro_batch_tokens,
+                chat.pad_id,
+                runtime.device,
+            )
+            for rows in (encoded, aligned)
+        )
+        set_learning_rate(
+            self.optimizer,
+            learning_rate_at(
+                (self.rows_done + len(batch) / 2) / self.total_rows,
+                config.optimizer.learning_rate,
+                config.optimizer.warmup,
+            ),
+        )
+        if self.sharded:
+            user, alignment = self._even(user), self._even(alignment)
+        terms = guided_step(
+            self.trainee.forward, user, alignment, self.alignment_loss, config.distill_weight, runtime.all_reduce
+        )
+        parameters = list(trainable(self.model).values())
+        if runtime.world > 1 and not self.sharded:
+            reduce_gradients(parameters, runtime.all_reduce)
+        clip_gradients(parameters, config.optimizer.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.rows_done += len(batch)
+        self.tokens_done += tokens + sum(map(len, aligned))
+        return terms
+
+    def _even(self, batches: list[Batch]) -> list[Batch]:
+        """As many micro-batches on every rank, because sharded layers are gathered by all of them at once."""
+        counts = torch.zeros(self.runtime.world, dtype=torch.float64)
+        counts[self.runtime.rank] = len(batches)
+        most = int(self.runtime.all_reduce(counts).max())
+        nothing = Encoded([self.trainee.chat.pad_id], [False], 0)
+        idle = collate([nothing], self.trainee.chat.pad_id, self.runtime.device)
+        return batches + [idle] * (most - len(batches))
+
+    def _report(self, terms: GuidedTerms | None, seconds: float, last: bool = False) -> None:
+        config = self.config
+        due = last or self.step % config.checkpoint_every == 0
+        if not (due or self.step % config.log_every == 0 or self.step == 1):
+            return
+        metrics = {
+            "step": self.step,
+            "progress": self.rows_done / self.total_rows,
+            "rows": self.rows_done,
+            "tokens": self.tokens_done,
+            "step_seconds": seconds,
+        }
+        if terms is not None:
+            metrics |= {"loss": terms.total, "task": terms.task, "distill": terms.distill}
+        if not due:
+            self.runtime.report(metrics)
+            return
+        tensors = gather_state(self.model, self.optimizer)
+        state = {
+            "step": self.step,
+            "rows_done": self.rows_done,
+            "tokens_done": self.tokens_done,
+            "alignment_position": self.aligned.position if self.aligned else 0,
+            "config": config.model_dump(mode="json"),
+        }
+        self.runtime.report(metrics, lambda folder: write_state(folder, self.runtime.rank, tensors, state))
+
+    def _resume(self) -> None:
+        folder = self.runtime.latest_checkpoint()
+        if folder is None:
+            return
+        groups, state = read_state(folder)
+        if state["config"] != self.config.model_dump(mode="json"):
+            raise ReftError(f"{folder} was written by another configuration: choose a new run id or remove it")
+        restore_weights(self.model, groups["weights"])
+        restore_optimizer(self.model, self.optimizer, groups["optimizer"])
+        restore_rng(folder, self.runtime.rank)
+        self.step, self.rows_done = state["step"], state["rows_done"]
+        self.tokens_done = state["tokens_done"]
+        if self.aligned:
+            self.aligned.position = state["alignment_position"]

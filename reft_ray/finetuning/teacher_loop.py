@@ -1,0 +1,287 @@
+"""Stage 1 on one rank: `core.teacher` over labelled prompts, early stopping on other sources, and the artefact."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reft_ray.core.batch import Encoded, micro_batches
+from reft_ray.core.conversation import Example, Label
+from reft_ray.core.errors import ReftError
+from reft_ray.core.optimization import adamw, clip_gradients, learning_rate_at, reduce_gradients, set_learning_rate
+from reft_ray.core.quality import auroc, choose_thresholds, filter_quality, fit_calibration
+from reft_ray.core.refusal import RunningRefusal
+from reft_ray.core.teacher import TeacherTerms, teacher_step
+from reft_ray.finetuning.checkpoint import (
+    gather_state,
+    read_state,
+    restore_optimizer,
+    restore_rng,
+    restore_weights,
+    trainable,
+    whole,
+    write_state,
+)
+from reft_ray.finetuning.config import TeacherConfig
+from reft_ray.finetuning.model import Trainee, load_trainee
+from reft_ray.finetuning.rows import Cycle, share
+from reft_ray.finetuning.runtime import Runtime
+from reft_ray.hf.features import labels_of, prompt_features, scores_by_layer
+from reft_ray.hf.ref_teacher import Manifest, RefTeacher, save_teacher
+
+TEACHER = "teacher"
+HISTOGRAM_BINS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherData:
+    """Labelled prompts to learn from (with answers where there are any), and validation prompts of other sources."""
+
+    train: Sequence[Example]
+    validation: Sequence[Example]
+
+    def __post_init__(self) -> None:
+        for name, rows in (("training", self.train), ("validation", self.validation)):
+            seen = {row.label for row in rows}
+            missing = [label.value for label in Label if label not in seen]
+            if missing:
+                raise ReftError(f"the {name} prompts hold no {' and no '.join(missing)} row: both labels are needed")
+
+
+def train_teacher(runtime: Runtime, config: TeacherConfig, data: TeacherData, out: Path | None) -> RefTeacher | None:
+    """Prepare a Ref-Teacher and, on rank 0, write its artefact to `out`; other ranks return None."""
+    torch.manual_seed(config.seed + runtime.rank)
+    trainee = load_trainee(config, runtime, TEACHER)
+    run = _Run(runtime, config, trainee, data)
+    run.train()
+    if runtime.rank or out is None:
+        return None
+    return run.finish(out, data)
+
+
+def sweep_layers(depth: int, sweep: tuple[float, float]) -> list[int]:
+    """The layers between two shares of the depth, at least one."""
+    low, high = sweep
+    layers = [layer for layer in range(1, depth + 1) if low * depth - 1e-9 <= layer <= high * depth + 1e-9]
+    return layers or [max(1, round(depth * (low + high) / 2))]
+
+
+class _Run:
+    def __init__(self, runtime: Runtime, config: TeacherConfig, trainee: Trainee, data: TeacherData) -> None:
+        self.runtime, self.config, self.trainee = runtime, config, trainee
+        depth = trainee.base.layers
+        self.layers = sweep_layers(depth, config.sweep)
+        self.layer = config.layer or max(1, round(depth / 2))
+        encode = trainee.chat.encode
+        self.rows = [encode(row, i, trainee.max_tokens) for i, row in enumerate(data.train)]
+        self.validation = [encode(row, i, trainee.max_tokens).prompt_only() for i, row in enumerate(data.validation)]
+        self.reference = _sample_per_class(self.rows, config.reference_prompts, config.seed)
+        self.cycles = self._cycles()
+        steps = config.epochs * len(self.rows) / config.batch_rows
+        self.total_steps = max(1, round(steps))
+        self.evaluate_every = config.evaluate_every or max(1, self.total_steps // 10)
+        self.optimizer = adamw(
+            trainee.model.parameters(), config.optimizer.learning_rate, config.optimizer.weight_decay
+        )
+        self.running = RunningRefusal(config.feature_decay)
+        self.step = 0
+        self.best_auroc = -1.0
+        self.best_step = 0
+        self.best: dict[str, Tensor] = {}
+        self.stale = 0
+
+    def _cycles(self) -> dict[str, Cycle]:
+        """Prompts per class for REG (all of them), and answered rows per class for the cross entropy."""
+        cycles = {}
+        for label in Label:
+            of_class = [row for row in self.rows if row.label == label]
+            cycles[f"prompt-{label}"] = Cycle([r.prompt_only() for r in of_class], f"{self.config.seed}/p/{label}")
+            if with_answer := [row for row in of_class if row.trained_tokens]:
+                cycles[f"answer-{label}"] = Cycle(with_answer, f"{self.config.seed}/a/{label}")
+        return cycles
+
+    def train(self) -> None:
+        """Train until the steps are done or the validation prompts stop improving; ends with the best weights."""
+        self._resume()
+        while self.step < self.total_steps and self.stale < self.config.patience:
+            started = time.perf_counter()
+            terms = self._train_once()
+            seconds = time.perf_counter() - started
+            if self.step % self.evaluate_every == 0 or self.step == self.total_steps:
+                self._evaluate()
+            self._report(terms, seconds)
+        if self.best:
+            restore_weights(self.trainee.model, self.best)
+
+    def _next_rows(self) -> list[Encoded]:
+        config = self.config
+        count = config.batch_rows // 2
+        answered = round(count * config.answered_rows)
+        if config.balanced:
+            prompts = [row for label in Label for row in self.cycles[f"prompt-{label}"].take_rows(max(1, count))]
+        else:
+            harmful = sum(row.label == Label.HARMFUL for row in self.rows) / len(self.rows)
+            split = {Label.HARMFUL: harmful, Label.HARMLESS: 1 - harmful}
+            prompts = [
+                row
+                for label in Label
+                for row in self.cycles[f"prompt-{label}"].take_rows(max(1, round(2 * count * split[label])))
+            ]
+        answers = [
+            row
+            for label in Label
+            if answered and f"answer-{label}" in self.cycles
+            for row in self.cycles[f"answer-{label}"].take_rows(answered)
+        ]
+        return prompts + answers
+
+    def _train_once(self) -> TeacherTerms:
+        runtime, config = self.runtime, self.config
+        mine = share(self._next_rows(), runtime.rank, runtime.world)
+        # Prompts and answered rows apart: the former stop at the feature's layer.
+        batches = [
+            batch
+            for group in ([r for r in mine if not r.trained_tokens], [r for r in mine if r.trained_tokens])
+            for batch in micro_batches(group, config.micro_batch_tokens, self.trainee.chat.pad_id, runtime.device)
+        ]
+        progress = (self.step + 0.5) / self.total_steps
+        set_learning_rate(
+            self.optimizer, learning_rate_at(progress, config.optimizer.learning_rate, config.optimizer.warmup)
+        )
+        terms = teacher_step(
+            self.trainee.forward,
+            batches,
+            self.running,
+            self.layer,
+            config.separation_weight,
+            runtime.all_reduce,
+            refresh=self.step % config.refresh_every == 0,
+        )
+        parameters = list(trainable(self.trainee.model).values())
+        if runtime.world > 1:
+            reduce_gradients(parameters, runtime.all_reduce)
+        clip_gradients(parameters, config.optimizer.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return terms
+
+    def _sweep(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Per layer R_l over the reference prompts and the scores of the validation prompts, with present weights."""
+        model, pad_id, device = self.trainee.model, self.trainee.chat.pad_id, self.runtime.device
+        training = model.training
+        model.eval()
+        try:
+            reference = prompt_features(model, self.reference, self.layers, pad_id, device)
+            validation = prompt_features(model, self.validation, self.layers, pad_id, device)
+        finally:
+            model.train(training)
+        return scores_by_layer(reference, labels_of(self.reference), validation)
+
+    def _evaluate(self) -> None:
+        label_B = labels_of(self.validation)
+        found = max(auroc(score_B, label_B) for _, score_B in self._sweep().values())
+        if found > self.best_auroc:
+            self.best_auroc, self.best_step, self.stale = found, self.step, 0
+            self.best = {name: whole(p).clone() for name, p in trainable(self.trainee.model).items()}
+        else:
+            self.stale += 1
+
+    def finish(self, out: Path, data: TeacherData) -> RefTeacher:
+        """Choose the layer by validation AUROC, freeze R_l, set thresholds and calibration, write the artefact."""
+        label_B = labels_of(self.validation)
+        swept = self._sweep()
+        layer = max(swept, key=lambda candidate: auroc(swept[candidate][1], label_B))
+        refusal_D, score_B = swept[layer]
+        thresholds = choose_thresholds(score_B, label_B, self.config.thresholds.targets)
+        base = self.trainee.base
+        manifest = Manifest(
+            base_name=base.name,
+            base_fingerprint=base.fingerprint,
+            template_hash=self.trainee.chat.hash,
+            layer=layer,
+            width=base.width,
+            weights=self.config.weights,
+            thresholds=thresholds,
+            calibration=fit_calibration(score_B, label_B),
+            quality=filter_quality(score_B, label_B, thresholds),
+            per_source=per_source(data.validation, score_B, thresholds.block),
+            histogram=torch.histc(score_B, HISTOGRAM_BINS, -1.0, 1.0).long().tolist(),
+            config={
+                **self.config.model_dump(mode="json"),
+                "steps": self.best_step or self.step,
+                "sweep_auroc": {str(k): auroc(scores, label_B) for k, (_, scores) in swept.items()},
+            },
+        )
+        return save_teacher(out, self.trainee.model, manifest, refusal_D)
+
+    def _report(self, terms: TeacherTerms, seconds: float) -> None:
+        due = self.step % self.config.checkpoint_every == 0
+        if not (due or self.step % self.config.log_every == 0 or self.step in (1, self.total_steps)):
+            return
+        metrics: Mapping[str, object] = {
+            "step": self.step,
+            "progress": self.step / self.total_steps,
+            "step_seconds": seconds,
+            "validation_auroc": self.best_auroc if self.best else None,
+            **asdict(terms),
+        }
+        if not due:
+            self.runtime.report(metrics)
+            return
+        tensors = gather_state(self.trainee.model, self.optimizer)
+        tensors["running"] = self.running.state_dict()
+        if self.best:
+            tensors["best"] = self.best
+        state = {
+            "step": self.step,
+            "best_auroc": self.best_auroc,
+            "best_step": self.best_step,
+            "stale": self.stale,
+            "positions": {name: cycle.position for name, cycle in self.cycles.items()},
+            "config": self.config.model_dump(mode="json"),
+        }
+        self.runtime.report(metrics, lambda folder: write_state(folder, self.runtime.rank, tensors, state))
+
+    def _resume(self) -> None:
+        folder = self.runtime.latest_checkpoint()
+        if folder is None:
+            return
+        groups, state = read_state(folder)
+        if state["config"] != self.config.model_dump(mode="json"):
+            raise ReftError(f"{folder} was written by another configuration: choose a new run id or remove it")
+        restore_weights(self.trainee.model, groups["weights"])
+        restore_optimizer(self.trainee.model, self.optimizer, groups["optimizer"])
+        restore_rng(folder, self.runtime.rank)
+        self.running.load_state_dict({k: v.to(self.runtime.device) for k, v in groups["running"].items()})
+        self.best = groups.get("best", {})
+        self.step, self.stale = state["step"], state["stale"]
+        self.best_auroc, self.best_step = state["best_auroc"], state["best_step"]
+        for name, position in state["positions"].items():
+            self.cycles[name].position = position
+
+
+def _sample_per_class(rows: Sequence[Encoded], count: int, seed: int) -> list[Encoded]:
+    chosen: list[Encoded] = []
+    for label in Label:
+        of_class = [row for row in rows if row.label == label]
+        random.Random(f"{seed}/reference/{label}").shuffle(of_class)  # noqa: S311
+        chosen += of_class[: max(1, count // 2)]
+    return chosen
+
+
+def per_source(rows: Sequence[Example], score_B: Tensor, block: float) -> dict[str, dict[str, float]]:
+    """Rows and share blocked per source and label."""
+    groups: dict[str, list[float]] = {}
+    for row, score in zip(rows, score_B.tolist(), strict=True):
+        groups.setdefault(f"{row.source or 'unnamed'} ({row.label})", []).append(score)
+    return {
+        name: {"rows": len(scores), "blocked": sum(score > block for score in scores) / len(scores)}
+        for name, scores in groups.items()
+    }

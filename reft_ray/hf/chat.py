@@ -1,0 +1,171 @@
+"""Chat template -> tokens: what is learned, and where the prompt ends.
+
+A conversation is rendered once as text; the text is cut at each answer and the pieces are tokenised apart. So the
+prompt's tokens are the same with and without an answer behind them, and the prompt's last token is exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from reft_ray.core.batch import Encoded
+from reft_ray.core.conversation import Conversation, Example, Message
+from reft_ray.core.errors import ReftError
+
+# For base models without a template: the Alpaca layout, which the finetuning literature uses for such models.
+FALLBACK_TEMPLATE = (
+    "{{ bos_token or '' }}{% for m in messages %}"
+    "{% if m['role'] in ('system', 'developer') %}{{ m['content'] }}\n\n"
+    "{% elif m['role'] == 'assistant' %}### Response:\n{{ m['content'] }}{{ eos_token }}\n\n"
+    "{% else %}### Instruction:\n{{ m['content'] }}\n\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}### Response:\n{% endif %}"
+)
+
+
+class ChatFormat:
+    """A tokenizer's chat template, or the stated fallback."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.fallback = not tokenizer.chat_template
+        self.template: str = FALLBACK_TEMPLATE if self.fallback else str(tokenizer.chat_template)
+
+    @property
+    def hash(self) -> str:
+        """Identifies the template: 16 hex digits of its SHA-256."""
+        return hashlib.sha256(self.template.encode()).hexdigest()[:16]
+
+    @property
+    def pad_id(self) -> int:
+        """The id to pad with; padding is masked, so any id will do where the tokenizer names none."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad) if isinstance(pad, int) else 0
+
+    def render(self, messages: Sequence[Message], generation: bool) -> str:
+        """The text of a conversation, with the opening of an answer when `generation`.
+
+        Templates that refuse a system turn (Gemma's) get it in front of the first user turn.
+        """
+        try:
+            return self._apply(messages, generation)
+        except TemplateError as error:
+            merged = _merge_system(messages)
+            if merged == tuple(messages):
+                raise ReftError(f"the chat template refuses this conversation: {error}") from None
+            try:
+                return self._apply(merged, generation)
+            except TemplateError as second:
+                raise ReftError(f"the chat template refuses this conversation: {second}") from None
+
+    def _apply(self, messages: Sequence[Message], generation: bool) -> str:
+        turns: list[dict[str, Any]] = [{"role": turn.role, "content": turn.content} for turn in messages]
+        text = self.tokenizer.apply_chat_template(
+            turns, chat_template=self.template, tokenize=False, add_generation_prompt=generation
+        )
+        return str(text)
+
+    def tokens(self, text: str) -> list[int]:
+        """Ids of rendered text; special tokens written by the template are recognised, none is added."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of the templated prompt, up to the token after which the answer begins."""
+        return self.tokens(self.render(messages, generation=True))
+
+    def encode(self, example: Example, index: int = 0, max_tokens: int | None = None) -> Encoded:
+        """One training row: every trained assistant turn is learned, with the token that ends it.
+
+        `prompt_end` belongs to the last prompt. Raises ReftError when the prompt alone does not leave room for an
+        answer within `max_tokens`; a longer answer is cut.
+        """
+        prompt_text = self.render(example.prompt, generation=True)
+        ids, trained = self._history(example.prompt, prompt_text)
+        prompt_end = len(ids) - 1
+        if not ids:
+            raise ReftError("the chat template renders this prompt to no tokens")
+        if max_tokens is not None and len(ids) + int(example.answered) > max_tokens:
+            raise ReftError(f"the prompt has {len(ids)} tokens, the context holds {max_tokens}: shorten the row")
+        if example.answered:
+            answer = self.tokens(self._answer(example.messages, prompt_text))
+            if answer and example.messages[-1].trained and answer[-1] not in self.stop_ids:
+                answer.append(self.eos_id)
+            ids += answer
+            trained += [example.messages[-1].trained] * len(answer)
+        row = Encoded(ids, trained, prompt_end, example.label, index)
+        if max_tokens is not None and len(row) > max_tokens:
+            row = replace(row, ids=ids[:max_tokens], trained=trained[:max_tokens])
+        return row
+
+    def _answer(self, messages: Conversation, prompt_text: str) -> str:
+        """The text that the template writes behind the prompt for the last answer, up to its end-of-turn token.
+
+        A template may open an answer otherwise than it records one (a thinking block): then the bare answer stands.
+        """
+        full = self.render(messages, generation=False)
+        if not full.startswith(prompt_text):
+            return messages[-1].content.strip() + str(self.tokenizer.eos_token or "")
+        answer = full[len(prompt_text) :]
+        # What follows the end-of-turn token (a newline in many templates) is never generated, so never learned.
+        ends = [answer.rfind(stop) + len(stop) for stop in self._stop_texts() if stop in answer]
+        return answer[: max(ends)] if ends else answer
+
+    def _history(self, prompt: Conversation, prompt_text: str) -> tuple[list[int], list[bool]]:
+        """Ids of the prompt; earlier answers of the dialogue are learned where the template allows to find them."""
+        ids: list[int] = []
+        trained: list[bool] = []
+        done = ""
+        for i, turn in enumerate(prompt):
+            if turn.role != "assistant" or not turn.trained:
+                continue
+            before = self.render(prompt[:i], generation=True)
+            upto = before + self._answer(prompt[: i + 1], before)
+            if not (before.startswith(done) and prompt_text.startswith(upto)):
+                break  # a template that rewrites earlier turns: only what stands in the prompt can be learned
+            context, answer = self.tokens(before[len(done) :]), self.tokens(upto[len(before) :])
+            ids += context + answer
+            trained += [False] * len(context) + [True] * len(answer)
+            done = upto
+        rest = self.tokens(prompt_text[len(done) :])
+        return ids + rest, trained + [False] * len(rest)
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends an answer where the template writes none."""
+        eos = self.tokenizer.eos_token_id
+        if not isinstance(eos, int):
+            raise ReftError("the tokenizer names no end-of-sequence token: answers could not be ended")
+        return eos
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """Tokens that end an answer: the end of sequence and the common end-of-turn tokens of the vocabulary."""
+        ids = {self.tokenizer.convert_tokens_to_ids(text) for text in self._stop_texts()}
+        return {i for i in ids if isinstance(i, int) and i != self.tokenizer.unk_token_id}
+
+    def _stop_texts(self) -> list[str]:
+        known = ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<turn|>"]
+        eos = [str(self.tokenizer.eos_token)] if self.tokenizer.eos_token else []
+        return eos + [token for token in known if token in self.tokenizer.get_added_vocab()]
+
+
+def _merge_system(messages: Sequence[Message]) -> Conversation:
+    """System turns put in front of the next user turn, other roles as user turns."""
+    merged: list[Message] = []
+    pending = ""
+    for turn in messages:
+        if turn.role in ("system", "developer"):
+            pending += turn.content + "\n\n"
+        elif turn.role == "assistant":
+            merged.append(turn)
+        else:
+            merged.append(Message("user", pending + turn.content))
+            pending = ""
+    if pending:
+        merged.append(Message("user", pending.strip()))
+    return tuple(merged)

@@ -1,0 +1,117 @@
+"""Running a Hugging Face model as the method wants it: logits only where they are learned, features at layer l.
+
+Shape suffixes: B rows, T tokens, N trained positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from reft_ray.core.batch import Batch
+from reft_ray.core.errors import ReftError
+from reft_ray.core.forward import Output
+from reft_ray.core.refusal import prompt_feature
+from reft_ray.hf.loading import text_config
+
+
+class _StopForward(Exception):  # noqa: N818 - a jump out of the model, not an error
+    """Carries the control flow out of a model once the wanted layer has run."""
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of decoder layers, wherever the architecture (or PEFT) keeps it. Raises ReftError if none fits."""
+    depth = text_config(_unwrapped(model)).num_hidden_layers
+    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    # Mixture-of-experts models may hold other lists of that length, but below the decoder layers.
+    if not found:
+        raise ReftError(f"cannot find the {depth} decoder layers of {type(model).__name__}")
+    return found[0]
+
+
+def _unwrapped(model: nn.Module) -> PreTrainedModel:
+    bare = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(bare, PreTrainedModel):
+        raise ReftError(f"{type(bare).__name__} is not a Hugging Face model")
+    return bare
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states that a decoder layer returned, [B, T, D]; older architectures return them in a tuple."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+@contextmanager
+def captured_layer(model: nn.Module, layer: int, stop: bool) -> Iterator[list[Tensor]]:
+    """Collect the output of decoder layer `layer` (1-based: `hidden_states[layer]`); optionally run no further.
+
+    Raises ReftError for a layer that the model lacks.
+    """
+    layers = decoder_layers(model)
+    if not 1 <= layer <= len(layers):
+        raise ReftError(f"layer {layer} does not exist: the model has layers 1 to {len(layers)}")
+    captured: list[Tensor] = []
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        captured.append(hidden_of(output))
+        if stop:
+            raise _StopForward
+
+    handle = layers[layer - 1].register_forward_hook(hook)
+    try:
+        yield captured
+    except _StopForward:
+        pass
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _logits_only_at(model: nn.Module, where_BT: Tensor) -> Iterator[None]:
+    """Let the LM head see the chosen positions only: [1, N, D] instead of [B, T, D].
+
+    Vocabulary logits dominate memory; whatever an architecture does behind its head (scaling, soft capping) is
+    elementwise and stays as it is.
+    """
+    head = _unwrapped(model).get_output_embeddings()
+    if head is None:
+        raise ReftError(f"{type(model).__name__} has no LM head")
+
+    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][where_BT].unsqueeze(0), *args[1:])
+
+    handle = head.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class ModelForward:
+    """`core.forward.Forward` for any Hugging Face causal LM, bare or wrapped by PEFT."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, batch: Batch, *, logits: bool = True, layer: int | None = None) -> Output:
+        """Logits [N, V] at the trained positions, feature [B, D] at the prompt's end after decoder layer `layer`."""
+        if layer is None:
+            return Output(logits_NV=self._logits(batch))
+        with captured_layer(self.model, layer, stop=not logits) as captured:
+            logits_NV = self._logits(batch) if logits else self._run(batch)
+        feature_BD = prompt_feature(captured[0], batch.prompt_end_B)
+        return Output(logits_NV if logits else None, feature_BD)
+
+    def _logits(self, batch: Batch) -> Tensor:
+        with _logits_only_at(self.model, batch.trained_BT):
+            logits: Tensor = self._run(batch).logits
+        return logits[0]
+
+    def _run(self, batch: Batch) -> Any:
+        return self.model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT, use_cache=False)

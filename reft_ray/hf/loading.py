@@ -1,0 +1,155 @@
+"""Base models and tokenizers from local paths or hub ids; safetensors only, no remote code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import logging as transformers_logging
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from reft_ray.core.errors import ReftError
+
+# One line per error and nothing else is what a user reads; the weights of a shard need no bar of their own.
+transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
+
+# Fields of config.json that name the software or the training run, not the function that the weights compute.
+_INCIDENTAL = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures"}
+_SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model with its tokenizer. `fingerprint` identifies the weights, not the path."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return int(text_config(self.model).num_hidden_layers)
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden features."""
+        return int(text_config(self.model).hidden_size)
+
+    @property
+    def context(self) -> int:
+        """The longest input in tokens."""
+        return int(getattr(text_config(self.model), "max_position_embeddings", None) or 2**31)
+
+
+def text_config(model: PreTrainedModel) -> Any:
+    """The configuration of the language model, also inside a multimodal one."""
+    return model.config.get_text_config()
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model. Raises ReftError when there is none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ReftError(f"no tokenizer in {name}: {first_line(error)}") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(
+    name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", attention: str | None = None
+) -> Base:
+    """Load a causal language model and its tokenizer.
+
+    Raises ReftError, in one line, for a missing path, a model that is no causal LM, or weights that are not
+    safetensors.
+    """
+    config = _config(name)
+    if config.get_text_config().model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ReftError(f"{name} is a {config.model_type} model, not a causal language model")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **({"attn_implementation": attention} if attention else {}),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ReftError(
+            f"cannot load {name} as a causal language model from safetensors: {first_line(error)}"
+        ) from None
+    model.to(torch.device(device)).eval()  # type: ignore[arg-type]
+    model.requires_grad_(False)
+    return Base(name, model, load_tokenizer(name), fingerprint(name))
+
+
+def _config(name: str) -> Any:
+    path = Path(name)
+    if (path.is_absolute() or name.startswith(".")) and not path.is_dir():
+        raise ReftError(f"no base model at {name}: the directory does not exist")
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ReftError(f"no base model at {name}: {first_line(error)}") from None
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line: what a user can read of a library's message."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def fingerprint(name: str) -> str:
+    """An identity of weights and architecture: SHA-256 over the configuration and a sample of every tensor.
+
+    The first 4 KiB of each tensor tell two training states apart, at a cost that does not grow with the model's
+    size; it is a guard against mistakes, not against forgery.
+    """
+    digest = hashlib.sha256()
+    config = {k: v for k, v in _config(name).to_dict().items() if k not in _INCIDENTAL}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for file in _weight_files(name):
+        with safe_open(file, framework="pt") as tensors:
+            for key in sorted(tensors.keys()):
+                view = tensors.get_slice(key)
+                shape = view.get_shape()
+                digest.update(f"{key}{shape}{view.get_dtype()}".encode())
+                digest.update(_sample(view, shape))
+    return digest.hexdigest()[:16]
+
+
+def _sample(view: Any, shape: list[int]) -> bytes:
+    if not shape:
+        return bytes(view[...].reshape(1).view(torch.uint8).numpy())
+    rows = max(1, _SAMPLE_BYTES // max(1, 4 * _product(shape[1:])))
+    head = view[:rows].contiguous().reshape(-1).view(torch.uint8)
+    return bytes(head[:_SAMPLE_BYTES].numpy())
+
+
+def _product(values: list[int]) -> int:
+    result = 1
+    for value in values:
+        result *= value
+    return result
+
+
+def _weight_files(name: str) -> list[Path]:
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(name, local_files_only=True))
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ReftError(f"no safetensors weights in {folder}: pickle files are not read; convert them first")
+    return files

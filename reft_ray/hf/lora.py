@@ -1,0 +1,129 @@
+"""Adapters on one shared base: attach, switch, merge, save.
+
+Teacher and student of a job are two adapters on the same weights, so a job never holds two copies of the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from reft_ray.core.errors import ReftError
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """Low-rank adapters on every linear layer of the decoder; `scale` is alpha / rank."""
+
+    rank: int = 16
+    scale: float = 2.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0.0 <= self.dropout < 1.0:
+            raise ReftError(f"LoRA needs rank >= 1 and dropout in [0, 1), got rank={self.rank}, dropout={self.dropout}")
+
+
+def attach(model: nn.Module, name: str, settings: LoraSettings, seed: int = 0) -> PeftModel:
+    """Add a fresh trainable adapter and make it the active one; the same seed gives the same adapter."""
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.rank * settings.scale,  # type: ignore[arg-type]
+        lora_dropout=settings.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+            wrapped = model
+        else:
+            assert isinstance(model, PreTrainedModel)
+            wrapped = get_peft_model(model, config, adapter_name=name)
+    return activate(wrapped, name, trainable=True)
+
+
+def attach_saved(model: nn.Module, name: str, folder: Path, trainable: bool = False) -> PeftModel:
+    """Add an adapter from its directory. Raises ReftError when there is none, or none in safetensors."""
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ReftError(f"no adapter in {folder}: {ADAPTER_WEIGHTS} is missing")
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
+        wrapped = model
+    else:
+        wrapped = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=trainable)
+    return activate(wrapped, name, trainable)
+
+
+def activate(model: PeftModel, name: str, trainable: bool) -> PeftModel:
+    """Let one adapter act; only a trainable one keeps gradients."""
+    model.set_adapter(name)
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable and f".{name}." in key)
+    return model
+
+
+@contextmanager
+def acting(model: PeftModel, name: str) -> Iterator[None]:
+    """Let another adapter act for a while, in evaluation mode and without changing who is trained.
+
+    PEFT's own switch touches `requires_grad`, so it is put back as it was.
+    """
+    before = model.active_adapter
+    training = model.training
+    wanted = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
+    model.set_adapter(name)
+    model.eval()
+    try:
+        yield
+    finally:
+        model.set_adapter(before)
+        model.train(training)
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad_(wanted[key])
+
+
+def merge(model: PeftModel) -> PreTrainedModel:
+    """Fold the active adapter into the base weights and return the bare model."""
+    merged: PreTrainedModel = model.merge_and_unload()
+    return merged.requires_grad_(False).eval()
+
+
+def adapter_state(model: PeftModel, name: str) -> dict[str, Tensor]:
+    """One adapter's tensors, on the CPU."""
+    state = get_peft_model_state_dict(model, adapter_name=name)
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+
+
+def load_adapter_state(model: PeftModel, name: str, state: dict[str, Tensor]) -> None:
+    """Put tensors back into an attached adapter."""
+    set_peft_model_state_dict(model, state, adapter_name=name)
+
+
+def save_adapter(model: PeftModel, name: str, folder: Path, base_name: str) -> None:
+    """Write one adapter as a PEFT directory that plain `peft` loads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(adapter_state(model, name), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = model.peft_config[name]
+    config.base_model_name_or_path = base_name
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """An adapter directory's tensors."""
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ReftError(f"no adapter in {folder}: {ADAPTER_WEIGHTS} is missing")
+    return load_file(folder / ADAPTER_WEIGHTS)

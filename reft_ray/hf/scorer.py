@@ -1,0 +1,176 @@
+"""The verdict as cheap as the mathematics allows: layers 1..l, no LM head, adapter merged, prefix computed once.
+
+Shape suffixes: B windows, T tokens, P tokens of the constant prefix, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from reft_ray.core.batch import token_batches
+from reft_ray.core.conversation import chat
+from reft_ray.core.refusal import prompt_feature, refusal_score
+from reft_ray.core.scoring import TextScore
+from reft_ray.core.verdict import Calibration, Thresholds
+from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.forward import captured_layer, decoder_layers
+from reft_ray.hf.loading import text_config
+
+# Probes whose renderings share nothing but the template: what all of them begin with is constant.
+_PROBES = ("a", "Z", "1", "\n", " x", "'", "é", "<", "中")
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    text: int
+    ids: list[int]
+
+
+class TeacherScorer:
+    """`core.scoring.Scorer` over a model whose teacher adapter is already merged; the model is cut to `layer` layers.
+
+    Texts longer than `window_tokens` are scored in windows that overlap by a quarter; the highest score wins.
+    `max_windows` bounds the work on one text; what lies behind is reported as truncated.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        chat_format: ChatFormat,
+        refusal_D: Tensor,
+        layer: int,
+        teacher_id: str,
+        thresholds: Thresholds,
+        calibration: Calibration,
+        window_tokens: int = 512,
+        batch_tokens: int = 4096,
+        max_windows: int = 512,
+    ) -> None:
+        self.model = cut_to_layer(model, layer).eval().requires_grad_(False)
+        self.chat = chat_format
+        self.layer = layer
+        self.refusal_D = refusal_D.to(model.device)
+        self.teacher_id = teacher_id
+        self.thresholds = thresholds
+        self.calibration = calibration
+        self.window_tokens = min(window_tokens, int(text_config(model).max_position_embeddings or window_tokens))
+        self.batch_tokens = batch_tokens
+        self.max_windows = max_windows
+        self.tokens_run = 0
+        self.tokens_padded = 0
+        prompts = [chat_format.prompt(chat(probe)) for probe in _PROBES]
+        self._prefix = _common_prefix(prompts)
+        self._suffix = _common_prefix([p[::-1] for p in prompts])[::-1]
+        self._cache_P = self._run_prefix() if self._prefix else None
+
+    def score(self, texts: Sequence[str]) -> list[TextScore]:
+        """One TextScore per text, in order; equal to a plain forward whatever else is in the call."""
+        windows: list[_Window] = []
+        truncated = [False] * len(texts)
+        for index, ids in enumerate(self.prompt_ids(texts)):
+            pieces, truncated[index] = self._windows(ids)
+            windows += [_Window(index, piece) for piece in pieces]
+        best = [-1.0] * len(texts)
+        count = [0] * len(texts)
+        for window, value in zip(windows, self._scores([w.ids for w in windows]), strict=True):
+            best[window.text] = max(best[window.text], value)
+            count[window.text] += 1
+        return [TextScore(*item) for item in zip(best, count, truncated, strict=True)]
+
+    def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of each text as a templated user prompt."""
+        rendered = [self.chat.render(chat(text), generation=True) for text in texts]
+        return list(self.chat.tokenizer(rendered, add_special_tokens=False)["input_ids"]) if rendered else []
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Templated prompt tokens per text, for whoever builds batches by budget."""
+        return [len(ids) for ids in self.prompt_ids(texts)]
+
+    def _windows(self, ids: list[int]) -> tuple[list[list[int]], bool]:
+        if len(ids) <= self.window_tokens:
+            return [ids], False
+        head, tail = self._prefix, self._suffix
+        body = ids[len(head) : len(ids) - len(tail)]
+        room = max(1, self.window_tokens - len(head) - len(tail))
+        step = max(1, room - room // 4)
+        starts = list(range(0, max(1, len(body) - room + step), step))
+        pieces = [head + body[s : s + room] + tail for s in starts[: self.max_windows]]
+        return pieces, len(starts) > self.max_windows
+
+    def _scores(self, rows: list[list[int]]) -> list[float]:
+        scores = [0.0] * len(rows)
+        cached = [self._cache_P is not None and row[: len(self._prefix)] == self._prefix for row in rows]
+        for use_cache in (True, False):
+            chosen = [i for i in range(len(rows)) if cached[i] == use_cache]
+            skip = len(self._prefix) if use_cache else 0
+            lengths = [len(rows[i]) - skip for i in chosen]
+            for indices in token_batches(lengths, self.batch_tokens, max_padding=0.1):
+                picked = [chosen[i] for i in indices]
+                values = self._forward([rows[i][skip:] for i in picked], use_cache)
+                for index, value in zip(picked, values.tolist(), strict=True):
+                    scores[index] = value
+        return scores
+
+    @torch.inference_mode()
+    def _forward(self, rows: list[list[int]], use_cache: bool) -> Tensor:
+        width = max(map(len, rows))
+        past = len(self._prefix) if use_cache else 0
+        device = self.refusal_D.device
+        ids_BT = torch.tensor([row + [self.chat.pad_id] * (width - len(row)) for row in rows], device=device)
+        end_B = torch.tensor([len(row) - 1 for row in rows], device=device)
+        uniform = all(len(row) == width for row in rows)
+        mask_BT = None
+        if not uniform:
+            mask_BT = (torch.arange(past + width, device=device)[None, :] <= (end_B + past)[:, None]).long()
+        self.tokens_run += sum(map(len, rows))
+        self.tokens_padded += ids_BT.numel()
+        cache = self._expanded_cache(len(rows)) if use_cache else None
+        with captured_layer(self.model, self.layer, stop=True) as captured:
+            self.model(input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=use_cache)
+        return refusal_score(prompt_feature(captured[0], end_B), self.refusal_D)
+
+    @torch.inference_mode()
+    def _run_prefix(self) -> list[tuple[Tensor, Tensor]]:
+        ids_BT = torch.tensor([self._prefix], device=self.refusal_D.device)
+        cache = DynamicCache(config=self.model.config)
+        with captured_layer(self.model, self.layer, stop=True):
+            self.model(input_ids=ids_BT, past_key_values=cache, use_cache=True)
+        return [(layer.keys, layer.values) for layer in cache.layers[: self.layer]]  # type: ignore[union-attr,misc]
+
+    def _expanded_cache(self, rows: int) -> DynamicCache:
+        assert self._cache_P is not None
+        cache = DynamicCache(config=self.model.config)
+        for index, (keys, values) in enumerate(self._cache_P):
+            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
+        return cache
+
+    @property
+    def padding_share(self) -> float:
+        """Share of all computed tokens that were padding."""
+        return 1.0 - self.tokens_run / self.tokens_padded if self.tokens_padded else 0.0
+
+
+def cut_to_layer(model: PreTrainedModel, layer: int) -> PreTrainedModel:
+    """Free the layers above `layer` and the LM head: a verdict never runs them. The model is changed in place."""
+    layers = decoder_layers(model)
+    del layers[layer:]
+    text_config(model).num_hidden_layers = layer
+    types = getattr(text_config(model), "layer_types", None)
+    if types is not None:
+        text_config(model).layer_types = types[:layer]
+    return model.base_model  # type: ignore[return-value]
+
+
+def _common_prefix(rows: list[list[int]]) -> list[int]:
+    shared = 0
+    for column in zip(*rows, strict=False):
+        if len(set(column)) > 1:
+            break
+        shared += 1
+    # At least the last token must be left to run: it carries the feature.
+    return rows[0][: min(shared, min(map(len, rows)) - 1)]

@@ -1,0 +1,102 @@
+"""A teacher's soft labels on an alignment set as a file: computed once per teacher and set, memory-mapped afterwards.
+
+Layout (safetensors): `ids` [M, K] int32, `logprobs` [M, K] float32, `tail` [M] float32 over all M trained positions,
+and `offsets` [rows + 1] int64; the metadata names teacher, alignment set, temperature and K.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reft_ray.core.batch import Encoded, collate, token_batches
+from reft_ray.core.errors import ReftError
+from reft_ray.core.forward import Forward
+from reft_ray.core.targets import SoftTargets, soften
+
+
+def alignment_key(rows: Sequence[Encoded], teacher_id: str, temperature: float, k: int) -> dict[str, str]:
+    """What the labels depend on; two runs with the same key share one file."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row.ids, row.trained]).encode())
+    return {"teacher": teacher_id, "rows": digest.hexdigest()[:24], "temperature": str(temperature), "k": str(k)}
+
+
+def key_name(key: dict[str, str]) -> str:
+    """The file name of a key."""
+    return "targets-" + hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16] + ".safetensors"
+
+
+@torch.no_grad()
+def write_soft_targets(
+    path: Path,
+    teacher: Forward,
+    rows: Sequence[Encoded],
+    key: dict[str, str],
+    pad_id: int,
+    max_tokens: int = 8192,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Run the teacher once over the alignment rows; write under a temporary name, then rename."""
+    k, temperature = int(key["k"]), float(key["temperature"])
+    lengths = torch.tensor([row.trained_tokens for row in rows])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+    total = int(offsets[-1])
+    stored: dict[str, Tensor] = {}
+    for indices in token_batches([len(row) for row in rows], max_tokens):
+        logits_NV = teacher(collate([rows[i] for i in indices], pad_id, device)).logits_NV
+        assert logits_NV is not None
+        soft = soften(logits_NV, k, temperature).to("cpu")
+        if not stored:
+            kept = soft.ids_NK.shape[1]
+            stored = {
+                "ids": torch.empty(total, kept, dtype=torch.int32),
+                "logprobs": torch.empty(total, kept),
+                "tail": torch.empty(total),
+            }
+        at = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in indices])
+        stored["ids"][at], stored["logprobs"][at], stored["tail"][at] = soft.ids_NK, soft.logprobs_NK, soft.tail_N
+    if not stored:
+        raise ReftError("the alignment set has no row with an answer: there is nothing to distil")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as scratch:
+        file = Path(scratch) / path.name
+        save_file({**stored, "offsets": offsets}, file, metadata=key)
+        file.rename(path)
+
+
+class StoredTargets:
+    """`core.targets.TargetSource` over a file; only the rows asked for are read."""
+
+    def __init__(self, path: Path, key: dict[str, str]) -> None:
+        if not path.is_file():
+            raise ReftError(f"no soft targets at {path}")
+        self._file: Any = safe_open(path, framework="pt").__enter__()
+        found = dict(self._file.metadata() or {})
+        wrong = [f"{name}={found.get(name)}, not {value}" for name, value in key.items() if found.get(name) != value]
+        if wrong:
+            raise ReftError(f"{path} holds other soft targets: {', '.join(wrong)}; delete it to compute them again")
+        self._offsets: list[int] = self._file.get_tensor("offsets").tolist()
+        self._slices = {name: self._file.get_slice(name) for name in ("ids", "logprobs", "tail")}
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def rows(self, indices: Sequence[int]) -> SoftTargets:
+        """The targets of these alignment rows, one after the other."""
+        spans = [(self._offsets[i], self._offsets[i + 1]) for i in indices]
+
+        def gather(name: str) -> Tensor:
+            return torch.cat([self._slices[name][a:b] for a, b in spans])
+
+        return SoftTargets(gather("ids"), gather("logprobs"), gather("tail"))
