@@ -60,8 +60,9 @@ class Query:
         A series that is born at 5 has no increase, so series younger than the window count with their value.
         """
         now = self._counted(metric, **labels)
-        grown = f"(sum(increase({now}[{self.window}])) or vector(0))"
-        return f"{grown} + (sum({now} unless {now} offset {self.window}) or vector(0))"
+        before = f"{now} offset {self.window}"
+        grown = f"(sum(increase({now}[{self.window}]) and {before}) or vector(0))"
+        return f"{grown} + (sum({now} unless {before}) or vector(0))"
 
     def quantile(self, q: float, metric: Metric, *by: str, **labels: str) -> str:
         """A quantile of a histogram over the window."""

@@ -1,0 +1,266 @@
+"""Alerts: what wakes a person, what opens a ticket, and the runbook of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from reft_ray.telemetry import catalog as c
+from reft_ray.telemetry.promql import Query
+from reft_ray.telemetry.records import AVAILABILITY, BLOCK_RATIO, FRESHNESS, LATENCY, Slo
+
+
+class Severity(StrEnum):
+    """`page` wakes a person, `ticket` waits for the morning, `info` is for the record."""
+
+    PAGE = "page"
+    TICKET = "ticket"
+    INFO = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """`signal` compared with a bound, e.g. `> 0.25`; the signal has a value while all is well."""
+
+    signal: str
+    bound: str
+
+    @property
+    def expr(self) -> str:
+        """The condition as PromQL, empty while it does not hold."""
+        return f"({self.signal}) {self.bound}"
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """All conditions together, for `hold`. The runbook is `docs/runbooks/NAME.md`.
+
+    `absent` alerts fire on what is missing: their signals have no value while all is well. `window` tells alerts of
+    one name apart.
+    """
+
+    name: str
+    severity: Severity
+    summary: str
+    conditions: tuple[Condition, ...]
+    hold: str = "0s"
+    absent: bool = False
+    window: str = ""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels that the alert adds to those of its first condition."""
+        return {"severity": self.severity.value} | ({"window": self.window} if self.window else {})
+
+    @property
+    def expr(self) -> str:
+        """The alert's PromQL; every condition after the first is a gate without labels of its own."""
+        first, *gates = (condition.expr for condition in self.conditions)
+        return " and on () ".join((first, *gates))
+
+
+_HOUR, _DAY, _MINUTES = Query("1h"), Query("1d"), Query("10m")
+
+
+def _burn(slo: Slo, name: str) -> Iterator[Alert]:
+    """Two speeds: a page when 2 % of the 30-day budget goes in an hour or 5 % in six, a ticket for 10 % in 1 to 3 days.
+
+    Each looks at a long window, so that blips do not fire, and at a short one, so that it ends soon after the trouble.
+    """
+    for severity, factor, long, short, hold in (
+        (Severity.PAGE, 14.4, "1h", "5m", "2m"),
+        (Severity.PAGE, 6.0, "6h", "30m", "15m"),
+        (Severity.TICKET, 3.0, "1d", "2h", "1h"),
+        (Severity.TICKET, 1.0, "3d", "6h", "3h"),
+    ):
+        bound = f"> {factor * slo.budget:.4g}"
+        yield Alert(
+            name,
+            severity,
+            f"{slo.title}: the error budget burns {factor:g} times too fast over {long}",
+            (Condition(slo.record(long).name, bound), Condition(slo.record(short).name, bound)),
+            hold,
+            window=long,
+        )
+
+
+_OBJECTIVES = (
+    *_burn(AVAILABILITY, "ReftModerationAvailabilityBurn"),
+    *_burn(LATENCY, "ReftModerationLatencyBurn"),
+    *_burn(FRESHNESS, "ReftScreeningFreshnessBurn"),
+)
+
+_INVARIANTS = (
+    Alert(
+        "ReftUnscreenedRows",
+        Severity.PAGE,
+        "User rows reached training without a verdict",
+        (Condition(_HOUR.seen(c.UNSCREENED_ROWS), "> 0"),),
+    ),
+    Alert(
+        "ReftUnaccountedRows",
+        Severity.PAGE,
+        "Rows went in and did not come out",
+        (Condition(_HOUR.seen(c.UNACCOUNTED_ROWS), "> 0"),),
+    ),
+    Alert(
+        "ReftAuditChainBroken",
+        Severity.PAGE,
+        "The audit log was changed or lost entries",
+        (Condition(_HOUR.gauge(c.AUDIT_BREAKS), "> 0"),),
+    ),
+)
+
+_FILTER = (
+    Alert(
+        "ReftNoTeacher",
+        Severity.PAGE,
+        "No teacher answers: moderation fails closed and screening stands still",
+        (Condition(f"absent({_HOUR.series(c.TEACHER_INFO)})", "> 0"),),
+        "5m",
+        absent=True,
+    ),
+    Alert(
+        "ReftCanaryRecallLow",
+        Severity.PAGE,
+        "Teacher {{ $labels.teacher }} allows sealed harmful prompts",
+        (Condition(_HOUR.gauge(c.FILTER_CANARY_RECALL, "teacher", how="min"), "< 0.95"),),
+        "5m",
+    ),
+    Alert(
+        "ReftCanaryFalsePositives",
+        Severity.TICKET,
+        "Teacher {{ $labels.teacher }} does not allow sealed harmless prompts",
+        (Condition(_HOUR.gauge(c.FILTER_CANARY_FALSE_POSITIVES, "teacher"), "> 0.05"),),
+        "15m",
+    ),
+    Alert(
+        "ReftRejectRatioJump",
+        Severity.TICKET,
+        "The share of blocked rows is three times its mean of 7 days",
+        (
+            Condition(f"{BLOCK_RATIO.name} / avg_over_time({BLOCK_RATIO.name}[7d])", "> 3"),
+            Condition(BLOCK_RATIO.name, "> 0.02"),
+            Condition(_HOUR.increase(c.FILTER_ROWS), "> 100"),
+        ),
+        "15m",
+    ),
+    Alert(
+        "ReftScoreDrift",
+        Severity.TICKET,
+        "Scores of stream {{ $labels.stream }} left the calibration of teacher {{ $labels.teacher }}",
+        (Condition(_HOUR.gauge(c.FILTER_SCORE_PSI, "stream", "teacher"), "> 0.25"),),
+        "30m",
+    ),
+    Alert(
+        "ReftTeachersDiffer",
+        Severity.TICKET,
+        "More than one teacher or threshold answers in application {{ $labels.application }}",
+        (
+            Condition(
+                "count by (application) ("
+                + _HOUR.gauge(c.TEACHER_INFO, "application", "teacher", "layer", "review_threshold", "block_threshold")
+                + ")",
+                "> 1",
+            ),
+        ),
+        "30m",
+    ),
+    Alert(
+        "ReftFilterSheds",
+        Severity.TICKET,
+        "More than 5 % of filter requests are refused to protect the service",
+        (
+            Condition(
+                _MINUTES.ratio(
+                    _MINUTES.rate(c.FILTER_SHED),
+                    f"({_MINUTES.rate(c.FILTER_REQUEST_SECONDS)} + ({_MINUTES.rate(c.FILTER_SHED)} or vector(0)))",
+                ),
+                "> 0.05",
+            ),
+        ),
+        "10m",
+    ),
+)
+
+_REVIEW = (
+    Alert(
+        "ReftQuarantineOld",
+        Severity.TICKET,
+        "A quarantined row has waited more than three days for a person",
+        (Condition(_HOUR.gauge(c.REVIEW_OLDEST), "> 259200"),),
+        "10m",
+    ),
+    Alert(
+        "ReftOverturnRateHigh",
+        Severity.TICKET,
+        "People approve more than a fifth of the rows that the filter held",
+        (
+            Condition(_DAY.share(c.REVIEW_DECISIONS, outcome="approved"), "> 0.2"),
+            Condition(_DAY.increase(c.REVIEW_DECISIONS), "> 20"),
+        ),
+        "1h",
+    ),
+)
+
+_JOBS = (
+    Alert(
+        "ReftJobsStuck",
+        Severity.TICKET,
+        "Jobs wait and none runs",
+        (
+            Condition(_HOUR.gauge(c.JOBS, status="queued"), "> 0"),
+            Condition(f"{_HOUR.gauge(c.JOBS, status='running')} or vector(0)", "== 0"),
+        ),
+        "30m",
+    ),
+    Alert(
+        "ReftTrainingRestarts",
+        Severity.TICKET,
+        "Training lost a worker more than three times in an hour",
+        (Condition(_HOUR.seen(c.TRAIN_RESTARTS), "> 3"),),
+    ),
+    Alert(
+        "ReftStudentHarmful",
+        Severity.TICKET,
+        "A finetuned model answers more than 5 % of the harmful prompts of suite {{ $labels.suite }}",
+        (Condition(_HOUR.gauge(c.SAFETY_EVAL, "suite", measure="harmful_score", model="student"), "> 0.05"),),
+        "5m",
+    ),
+    Alert(
+        "ReftGateErrors",
+        Severity.TICKET,
+        "The release gate failed to decide on a model",
+        (Condition(_HOUR.seen(c.GATE_RESULTS, result="error"), "> 0"),),
+    ),
+    Alert(
+        "ReftGateWithholdsMany",
+        Severity.TICKET,
+        "The release gate withheld more than half of the day's models",
+        (
+            Condition(_DAY.share(c.GATE_RESULTS, result="withheld"), "> 0.5"),
+            Condition(_DAY.increase(c.GATE_RESULTS), "> 3"),
+        ),
+        "15m",
+    ),
+)
+
+_CLUSTER = (
+    Alert(
+        "ReftReplicaUnhealthy",
+        Severity.TICKET,
+        "Deployment {{ $labels.deployment }} has a replica that fails its health check",
+        (Condition("min by (application, deployment) (ray_serve_deployment_replica_healthy)", "< 1"),),
+        "5m",
+    ),
+    Alert(
+        "ReftTargetDown",
+        Severity.TICKET,
+        "{{ $labels.job }} cannot be scraped",
+        (Condition("min by (job) (up)", "< 1"),),
+        "10m",
+    ),
+)
+
+ALERTS: tuple[Alert, ...] = (*_OBJECTIVES, *_INVARIANTS, *_FILTER, *_REVIEW, *_JOBS, *_CLUSTER)

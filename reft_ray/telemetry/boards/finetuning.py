@@ -1,0 +1,124 @@
+"""The Finetuning dashboard: jobs, and what happens inside training."""
+
+from __future__ import annotations
+
+from reft_ray.telemetry import catalog as c
+from reft_ray.telemetry.panel import DASHBOARD as Q
+from reft_ray.telemetry.panel import LAST_DAY, ZERO, Board, Chart, Level, Line, Panel, Section, Shown
+
+_JOBS = Section(
+    "Jobs",
+    (
+        Panel(
+            "Unscreened rows in training, last day",
+            "User rows that reached training without a verdict. Anything but 0 is a defect and pages someone.",
+            Shown.NUMBER,
+            (Line(LAST_DAY.seen(c.UNSCREENED_ROWS)),),
+            ZERO,
+            Chart.STAT,
+            "ReftUnscreenedRows",
+        ),
+        Panel(
+            "Jobs running",
+            "Jobs that train now.",
+            Shown.NUMBER,
+            (Line(Q.gauge(c.JOBS, status="running")),),
+            chart=Chart.STAT,
+        ),
+        Panel(
+            "Jobs waiting",
+            "Jobs that are queued; waiting while nothing runs means that the scheduler or the cluster is stuck.",
+            Shown.NUMBER,
+            (Line(Q.gauge(c.JOBS, status="queued")),),
+            Level(10, 50),
+            Chart.STAT,
+            "ReftJobsStuck",
+        ),
+        Panel(
+            "Jobs by status",
+            "All finetuning jobs in the store, by status.",
+            Shown.NUMBER,
+            (Line(f"sum by (status) ({Q.gauge(c.JOBS, 'status', 'project')})", "{{status}}"),),
+        ),
+        Panel(
+            "Transitions, last day",
+            "Changes of status; anything from `running` to `queued` is a restart.",
+            Shown.NUMBER,
+            (
+                Line(
+                    LAST_DAY.increase(c.JOB_TRANSITIONS, "from_status", "to_status"), "{{from_status}} to {{to_status}}"
+                ),
+            ),
+        ),
+        Panel(
+            "Failures by code, last day",
+            "Why jobs failed; `unsafe_training_data` is the filter at work.",
+            Shown.NUMBER,
+            (Line(LAST_DAY.increase(c.JOB_FAILURES, "code"), "{{code}}"),),
+            Level(5, 20),
+        ),
+        Panel(
+            "Waiting and whole time",
+            "95th percentile of the time in the queue, and from creation to the end by status.",
+            Shown.SECONDS,
+            (
+                Line(Q.quantile(0.95, c.JOB_QUEUE_SECONDS), "queued"),
+                Line(Q.quantile(0.95, c.JOB_SECONDS, "status"), "{{status}}"),
+            ),
+            Level(14_400, 43_200),
+            runbook="ReftJobsStuck",
+        ),
+    ),
+)
+
+_TRAINING = Section(
+    "Training",
+    (
+        Panel(
+            "Tokens",
+            "Tokens per second trained on, user and alignment rows apart.",
+            Shown.OPERATIONS_PER_SECOND,
+            (Line(Q.rate(c.TRAIN_TOKENS, "stage", "rows"), "{{stage}} {{rows}}"),),
+        ),
+        Panel(
+            "Rows",
+            "Rows per second trained on; guided finetuning needs both kinds.",
+            Shown.ROWS_PER_SECOND,
+            (Line(Q.rate(c.TRAIN_ROWS, "stage", "rows"), "{{stage}} {{rows}}"),),
+        ),
+        Panel(
+            "Loss terms",
+            "Mean over running jobs of the last step's loss terms.",
+            Shown.NUMBER,
+            (Line(Q.gauge(c.TRAIN_LOSS, "stage", "term", how="avg"), "{{stage}} {{term}}"),),
+            Level(5, 10),
+        ),
+        Panel(
+            "KL from teacher to student",
+            "In nats per alignment token; rising over a job means that the student leaves the teacher.",
+            Shown.NUMBER,
+            (Line(Q.gauge(c.TRAIN_KL), "worst job"),),
+            Level(0.5, 1),
+            runbook="ReftStudentHarmful",
+        ),
+        Panel(
+            "Step time",
+            "Median and 95th percentile of one optimizer step.",
+            Shown.SECONDS,
+            tuple(
+                Line(Q.quantile(q, c.TRAIN_STEP_SECONDS, "stage"), f"p{q * 100:.0f} {{{{stage}}}}") for q in (0.5, 0.95)
+            ),
+            Level(10, 30),
+        ),
+        Panel(
+            "Worker restarts, last day",
+            "Times that training went on after losing a worker.",
+            Shown.NUMBER,
+            (Line(LAST_DAY.increase(c.TRAIN_RESTARTS, "stage"), "{{stage}}"),),
+            Level(1, 3),
+            runbook="ReftTrainingRestarts",
+        ),
+    ),
+)
+
+BOARD = Board("finetuning", "Finetuning", "Finetuning jobs and what happens inside training.", (_JOBS, _TRAINING))

@@ -1,0 +1,239 @@
+"""Grafana dashboards (Grafana >= 10), generated from the boards: importable without edits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from reft_ray.telemetry import catalog
+from reft_ray.telemetry.boards import filter as filter_board
+from reft_ray.telemetry.boards import finetuning, safety, screening, service
+from reft_ray.telemetry.metric import APPLICATION, Metric
+from reft_ray.telemetry.panel import Board, Chart, Level, Panel
+from reft_ray.telemetry.promql import names
+
+BOARDS: tuple[Board, ...] = (
+    filter_board.BOARD,
+    screening.BOARD,
+    finetuning.BOARD,
+    safety.BOARD,
+    service.BOARD,
+)
+RUNBOOKS = "docs/runbooks"
+_TAG = "reft"
+_DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+_GRID_WIDTH = 24
+_SIZES = {Chart.STAT: (6, 5), Chart.TIME_SERIES: (12, 8), Chart.HEATMAP: (24, 9), Chart.TABLE: (12, 8)}
+_OPTIONS: dict[Chart, dict[str, Any]] = {
+    Chart.TIME_SERIES: {
+        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
+        "tooltip": {"mode": "multi", "sort": "desc"},
+    },
+    Chart.STAT: {
+        "graphMode": "area",
+        "colorMode": "value",
+        "justifyMode": "auto",
+        "textMode": "auto",
+        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+        "orientation": "auto",
+    },
+    Chart.HEATMAP: {
+        "calculate": False,
+        "color": {
+            "mode": "scheme",
+            "scheme": "Turbo",
+            "steps": 64,
+            "reverse": False,
+            "exponent": 0.5,
+            "fill": "dark-orange",
+        },
+        "yAxis": {"unit": "short", "axisPlacement": "left"},
+        "cellGap": 1,
+        "legend": {"show": True},
+        "tooltip": {"show": True, "yHistogram": False},
+    },
+    Chart.TABLE: {"showHeader": True, "cellHeight": "sm"},
+}
+
+
+def render(board: Board, runbooks: str = RUNBOOKS) -> dict[str, Any]:
+    """The dashboard's JSON model. `runbooks` is where the runbooks are served, the default of a text box."""
+    return {
+        "uid": f"reft-{board.name}",
+        "title": f"reft-ray / {board.title}",
+        "description": board.description,
+        "tags": [_TAG],
+        "schemaVersion": 39,
+        "editable": True,
+        "graphTooltip": 1,
+        "timezone": "browser",
+        "refresh": "30s",
+        "time": {"from": "now-6h", "to": "now"},
+        "links": [
+            {
+                "title": "Other reft-ray dashboards",
+                "type": "dashboards",
+                "icon": "external link",
+                "tooltip": "",
+                "url": "",
+                "tags": [_TAG],
+                "asDropdown": True,
+                "targetBlank": False,
+                "includeVars": True,
+                "keepTime": True,
+            }
+        ],
+        "templating": {"list": _variables(runbooks)},
+        "panels": list(_panels(board)),
+    }
+
+
+def rendered(runbooks: str = RUNBOOKS) -> dict[str, str]:
+    """File name -> content of every dashboard."""
+    return {
+        f"{board.name}.json": json.dumps(render(board, runbooks), indent=2, ensure_ascii=False) + "\n"
+        for board in BOARDS
+    }
+
+
+def write(directory: Path, runbooks: str = RUNBOOKS) -> list[Path]:
+    """Write every dashboard into `directory`, which is made if absent; returns the paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, content in rendered(runbooks).items():
+        path = directory / name
+        path.write_text(content, encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def _variables(runbooks: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": "datasource",
+            "label": "Data source",
+            "type": "datasource",
+            "query": "prometheus",
+            "multi": False,
+            "includeAll": False,
+        },
+        _query_variable("cluster", "label_values(up, cluster)"),
+        _query_variable(APPLICATION, _values(catalog.BUILD_INFO, APPLICATION)),
+        _query_variable("teacher", _values(catalog.TEACHER_INFO, "teacher")),
+        _query_variable("project", _values(catalog.JOBS, "project")),
+        {
+            "name": "runbooks",
+            "label": "Runbooks",
+            "description": "Where the runbooks are served.",
+            "type": "textbox",
+            "query": runbooks,
+            "current": {"text": runbooks, "value": runbooks},
+        },
+    ]
+
+
+def _values(metric: Metric, label: str) -> str:
+    return f'label_values({{__name__=~"{names(metric)}"}}, {label})'
+
+
+def _query_variable(name: str, query: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "label": name.capitalize(),
+        "type": "query",
+        "datasource": _DATASOURCE,
+        "query": {"query": query, "refId": name},
+        "refresh": 2,
+        "sort": 1,
+        "multi": True,
+        "includeAll": True,
+        # matches series without the label too, such as all of them where there is one cluster
+        "allValue": ".*",
+        "current": {"text": "All", "value": "$__all"},
+    }
+
+
+def _panels(board: Board) -> Iterator[dict[str, Any]]:
+    identity, top = 0, 0
+    for section in board.sections:
+        identity += 1
+        yield {
+            "id": identity,
+            "type": "row",
+            "title": section.title,
+            "collapsed": False,
+            "gridPos": {"x": 0, "y": top, "w": _GRID_WIDTH, "h": 1},
+            "panels": [],
+        }
+        top, left, tallest = top + 1, 0, 0
+        for panel in section.panels:
+            identity += 1
+            width, height = _SIZES[panel.chart]
+            if left + width > _GRID_WIDTH:
+                top, left, tallest = top + tallest, 0, 0
+            yield _panel(panel, identity, {"x": left, "y": top, "w": width, "h": height})
+            left, tallest = left + width, max(tallest, height)
+        top += tallest
+
+
+def _panel(panel: Panel, identity: int, position: dict[str, int]) -> dict[str, Any]:
+    drawn: dict[str, Any] = {
+        "id": identity,
+        "type": panel.chart.value,
+        "title": panel.title,
+        "description": panel.description,
+        "datasource": _DATASOURCE,
+        "gridPos": position,
+        "targets": [
+            {
+                "refId": chr(ord("A") + index),
+                "datasource": _DATASOURCE,
+                "expr": line.expr,
+                "legendFormat": line.legend or "__auto",
+                "range": panel.chart is not Chart.TABLE,
+                "instant": panel.chart is Chart.TABLE,
+                "format": {Chart.HEATMAP: "heatmap", Chart.TABLE: "table"}.get(panel.chart, "time_series"),
+            }
+            for index, line in enumerate(panel.lines)
+        ],
+        "fieldConfig": {
+            "defaults": {
+                "unit": panel.shown.value,
+                "color": {"mode": "palette-classic" if panel.chart is Chart.TIME_SERIES else "thresholds"},
+                "thresholds": _thresholds(panel.level),
+            },
+            "overrides": [],
+        },
+        "options": _OPTIONS[panel.chart],
+    }
+    if panel.chart is Chart.TIME_SERIES and panel.level.bad is not None:
+        drawn["fieldConfig"]["defaults"]["custom"] = {"thresholdsStyle": {"mode": "dashed"}}
+    if panel.runbook:
+        drawn["links"] = [
+            {
+                "title": f"Runbook {panel.runbook}",
+                "type": "link",
+                "icon": "doc",
+                "tooltip": "",
+                "url": f"${{runbooks}}/{panel.runbook}.md",
+                "tags": [],
+                "asDropdown": False,
+                "targetBlank": True,
+                "includeVars": False,
+                "keepTime": False,
+            }
+        ]
+    return drawn
+
+
+def _thresholds(level: Level) -> dict[str, Any]:
+    if level.bad is None:
+        steps: list[tuple[float | None, str]] = [(None, "blue")]
+    elif level.low_is_bad:
+        steps = [(None, "red"), (level.bad, "orange"), (level.warn, "green")]
+    else:
+        steps = [(None, "green"), (level.warn, "orange"), (level.bad, "red")]
+        steps = [step for step in steps if step[0] is not None or step[1] == "green"]
+    return {"mode": "absolute", "steps": [{"value": value, "color": color} for value, color in steps]}

@@ -1,0 +1,68 @@
+"""Recording rules and service level objectives: expressions that are computed once and read in many places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from reft_ray.telemetry import catalog as c
+from reft_ray.telemetry.promql import Query
+
+HOUR = Query("1h")
+FILTER_ROUTES = "/v1/(moderations|screenings).*"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A recording rule; names follow level:metric:operation."""
+
+    name: str
+    expr: str
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """A service level objective over 30 days: at least `objective` of events are good.
+
+    `bad_share` gives the expression of the share of bad events over a window.
+    """
+
+    name: str
+    title: str
+    objective: float
+    bad_share: Callable[[Query], str]
+
+    @property
+    def budget(self) -> float:
+        """The share of events that may be bad."""
+        return 1.0 - self.objective
+
+    def record(self, window: str) -> Record:
+        """The recording rule of the bad share over a window."""
+        return Record(f"reft:slo_{self.name}:bad_share_rate{window}", self.bad_share(Query(window)))
+
+
+def _failed_requests(query: Query) -> str:
+    return query.ratio(
+        query.rate(c.API_REQUESTS, route=FILTER_ROUTES, code="5.."), query.rate(c.API_REQUESTS, route=FILTER_ROUTES)
+    )
+
+
+AVAILABILITY = Slo("moderation_availability", "Moderation and screening requests succeed", 0.999, _failed_requests)
+LATENCY = Slo(
+    "moderation_latency",
+    "Moderation requests end within 500 ms",
+    0.99,
+    lambda query: query.above(0.5, c.FILTER_REQUEST_SECONDS, stream="moderation"),
+)
+FRESHNESS = Slo(
+    "screening_freshness",
+    "Datasets of up to 100,000 rows are screened within 10 minutes",
+    0.95,
+    lambda query: query.above(600.0, c.SCREENING_SECONDS, size="small"),
+)
+SLOS = (AVAILABILITY, LATENCY, FRESHNESS)
+WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
+
+BLOCK_RATIO = Record("reft:filter_block_ratio:rate1h", HOUR.share(c.FILTER_ROWS, decision="block"))
+RECORDS: tuple[Record, ...] = (BLOCK_RATIO, *(slo.record(window) for slo in SLOS for window in WINDOWS))

@@ -1,0 +1,148 @@
+"""The dashboards are complete, importable, and what is checked in."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reft_ray.telemetry import dashboards, rules
+from reft_ray.telemetry.alerts import ALERTS
+from reft_ray.telemetry.catalog import METRICS
+from reft_ray.telemetry.dashboards import BOARDS, render, rendered
+from reft_ray.telemetry.panel import Chart, Level, Panel, Shown
+from reft_ray.telemetry.promql import names
+
+ROOT = Path(__file__).parents[2]
+PANELS = [(board, panel) for board in dashboards.BOARDS for panel in board.panels]
+
+
+def differences(written: Any, read: Any, path: str = "") -> Iterator[str]:
+    """Where what was written did not come back."""
+    if isinstance(written, dict) and isinstance(read, dict):
+        for key, value in written.items():
+            if key in read:
+                yield from differences(value, read[key], f"{path}/{key}")
+            else:
+                yield f"{path}/{key} is not in Grafana's schema"
+    elif isinstance(written, list) and isinstance(read, list):
+        if len(written) != len(read):
+            yield f"{path} lost items"
+        for index, (left, right) in enumerate(zip(written, read, strict=False)):
+            yield from differences(left, right, f"{path}[{index}]")
+    elif written != read:
+        yield f"{path}: wrote {written!r}, read {read!r}"
+
+
+@pytest.fixture(scope="module")
+def through_grafana():
+    """A dashboard through the types of Grafana's foundation SDK, which keep only what the schema has."""
+    plugins = pytest.importorskip("grafana_foundation_sdk.cog.plugins", reason="grafana-foundation-sdk not installed")
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    plugins.register_default_plugins()
+    return lambda model: json.loads(json.dumps(Dashboard.from_json(model), cls=JSONEncoder))
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)
+def test_grafana_reads_back_all_that_was_written(board, through_grafana):
+    written = json.loads(json.dumps(render(board)))
+    assert list(differences(written, through_grafana(written))) == []
+
+
+def test_a_key_that_grafana_does_not_know_is_found(through_grafana):
+    written = json.loads(json.dumps(render(BOARDS[0])))
+    written["panels"][1]["fieldConfig"]["defaults"]["thresholds"]["stepz"] = []
+    written["panels"][1]["targets"][0]["expression"] = "up"
+    found = list(differences(written, through_grafana(written)))
+    assert len(found) == 2
+    assert all("not in Grafana's schema" in line for line in found)
+
+
+def test_the_checked_in_dashboards_are_what_the_code_renders():
+    checked_in = {path.name: path.read_text() for path in (ROOT / "dashboards").glob("*.json")}
+    assert checked_in == rendered(), "run `reft-ray telemetry render`"
+
+
+def test_writing_makes_the_files(tmp_path):
+    written = [*dashboards.write(tmp_path / "d", "https://runbooks"), *rules.write(tmp_path / "d/rules")]
+    assert sorted(path.name for path in written) == sorted([*rendered(), rules.FILE])
+    assert "https://runbooks" in (tmp_path / "d/filter.json").read_text()
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)
+def test_panels_have_descriptions_units_thresholds_and_places(board):
+    model = render(board)
+    taken: set[tuple[int, int]] = set()
+    assert len({panel["id"] for panel in model["panels"]}) == len(model["panels"])
+    for panel in model["panels"]:
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+        if panel["type"] != "row":
+            defaults = panel["fieldConfig"]["defaults"]
+            assert panel["description"]
+            assert defaults["unit"]
+            steps = defaults["thresholds"]["steps"]
+            assert steps[0]["value"] is None
+            bounds = [step["value"] for step in steps[1:]]
+            assert bounds == sorted(bounds)
+
+
+def test_levels_turn_the_right_way():
+    def colors(level: Level) -> list[tuple[float | None, str]]:
+        return [(step["value"], step["color"]) for step in dashboards._thresholds(level)["steps"]]
+
+    assert colors(Level(1, 2)) == [(None, "green"), (1, "orange"), (2, "red")]
+    assert colors(Level(2, 1, low_is_bad=True)) == [(None, "red"), (1, "orange"), (2, "green")]
+    assert colors(Level(bad=5)) == [(None, "green"), (5, "red")]
+    assert colors(Level()) == [(None, "blue")]
+
+
+def test_runbook_links_lead_to_alerts():
+    linked = {panel.runbook for _, panel in PANELS if panel.runbook}
+    alerts = {alert.name for alert in ALERTS}
+    assert linked <= alerts
+    assert {"ReftCanaryRecallLow", "ReftUnscreenedRows"} <= linked
+
+
+def test_variables_and_links_are_on_every_board():
+    for board in BOARDS:
+        model = render(board)
+        variables = {variable["name"] for variable in model["templating"]["list"]}
+        assert variables == {"datasource", "cluster", "application", "teacher", "project", "runbooks"}
+        used = set(re.findall(r"\$\{?(\w+)", json.dumps(model["panels"])))
+        assert used <= variables | {"__rate_interval"}
+        assert model["links"][0]["tags"][0] in model["tags"]
+
+
+def test_every_metric_is_drawn_or_alerted():
+    text = " ".join([line.expr for _, panel in PANELS for line in panel.lines] + [alert.expr for alert in ALERTS])
+    assert [metric.name for metric in METRICS if metric.name not in text] == []
+
+
+def test_metric_names_are_written_in_the_catalogue_only():
+    """A name anywhere else could drift away from what is recorded, drawn and alerted."""
+    known = re.compile("|".join(sorted((names(metric) for metric in METRICS), key=len, reverse=True)))
+    guilty = []
+    for path in (ROOT / "reft_ray").rglob("*.py"):
+        if path.name == "catalog.py" and path.parent.name == "telemetry":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = node.value
+                looks_like_one = re.fullmatch(r"(ray_)?reft_[a-z_]+_(total|seconds|ratio|info|rows|bytes)", text)
+                if known.search(text) or looks_like_one:
+                    guilty.append(f"{path.relative_to(ROOT)}:{node.lineno}: {text[:60]}")
+    assert guilty == []
+
+
+def test_a_panel_without_a_sentence_is_refused():
+    with pytest.raises(ValueError, match="at least one query"):
+        Panel("Empty", "Nothing.", Shown.NUMBER, (), chart=Chart.STAT)

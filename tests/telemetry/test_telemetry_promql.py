@@ -1,0 +1,46 @@
+"""PromQL is built right, and refuses what would silently be empty."""
+
+import pytest
+
+from reft_ray.telemetry import catalog as c
+from reft_ray.telemetry.promql import Query
+
+Q = Query("5m", {"cluster": "$cluster", "teacher": "$teacher"})
+N = c.FILTER_TRUNCATIONS.name
+
+
+def test_selectors_match_both_expositions_and_only_labels_that_exist():
+    assert Q.series(c.FILTER_TRUNCATIONS) == f'{{__name__=~"{N}|ray_{N}",cluster=~"$cluster"}}'
+    assert 'teacher=~"$teacher"' in Q.series(c.FILTER_ROWS)
+    assert 'teacher=~"t1"' in Q.series(c.FILTER_ROWS, teacher="t1")
+
+
+def test_counters_are_sums_of_rates_without_worker_or_replica():
+    assert Query("5m").rate(c.FILTER_TRUNCATIONS, "stream") == (
+        f'sum by (stream) (rate({{__name__=~"{N}|ray_{N}"}}[5m]))'
+    )
+    assert "WorkerId" not in Q.share(c.FILTER_ROWS, decision="block")
+
+
+def test_a_ratio_is_zero_and_not_empty_while_nothing_is_bad():
+    assert Query.ratio("bad", "all") == "(bad or 0 * all) / all"
+
+
+def test_above_reads_bounds_as_ray_and_as_prometheus_client_write_them():
+    assert 'le=~"0[.]5"' in Q.above(0.5, c.FILTER_REQUEST_SECONDS)
+    assert 'le=~"600([.]0)?"' in Q.above(600.0, c.SCREENING_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Q.series(c.FILTER_ROWS, colour="red"), "has no label"),
+        (lambda: Q.rate(c.JOBS), "has no rate"),
+        (lambda: Q.gauge(c.FILTER_ROWS), "is a counter, not a gauge"),
+        (lambda: Q.quantile(0.5, c.FILTER_ROWS), "is a counter, not a histogram"),
+        (lambda: Q.above(0.51, c.FILTER_REQUEST_SECONDS), "no bucket bound"),
+    ],
+)
+def test_mistakes_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
