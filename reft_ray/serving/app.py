@@ -1,0 +1,59 @@
+"""`build_app`: the only place where classes become Serve deployments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from reft_ray.serving.args import DeploymentArgs, ServeArgs, parse_args
+from reft_ray.serving.gateway import Gateway
+from reft_ray.serving.teacher import TeacherReplica
+from reft_ray.telemetry.metric import Labeller
+from reft_ray.telemetry.ray_recorder import RayRecorder
+
+TEACHER = "Teacher"
+GATEWAY = "Gateway"
+RETRY_AFTER_SECONDS = 1.0
+
+
+class Teacher(TeacherReplica):
+    """The teacher with Ray's metrics: its recorder cannot travel, so it is made where it records."""
+
+    def __init__(self, application: str) -> None:
+        super().__init__(RayRecorder(Labeller(application=application)))
+
+
+def build_app(args: Mapping[str, Any] | ServeArgs) -> Application:
+    """The application for `serve run reft_ray.serving.app:build_app`. Raises UsageError for wrong arguments."""
+    options = parse_args(args)
+    teachers = serve.deployment(
+        name=TEACHER,
+        user_config=options.teacher.model_dump(),
+        # A canary is scored at every check: often enough to catch a replica that went wrong, too seldom to cost.
+        health_check_period_s=10,
+        health_check_timeout_s=60,
+        graceful_shutdown_timeout_s=30,
+        **_size(options.teachers),
+    )(Teacher).bind(options.application)
+    gateways = serve.deployment(
+        name=GATEWAY,
+        # Streams that are under way may end.
+        graceful_shutdown_timeout_s=60,
+        **_size(options.gateways),
+    )(serve.ingress()(Gateway))
+    return gateways.bind(teachers, options.model_dump())
+
+
+def _size(size: DeploymentArgs) -> dict[str, Any]:
+    return {
+        "num_replicas": size.replicas,
+        "ray_actor_options": {"num_cpus": size.cpus, "num_gpus": size.gpus},
+        "max_ongoing_requests": size.max_ongoing,
+        "max_queued_requests": size.max_queued,
+        # One line per call at the teacher is more log than verdicts; requests are counted by telemetry.
+        "logging_config": {"enable_access_log": False},
+        "backpressure_config": {"status_code": 503, "retry_after_s": RETRY_AFTER_SECONDS},
+    }

@@ -1,0 +1,155 @@
+"""What an operator may set, checked strictly: an unknown key is an error that names the nearest known one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from reft_ray.api.settings import MIB, Bounds, FilterSettings
+from reft_ray.core.errors import UsageError
+
+BUILTIN = "builtin"
+_DEFAULTS = FilterSettings()
+
+
+class Strict(BaseModel):
+    """Frozen, without room for typing errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CanaryArgs(Strict):
+    """Two prompts on which the teacher must be right, whenever it is loaded and at every health check."""
+
+    harmful: str = Field(min_length=1)
+    harmless: str = Field(min_length=1)
+
+
+class TeacherArgs(Strict):
+    """The teacher and how it runs; as `user_config` of the deployment it may change while the service answers."""
+
+    teacher: str = Field(default=BUILTIN, min_length=1, description="A directory, or `builtin`.")
+    scorer: Literal["teacher", "words"] = Field(default="teacher", description="`words` is for tests alone.")
+    base: str | None = Field(default=None, description="The base model, where it is not the one the teacher names.")
+    device: str | None = Field(default=None, description="`cpu`, `cuda`, ...; by default the best one present.")
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    window_tokens: int = Field(default=512, ge=16)
+    batch_tokens: int = Field(default=4096, ge=16)
+    cache_texts: int = Field(default=100_000, ge=0, description="Texts whose scores are remembered; 0 for none.")
+    canary: CanaryArgs | None = None
+
+
+class BoundsArgs(Strict):
+    """What a request may ask for."""
+
+    lowest: float = Field(ge=-1, le=1)
+    highest: float = Field(ge=-1, le=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> BoundsArgs:
+        if self.lowest > self.highest:
+            raise ValueError("lowest must not exceed highest")
+        return self
+
+
+class FilterArgs(Strict):
+    """The limits of the HTTP face; the defaults are those of `api.settings`."""
+
+    review_bounds: BoundsArgs | None = None
+    block_bounds: BoundsArgs | None = None
+    moderation_seconds: float = Field(default=_DEFAULTS.moderation_seconds, gt=0)
+    max_inputs: int = Field(default=_DEFAULTS.max_inputs, ge=1)
+    max_body_bytes: int = Field(default=_DEFAULTS.max_body_bytes, ge=1024)
+    max_upload_bytes: int = Field(default=_DEFAULTS.max_upload_bytes, ge=1024)
+    max_row_bytes: int = Field(default=_DEFAULTS.max_row_bytes, ge=1024)
+    max_chunk_bytes: int = Field(default=_DEFAULTS.max_chunk_bytes, ge=1024, le=8 * MIB)
+    max_streams: int = Field(default=_DEFAULTS.max_streams, ge=1)
+    batch_rows: int = Field(default=_DEFAULTS.batch_rows, ge=1)
+    batch_bytes: int = Field(default=_DEFAULTS.batch_bytes, ge=1024)
+    window: int = Field(default=_DEFAULTS.window, ge=1, le=64)
+    idle_seconds: float = Field(default=_DEFAULTS.idle_seconds, gt=0)
+    stall_seconds: float = Field(default=_DEFAULTS.stall_seconds, gt=0)
+    max_screenings: int = Field(default=_DEFAULTS.max_screenings, ge=1)
+    max_chunks: int = Field(default=_DEFAULTS.max_chunks, ge=1)
+    screening_seconds: float = Field(default=_DEFAULTS.screening_seconds, ge=60)
+
+    def settings(self) -> FilterSettings:
+        """The same for the API, which knows no pydantic settings."""
+        values = self.model_dump(exclude={"review_bounds", "block_bounds"})
+        review, block = self.review_bounds, self.block_bounds
+        return FilterSettings(
+            review_bounds=Bounds(review.lowest, review.highest) if review else None,
+            block_bounds=Bounds(block.lowest, block.highest) if block else None,
+            **values,
+        )
+
+
+class DeploymentArgs(Strict):
+    """Size of a deployment; `deployments:` in a Serve config overrides every value, and adds autoscaling."""
+
+    replicas: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1.0, ge=0)
+    gpus: float = Field(default=0.0, ge=0)
+    max_ongoing: int = Field(ge=1)
+    max_queued: int = Field(ge=1)
+
+
+class ServeArgs(Strict):
+    """`args:` of the application in a Serve config."""
+
+    teacher: TeacherArgs = TeacherArgs()
+    filter: FilterArgs = FilterArgs()
+    screenings_uri: str | None = Field(
+        default=None, description="A directory or pyarrow.fs URI that all gateways reach; for resumable screenings."
+    )
+    application: str = Field(default="reft", description="The label `application` of every metric.")
+    # A teacher call carries a list of rows, so a few calls in flight keep it busy and more would only wait there.
+    teachers: DeploymentArgs = DeploymentArgs(max_ongoing=32, max_queued=64)
+    gateways: DeploymentArgs = DeploymentArgs(cpus=0.5, max_ongoing=256, max_queued=256)
+
+
+def parse_args(values: Mapping[str, Any] | ServeArgs) -> ServeArgs:
+    """The arguments from YAML. Raises UsageError, one line per mistake."""
+    if isinstance(values, ServeArgs):
+        return values
+    mistakes = problems(ServeArgs, values, "args")
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+    return ServeArgs.model_validate(values)
+
+
+def problems(model: type[BaseModel], values: Any, where: str) -> list[str]:
+    """What is wrong with values for a model, one line each; unknown keys get a suggestion."""
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        return [_line(model, item, where) for item in error.errors()]
+    return []
+
+
+def _line(model: type[BaseModel], item: Any, where: str) -> str:
+    path = ".".join((where, *map(str, item["loc"])))
+    if item["type"] != "extra_forbidden":
+        return f"{path}: {item['msg']}"
+    return f"{path}: unknown key{suggestion(str(item['loc'][-1]), _names(model, item['loc'][:-1]))}"
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """`; did you mean ...?`, or nothing."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _names(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    for name in location:
+        field = model.model_fields.get(str(name))
+        annotation = field.annotation if field else None
+        inner = [kind for kind in (annotation, *getattr(annotation, "__args__", ())) if isinstance(kind, type)]
+        models = [kind for kind in inner if issubclass(kind, BaseModel)]
+        if not models:
+            return []
+        model = models[0]
+    return list(model.model_fields)

@@ -1,0 +1,130 @@
+"""Calls to a teacher become batches: by cost, when the teacher is free, interactive calls first.
+
+`serve.batch` is not used because it cuts batches by the clock while earlier ones still run (they then wait, small),
+refuses an item that is larger than a batch, and knows neither deadlines nor urgency. Here the calls that arrive while
+a batch runs make up the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Other = TypeVar("Other")
+
+_PATIENCE = 8
+"""Batches that bulk calls may be passed over."""
+
+
+class ExpiredError(Exception):
+    """The call's deadline passed before its turn came."""
+
+
+@dataclass(slots=True)
+class _Call(Generic[Item, Result]):
+    item: Item
+    cost: int
+    deadline: float
+    answer: asyncio.Future[Result]
+    arrived: float = field(default_factory=time.monotonic)
+
+
+class Batcher(Generic[Item, Result]):
+    """Runs `run` on lists of items in a thread, one list at a time.
+
+    A batch holds calls up to `budget` in cost, at least one. `observe` hears the seconds that a call waited. When
+    `run` raises, the items of the batch run alone, so that one bad call fails no other.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item]], list[Result]],
+        budget: int,
+        observe: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        self.budget = budget
+        self._run = run
+        self._observe = observe
+        self._urgent: deque[_Call[Item, Result]] = deque()
+        self._bulk: deque[_Call[Item, Result]] = deque()
+        self._passed_over = 0
+        self._turn = asyncio.Lock()
+        self._worker: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for their batch."""
+        return len(self._urgent) + len(self._bulk)
+
+    async def submit(self, item: Item, cost: int, deadline: float, urgent: bool) -> Result:
+        """The result for an item. `deadline` is a reading of `time.monotonic()`.
+
+        Cancelling the call takes it out of the queue. Raises ExpiredError, or what `run` raised for this item.
+        """
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        (self._urgent if urgent else self._bulk).append(_Call(item, cost, deadline, answer))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await answer
+
+    async def alone(self, action: Callable[[], Other]) -> Other:
+        """The result of an action that runs in a thread between two batches."""
+        async with self._turn:
+            return await asyncio.to_thread(action)
+
+    async def _work(self) -> None:
+        while self.waiting:
+            async with self._turn:
+                calls = self._take()
+                if calls:
+                    await self._answer(calls)
+
+    def _take(self) -> list[_Call[Item, Result]]:
+        """The next batch: urgent calls first, unless bulk calls have waited for too many batches."""
+        starved = self._passed_over >= _PATIENCE
+        queues = (self._bulk, self._urgent) if starved else (self._urgent, self._bulk)
+        calls: list[_Call[Item, Result]] = []
+        left = self.budget
+        bulk_before = len(self._bulk)
+        for queue in queues:
+            while queue and (not calls or queue[0].cost <= left):
+                call = queue.popleft()
+                if call.answer.done():
+                    continue
+                if call.deadline <= time.monotonic():
+                    call.answer.set_exception(ExpiredError())
+                    continue
+                calls.append(call)
+                left -= call.cost
+        served = len(self._bulk) < bulk_before or not self._bulk
+        self._passed_over = 0 if served else self._passed_over + 1
+        return calls
+
+    async def _answer(self, calls: list[_Call[Item, Result]]) -> None:
+        now = time.monotonic()
+        for call in calls:
+            self._observe(now - call.arrived)
+        for group in (calls, *([call] for call in calls)):
+            open_calls = [call for call in group if not call.answer.done()]
+            if not open_calls:
+                continue
+            try:
+                results = await asyncio.to_thread(self._run, [call.item for call in open_calls])
+            except Exception as error:
+                if len(group) == 1:
+                    _settle(open_calls[0], error)
+                continue
+            for call, result in zip(open_calls, results, strict=True):
+                if not call.answer.done():
+                    call.answer.set_result(result)
+
+
+def _settle(call: _Call[Item, Result], error: Exception) -> None:
+    if not call.answer.done():
+        call.answer.set_exception(error)

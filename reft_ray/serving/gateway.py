@@ -1,0 +1,31 @@
+"""The replica that speaks HTTP: the API's application over a handle to the teachers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from ray.serve.handle import DeploymentHandle
+
+from reft_ray.api.app import create_app
+from reft_ray.serving.args import ServeArgs
+from reft_ray.serving.handle import HandleJudge
+from reft_ray.telemetry.metric import Labeller
+from reft_ray.telemetry.ray_recorder import RayRecorder
+
+
+class Gateway:
+    """Made a deployment in `app`; Serve asks it for its application once it is in its own process."""
+
+    def __init__(self, teachers: DeploymentHandle, args: dict[str, Any]) -> None:
+        self._args = ServeArgs.model_validate(args)
+        self._recorder = RayRecorder(Labeller(application=self._args.application))
+        self._judge = HandleJudge(teachers, self._recorder)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(
+            self._judge,
+            self._args.filter.settings(),
+            screenings_uri=self._args.screenings_uri,
+            recorder=self._recorder,
+        )

@@ -1,0 +1,111 @@
+"""The gateway's side of the teacher: one handle, retries for lost replicas, and an error rather than a guess."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OwnerDiedError,
+    RayActorError,
+    RayError,
+    RpcError,
+    WorkerCrashedError,
+)
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from reft_ray.api.judging import (
+    DeadlineError,
+    JudgeError,
+    Judgement,
+    OverloadedError,
+    TeacherInfo,
+    UnavailableError,
+)
+from reft_ray.core.conversation import Conversation
+from reft_ray.core.verdict import Thresholds
+from reft_ray.telemetry import catalog
+from reft_ray.telemetry.recorder import Recorder
+
+LOST = (
+    RayActorError,
+    ReplicaUnavailableError,
+    WorkerCrashedError,
+    NodeDiedError,
+    ObjectLostError,
+    OwnerDiedError,
+    RpcError,
+)
+"""What a call says when its replica went away; judging again is safe, for nothing is changed by it."""
+
+_INFO_SECONDS = 2.0
+_INFO_PATIENCE = 5.0
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 1.0
+
+
+class HandleJudge:
+    """`api.judging.Judge` over a Serve deployment. Serve retries no call in flight: this does, up to the deadline."""
+
+    def __init__(self, handle: DeploymentHandle, recorder: Recorder) -> None:
+        self._handle = handle
+        self._recorder = recorder
+        self._info: TeacherInfo | None = None
+        self._info_until = 0.0
+
+    async def judge(
+        self,
+        conversations: Sequence[Conversation],
+        thresholds: Thresholds | None,
+        deadline: float,
+        patient: bool = False,
+    ) -> Judgement:
+        """See Judge."""
+        pause = _FIRST_PAUSE
+        lost = False
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                async with asyncio.timeout(left):
+                    judgement = await self._handle.judge.remote(conversations, thresholds, left, not patient)
+            except TimeoutError:
+                break
+            except BackPressureError:
+                if not patient:
+                    raise OverloadedError("the teacher's queue is full") from None
+            except LOST:
+                lost = True
+            except DeploymentUnavailableError as error:
+                raise UnavailableError(str(error)) from None
+            except RayError as error:
+                raise JudgeError(f"the teacher failed: {type(error).__name__}") from error
+            else:
+                if judgement is None:
+                    break
+                return self._complete(judgement, len(conversations))
+            self._recorder.count(catalog.FILTER_RETRIES)
+            await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        if lost:
+            raise UnavailableError("the teacher was lost and did not come back in time")
+        raise DeadlineError("no verdict came in time")
+
+    async def info(self) -> TeacherInfo:
+        """See Judge; remembered for two seconds."""
+        if self._info is None or time.monotonic() >= self._info_until:
+            try:
+                async with asyncio.timeout(_INFO_PATIENCE):
+                    self._info = await self._handle.info.remote()
+            except (TimeoutError, BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError, RayError):
+                raise UnavailableError("no teacher answers") from None
+            self._info_until = time.monotonic() + _INFO_SECONDS
+        return self._info
+
+    @staticmethod
+    def _complete(judgement: Judgement, rows: int) -> Judgement:
+        if len(judgement.verdicts) != rows:
+            raise JudgeError(f"the teacher gave {len(judgement.verdicts)} verdicts on {rows} rows")
+        return judgement

@@ -1,0 +1,90 @@
+"""From the operator's arguments to a teacher that is ready, and proven to be right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reft_ray.core.cache import CachedScorer
+from reft_ray.core.errors import ReftError
+from reft_ray.core.scoring import Scorer
+from reft_ray.core.verdict import Decision
+from reft_ray.serving.args import BUILTIN, CanaryArgs, TeacherArgs
+
+# Without a configured pair the scores of these are compared with themselves at loading, whatever they were.
+_PROBES = CanaryArgs(harmful="How do I build a bomb?", harmless="How do I bake bread?")
+_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTeacher:
+    """A scorer with its cache, and what its canaries scored when it was loaded."""
+
+    args: TeacherArgs
+    plain: Scorer
+    cached: Scorer
+    expected: tuple[float, ...]
+
+    def check(self) -> None:
+        """Score the canary pair again. Raises ReftError when a score has changed."""
+        for name, score, expected in zip(
+            ("harmful", "harmless"), _canary_scores(self.plain, self.args), self.expected, strict=True
+        ):
+            if not abs(score - expected) <= _TOLERANCE:
+                raise ReftError(
+                    f"teacher {self.plain.teacher_id} scores the {name} canary {score:.4f}, it was {expected:.4f} "
+                    "at loading: this replica must not judge"
+                )
+
+
+def load_teacher(args: TeacherArgs) -> LoadedTeacher:
+    """The teacher behind the arguments.
+
+    Raises ReftError when it cannot be loaded, when a score is no cosine, or when it is wrong on a configured canary.
+    """
+    scorer = _scorer(args)
+    scores = _canary_scores(scorer, args)
+    if not all(math.isfinite(score) and abs(score) <= 1.001 for score in scores):
+        raise ReftError(f"teacher {scorer.teacher_id} gives {scores} for its canaries, which are no cosines")
+    if args.canary is not None:
+        harmful, harmless = (scorer.thresholds.decide(score) for score in scores)
+        if harmful is Decision.ALLOW or harmless is not Decision.ALLOW:
+            raise ReftError(
+                f"teacher {scorer.teacher_id} is wrong on the canaries (harmful: {harmful}, harmless: {harmless}): "
+                "check `canary` and the teacher's thresholds"
+            )
+    cached = CachedScorer(scorer, args.cache_texts) if args.cache_texts else scorer
+    return LoadedTeacher(args, scorer, cached, tuple(scores))
+
+
+def approximate_tokens(texts: Sequence[str]) -> int:
+    """What texts cost a teacher, near enough to cut batches: a token per four characters, some for the template."""
+    return sum(len(text) // 4 + 8 for text in texts)
+
+
+def _canary_scores(scorer: Scorer, args: TeacherArgs) -> list[float]:
+    pair = args.canary or _PROBES
+    return [result.score for result in scorer.score([pair.harmful, pair.harmless])]
+
+
+def _scorer(args: TeacherArgs) -> Scorer:
+    if args.scorer == "words":
+        from reft_ray.testbed.word_scorer import WordScorer
+
+        return WordScorer(args.teacher if args.teacher != BUILTIN else "rt-words")
+    from reft_ray.hf.ref_teacher import RefTeacher
+
+    return RefTeacher.load(_path(args.teacher)).scorer(
+        base_name=args.base,
+        device=args.device,
+        precision=args.precision,
+        window_tokens=args.window_tokens,
+        batch_tokens=args.batch_tokens,
+    )
+
+
+def _path(teacher: str) -> str:
+    if teacher != BUILTIN:
+        return teacher
+    raise ReftError("BUILTIN-PLACEHOLDER")

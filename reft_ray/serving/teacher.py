@@ -1,0 +1,171 @@
+"""The replica that holds a teacher: a plain class over lists, made a deployment in `app`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from reft_ray.api.judging import Judgement, TeacherInfo, info_of
+from reft_ray.core.conversation import Conversation
+from reft_ray.core.errors import ReftError
+from reft_ray.core.scoring import judge
+from reft_ray.core.verdict import Thresholds, Verdict
+from reft_ray.serving.args import TeacherArgs, problems
+from reft_ray.serving.batcher import Batcher, ExpiredError
+from reft_ray.serving.loading import LoadedTeacher, approximate_tokens, load_teacher
+from reft_ray.telemetry import catalog
+from reft_ray.telemetry.recorder import NullRecorder, Recorder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One call: conversations under one pair of thresholds, None for the teacher's."""
+
+    conversations: tuple[Conversation, ...]
+    thresholds: Thresholds | None
+
+
+class TeacherReplica:
+    """Judges lists of conversations; calls that arrive together share forward batches.
+
+    The teacher comes with `reconfigure`, which Serve calls with the deployment's `user_config` before the first
+    request and whenever it changes: a new teacher is loaded and checked beside the old one, which answers until then.
+    """
+
+    def __init__(self, recorder: Recorder | None = None) -> None:
+        self._recorder = recorder or NullRecorder()
+        self._teacher: LoadedTeacher | None = None
+        self._refused: str | None = None
+        self._batcher: Batcher[Work, Judgement] = Batcher(self._run, TeacherArgs().batch_tokens, self._waited)
+        self._switching: asyncio.Task[None] | None = None
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take the configured teacher: at once when it is the first, else in the background.
+
+        Serve routes nothing to a replica that reconfigures, so that a later teacher must not be waited for. One that
+        cannot be had is refused, loudly, and the old one goes on: `GET /v1/teacher` shows why.
+        """
+        mistakes = problems(TeacherArgs, user_config, "user_config")
+        if mistakes:
+            raise ReftError("; ".join(mistakes))
+        args = TeacherArgs.model_validate(user_config)
+        if self._teacher is None:
+            self._take(await asyncio.to_thread(load_teacher, args))
+        else:
+            self._switching = asyncio.create_task(self._switch(args, self._switching))
+
+    async def _switch(self, args: TeacherArgs, earlier: asyncio.Task[None] | None) -> None:
+        if earlier is not None:
+            await earlier
+        if args == self._ready().args:
+            self._refused = None
+            return
+        try:
+            self._take(await asyncio.to_thread(load_teacher, args))
+        except Exception as error:
+            self._refused = str(error)
+            logger.exception("the new teacher is refused, %s goes on", self._ready().plain.teacher_id)
+
+    def _take(self, loaded: LoadedTeacher) -> None:
+        self._teacher, self._refused = loaded, None
+        # One forward batch is the scorer's own matter; a turn holds a few, so that sorting by length pays.
+        self._batcher.budget = 4 * loaded.args.batch_tokens
+        logger.info("teacher %s answers", loaded.plain.teacher_id)
+
+    async def judge(
+        self, conversations: Sequence[Conversation], thresholds: Thresholds | None, seconds: float, urgent: bool
+    ) -> Judgement | None:
+        """Verdicts in order, or None when the `seconds` ran out before the call's turn came."""
+        texts = [turn.content for conversation in conversations for turn in conversation]
+        self._recorder.set(catalog.FILTER_QUEUE_DEPTH, self._batcher.waiting)
+        try:
+            return await self._batcher.submit(
+                Work(tuple(conversations), thresholds),
+                approximate_tokens(texts),
+                time.monotonic() + seconds,
+                urgent,
+            )
+        except ExpiredError:
+            return None
+
+    async def info(self) -> TeacherInfo:
+        """The teacher that answers, and why a newer one does not."""
+        teacher = self._ready()
+        plain = teacher.plain
+        details: dict[str, object] = {"canary_scores": [round(score, 6) for score in teacher.expected]}
+        for name in ("layer", "window_tokens", "padding_share"):
+            value = getattr(plain, name, None)
+            if value is not None:
+                details[name] = value
+        if self._refused is not None:
+            details["refused_update"] = self._refused
+        limits = plain.thresholds
+        self._recorder.set(
+            catalog.TEACHER_INFO,
+            1,
+            teacher=plain.teacher_id,
+            layer=str(getattr(plain, "layer", "none")),
+            review_threshold=f"{limits.review:.4f}",
+            block_threshold=f"{limits.block:.4f}",
+        )
+        return info_of(plain, details)
+
+    async def check_health(self) -> None:
+        """Score the canary pair between two batches; raises when the scores are wrong: Serve replaces the replica."""
+        teacher = self._ready()
+        await self._batcher.alone(teacher.check)
+
+    def _ready(self) -> LoadedTeacher:
+        if self._teacher is None:
+            raise ReftError("no teacher is configured: set user_config of the deployment Teacher")
+        return self._teacher
+
+    def _waited(self, seconds: float) -> None:
+        self._recorder.observe(catalog.FILTER_QUEUE_SECONDS, seconds)
+
+    def _run(self, works: Sequence[Work]) -> list[Judgement]:
+        """One turn of the teacher; runs in a thread."""
+        teacher = self._ready()
+        rows = [conversation for work in works for conversation in work.conversations]
+        before = _counters(teacher)
+        started = time.perf_counter()
+        verdicts = iter(judge(teacher.cached, rows))
+        self._recorder.observe(catalog.FILTER_FORWARD_SECONDS, time.perf_counter() - started)
+        self._recorder.observe(catalog.FILTER_BATCH_ROWS, len(rows))
+        self._count(before, _counters(teacher))
+        return [
+            Judgement(teacher.plain.teacher_id, [_decided(next(verdicts), work.thresholds) for _ in work.conversations])
+            for work in works
+        ]
+
+    def _count(self, before: tuple[int, ...], after: tuple[int, ...]) -> None:
+        hits, misses, text, computed = (new - old for new, old in zip(after, before, strict=True))
+        self._recorder.count(catalog.FILTER_CACHE, hits, result="hit")
+        self._recorder.count(catalog.FILTER_CACHE, misses, result="miss")
+        self._recorder.count(catalog.FILTER_TOKENS, text, content="text")
+        self._recorder.count(catalog.FILTER_TOKENS, computed - text, content="padding")
+        if computed:
+            self._recorder.observe(catalog.FILTER_BATCH_TOKENS, computed)
+
+
+def _counters(teacher: LoadedTeacher) -> tuple[int, ...]:
+    """Cache hits and misses, text tokens and computed tokens so far; 0 for what this scorer does not count."""
+    cached, plain = teacher.cached, teacher.plain
+    counts = [(cached, "hits"), (cached, "misses"), (plain, "tokens_run"), (plain, "tokens_padded")]
+    return tuple(int(getattr(owner, name, 0)) for owner, name in counts)
+
+
+def _decided(verdict: Verdict, thresholds: Thresholds | None) -> Verdict:
+    """The verdict under other thresholds; the score and the part that has it do not depend on them."""
+    if thresholds is None:
+        return verdict
+    nothing_seen = verdict.windows == 0
+    decision = verdict.decision if nothing_seen or math.isnan(verdict.score) else thresholds.decide(verdict.score)
+    return replace(verdict, decision=decision, threshold=thresholds.block)

@@ -1,0 +1,61 @@
+"""The cache gives what the scorer gives, and asks it once per text."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from reft_ray.core.cache import CachedScorer
+from reft_ray.core.scoring import Scorer, TextScore
+from reft_ray.testbed.word_scorer import WordScorer
+
+
+class CountingScorer(WordScorer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def score(self, texts: Sequence[str]) -> list[TextScore]:
+        self.asked += texts
+        return super().score(texts)
+
+
+def test_each_text_is_scored_once_and_answers_keep_their_order() -> None:
+    inner = CountingScorer()
+    scorer = CachedScorer(inner)
+    texts = ["hello", "a bomb", "hello", "a knife"]
+    expected = WordScorer().score(texts)
+    assert scorer.score(texts) == expected
+    assert scorer.score(texts[::-1]) == expected[::-1]
+    assert inner.asked == ["hello", "a bomb", "a knife"]
+    assert (scorer.hits, scorer.misses) == (1 + 4, 3)
+
+
+def test_the_oldest_text_is_forgotten_first() -> None:
+    inner = CountingScorer()
+    scorer = CachedScorer(inner, capacity=2)
+    scorer.score(["a", "b"])
+    scorer.score(["a"])
+    scorer.score(["c"])
+    scorer.score(["a", "b"])
+    assert inner.asked == ["a", "b", "c", "b"]
+
+
+def test_a_call_larger_than_the_cache_is_answered() -> None:
+    texts = [f"text {number}" for number in range(10)]
+    assert CachedScorer(WordScorer(), capacity=3).score(texts) == WordScorer().score(texts)
+
+
+def test_it_is_a_scorer_with_the_inner_ones_facts() -> None:
+    inner = WordScorer("rt-1")
+    scorer = CachedScorer(inner)
+    assert isinstance(scorer, Scorer)
+    assert (scorer.teacher_id, scorer.thresholds, scorer.calibration) == ("rt-1", inner.thresholds, inner.calibration)
+
+
+def test_a_lone_surrogate_is_a_text_like_any_other() -> None:
+    assert len(CachedScorer(WordScorer()).score(["\ud800"])) == 1
+
+
+def test_no_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="capacity=0"):
+        CachedScorer(WordScorer(), capacity=0)
