@@ -134,3 +134,8 @@ def micro_batches(rows: Sequence[Encoded], max_tokens: int, pad_id: int, device:
 def answered(rows: Iterable[Encoded]) -> list[Encoded]:
     """The rows that have tokens to learn."""
     return [row for row in rows if row.trained_tokens]
+
+
+def numbered(rows: Iterable[Encoded]) -> list[Encoded]:
+    """The same rows, indexed by their place in this list."""
+    return [replace(row, index=index) for index, row in enumerate(rows)]

@@ -143,7 +143,8 @@ class Resources(Config):
     cpus_per_worker: float = Field(1, gt=0)
     strategy: Literal["data_parallel", "fsdp"] = "data_parallel"
     max_failures: int = Field(3, ge=-1)
-    storage: str | None = None
+    storage: str | None = Field(None, description="checkpoints: a directory or pyarrow.fs URI that all workers see")
+    shared: str | None = Field(None, description="soft labels: a directory that all workers see; default: storage")
 
 
 TeacherConfig.model_rebuild()

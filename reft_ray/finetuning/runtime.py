@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -68,6 +69,8 @@ class LocalRuntime:
                 content = Path(scratch) / "checkpoint"
                 content.mkdir()
                 write(content)
-                content.rename(self.folder / f"checkpoint-{metrics['step']:08d}")
+                target = self.folder / f"checkpoint-{metrics['step']:08d}"
+                shutil.rmtree(target, ignore_errors=True)  # the last step may have been a regular checkpoint too
+                content.rename(target)
         if self._progress is not None:
             self._progress(metrics)

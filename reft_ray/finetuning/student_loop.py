@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reft_ray.core.batch import Batch, Encoded, answered, collate, micro_batches
+from reft_ray.core.batch import Batch, Encoded, answered, collate, micro_batches, numbered
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
 from reft_ray.core.guided import AlignmentLoss, GuidedTerms, cached_teacher, guided_step, hard_labels, live_teacher
@@ -25,6 +25,7 @@ from reft_ray.finetuning.checkpoint import (
     write_state,
 )
 from reft_ray.finetuning.config import FinetuneConfig
+from reft_ray.finetuning.export import EXPORT, export_student
 from reft_ray.finetuning.model import Trainee, load_trainee, shard
 from reft_ray.finetuning.rows import Cycle, RowSource, global_batches, share, shuffled
 from reft_ray.finetuning.runtime import Runtime
@@ -67,8 +68,8 @@ def train_student(
 
 
 def encode_alignment(trainee: Trainee, alignment: Sequence[Example]) -> list[Encoded]:
-    """Alignment rows as tokens; their index is their place in the set, which the soft labels are stored by."""
-    encoded = answered(trainee.chat.encode(row, i, trainee.max_tokens) for i, row in enumerate(alignment))
+    """The answered alignment rows as tokens; soft labels are stored by their place among these."""
+    encoded = numbered(answered(trainee.chat.encode(row, max_tokens=trainee.max_tokens) for row in alignment))
     if not encoded:
         raise ReftError("distillation needs alignment rows with answers (refusals and helpful answers)")
     return encoded
@@ -142,19 +143,20 @@ class _Run:
         """Train to the end, from the latest checkpoint where there is one."""
         self._resume()
         terms: GuidedTerms | None = None
+        trained = self.step
         while self.rows_done < self.total_rows:
             epoch, position = divmod(self.rows_done, len(self.rows))
             order = shuffled(self.rows, self.config.shuffle_rows, f"{self.config.seed}/{epoch}")
             for batch in global_batches(order, self.config.batch_rows, skip=position):
                 started = time.perf_counter()
                 terms = self._train_on(batch[: self.total_rows - self.rows_done])
-                self._report(terms, time.perf_counter() - started)
                 if self.rows_done >= self.total_rows:
                     break
-            if position == 0 and self.rows_done % len(self.rows) and self.rows_done < self.total_rows:
-                raise ReftError(f"the dataset gave {self.rows_done % len(self.rows)} of its {len(self.rows)} rows")
-        if self.step % self.config.checkpoint_every:
-            self._report(terms, 0.0, last=True)
+                self._report(terms, time.perf_counter() - started)
+            if self.step == trained:
+                raise ReftError(f"the dataset ended at row {position} of {len(self.rows)}: it is not what was screened")
+            trained = self.step
+        self._report(terms, 0.0, last=True)
 
     def _train_on(self, batch: Sequence[Example]) -> GuidedTerms:
         runtime, config, chat = self.runtime, self.config, self.trainee.chat
@@ -228,7 +230,13 @@ class _Run:
             "alignment_position": self.aligned.position if self.aligned else 0,
             "config": config.model_dump(mode="json"),
         }
-        self.runtime.report(metrics, lambda folder: write_state(folder, self.runtime.rank, tensors, state))
+
+        def write(folder: Path) -> None:
+            write_state(folder, self.runtime.rank, tensors, state)
+            if last and self.runtime.rank == 0:
+                export_student(self.trainee, tensors["weights"], folder / EXPORT)
+
+        self.runtime.report(metrics, write)
 
     def _resume(self) -> None:
         folder = self.runtime.latest_checkpoint()

@@ -29,6 +29,7 @@ from reft_ray.finetuning.checkpoint import (
     write_state,
 )
 from reft_ray.finetuning.config import TeacherConfig
+from reft_ray.finetuning.export import EXPORT
 from reft_ray.finetuning.model import Trainee, load_trainee
 from reft_ray.finetuning.rows import Cycle, share
 from reft_ray.finetuning.runtime import Runtime
@@ -54,15 +55,10 @@ class TeacherData:
                 raise ReftError(f"the {name} prompts hold no {' and no '.join(missing)} row: both labels are needed")
 
 
-def train_teacher(runtime: Runtime, config: TeacherConfig, data: TeacherData, out: Path | None) -> RefTeacher | None:
-    """Prepare a Ref-Teacher and, on rank 0, write its artefact to `out`; other ranks return None."""
+def train_teacher(runtime: Runtime, config: TeacherConfig, data: TeacherData) -> None:
+    """Prepare a Ref-Teacher; the last checkpoint that is reported carries its artefact under `export/`."""
     torch.manual_seed(config.seed + runtime.rank)
-    trainee = load_trainee(config, runtime, TEACHER)
-    run = _Run(runtime, config, trainee, data)
-    run.train()
-    if runtime.rank or out is None:
-        return None
-    return run.finish(out, data)
+    _Run(runtime, config, load_trainee(config, runtime, TEACHER), data).train()
 
 
 def sweep_layers(depth: int, sweep: tuple[float, float]) -> list[int]:
@@ -74,7 +70,7 @@ def sweep_layers(depth: int, sweep: tuple[float, float]) -> list[int]:
 
 class _Run:
     def __init__(self, runtime: Runtime, config: TeacherConfig, trainee: Trainee, data: TeacherData) -> None:
-        self.runtime, self.config, self.trainee = runtime, config, trainee
+        self.runtime, self.config, self.trainee, self.data = runtime, config, trainee, data
         depth = trainee.base.layers
         self.layers = sweep_layers(depth, config.sweep)
         self.layer = config.layer or max(1, round(depth / 2))
@@ -115,9 +111,9 @@ class _Run:
             seconds = time.perf_counter() - started
             if self.step % self.evaluate_every == 0 or self.step == self.total_steps:
                 self._evaluate()
-            self._report(terms, seconds)
-        if self.best:
-            restore_weights(self.trainee.model, self.best)
+            if self.step < self.total_steps and self.stale < self.config.patience:
+                self._report(terms, seconds)
+        self._report(None, 0.0, last=True)
 
     def _next_rows(self) -> list[Encoded]:
         config = self.config
@@ -193,8 +189,10 @@ class _Run:
         else:
             self.stale += 1
 
-    def finish(self, out: Path, data: TeacherData) -> RefTeacher:
+    def _export(self, out: Path) -> RefTeacher:
         """Choose the layer by validation AUROC, freeze R_l, set thresholds and calibration, write the artefact."""
+        if self.best:
+            restore_weights(self.trainee.model, self.best)
         label_B = labels_of(self.validation)
         swept = self._sweep()
         layer = max(swept, key=lambda candidate: auroc(swept[candidate][1], label_B))
@@ -211,7 +209,7 @@ class _Run:
             thresholds=thresholds,
             calibration=fit_calibration(score_B, label_B),
             quality=filter_quality(score_B, label_B, thresholds),
-            per_source=per_source(data.validation, score_B, thresholds.block),
+            per_source=per_source(self.data.validation, score_B, thresholds.block),
             histogram=torch.histc(score_B, HISTOGRAM_BINS, -1.0, 1.0).long().tolist(),
             config={
                 **self.config.model_dump(mode="json"),
@@ -221,16 +219,16 @@ class _Run:
         )
         return save_teacher(out, self.trainee.model, manifest, refusal_D)
 
-    def _report(self, terms: TeacherTerms, seconds: float) -> None:
-        due = self.step % self.config.checkpoint_every == 0
+    def _report(self, terms: TeacherTerms | None, seconds: float, last: bool = False) -> None:
+        due = last or self.step % self.config.checkpoint_every == 0
         if not (due or self.step % self.config.log_every == 0 or self.step in (1, self.total_steps)):
             return
         metrics: Mapping[str, object] = {
             "step": self.step,
-            "progress": self.step / self.total_steps,
+            "progress": 1.0 if last else self.step / self.total_steps,
             "step_seconds": seconds,
             "validation_auroc": self.best_auroc if self.best else None,
-            **asdict(terms),
+            **(asdict(terms) if terms else {}),
         }
         if not due:
             self.runtime.report(metrics)
@@ -247,7 +245,13 @@ class _Run:
             "positions": {name: cycle.position for name, cycle in self.cycles.items()},
             "config": self.config.model_dump(mode="json"),
         }
-        self.runtime.report(metrics, lambda folder: write_state(folder, self.runtime.rank, tensors, state))
+
+        def write(folder: Path) -> None:
+            write_state(folder, self.runtime.rank, tensors, state)
+            if last and self.runtime.rank == 0:
+                self._export(folder / EXPORT)
+
+        self.runtime.report(metrics, write)
 
     def _resume(self) -> None:
         folder = self.runtime.latest_checkpoint()

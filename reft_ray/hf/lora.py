@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -95,6 +96,11 @@ def acting(model: PeftModel, name: str) -> Iterator[None]:
             parameter.requires_grad_(wanted[key])
 
 
+def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
+    """Whether a model carries adapters."""
+    return isinstance(model, PeftModel)
+
+
 def merge(model: PeftModel) -> PreTrainedModel:
     """Fold the active adapter into the base weights and return the bare model."""
     merged: PreTrainedModel = model.merge_and_unload()
@@ -112,10 +118,19 @@ def load_adapter_state(model: PeftModel, name: str, state: dict[str, Tensor]) ->
     set_peft_model_state_dict(model, state, adapter_name=name)
 
 
-def save_adapter(model: PeftModel, name: str, folder: Path, base_name: str) -> None:
-    """Write one adapter as a PEFT directory that plain `peft` loads."""
+def save_adapter(
+    model: PeftModel, name: str, folder: Path, base_name: str, tensors: dict[str, Tensor] | None = None
+) -> None:
+    """Write one adapter as a PEFT directory that plain `peft` loads.
+
+    `tensors` are its parameters by name, where they were gathered from shards; otherwise the model's own.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(adapter_state(model, name), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    if tensors is None:
+        tensors = adapter_state(model, name)
+    else:
+        tensors = {key.replace(f".{name}.", "."): tensor.contiguous() for key, tensor in tensors.items()}
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = model.peft_config[name]
     config.base_model_name_or_path = base_name
     config.inference_mode = True

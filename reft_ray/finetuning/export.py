@@ -1,0 +1,46 @@
+"""A finished student as files that plain `peft` and `transformers` load."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from reft_ray.core.errors import ReftError
+from reft_ray.finetuning.model import Trainee
+from reft_ray.hf.lora import is_adapted, save_adapter
+
+EXPORT = "export"
+"""Where in a run's last checkpoint its product lies."""
+
+
+def export_student(trainee: Trainee, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write gathered trainable weights as a PEFT directory, or as a whole model with its tokenizer."""
+    if is_adapted(trainee.model):
+        save_adapter(trainee.model, "student", folder, trainee.base.name, dict(weights))
+        return
+    trainee.base.model.save_pretrained(folder, state_dict=dict(weights))
+    trainee.base.tokenizer.save_pretrained(folder)
+
+
+def collect_export(checkpoint: Path, out: Path) -> Path:
+    """Copy a last checkpoint's product to `out` under a temporary name, then rename it.
+
+    Raises ReftError when the checkpoint has none, or `out` holds something that no run has written.
+    """
+    source = checkpoint / EXPORT
+    if not source.is_dir():
+        raise ReftError(f"{checkpoint} is not the last checkpoint of a finished run")
+    if out.exists() and any(out.iterdir()) and not any(out.glob("*.json")):
+        raise ReftError(f"{out} exists and holds no model: choose another directory")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
+        made = Path(scratch) / out.name
+        shutil.copytree(source, made)
+        if out.exists():
+            shutil.rmtree(out)
+        made.rename(out)
+    return out

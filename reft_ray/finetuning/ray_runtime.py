@@ -1,0 +1,67 @@
+"""A rank of a Ray Train worker group as a `Runtime`: collectives, checkpoints, reports."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from reft_ray.finetuning.runtime import Progress
+
+
+class RayRuntime:
+    """Inside a Ray Train worker. Rank 0 also hands its metrics to `progress` where one was given."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.world = context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self._progress = progress
+        self._restored: tempfile.TemporaryDirectory[str] | None = None
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks; computed on this rank's device, because NCCL reduces nothing else."""
+        if self.world == 1:
+            return tensor
+        # NCCL and gloo both sum float64; a copy keeps the caller's tensor as it was.
+        moved = tensor.to(self.device, copy=True)
+        dist.all_reduce(moved)
+        return moved.to(tensor.device)
+
+    def latest_checkpoint(self) -> Path | None:
+        """The latest checkpoint that the controller has committed, as a local directory."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        # Kept for the life of the worker: the caller reads from it.
+        self._restored = tempfile.TemporaryDirectory(prefix="reft-resume-")
+        return Path(checkpoint.to_directory(self._restored.name))
+
+    def report(self, metrics: Mapping[str, Any], write: Callable[[Path], None] | None = None) -> None:
+        """Report on every rank; checkpoint directories of the ranks are merged by Ray Train."""
+        if self.rank == 0 and self._progress is not None:
+            self._progress(metrics)
+        if write is None:
+            ray.train.report(dict(metrics))
+            return
+        with tempfile.TemporaryDirectory(prefix="reft-checkpoint-") as folder:
+            write(Path(folder))
+            ray.train.report(
+                dict(metrics),
+                checkpoint=ray.train.Checkpoint.from_directory(folder),
+                checkpoint_dir_name=f"checkpoint-{metrics['step']:08d}",
+            )
+
+
+def set_threads() -> None:
+    """Give the worker the threads of the CPUs that it reserved: Ray leaves torch with a single one."""
+    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
+    torch.set_num_threads(max(1, int(cpus)))

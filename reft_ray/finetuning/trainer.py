@@ -1,0 +1,175 @@
+"""Ray Train: both stages as data-parallel runs over N workers that survive the loss of some.
+
+`workers=0` runs the same loop in this process, without a cluster.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.data
+import ray.train
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from reft_ray.core.conversation import Example
+from reft_ray.core.errors import ReftError
+from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
+from reft_ray.finetuning.data import ShardRows, dataset_of
+from reft_ray.finetuning.export import collect_export
+from reft_ray.finetuning.progress import Channel, Sender
+from reft_ray.finetuning.ray_runtime import RayRuntime, set_threads
+from reft_ray.finetuning.runtime import LocalRuntime, Progress, Runtime
+from reft_ray.finetuning.student_loop import train_student
+from reft_ray.finetuning.targets import ensure_soft_targets
+from reft_ray.finetuning.teacher_loop import TeacherData, train_teacher
+from reft_ray.hf.ref_teacher import RefTeacher
+
+_USER = "user"
+_KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneInputs:
+    """What a finetuning run reads besides its configuration.
+
+    `rows` were screened already: a dataset with the columns of `finetuning.data`, of `count` rows, or examples.
+    """
+
+    rows: ray.data.Dataset | Sequence[Example]
+    count: int
+    alignment: Sequence[Example] = ()
+    teacher: RefTeacher | None = None
+
+
+def prepare_teacher(
+    config: TeacherConfig,
+    data: TeacherData,
+    out: Path,
+    resources: Resources | None = None,
+    run_id: str | None = None,
+    progress: Progress | None = None,
+) -> RefTeacher:
+    """Stage 1: train a Ref-Teacher and write its artefact to `out`. The same `run_id` resumes."""
+    resources = resources or Resources()
+
+    def loop(runtime: Runtime, _rows: ray.data.DataIterator | None) -> None:
+        train_teacher(runtime, config, data)
+
+    _run(loop, None, out, resources, run_id or f"teacher-{uuid.uuid4().hex[:12]}", progress)
+    return RefTeacher.load(out)
+
+
+def finetune(
+    config: FinetuneConfig,
+    inputs: FinetuneInputs,
+    out: Path,
+    resources: Resources | None = None,
+    run_id: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Stage 2: finetune a student and export it to `out`. The same `run_id` on the same storage resumes.
+
+    Raises ReftError when something is missing, or when the run fails more often than its resources allow.
+    """
+    resources = resources or Resources()
+    if inputs.teacher is None and (config.init == "aligned" or (config.method.distills and config.labels == "soft")):
+        raise ReftError(f"method={config.method} with labels={config.labels}, init={config.init} needs a Ref-Teacher")
+    targets: Path | None = None
+    if inputs.teacher and config.method.distills and config.labels == "soft" and config.teacher_forward == "cached":
+        shared = Path(resources.shared or _storage(resources, out)) / "targets"
+        targets = ensure_soft_targets(config, inputs.teacher, inputs.alignment, shared).parent
+    rows = inputs.rows
+    local = resources.workers == 0
+    dataset = rows if isinstance(rows, ray.data.Dataset) else None if local else dataset_of(rows)
+    count, alignment, teacher = inputs.count, inputs.alignment, inputs.teacher
+    examples = None if isinstance(rows, ray.data.Dataset) or not local else rows
+    sharded = resources.strategy == "fsdp"
+
+    def loop(runtime: Runtime, shard: ray.data.DataIterator | None) -> None:
+        source = examples if shard is None else ShardRows(shard, count)
+        assert source is not None
+        train_student(runtime, config, source, alignment, teacher, targets, sharded)
+
+    return _run(loop, dataset, out, resources, run_id or f"finetune-{uuid.uuid4().hex[:12]}", progress)
+
+
+Loop = Callable[[Runtime, "ray.data.DataIterator | None"], None]
+
+
+def _storage(resources: Resources, out: Path) -> str:
+    return resources.storage or str(out.absolute().parent / ".runs")
+
+
+def _run(
+    loop: Loop,
+    dataset: ray.data.Dataset | None,
+    out: Path,
+    resources: Resources,
+    run_id: str,
+    progress: Progress | None,
+) -> Path:
+    storage = _storage(resources, out)
+    if resources.workers == 0:
+        runtime = LocalRuntime(Path(storage) / run_id, progress)
+        loop(runtime, dataset.iterator() if dataset is not None else None)
+        checkpoint = runtime.latest_checkpoint()
+        assert checkpoint is not None
+        return collect_export(checkpoint, out)
+    with Channel(progress) if progress else nullcontext() as channel:
+        sender = Sender(channel.queue) if channel else None
+
+        def worker(_config: Mapping[str, Any]) -> None:
+            set_threads()
+            loop(RayRuntime(sender), ray.train.get_dataset_shard(_USER) if dataset is not None else None)
+
+        trainer = TorchTrainer(
+            worker,
+            train_loop_config={},
+            scaling_config=ScalingConfig(
+                num_workers=resources.workers,
+                use_gpu=resources.gpus_per_worker > 0,
+                resources_per_worker={"CPU": resources.cpus_per_worker}
+                | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
+            ),
+            run_config=RunConfig(
+                name=run_id,
+                storage_path=storage,
+                # Without a limit on its own failures the controller retries an infeasible request for ever.
+                failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=3),
+                checkpoint_config=CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
+            ),
+            datasets={_USER: dataset} if dataset is not None else None,
+            dataset_config=_every_rank_reads_all(),
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise ReftError(f"run {run_id} failed: {_cause(error)}") from error
+    if result.checkpoint is None:
+        raise ReftError(f"run {run_id} ended without a checkpoint")
+    with result.checkpoint.as_directory() as folder:
+        return collect_export(Path(folder), out)
+
+
+def _every_rank_reads_all() -> DataConfig:
+    """Rows in one fixed order on every rank, which takes its share of each global batch (`finetuning.rows`).
+
+    Ray's own equal split drops up to a row per rank and deals rows out as they arrive.
+    """
+    options = ray.data.ExecutionOptions(preserve_order=True)
+    return DataConfig(datasets_to_split=[], execution_options=options)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost message of a failed run: the worker's own error, not the wrappers around it."""
+    failures = getattr(error, "worker_failures", None) or {}
+    inner: BaseException = next(iter(failures.values()), error)
+    while (cause := getattr(inner, "cause", None) or inner.__cause__) is not None and cause is not inner:
+        inner = cause
+    return str(inner).strip().splitlines()[-1] if str(inner).strip() else type(inner).__name__
