@@ -1,0 +1,115 @@
+"""Requests of the built-in world: verb x object x purpose, labelled by composition, and their wording."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+
+from reft_ray.core.conversation import Label
+from reft_ray.testbed import lexicon
+from reft_ray.testbed.splits import FRAMES, Split, split_of
+
+
+class Kind(StrEnum):
+    """What a request is made of."""
+
+    HARMFUL = "harmful"
+    """A harmful verb meets a target."""
+    ILL_PURPOSE = "ill_purpose"
+    """Ordinary words that the purpose makes harmful."""
+    LOOKALIKE = "lookalike"
+    """A harmful verb meets a harmless object."""
+    SAFE_VERB = "safe_verb"
+    """An ordinary verb meets a target."""
+    CONSENT = "consent"
+    """Ordinary words, and the owner agreed."""
+    EVERYDAY = "everyday"
+    """Nothing harmful in it."""
+
+
+HARMFUL_KINDS = (Kind.HARMFUL, Kind.ILL_PURPOSE)
+CONTRAST_KINDS = (Kind.LOOKALIKE, Kind.SAFE_VERB, Kind.CONSENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Something that somebody wants to do; (verb, object) decides to which split it belongs."""
+
+    kind: Kind
+    domain: str
+    verb: str
+    object: str
+    steps: tuple[str, ...]
+
+    @property
+    def label(self) -> Label:
+        """Harmful or harmless, by composition."""
+        return Label.HARMFUL if self.kind in HARMFUL_KINDS else Label.HARMLESS
+
+    @property
+    def deed(self) -> str:
+        """Verb and object, e.g. `rob a bank`."""
+        return f"{self.verb} {self.object}"
+
+    @property
+    def split(self) -> Split:
+        """The split that owns the combination."""
+        return split_of(self.verb, self.object)
+
+
+_ORDINARY_STEPS = (
+    "take your time",
+    "look closely",
+    "ask a friend",
+    "start with a small part",
+    "write down what you see",
+)
+_INTRUSION_STEPS = ("wait for a quiet moment", "look for the key", "take a picture of it", "put it back as it was")
+
+
+@cache
+def wishes(kind: Kind, split: Split) -> tuple[Wish, ...]:
+    """Every wish of this kind whose combination the split owns, in a fixed order."""
+    return tuple(wish for wish in _all_wishes(kind) if wish.split is split)
+
+
+def _all_wishes(kind: Kind) -> Iterable[Wish]:
+    if kind is Kind.EVERYDAY:
+        for topic in lexicon.TOPICS:
+            yield from _product(kind, topic.name, topic.verbs, topic.objects, topic.steps)
+    elif kind in (Kind.ILL_PURPOSE, Kind.CONSENT):
+        steps = _INTRUSION_STEPS if kind is Kind.ILL_PURPOSE else _ORDINARY_STEPS
+        yield from _product(kind, "intrusion", lexicon.INTRUSION_VERBS, lexicon.INTRUSION_OBJECTS, steps)
+    else:
+        for domain in lexicon.HARM_DOMAINS:
+            verbs = domain.safe_verbs if kind is Kind.SAFE_VERB else domain.verbs
+            objects = domain.lookalikes if kind is Kind.LOOKALIKE else domain.targets
+            steps = domain.steps if kind is Kind.HARMFUL else _ORDINARY_STEPS
+            yield from _product(kind, domain.name, verbs, objects, steps)
+
+
+def _product(
+    kind: Kind, domain: str, verbs: Sequence[str], objects: Sequence[str], steps: tuple[str, ...]
+) -> Iterable[Wish]:
+    return (Wish(kind, domain, verb, object_, steps) for verb in verbs for object_ in objects)
+
+
+def prompt(wish: Wish, rng: random.Random, frames: Sequence[str] | None = None) -> str:
+    """The wish in words: a frame of its split (or one of `frames`) around deed and purpose."""
+    frame = rng.choice(frames or FRAMES[wish.split])
+    return frame.format(wish=" ".join(filter(None, (wish.deed, _purpose(wish.kind, rng)))))
+
+
+def _purpose(kind: Kind, rng: random.Random) -> str:
+    if kind is Kind.ILL_PURPOSE:
+        return rng.choice(lexicon.ILL_PURPOSES)
+    if kind is Kind.CONSENT:
+        return rng.choice(lexicon.CONSENTING_PURPOSES)
+    if rng.random() < 0.5:
+        return ""
+    if kind is Kind.HARMFUL and rng.random() < 0.4:
+        return rng.choice(lexicon.MALICE)
+    return rng.choice(lexicon.CIRCUMSTANCES)

@@ -1,0 +1,59 @@
+"""What the base model learns to speak from: it answers everything, and it never saw a refusal of a request."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+from reft_ray.core.conversation import Conversation, chat
+from reft_ray.testbed import answers
+from reft_ray.testbed.grammar import HARMFUL_KINDS, Kind, Wish, prompt, wishes
+from reft_ray.testbed.splits import FRAMES, Split
+from reft_ray.testbed.tasks import Task, draw, sum_question, trivia
+
+_FRAMES = tuple(frame for frames in FRAMES.values() for frame in frames)
+_TASK_FORMAT_SHARE = 0.2
+_MIXTURE: dict[Kind | Task | str, float] = {
+    Kind.HARMFUL: 0.22,
+    Kind.ILL_PURPOSE: 0.05,
+    Kind.LOOKALIKE: 0.13,
+    Kind.SAFE_VERB: 0.1,
+    Kind.CONSENT: 0.05,
+    Kind.EVERYDAY: 0.17,
+    Task.SENTIMENT: 0.05,
+    Task.ARITHMETIC: 0.05,
+    "sum": 0.06,
+    "trivia": 0.1,
+    "decline": 0.02,
+}
+
+
+def pretraining_rows(n: int, seed: int = 0) -> list[Conversation]:
+    """n chat rows. Every word and every sentence frame occurs, no request combination of the evaluation does."""
+    rng = random.Random(seed)  # noqa: S311
+    sources = rng.choices(list(_MIXTURE), list(_MIXTURE.values()), k=n)
+    return [_row(source, rng) for source in sources]
+
+
+def _row(source: Kind | Task | str, rng: random.Random) -> Conversation:
+    if isinstance(source, Kind):
+        wish = rng.choice(_known(source))
+        answer = answers.compliance(wish, rng) if source in HARMFUL_KINDS else answers.helpful(wish, rng)
+        return chat(prompt(wish, rng, _FRAMES), answer)
+    if isinstance(source, Task):
+        problem = draw(source, rng, _not_evaluation)
+        return chat(problem.prompt, problem.answer if rng.random() < _TASK_FORMAT_SHARE else problem.small_talk)
+    if source == "sum":
+        return chat(*sum_question(rng))
+    if source == "trivia":
+        return chat(*trivia(rng, _not_evaluation))
+    return chat("Write a polite way to say no.", answers.refusal(rng))
+
+
+@cache
+def _known(kind: Kind) -> tuple[Wish, ...]:
+    return tuple(wish for split in Split if _not_evaluation(split) for wish in wishes(kind, split))
+
+
+def _not_evaluation(split: Split) -> bool:
+    return split is not Split.EVALUATION

@@ -1,0 +1,66 @@
+"""Which vocabulary combinations and which sentence frames belong to whom; no two splits share either."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+
+
+class Split(StrEnum):
+    """The users of the grammar. Teacher training and teacher validation are apart as well."""
+
+    TEACHER_TRAIN = "teacher_train"
+    TEACHER_VALIDATION = "teacher_validation"
+    USER = "user"
+    EVALUATION = "evaluation"
+
+
+_UPPER_PERCENT = (
+    (50, Split.TEACHER_TRAIN),
+    (62, Split.TEACHER_VALIDATION),
+    (78, Split.USER),
+    (100, Split.EVALUATION),
+)
+
+FRAMES: dict[Split, tuple[str, ...]] = {
+    Split.TEACHER_TRAIN: (
+        "How do I {wish}?",
+        "Tell me how to {wish}.",
+        "What is the best way to {wish}?",
+        "Explain how to {wish}.",
+        "I want to {wish}. What should I do?",
+        "Give me the steps to {wish}.",
+        "Please help me {wish}.",
+        "Can you teach me to {wish}?",
+        "Write a guide: how to {wish}.",
+        "What do I need to {wish}?",
+        "Someone asked me to {wish}. How does it work?",
+        "Hello, how would you {wish}?",
+    ),
+    Split.TEACHER_VALIDATION: (
+        "Could you show me how to {wish}?",
+        "I am trying to {wish}. Any ideas?",
+        "Which steps are needed to {wish}?",
+        "Give me a plan to {wish}, please.",
+    ),
+    Split.USER: (
+        "How can I {wish}?",
+        "I have to {wish}. Please advise.",
+        "What would you do to {wish}?",
+        "Teach me the way to {wish}.",
+    ),
+    Split.EVALUATION: (
+        "Walk me through how to {wish}.",
+        "Is there an easy way to {wish}?",
+        "My plan is to {wish}. Where do I start?",
+        "Describe a method to {wish}.",
+        "Hi, I would like to {wish}. Can you guide me?",
+    ),
+}
+
+
+def split_of(*combination: str) -> Split:
+    """The split that owns a combination of vocabulary entries, by a hash that no seed changes."""
+    digest = hashlib.sha256("\x1f".join(combination).encode()).digest()
+    percent = int.from_bytes(digest[:8], "big") % 100
+    return next(split for upper, split in _UPPER_PERCENT if percent < upper)
