@@ -15,6 +15,7 @@ from reft_ray.jobs.database import Database
 from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError, QuotaError
 from reft_ray.jobs.job import TERMINAL, Page
 from reft_ray.jobs.paging import page
+from reft_ray.jobs.sniff import checked
 from reft_ray.jobs.tables import files, jobs
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
@@ -73,8 +74,8 @@ class FileStore:
     ) -> FileRecord:
         """Store a new file. With a `file_id` given, storing it again replaces it.
 
-        The record comes first, so that bytes without a record never exist; until all bytes are there it is not
-        listed.
+        A training file is looked at while it arrives. The record comes first, so that bytes without a record never
+        exist; until all bytes are there it is not listed.
         """
         if expires_after is not None and not EXPIRES_SECONDS[0] <= expires_after <= EXPIRES_SECONDS[1]:
             low, high = EXPIRES_SECONDS
@@ -102,6 +103,8 @@ class FileStore:
                     parent_id=parent_id,
                 )
             )
+        if purpose == "fine-tune":
+            chunks = checked(filename, chunks)
         try:
             written = self.content.write(_key(project_id, file_id), chunks, min(limit or self.max_file_bytes, room))
         except BaseException:

@@ -10,8 +10,9 @@ from sqlalchemy import Connection, Text, cast, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from reft_ray.jobs import ids, webhooks
+from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.database import Database
-from reft_ray.jobs.errors import ConflictError, LeaseLostError, NotFoundError, StoppedError
+from reft_ray.jobs.errors import ConflictError, LeaseLostError, NotFoundError, QuotaError, StoppedError
 from reft_ray.jobs.job import (
     TERMINAL,
     TRANSITIONS,
@@ -35,11 +36,23 @@ class JobStore:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self.audit = AuditLog(database)
 
-    def create(self, organization_id: str, project_id: str, spec: JobSpec, metadata: Mapping[str, str]) -> Job:
-        """A new job in `validating_files`, with its first event."""
+    def create(
+        self,
+        organization_id: str,
+        project_id: str,
+        spec: JobSpec,
+        metadata: Mapping[str, str],
+        *,
+        actor: Mapping[str, Any] | None = None,
+        max_unfinished: int | None = None,
+    ) -> Job:
+        """A new job in `validating_files`, with its first event; QuotaError above `max_unfinished` of a project."""
         job_id = ids.new_id(ids.JOB)
         with self.database.write() as connection:
+            if max_unfinished is not None:
+                self._check_quota(connection, project_id, max_unfinished)
             connection.execute(
                 insert(jobs).values(
                     id=job_id,
@@ -55,6 +68,8 @@ class JobStore:
                 )
             )
             self._append(connection, job_id, Event(f"Created fine-tuning job: {job_id}", key="created"))
+            if actor is not None:
+                self.audit.append_in(connection, "fine_tuning.job.created", actor, project_id, {"id": job_id})
             return _get(connection, job_id)
 
     def get(self, job_id: str, project_id: str | None = None) -> Job:
@@ -108,14 +123,15 @@ class JobStore:
         lease: str | None = None,
         error: JobError | None = None,
         fine_tuned_model: str | None = None,
+        actor: Mapping[str, Any] | None = None,
     ) -> Job:
         """Compare-and-set to another state, with the event and the webhooks that belong to it, all or nothing.
 
         Raises ConflictError when the job stands where this move is not allowed, LeaseLostError when `lease` is
-        given and another driver holds the job.
+        given and another driver holds the job. What an `actor` does goes to the audit log.
         """
         with self.database.write() as connection:
-            return self.move_in(
+            job = self.move_in(
                 connection,
                 job_id,
                 to,
@@ -125,6 +141,10 @@ class JobStore:
                 error=error,
                 fine_tuned_model=fine_tuned_model,
             )
+            if actor is not None:
+                kind = f"fine_tuning.job.{_DEEDS.get(to, to)}"
+                self.audit.append_in(connection, kind, actor, job.project_id, {"id": job_id})
+            return job
 
     def move_in(
         self,
@@ -251,6 +271,20 @@ class JobStore:
             raise StoppedError(f"{job_id}: the job was {job.status}")
         return job
 
+    def queue_position(self, job: Job) -> int | None:
+        """How many queued jobs, of all projects, were queued no later than this one; None when it is not queued."""
+        if job.status is not Status.QUEUED:
+            return None
+        query = select(func.count()).where(jobs.c.status == Status.QUEUED, jobs.c.queued_at <= job.queued_at)
+        with self.database.read() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def _check_quota(self, connection: Connection, project_id: str, most: int) -> None:
+        self.database.serialize(connection, f"jobs of {project_id}")
+        unfinished = select(func.count()).where(jobs.c.project_id == project_id, jobs.c.status.not_in(TERMINAL))
+        if connection.execute(unfinished).scalar_one() >= most:
+            raise QuotaError(f"The project has {most} unfinished jobs, as many as it may have.")
+
     def _append(self, connection: Connection, job_id: str, event: Event) -> None:
         statement = self._insert(job_events).values(
             id=ids.new_id(ids.EVENT),
@@ -281,7 +315,14 @@ def _refusal(job: Job, to: Status, lease: str | None) -> Exception:
     return ConflictError(f"Job {job.id} is {job.status} and cannot become {to}.", f"job_not_{_ADJECTIVE.get(to, to)}")
 
 
-_ADJECTIVE = {Status.CANCELLED: "cancellable", Status.PAUSED: "pausable", Status.QUEUED: "resumable"}
+_DEEDS = {Status.QUEUED: "resumed", Status.VALIDATING: "resumed"}
+
+_ADJECTIVE = {
+    Status.CANCELLED: "cancellable",
+    Status.PAUSED: "pausable",
+    Status.QUEUED: "resumable",
+    Status.VALIDATING: "resumable",
+}
 
 
 def _job(row: Any) -> Job:

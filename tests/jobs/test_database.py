@@ -46,10 +46,14 @@ def test_gateways_that_start_together_migrate_once(tmp_path):
 def test_sqlite_writes_ahead_and_a_failed_transaction_leaves_nothing(sqlite_database):
     with sqlite_database.read() as connection:
         assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
-    twice = text("INSERT INTO organizations VALUES ('org-1', 'a', 0)")
-    with pytest.raises(IntegrityError), sqlite_database.write() as connection:
-        for _ in range(2):
-            connection.execute(twice)
+
+    def insert_twice() -> None:
+        with sqlite_database.write() as connection:
+            for _ in range(2):
+                connection.execute(text("INSERT INTO organizations VALUES ('org-1', 'a', 0)"))
+
+    with pytest.raises(IntegrityError):
+        insert_twice()
     with sqlite_database.read() as connection:
         assert connection.execute(text("SELECT count(*) FROM organizations")).scalar() == 0
 

@@ -13,11 +13,11 @@ from reft_ray.jobs.uploads import UploadStore
 
 
 def make(files: FileStore, data: bytes = b"row\n", project: str = "proj_a", **more):
-    return files.create(project, "rows.jsonl", "fine-tune", [data], **more)
+    return files.create(project, "rows.jsonl", "user_data", [data], **more)
 
 
 def test_a_file_comes_back_byte_for_byte(files, clock):
-    record = files.create("proj_a", "../../etc/rows\n.jsonl", "fine-tune", [b"\x00\xff", b"abc"], expires_after=3600)
+    record = files.create("proj_a", "../../etc/rows\n.jsonl", "user_data", [b"\x00\xff", b"abc"], expires_after=3600)
     assert b"".join(files.read(record.id, "proj_a")) == b"\x00\xffabc"
     assert (record.bytes, record.filename, record.status) == (5, "rows.jsonl", "processed")
     assert record.sha256 == hashlib.sha256(b"\x00\xffabc").hexdigest()
@@ -30,7 +30,7 @@ def test_lists_page_in_both_directions_and_by_purpose(files):
     made = [make(files).id for _ in range(3)]
     other = files.create("proj_a", "x", "batch", [b"1"]).id
     assert [item.id for item in files.list("proj_a").items] == [other, *made[::-1]]
-    first = files.list("proj_a", limit=2, ascending=True, purpose="fine-tune")
+    first = files.list("proj_a", limit=2, ascending=True, purpose="user_data")
     assert ([item.id for item in first.items], first.has_more) == (made[:2], True)
     assert [item.id for item in files.list("proj_a", after=made[1], ascending=True).items] == [made[2], other]
 
@@ -59,7 +59,7 @@ def test_an_expired_file_is_gone_at_once_and_its_bytes_after_the_sweep(files, cl
 def test_a_file_that_is_too_large_leaves_nothing(database, content, tmp_path):
     files = FileStore(database, content, max_file_bytes=10, max_project_bytes=15)
     with pytest.raises(TooLargeError, match="10 bytes"):
-        files.create("proj_a", "x", "fine-tune", [b"12345", b"678901"])
+        files.create("proj_a", "x", "user_data", [b"12345", b"678901"])
     assert files.list("proj_a").items == ()
     assert [path for path in (tmp_path / "content").rglob("*") if path.is_file()] == []
     make(files, b"1234567890")
@@ -76,7 +76,7 @@ def test_a_stream_that_breaks_off_leaves_nothing(files, clock):
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        files.create("proj_a", "x", "fine-tune", broken())
+        files.create("proj_a", "x", "user_data", broken())
     assert files.list("proj_a").items == ()
     clock.advance(STALE_SECONDS + 1)
     assert files.sweep() == 0
@@ -110,7 +110,7 @@ def test_a_store_that_is_no_uri_is_refused():
 
 def test_an_upload_becomes_one_file(files):
     uploads = UploadStore(files)
-    upload = uploads.create("proj_a", "big.jsonl", "fine-tune", 6, "text/jsonl")
+    upload = uploads.create("proj_a", "big.jsonl", "user_data", 6, "text/jsonl")
     second, _ = uploads.add_part(upload.id, "proj_a", [b"def"])
     first, _ = uploads.add_part(upload.id, "proj_a", [b"abc"])
     digest = hashlib.md5(b"abcdef", usedforsecurity=False).hexdigest()
@@ -126,8 +126,8 @@ def test_an_upload_becomes_one_file(files):
 def test_an_upload_whose_parts_do_not_fit_is_refused(files, clock):
     uploads = UploadStore(files, max_bytes=10)
     with pytest.raises(TooLargeError):
-        uploads.create("proj_a", "x", "fine-tune", 11, "text/plain")
-    upload = uploads.create("proj_a", "x", "fine-tune", 4, "text/plain")
+        uploads.create("proj_a", "x", "user_data", 11, "text/plain")
+    upload = uploads.create("proj_a", "x", "user_data", 4, "text/plain")
     part, _ = uploads.add_part(upload.id, "proj_a", [b"abc"])
     with pytest.raises(InvalidError, match="3 bytes"):
         uploads.complete(upload.id, "proj_a", [part])
@@ -144,3 +144,35 @@ def test_an_upload_whose_parts_do_not_fit_is_refused(files, clock):
     clock.advance(3601)
     assert uploads.sweep() == 1
     assert uploads.get(upload.id, "proj_a").status == "expired"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "fault"),
+    [
+        ("a.jsonl", b'{"messages": []}\n[1]\n', "Line 2 is not a dictionary"),
+        ("a.jsonl", b"prompt,completion\n1,2\n", "Line 1 is not a dictionary"),
+        ("a.jsonl", b"", "empty"),
+        ("a.jsonl", b" \n\n", "blank"),
+        ("upload", b"%PDF-1.7", "Line 1"),
+        ("a.jsonl", b"[" * 100_000, "Line 1"),
+        ("a.jsonl", b'{"messages": []}\nnope\n' + b'{"a": 1}\n' * 20_000, "Line 2"),
+    ],
+)
+def test_a_training_file_that_no_job_could_use_is_refused_while_it_arrives(files, name, data, fault):
+    with pytest.raises(InvalidError, match=fault) as caught:
+        files.create("proj_a", name, "fine-tune", [data[i : i + 7000] for i in range(0, len(data), 7000)])
+    assert caught.value.code == "invalid_file_format"
+    assert files.list("proj_a").items == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.jsonl", b'\xef\xbb\xbf{"messages": []}\r\n\n{"messages": []}'),
+        ("a.csv", b"prompt,completion\n"),
+        ("a.jsonl", b'{"text": "' + b"x" * 200_000 + b'"}\n{}'),
+    ],
+)
+def test_a_training_file_arrives_unchanged(files, name, data):
+    record = files.create("proj_a", name, "fine-tune", [data])
+    assert b"".join(files.read(record.id, "proj_a")) == data

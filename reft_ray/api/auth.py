@@ -1,0 +1,172 @@
+"""Who is asking, what the key may do, and how much is left: runs before every route under /v1."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import Depends, Request
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from reft_ray.api.errors import ApiError
+from reft_ray.api.services import Services
+from reft_ray.core.errors import UsageError
+from reft_ray.jobs.rate_limits import Allowance
+from reft_ray.jobs.tenants import LOCAL, Principal
+from reft_ray.telemetry import catalog
+
+_AREAS = {
+    "files": "files",
+    "uploads": "files",
+    "fine_tuning": "fine_tuning",
+    "models": "models",
+    "chat": "chat",
+    "moderations": "moderations",
+    "screenings": "moderations",
+    "teacher": "moderations",
+    "webhook_endpoints": "webhooks",
+}
+_SPLIT = ("files", "fine_tuning", "models")
+"""Areas whose scopes tell reading from writing."""
+
+
+def authenticator(services: Services) -> Callable[[Request], None]:
+    """The dependency for `create_app`: sets `request.state.principal` and `.project`, or answers 401, 403 or 429."""
+
+    def authenticate(request: Request) -> None:
+        principal = _principal(services, request)
+        request.state.principal = principal
+        request.state.project = principal.project_id
+        scope = scope_of(request.method, request.url.path)
+        if scope is None or scope not in principal.scopes:
+            raise ApiError(
+                403,
+                f"You have insufficient permissions for this operation. Missing scopes: {scope or 'unknown path'}.",
+                code="insufficient_permissions",
+            )
+        if principal.key_id is not None:
+            take(services, request, "requests", 1)
+
+    return authenticate
+
+
+def current(request: Request) -> Principal:
+    """The principal that `authenticator` found."""
+    principal = request.state.principal
+    if not isinstance(principal, Principal):
+        raise TypeError("the route runs without the authenticator")
+    return principal
+
+
+Caller = Annotated[Principal, Depends(current)]
+
+
+def take(services: Services, request: Request, name: str, cost: float) -> None:
+    """Take from the project's `requests` or `tokens`; 429 with `retry-after` when there are too few."""
+    principal = current(request)
+    limits = principal.limits
+    per_minute = limits.requests_per_minute if name == "requests" else limits.tokens_per_minute
+    allowance = services.rate_limits.take(principal.project_id, name, cost, per_minute)
+    headers = request.scope["state"].setdefault("ratelimit", {})
+    headers |= _headers(name, allowance)
+    if allowance.allowed:
+        return
+    request.app.state.recorder.count(catalog.RATE_LIMITED, limit=name)
+    asked = f"Limit {per_minute}, used {per_minute - allowance.remaining}, requested {math.ceil(cost)}."
+    if math.isinf(allowance.wait):
+        raise ApiError(
+            429,
+            f"Request too large for the limit of {name} per minute. {asked} Ask for less.",
+            type=name,
+            code="rate_limit_exceeded",
+            headers={"x-should-retry": "false"},
+        )
+    wait = max(1, math.ceil(allowance.wait))
+    raise ApiError(
+        429,
+        f"Rate limit reached for {name} per minute. {asked} Please try again in {wait}s.",
+        type=name,
+        code="rate_limit_exceeded",
+        headers={"retry-after": str(wait), "retry-after-ms": str(math.ceil(allowance.wait * 1000))},
+    )
+
+
+class RateLimitHeaders:
+    """ASGI middleware: puts what `take` found on whatever the route answers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and add headers to its answer."""
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in scope.get("state", {}).get("ratelimit", {}).items():
+                    headers[name] = value
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
+
+
+def check_bind(host: str, has_keys: bool) -> None:
+    """Refuse to serve other machines without keys: called before the server binds."""
+    if not has_keys and not _is_loopback(host):
+        raise UsageError(
+            f"host {host!r}: without API keys the service answers on loopback only; "
+            "make a key with `reft-ray keys create`, or bind to 127.0.0.1"
+        )
+
+
+def scope_of(method: str, path: str) -> str | None:
+    """The scope that a request needs; None for a path that nobody may use."""
+    area = _AREAS.get(path.removeprefix("/v1/").split("/")[0])
+    if area in _SPLIT:
+        return f"{area}.{'read' if method in ('GET', 'HEAD') else 'write'}"
+    return area
+
+
+def _principal(services: Services, request: Request) -> Principal:
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if secret and scheme.lower() == "bearer":
+        principal = services.tenants.authenticate(secret.strip())
+        if principal is not None:
+            return _in_project(principal, request)
+    if not services.tenants.any_keys():
+        _require_loopback(request)
+        return LOCAL
+    message = "Incorrect API key provided." if secret else "You didn't provide an API key."
+    raise ApiError(401, f"{message} Use `Authorization: Bearer sk-reft-...`.", code="invalid_api_key")
+
+
+def _in_project(principal: Principal, request: Request) -> Principal:
+    for header, own in (("openai-organization", principal.organization_id), ("openai-project", principal.project_id)):
+        asked = request.headers.get(header)
+        if asked is not None and asked != own:
+            raise ApiError(401, f"The API key does not belong to {header} {asked[:64]!r}.", code=f"mismatched_{header}")
+    return principal
+
+
+def _require_loopback(request: Request) -> None:
+    # Second line of defence behind check_bind: a proxy in front may have bound another address.
+    if request.client is not None and not _is_loopback(request.client.host):
+        raise ApiError(401, "This service has no API keys and answers on loopback only.", code="invalid_api_key")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _headers(name: str, allowance: Allowance) -> dict[str, str]:
+    return {
+        f"x-ratelimit-limit-{name}": str(allowance.limit),
+        f"x-ratelimit-remaining-{name}": str(allowance.remaining),
+        f"x-ratelimit-reset-{name}": f"{allowance.reset_seconds:.3f}s",
+    }

@@ -1,0 +1,279 @@
+"""`POST /chat/completions`: base models and finetuned ones, whole or streamed, with the filter along the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from reft_ray.api.auth import Caller, take
+from reft_ray.api.chat_model import (
+    ChatError,
+    ChatModel,
+    ChatOverloadedError,
+    ContextLengthError,
+    Piece,
+    Sampling,
+    Target,
+)
+from reft_ray.api.chat_moderation import Moderator
+from reft_ray.api.chat_schema import ChatRequest
+from reft_ray.api.errors import ApiError, busy, invalid
+from reft_ray.api.models import unknown_model
+from reft_ray.api.services import Services
+from reft_ray.jobs.errors import NotFoundError
+from reft_ray.jobs.tenants import Principal
+
+REFUSAL = "This was blocked by the content filter."
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of one request so far."""
+
+    prompt: int = 0
+    completion: int = 0
+
+    def add(self, piece: Piece) -> None:
+        """Count a piece; the prompt is read once, however many completions were asked for."""
+        self.prompt = max(self.prompt, piece.prompt_tokens)
+        self.completion += piece.tokens
+
+    def body(self) -> dict[str, int]:
+        """The `usage` object."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+        }
+
+
+@dataclass(slots=True)
+class Completion:
+    """One request on its way."""
+
+    model: ChatModel
+    target: Target
+    request: ChatRequest
+    sampling: Sampling
+    moderator: Moderator
+    usage: Usage = field(default_factory=Usage)
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def choices(self) -> int:
+        """How many completions were asked for."""
+        return self.request.n or 1
+
+    async def pieces(self, index: int) -> AsyncIterator[Piece]:
+        """The pieces of one choice, counted; choices of one request differ when they are sampled with a seed."""
+        seed = self.sampling.seed
+        sampling = self.sampling if seed is None or index == 0 else replace(self.sampling, seed=seed + index)
+        generated = self.model.generate(self.target, self.request.conversation, sampling)
+        async with aclosing(generated) as stream:  # type: ignore[type-var]
+            async for piece in stream:
+                self.usage.add(piece)
+                yield piece
+
+    async def text(self, index: int) -> tuple[str, str]:
+        """One whole choice and why it ended."""
+        texts, reason = [], "stop"
+        async for piece in self.pieces(index):
+            texts.append(piece.text)
+            reason = piece.finish_reason or reason
+        return "".join(texts), reason
+
+    async def texts(self) -> list[tuple[str, str]]:
+        """All choices; those that the filter holds back come as an empty text with `content_filter`."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self.text(index)) for index in range(self.choices)]
+        made = [task.result() for task in tasks]
+        passed = await self.moderator.passes([text for text, _ in made])
+        return [item if ok else ("", "content_filter") for item, ok in zip(made, passed, strict=True)]
+
+    def head(self, kind: str) -> dict[str, Any]:
+        """What the answer and each of its chunks begin with."""
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.target.name}
+
+
+def router(services: Services, model: ChatModel) -> APIRouter:
+    """The chat route."""
+    routes = APIRouter(tags=["chat"])
+
+    @routes.post("/chat/completions", response_model=None)
+    async def create_completion(body: ChatRequest, request: Request, caller: Caller) -> Response:
+        """Continue a conversation."""
+        body.refuse_unsupported()
+        target = await asyncio.to_thread(resolve, services, caller, body.model)
+        sampling = body.sampling(services.settings.max_completion_tokens)
+        charged = await _charge(services, request, caller, body)
+        completion = Completion(model, target, body, sampling, Moderator(request.app.state.judge, body.moderation))
+        admitted = await completion.moderator.admit(body.conversation)
+        if body.stream:
+            events = _settled(services, caller, completion, charged, _stream(completion, admitted))
+            return await _streaming(events)
+        try:
+            made = await completion.texts() if admitted else [("", "content_filter")] * completion.choices
+        except* ChatError as group:
+            raise _failure(group.exceptions[0]) from None
+        finally:
+            await _settle(services, caller, completion, charged)
+        return JSONResponse(_whole(completion, made))
+
+    return routes
+
+
+def resolve(services: Services, caller: Principal, name: str) -> Target:
+    """The model that a name means for this caller; 404 when it has none."""
+    bases = services.settings.base_models
+    if name in bases:
+        return Target(name, name, bases[name].uri)
+    try:
+        if ":ckpt-step-" in name:
+            student, uri = services.models.checkpoint_uri(name, caller.project_id)
+            if not services.settings.serve_checkpoints:
+                raise ApiError(
+                    403,
+                    "Checkpoints have not passed the release gate, and this service does not let them talk.",
+                    param="model",
+                    code="checkpoint_not_released",
+                )
+        else:
+            student = services.models.get(name, caller.project_id)
+            uri = student.uri
+    except NotFoundError:
+        raise unknown_model(name) from None
+    if student.base_model not in bases:
+        raise unknown_model(name)
+    return Target(name, student.base_model, bases[student.base_model].uri, uri)
+
+
+def _whole(completion: Completion, made: list[tuple[str, str]]) -> dict[str, Any]:
+    choices = [
+        {
+            "index": index,
+            "finish_reason": reason,
+            "message": {
+                "role": "assistant",
+                "content": None if reason == "content_filter" else text,
+                "refusal": REFUSAL if reason == "content_filter" else None,
+            },
+            "logprobs": None,
+        }
+        for index, (text, reason) in enumerate(made)
+    ]
+    body = {**completion.head("chat.completion"), "choices": choices, "usage": completion.usage.body()}
+    if completion.moderator.body is not None:
+        body["moderation"] = completion.moderator.body
+    return body
+
+
+async def _stream(completion: Completion, admitted: bool) -> AsyncIterator[bytes]:
+    head = completion.head("chat.completion.chunk")
+    options = completion.request.stream_options
+    usage: dict[str, Any] = {"usage": None} if options and options.include_usage else {}
+
+    def chunk(index: int, delta: dict[str, Any], reason: str | None = None) -> bytes:
+        choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}
+        return _event({**head, "choices": [choice], **usage})
+
+    if not admitted or completion.moderator.holds_output:
+        made = await completion.texts() if admitted else [("", "content_filter")] * completion.choices
+        for index, (text, reason) in enumerate(made):
+            refused = reason == "content_filter"
+            yield chunk(index, {"role": "assistant", **({"refusal": REFUSAL} if refused else {"content": text})})
+            yield chunk(index, {}, reason)
+    else:
+        texts = []
+        for index in range(completion.choices):
+            said: list[str] = []
+            started = False
+            async for piece in completion.pieces(index):
+                if not started:
+                    # Not before the model has answered: until then a failure can still have its own status.
+                    yield chunk(index, {"role": "assistant", "content": ""})
+                    started = True
+                if piece.text:
+                    said.append(piece.text)
+                    yield chunk(index, {"content": piece.text})
+                if piece.finish_reason:
+                    yield chunk(index, {}, piece.finish_reason)
+            texts.append("".join(said))
+        await completion.moderator.passes(texts)
+    if completion.moderator.body is not None:
+        yield _event({**head, "choices": [], **usage, "moderation": completion.moderator.body})
+    if usage:
+        yield _event({**head, "choices": [], "usage": completion.usage.body()})
+    yield b"data: [DONE]\n\n"
+
+
+async def _streaming(events: AsyncIterator[bytes]) -> Response:
+    """Start the stream; what fails before its first event is still answered with a status of its own."""
+    try:
+        first = await anext(events)
+    except* ChatError as group:
+        raise _failure(group.exceptions[0]) from None
+
+    async def rest() -> AsyncIterator[bytes]:
+        try:
+            async with aclosing(events) as stream:  # type: ignore[type-var]
+                yield first
+                async for event in stream:
+                    yield event
+        except (ChatError, ExceptionGroup, ApiError):
+            # The status is long sent; the client raises an APIError on an event with an `error`.
+            yield _event({"error": ApiError(500, "The model failed in mid-stream.").body()["error"]})
+
+    return StreamingResponse(rest(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+
+async def _settled(
+    services: Services, caller: Principal, completion: Completion, charged: float, events: AsyncIterator[bytes]
+) -> AsyncIterator[bytes]:
+    try:
+        async for event in events:
+            yield event
+    finally:
+        await _settle(services, caller, completion, charged)
+
+
+async def _charge(services: Services, request: Request, caller: Principal, body: ChatRequest) -> float:
+    """Take the tokens that the request may use, before it runs; what it did not use is given back."""
+    if caller.key_id is None:
+        return 0.0
+    prompt = sum(len(turn.content.encode()) for turn in body.conversation) / 4
+    asked = body.max_completion_tokens or body.max_tokens or 256
+    cost = prompt + min(asked, services.settings.max_completion_tokens) * (body.n or 1)
+    await asyncio.to_thread(take, services, request, "tokens", cost)
+    return cost
+
+
+async def _settle(services: Services, caller: Principal, completion: Completion, charged: float) -> None:
+    if caller.key_id is not None:
+        used = completion.usage.prompt + completion.usage.completion
+        settle = asyncio.to_thread(services.rate_limits.settle, caller.project_id, "tokens", charged - used)
+        # Also for a client that has left: its tokens were used.
+        await asyncio.shield(settle)
+
+
+def _failure(error: BaseException) -> ApiError:
+    match error:
+        case ChatOverloadedError():
+            return busy("The model is at its capacity; try again later.", error.retry_after, status=503)
+        case ContextLengthError():
+            return invalid(str(error), "messages", "context_length_exceeded")
+        case _:
+            return ApiError(500, "The model failed on this request.", code="model_failed")
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"

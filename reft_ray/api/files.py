@@ -1,0 +1,106 @@
+"""`/files`: upload, list, read and delete."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+from starlette.datastructures import UploadFile
+
+from reft_ray.api import wire
+from reft_ray.api.auth import Caller
+from reft_ray.api.errors import invalid
+from reft_ray.api.services import Services
+from reft_ray.jobs.content import CHUNK_BYTES
+from reft_ray.jobs.files import PURPOSES
+
+
+def router(services: Services) -> APIRouter:
+    """The routes of files."""
+    routes = APIRouter(tags=["files"])
+    files = services.files
+
+    @routes.post("/files")
+    async def create_file(request: Request, caller: Caller) -> dict[str, Any]:
+        """Store a file (multipart: `purpose`, `file`, optional `expires_after[...]`)."""
+        async with request.form(max_files=1, max_fields=16) as form:
+            content, purpose = form.get("file"), form.get("purpose")
+            if not isinstance(content, UploadFile):
+                raise invalid("Missing required parameter: 'file'.", "file", "missing_required_parameter")
+            check_purpose(purpose)
+            expires_after = _expires_after(form.get("expires_after[anchor]"), form.get("expires_after[seconds]"))
+            record = await asyncio.to_thread(
+                files.create,
+                caller.project_id,
+                content.filename or "upload",
+                str(purpose),
+                chunks_of(content),
+                expires_after=expires_after,
+            )
+        await asyncio.to_thread(
+            services.audit.append, "file.created", caller.actor, caller.project_id, {"id": record.id}
+        )
+        return wire.file(record)
+
+    @routes.get("/files")
+    def list_files(
+        caller: Caller,
+        purpose: str | None = None,
+        after: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=10000)] = 10000,
+        order: Literal["asc", "desc"] = "desc",
+    ) -> dict[str, Any]:
+        """The project's files."""
+        page = files.list(caller.project_id, purpose=purpose, after=after, limit=limit, ascending=order == "asc")
+        return wire.cursor_page(page, wire.file, ends=True)
+
+    @routes.get("/files/{file_id}")
+    def retrieve_file(file_id: str, caller: Caller) -> dict[str, Any]:
+        """One file's record."""
+        return wire.file(files.get(file_id, caller.project_id))
+
+    @routes.get("/files/{file_id}/content")
+    def file_content(file_id: str, caller: Caller) -> StreamingResponse:
+        """The bytes as they were stored."""
+        record = files.get(file_id, caller.project_id)
+        return StreamingResponse(
+            files.read(file_id, caller.project_id),
+            media_type="application/octet-stream",
+            headers={"content-length": str(record.bytes), "x-content-type-options": "nosniff"},
+        )
+
+    @routes.delete("/files/{file_id}")
+    def delete_file(file_id: str, caller: Caller) -> dict[str, Any]:
+        """Delete a file and everything that was made from it."""
+        files.delete(file_id, caller.project_id)
+        services.audit.append("file.deleted", caller.actor, caller.project_id, {"id": file_id})
+        return {"id": file_id, "object": "file", "deleted": True}
+
+    return routes
+
+
+def check_purpose(purpose: object) -> None:
+    """Refuse a purpose that OpenAI does not know."""
+    if purpose is None:
+        raise invalid("Missing required parameter: 'purpose'.", "purpose", "missing_required_parameter")
+    if purpose not in PURPOSES:
+        raise invalid(f"'{str(purpose)[:32]}' is not one of {list(PURPOSES)} - 'purpose'", "purpose")
+
+
+def _expires_after(anchor: object, seconds: object) -> int | None:
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise invalid("expires_after[anchor] must be 'created_at'.", "expires_after.anchor")
+    if not isinstance(seconds, str) or not seconds.isdecimal():
+        raise invalid("expires_after[seconds] must be an integer.", "expires_after.seconds")
+    return int(seconds)
+
+
+def chunks_of(content: UploadFile) -> Iterator[bytes]:
+    """The bytes of a form's file in chunks."""
+    while chunk := content.file.read(CHUNK_BYTES):
+        yield chunk

@@ -1,0 +1,210 @@
+"""What a request for a finetuning job may say: OpenAI's fields and the `reft` extension, nothing else."""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from reft_ray.api.errors import ApiError, invalid
+from reft_ray.api.services import ServiceSettings
+from reft_ray.jobs.job import Hyperparameters, JobSpec, Options
+
+MAX_SEED = 2147483647
+
+
+class Strict(BaseModel):
+    """A part of a request in which unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class HyperparametersBody(Strict):
+    """OpenAI's three knobs."""
+
+    n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=50)] = "auto"
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
+    learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0, le=100)] = "auto"
+
+
+class SupervisedBody(Strict):
+    """The settings of the supervised method."""
+
+    hyperparameters: HyperparametersBody = Field(default_factory=HyperparametersBody)
+
+
+class MethodBody(BaseModel):
+    """The method; the settings of methods that we do not offer are never read."""
+
+    type: str
+    supervised: SupervisedBody | None = None
+
+
+class WandbBody(Strict):
+    """Where a run is mirrored to."""
+
+    project: str
+    name: str | None = None
+    entity: str | None = None
+    tags: list[str] | None = None
+
+
+class IntegrationBody(Strict):
+    """A service that a job reports to."""
+
+    type: Literal["wandb"]
+    wandb: WandbBody
+
+
+class GateBody(Strict):
+    """Limits of the release gate, percentages or points; at most the operator's."""
+
+    harmful_score: float | None = Field(None, ge=0)
+    over_refusal: float | None = Field(None, ge=0)
+    accuracy_drop: float | None = Field(None, ge=0)
+    incoherence: float | None = Field(None, ge=0)
+
+
+class ReftBody(Strict):
+    """Our extension: `extra_body={"reft": {...}}`."""
+
+    policy: Literal["filter", "review", "fail"] = "filter"
+    max_reject_ratio: float | None = Field(None, ge=0, le=1)
+    threshold: float | None = Field(None, ge=-1, le=1)
+    kd_weight: float | None = Field(None, ge=0)
+    temperature: float | None = Field(None, gt=0)
+    alignment_dataset: str | None = None
+    gate: GateBody = Field(default_factory=GateBody)
+
+
+class JobBody(Strict):
+    """The body of `POST /fine_tuning/jobs`."""
+
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    suffix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    metadata: (
+        dict[
+            Annotated[str, StringConstraints(min_length=1, max_length=64)],
+            Annotated[str, StringConstraints(max_length=512)],
+        ]
+        | None
+    ) = Field(None, max_length=16)
+    integrations: list[IntegrationBody] | None = None
+    method: MethodBody | None = None
+    hyperparameters: HyperparametersBody | None = None
+    reft: ReftBody = Field(default_factory=ReftBody)
+
+
+def parse(body: object, settings: ServiceSettings) -> tuple[JobSpec, dict[str, str]]:
+    """A request body -> what the job is to do, and its metadata. Raises ApiError 400 naming the field."""
+    if not isinstance(body, dict):
+        raise invalid("The body must be a JSON object.")
+    try:
+        request = JobBody.model_validate(body)
+    except ValidationError as error:
+        raise _refusal(error) from None
+    base = settings.base_models.get(request.model)
+    if base is None or not base.trainable:
+        known = ", ".join(name for name, entry in settings.base_models.items() if entry.trainable)
+        raise invalid(
+            f"Model {request.model[:128]!r} is not available for fine-tuning; choose from: {known}.",
+            "model",
+            "model_not_available",
+        )
+    method = request.method
+    if method is not None and method.type != "supervised":
+        raise invalid(
+            f"Method {method.type[:32]!r} is not supported; use 'supervised'.", "method.type", "unsupported_method"
+        )
+    if method is not None and method.supervised is not None:
+        knobs = method.supervised.hyperparameters
+    else:
+        knobs = request.hyperparameters or HyperparametersBody()
+    spec = JobSpec(
+        model=request.model,
+        training_file=request.training_file,
+        validation_file=request.validation_file,
+        seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
+        suffix=request.suffix,
+        hyperparameters=Hyperparameters(**knobs.model_dump()),
+        options=_options(request.reft, settings),
+        integrations=tuple(item.model_dump(exclude_none=True) for item in request.integrations or ()),
+        preset=base.preset,
+    )
+    return spec, dict(request.metadata or {})
+
+
+def _options(reft: ReftBody, settings: ServiceSettings) -> Options:
+    gate = reft.gate.model_dump(exclude_none=True)
+    for name, limit in gate.items():
+        operator = settings.gate.get(name)
+        if operator is not None and limit > operator:
+            raise invalid(
+                f"reft.gate.{name}: {limit:g} is above the operator's limit of {operator:g}.", f"reft.gate.{name}"
+            )
+    ratio = settings.max_reject_ratio if reft.max_reject_ratio is None else reft.max_reject_ratio
+    if ratio > settings.max_reject_ratio:
+        raise invalid(
+            f"reft.max_reject_ratio: {ratio:g} is above the operator's limit of {settings.max_reject_ratio:g}.",
+            "reft.max_reject_ratio",
+        )
+    dataset = reft.alignment_dataset
+    if dataset is not None and dataset not in settings.alignment_datasets:
+        known = ", ".join(sorted(settings.alignment_datasets)) or "none but the preset's own"
+        raise invalid(
+            f"reft.alignment_dataset: {dataset[:64]!r} is unknown; available: {known}.", "reft.alignment_dataset"
+        )
+    return Options(
+        policy=reft.policy,
+        max_reject_ratio=ratio,
+        threshold=reft.threshold,
+        kd_weight=reft.kd_weight,
+        temperature=reft.temperature,
+        alignment_dataset=dataset,
+        gate=gate,
+    )
+
+
+_UNIONS = ("int", "float", "constrained-int", "constrained-float", "literal['auto']")
+
+
+def _refusal(error: ValidationError) -> ApiError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    path = [str(part) for part in first["loc"] if str(part) not in _UNIONS]
+    param = ".".join(path)[:128]
+    if first["type"] == "missing":
+        return invalid(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
+    if first["type"] == "extra_forbidden":
+        return invalid(f"Unknown parameter: '{param}'.{_suggestion(path)}", param, "unknown_parameter")
+    return invalid(f"Invalid value for '{param}': {_message(first, error)}.", param)
+
+
+def _message(first: Mapping[str, Any], error: ValidationError) -> str:
+    # A union reports every member that did not fit; together they say what would.
+    same = [item["msg"] for item in error.errors(include_url=False, include_input=False)]
+    return str(first["msg"]) if len(same) == 1 else "; or ".join(dict.fromkeys(same))
+
+
+def _suggestion(path: list[str]) -> str:
+    sections: dict[str, type[BaseModel]] = {
+        "": JobBody,
+        "reft": ReftBody,
+        "reft.gate": GateBody,
+        "hyperparameters": HyperparametersBody,
+        "method.supervised.hyperparameters": HyperparametersBody,
+    }
+    section, key = ".".join(path[:-1]), path[-1]
+    here = sections.get(section)
+    close = difflib.get_close_matches(key, here.model_fields, 1) if here else []
+    if close:
+        return f" Did you mean '{'.'.join([*path[:-1], close[0]])}'?"
+    for name, other in sections.items():
+        if key in other.model_fields:
+            return f" Did you mean '{name}.{key}'?" if name else f" Did you mean '{key}' at the top level?"
+    return ""

@@ -1,0 +1,87 @@
+"""Everything that the routes of the finetuning service work with, opened once per gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from reft_ray.jobs.audit import AuditLog
+from reft_ray.jobs.content import ContentStore
+from reft_ray.jobs.database import Database
+from reft_ray.jobs.estimate import Counter, Defaults, Speed, count_bytes
+from reft_ray.jobs.files import FileStore
+from reft_ray.jobs.job_store import JobStore
+from reft_ray.jobs.models import ModelStore
+from reft_ray.jobs.rate_limits import RateLimits
+from reft_ray.jobs.tenants import Tenants
+from reft_ray.jobs.uploads import UploadStore
+from reft_ray.jobs.webhooks import Webhooks
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A model that users may chat with and finetune. `uri` is the directory that it is loaded from."""
+
+    uri: str
+    created_at: int = 0
+    defaults: Defaults = field(default_factory=Defaults)
+    speed: Speed | None = None
+    preset: str | None = None
+    trainable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """The operator's choices. Sizes in bytes.
+
+    Checkpoints have not passed the release gate, so that chatting with one must be allowed explicitly.
+    `gate` names the release gate's limits; a user may ask for lower ones, never for higher ones.
+    """
+
+    base_models: Mapping[str, BaseModel]
+    alignment_datasets: frozenset[str] = frozenset()
+    gate: Mapping[str, float] = field(default_factory=dict)
+    max_reject_ratio: float = 0.5
+    max_file_bytes: int = 512 << 20
+    max_project_bytes: int = 64 << 30
+    max_upload_bytes: int = 8 << 30
+    serve_checkpoints: bool = False
+    private_webhooks: bool = False
+    max_completion_tokens: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The stores behind one gateway."""
+
+    database: Database
+    settings: ServiceSettings
+    jobs: JobStore
+    files: FileStore
+    uploads: UploadStore
+    models: ModelStore
+    tenants: Tenants
+    audit: AuditLog
+    rate_limits: RateLimits
+    webhooks: Webhooks
+    counter: Counter
+
+    @classmethod
+    def open(
+        cls, database: Database, files_uri: str, settings: ServiceSettings, counter: Counter = count_bytes
+    ) -> Services:
+        """All stores over one database and one content URI."""
+        files = FileStore(database, ContentStore(files_uri), settings.max_file_bytes, settings.max_project_bytes)
+        return cls(
+            database=database,
+            settings=settings,
+            jobs=JobStore(database),
+            files=files,
+            uploads=UploadStore(files, settings.max_upload_bytes),
+            models=ModelStore(database),
+            tenants=Tenants(database),
+            audit=AuditLog(database),
+            rate_limits=RateLimits(database),
+            webhooks=Webhooks(database, settings.private_webhooks),
+            counter=counter,
+        )

@@ -1,0 +1,143 @@
+"""The audit log: append-only, each entry sealed with the hash of the one before it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from reft_ray.jobs import ids
+from reft_ray.jobs.database import Database
+from reft_ray.jobs.tables import audit_head, audit_log
+
+GENESIS = "0" * 64
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Who did what: `type` is `noun.verb`; `data` holds ids and settings, never text of a row."""
+
+    seq: int
+    id: str
+    effective_at: float
+    type: str
+    actor: Mapping[str, Any]
+    project_id: str | None
+    data: Mapping[str, Any]
+    previous: str
+    hash: str
+
+    def seal(self) -> str:
+        """SHA-256 over everything but the seal itself, in canonical JSON."""
+        content = [
+            self.seq,
+            self.id,
+            self.effective_at,
+            self.type,
+            self.actor,
+            self.project_id,
+            self.data,
+            self.previous,
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The outcome of a check: how many entries, the head's hash, and the first fault if there is one."""
+
+    entries: int
+    head: str
+    fault: str | None
+
+
+_COLUMNS = [audit_log.c[name] for name in Entry.__dataclass_fields__]
+
+
+class AuditLog:
+    """Appending and checking. Keep `verify().head` somewhere else: it proves that nothing was cut off the end."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def append(
+        self, kind: str, actor: Mapping[str, Any], project_id: str | None = None, data: Mapping[str, Any] | None = None
+    ) -> Entry:
+        """Add an entry at the end of the chain."""
+        with self.database.write() as connection:
+            return self.append_in(connection, kind, actor, project_id, data)
+
+    def append_in(
+        self,
+        connection: Connection,
+        kind: str,
+        actor: Mapping[str, Any],
+        project_id: str | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> Entry:
+        """`append` as a part of the transaction whose deed it records."""
+        self.database.serialize(connection, "audit")
+        head = connection.execute(select(audit_head.c.seq, audit_head.c.hash)).first()
+        seq, previous = (0, GENESIS) if head is None else (head.seq, head.hash)
+        # Through JSON and back, so that what is sealed is exactly what a reader will get.
+        fields = json.loads(json.dumps({"actor": dict(actor), "data": dict(data or {})}))
+        entry = Entry(
+            seq=seq + 1,
+            id=ids.new_id(ids.AUDIT),
+            effective_at=self.database.now(),
+            type=kind,
+            actor=fields["actor"],
+            project_id=project_id,
+            data=fields["data"],
+            previous=previous,
+            hash="",
+        )
+        values = {name: getattr(entry, name) for name in Entry.__dataclass_fields__} | {"hash": entry.seal()}
+        connection.execute(insert(audit_log).values(values))
+        new_head = {"seq": values["seq"], "hash": values["hash"]}
+        connection.execute(
+            insert(audit_head).values(id=1, **new_head) if head is None else update(audit_head).values(new_head)
+        )
+        return Entry(**values)
+
+    def entries(self, after: int = 0, limit: int = 1000) -> list[Entry]:
+        """Entries behind sequence number `after`, oldest first."""
+        query = select(*_COLUMNS).where(audit_log.c.seq > after).order_by(audit_log.c.seq).limit(limit)
+        with self.database.read() as connection:
+            return [Entry(*row) for row in connection.execute(query)]
+
+    def verify(self, head: str | None = None) -> Verification:
+        """Recompute the whole chain; with a `head` remembered from before, that seal must still be in it."""
+        count, previous, seen = 0, GENESIS, head in (None, GENESIS)
+        for entry in self._all():
+            fault = _fault(entry, count + 1, previous)
+            if fault is not None:
+                return Verification(count, previous, fault)
+            count, previous = entry.seq, entry.hash
+            seen = seen or entry.hash == head
+        with self.database.read() as connection:
+            stored = connection.execute(select(audit_head.c.seq, audit_head.c.hash)).first()
+        expected = None if count == 0 else (count, previous)
+        if (stored if stored is None else tuple(stored)) != expected:
+            return Verification(count, previous, f"entries behind {count} are missing")
+        return Verification(count, previous, None if seen else f"the remembered head {head} is not in the chain")
+
+    def _all(self) -> Iterator[Entry]:
+        after = 0
+        while entries := self.entries(after):
+            yield from entries
+            after = entries[-1].seq
+
+
+def _fault(entry: Entry, seq: int, previous: str) -> str | None:
+    if entry.seq != seq:
+        return f"entry {seq} is missing"
+    if entry.previous != previous:
+        return f"entry {seq} does not follow the one before it"
+    if entry.seal() != entry.hash:
+        return f"entry {seq} ({entry.id}) was changed"
+    return None

@@ -1,0 +1,193 @@
+"""The finished students of a project, and who else may use their checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from reft_ray.jobs import ids
+from reft_ray.jobs.database import Database
+from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError
+from reft_ray.jobs.job import Job, Page
+from reft_ray.jobs.paging import page
+from reft_ray.jobs.tables import checkpoint_permissions, job_checkpoints, jobs, models, projects
+
+
+@dataclass(frozen=True, slots=True)
+class Student:
+    """A model that passed the gate. `uri` is its adapter directory."""
+
+    id: str
+    project_id: str
+    organization_id: str
+    job_id: str
+    base_model: str
+    uri: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """A project that may use a checkpoint of another one."""
+
+    id: str
+    checkpoint: str
+    project_id: str
+    created_at: float
+
+
+_COLUMNS = [models.c[field.name] for field in fields(Student)]
+_PERMISSION = [checkpoint_permissions.c[field.name] for field in fields(Permission)]
+
+
+class ModelStore:
+    """Register, find and delete students."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def register_in(self, connection: Connection, job: Job, uri: str) -> None:
+        """Make a job's student visible, in the transaction in which the job succeeds."""
+        connection.execute(
+            insert(models).values(
+                id=job.model_name,
+                project_id=job.project_id,
+                organization_id=job.organization_id,
+                job_id=job.id,
+                base_model=job.spec.model,
+                uri=uri,
+                created_at=self.database.now(),
+            )
+        )
+
+    def list(self, project_id: str) -> Sequence[Student]:
+        """A project's students, newest first."""
+        query = select(*_COLUMNS).where(models.c.project_id == project_id, models.c.deleted_at.is_(None))
+        with self.database.read() as connection:
+            return [Student(*row) for row in connection.execute(query.order_by(models.c.created_at.desc()))]
+
+    def get(self, model_id: str, project_id: str) -> Student:
+        """A student of this project, or one that was shared with it."""
+        query = select(*_COLUMNS).where(models.c.id == model_id, models.c.deleted_at.is_(None))
+        with self.database.read() as connection:
+            row = connection.execute(query).first()
+            if row is None:
+                raise NotFoundError("model", model_id)
+            student = Student(*row)
+            if student.project_id != project_id and not self._shared(connection, model_id, project_id):
+                raise NotFoundError("model", model_id)
+        return student
+
+    def checkpoint_uri(self, name: str, project_id: str) -> tuple[Student, str]:
+        """A finished student's checkpoint by its name `...:ckpt-step-N`: the student and the checkpoint's place."""
+        model_id, _, step = name.rpartition(":ckpt-step-")
+        if not step.isdecimal():
+            raise NotFoundError("model", name)
+        with self.database.read() as connection:
+            row = connection.execute(
+                select(*_COLUMNS).where(models.c.id == model_id, models.c.deleted_at.is_(None))
+            ).first()
+            if row is None or not (row.project_id == project_id or self._shared(connection, name, project_id)):
+                raise NotFoundError("model", name)
+            uri = connection.execute(
+                select(job_checkpoints.c.uri).where(
+                    job_checkpoints.c.job_id == row.job_id, job_checkpoints.c.step_number == int(step)
+                )
+            ).scalar()
+        if uri is None:
+            raise NotFoundError("model", name)
+        return Student(*row), uri
+
+    def delete(self, model_id: str, project_id: str) -> Student:
+        """Withdraw a student of one's own; its files are removed by the sweep."""
+        student = self.get(model_id, project_id)
+        if student.project_id != project_id:
+            raise NotFoundError("model", model_id)
+        with self.database.write() as connection:
+            connection.execute(update(models).where(models.c.id == model_id).values(deleted_at=self.database.now()))
+        return student
+
+    def withdrawn(self) -> Sequence[Student]:
+        """Students that were deleted and whose files may still lie there."""
+        with self.database.read() as connection:
+            return [
+                Student(*row) for row in connection.execute(select(*_COLUMNS).where(models.c.deleted_at.is_not(None)))
+            ]
+
+    def forget(self, model_id: str) -> None:
+        """Drop a withdrawn student's record, once its files are gone."""
+        with self.database.write() as connection:
+            connection.execute(delete(checkpoint_permissions).where(checkpoint_permissions.c.checkpoint == model_id))
+            connection.execute(delete(models).where(models.c.id == model_id, models.c.deleted_at.is_not(None)))
+
+    def share(self, name: str, project_id: str, with_projects: Sequence[str]) -> Sequence[Permission]:
+        """Let other projects of the same organisation use a checkpoint or a model."""
+        self._own(name, project_id)
+        now = self.database.now()
+        with self.database.write() as connection:
+            organization = select(projects.c.organization_id).where(projects.c.id == project_id)
+            siblings = set(
+                connection.execute(
+                    select(projects.c.id).where(projects.c.organization_id == organization.scalar_subquery())
+                ).scalars()
+            )
+            made = []
+            for other in dict.fromkeys(with_projects):
+                if other not in siblings:
+                    raise InvalidError(f"project_ids: {other} is no project of this organization.", "project_ids")
+                permission = Permission(ids.new_id(ids.PERMISSION), name, other, now)
+                if self._shared(connection, name, other):
+                    raise ConflictError(f"{name} is already shared with {other}.", "permission_exists")
+                connection.execute(
+                    insert(checkpoint_permissions).values(
+                        {field.name: getattr(permission, field.name) for field in fields(Permission)}
+                    )
+                )
+                made.append(permission)
+        return made
+
+    def permissions(
+        self, name: str, project_id: str, *, after: str | None = None, limit: int = 10, only: str | None = None
+    ) -> Page[Permission]:
+        """Who may use a checkpoint."""
+        self._own(name, project_id)
+        query = select(*_PERMISSION).where(checkpoint_permissions.c.checkpoint == name)
+        if only is not None:
+            query = query.where(checkpoint_permissions.c.project_id == only)
+        with self.database.read() as connection:
+            return page(
+                connection,
+                checkpoint_permissions,
+                query,
+                lambda row: Permission(*row),
+                after=after,
+                limit=limit,
+            )
+
+    def unshare(self, name: str, project_id: str, permission_id: str) -> None:
+        """Take a permission back."""
+        self._own(name, project_id)
+        mine = (checkpoint_permissions.c.id == permission_id) & (checkpoint_permissions.c.checkpoint == name)
+        with self.database.write() as connection:
+            if connection.execute(delete(checkpoint_permissions).where(mine)).rowcount == 0:
+                raise NotFoundError("checkpoint permission", permission_id)
+
+    def _own(self, name: str, project_id: str) -> None:
+        model_id = name.partition(":ckpt-step-")[0]
+        with self.database.read() as connection:
+            owner = connection.execute(
+                select(models.c.project_id)
+                .join_from(models, jobs, models.c.job_id == jobs.c.id)
+                .where(models.c.id == model_id, models.c.deleted_at.is_(None))
+            ).scalar()
+        if owner != project_id:
+            raise NotFoundError("model", name)
+
+    @staticmethod
+    def _shared(connection: Connection, name: str, project_id: str) -> bool:
+        query = select(checkpoint_permissions.c.id).where(
+            checkpoint_permissions.c.checkpoint == name, checkpoint_permissions.c.project_id == project_id
+        )
+        return connection.execute(query).first() is not None

@@ -1,0 +1,86 @@
+"""Token buckets in SQL: one limit per project, however many gateways answer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sqlalchemy import case, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from reft_ray.jobs.database import Database
+from reft_ray.jobs.tables import rate_buckets
+
+MINUTE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """The state of a bucket after a request; `wait` is 0 when it was allowed, else seconds until it would be."""
+
+    limit: int
+    remaining: int
+    reset_seconds: float
+    wait: float
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the request may go on."""
+        return self.wait <= 0
+
+
+class RateLimits:
+    """Buckets that hold one minute's worth and refill evenly."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def take(self, owner: str, name: str, cost: float, per_minute: int) -> Allowance:
+        """Take `cost` if the bucket holds it. One conditional UPDATE decides, so two gateways cannot both win."""
+        if cost > per_minute:
+            return Allowance(per_minute, 0, MINUTE, math.inf)
+        self._ensure(owner, name, per_minute)
+        now, rate = self.database.now(), per_minute / MINUTE
+        mine = (rate_buckets.c.owner == owner) & (rate_buckets.c.name == name)
+        filled = (
+            rate_buckets.c.level
+            + case((rate_buckets.c.updated_at < now, now - rate_buckets.c.updated_at), else_=0) * rate
+        )
+        level = case((filled > per_minute, per_minute), else_=filled)
+        with self.database.write() as connection:
+            row = connection.execute(
+                update(rate_buckets)
+                .where(mine, level >= cost)
+                .values(
+                    level=level - cost,
+                    updated_at=case((rate_buckets.c.updated_at < now, now), else_=rate_buckets.c.updated_at),
+                )
+                .returning(rate_buckets.c.level)
+            ).first()
+            left = row.level if row else float(connection.execute(select(level).where(mine)).scalar_one())
+        wait = 0.0 if row else (cost - left) / rate
+        return Allowance(per_minute, max(0, int(left)), (per_minute - left) / rate, wait)
+
+    def settle(self, owner: str, name: str, difference: float) -> None:
+        """Correct an estimate: a negative difference takes more, down below zero if it must."""
+        with self.database.write() as connection:
+            connection.execute(
+                update(rate_buckets)
+                .where(rate_buckets.c.owner == owner, rate_buckets.c.name == name)
+                .values(level=rate_buckets.c.level + difference)
+            )
+
+    def _ensure(self, owner: str, name: str, per_minute: int) -> None:
+        query = select(rate_buckets.c.owner).where(rate_buckets.c.owner == owner, rate_buckets.c.name == name)
+        with self.database.read() as connection:
+            if connection.execute(query).first() is not None:
+                return
+        try:
+            with self.database.write() as connection:
+                connection.execute(
+                    insert(rate_buckets).values(
+                        owner=owner, name=name, level=per_minute, updated_at=self.database.now()
+                    )
+                )
+        except IntegrityError:
+            return  # another gateway made it first

@@ -1,0 +1,66 @@
+"""A first look at a training file while it arrives: what no job could use is refused at upload."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+
+from reft_ray.jobs.errors import InvalidError
+
+HEAD_BYTES = 1 << 16
+_OTHER_FORMATS = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".gz", ".zst")
+
+
+def checked(filename: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The chunks as they are; InvalidError once the head of a JSONL file proves to be something else.
+
+    Only the head is read: every row is validated by the job, which reports all errors and not the first.
+    """
+    head, held = b"", []
+    looking = not filename.lower().endswith(_OTHER_FORMATS)
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        if not looking:
+            yield chunk
+            continue
+        head += chunk
+        held.append(chunk)
+        if len(head) >= HEAD_BYTES:
+            _check(head, complete=False)
+            looking = False
+            yield from held
+    if size == 0:
+        raise InvalidError("The file is empty.", "file", "invalid_file_format")
+    if looking:
+        _check(head, complete=True)
+        yield from held
+
+
+def _check(head: bytes, complete: bool) -> None:
+    lines = head.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if not complete:
+        *lines, cut = lines
+        if cut.strip() and not cut.lstrip().startswith(b"{"):
+            raise _not_a_dictionary(len(lines) + 1)
+    if complete and not any(line.strip() for line in lines):
+        raise InvalidError("The file holds nothing but blank lines.", "file", "invalid_file_format")
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not _is_dictionary(line):
+            raise _not_a_dictionary(number)
+
+
+def _not_a_dictionary(number: int) -> InvalidError:
+    return InvalidError(
+        "Expected file to have JSONL format, where every line is a JSON dictionary. "
+        f"Line {number} is not a dictionary.",
+        "file",
+        "invalid_file_format",
+    )
+
+
+def _is_dictionary(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -1,0 +1,222 @@
+"""Organisations, projects and API keys. A key is stored as its hash and shown once, when it is made."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sqlalchemy import insert, select, update
+
+from reft_ray.jobs import ids
+from reft_ray.jobs.audit import AuditLog
+from reft_ray.jobs.database import Database
+from reft_ray.jobs.errors import InvalidError, NotFoundError
+from reft_ray.jobs.tables import api_keys, organizations, projects
+
+PREFIX = "sk-reft-"
+SCOPES = (
+    "files.read",
+    "files.write",
+    "fine_tuning.read",
+    "fine_tuning.write",
+    "models.read",
+    "models.write",
+    "chat",
+    "moderations",
+    "webhooks",
+)
+OPERATOR: Mapping[str, Any] = {"type": "session", "session": {"user": "operator"}}
+"""The actor of what is done on the command line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a project may use; held over all gateways."""
+
+    requests_per_minute: int = 600
+    tokens_per_minute: int = 1_000_000
+    unfinished_jobs: int = 50
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Limits:
+        """The limits with the project's own values in place of the defaults."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in document.items() if name in known})
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is asking: the project that owns what is made, and what the key may do."""
+
+    organization_id: str
+    project_id: str
+    key_id: str | None
+    scopes: frozenset[str]
+    limits: Limits
+
+    @property
+    def actor(self) -> dict[str, Any]:
+        """This principal in the audit log."""
+        if self.key_id is None:
+            return dict(OPERATOR)
+        return {"type": "api_key", "api_key": {"id": self.key_id, "type": "user"}}
+
+
+LOCAL = Principal("org-local", "proj_local", None, frozenset(SCOPES), Limits())
+"""Everybody, on a service without keys; such a service answers on loopback alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key as it may be shown again: everything but the secret."""
+
+    id: str
+    project_id: str
+    name: str
+    hint: str
+    scopes: Sequence[str]
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+
+
+_COLUMNS = [api_keys.c[field.name] for field in fields(ApiKey)]
+
+
+class Tenants:
+    """Make, find and end keys."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.audit = AuditLog(database)
+
+    def create_key(
+        self,
+        organization: str,
+        project: str,
+        name: str,
+        scopes: Sequence[str] = SCOPES,
+        expires_seconds: float | None = None,
+    ) -> tuple[ApiKey, str]:
+        """A new key and its secret; organisation and project are made when they are new."""
+        unknown = sorted(set(scopes) - set(SCOPES))
+        if unknown or not scopes:
+            raise InvalidError(
+                f"scopes: {', '.join(unknown) or 'none given'}; choose from {', '.join(SCOPES)}", "scopes"
+            )
+        if expires_seconds is not None and expires_seconds <= 0:
+            raise InvalidError("a key must expire in the future", "expires")
+        now, secret, key_id = self.database.now(), PREFIX + secrets.token_urlsafe(32), ids.new_id(ids.KEY)
+        with self.database.write() as connection:
+            self.database.serialize(connection, "tenants")
+            organization_id = connection.execute(
+                select(organizations.c.id).where(organizations.c.name == organization)
+            ).scalar()
+            if organization_id is None:
+                organization_id = ids.new_id(ids.ORGANIZATION)
+                connection.execute(insert(organizations).values(id=organization_id, name=organization, created_at=now))
+            project_id = connection.execute(
+                select(projects.c.id).where(projects.c.organization_id == organization_id, projects.c.name == project)
+            ).scalar()
+            if project_id is None:
+                project_id = ids.new_id(ids.PROJECT)
+                connection.execute(
+                    insert(projects).values(
+                        id=project_id, organization_id=organization_id, name=project, created_at=now, limits={}
+                    )
+                )
+            connection.execute(
+                insert(api_keys).values(
+                    id=key_id,
+                    project_id=project_id,
+                    name=name,
+                    digest=_digest(secret),
+                    hint=f"{PREFIX}...{secret[-4:]}",
+                    scopes=list(scopes),
+                    created_at=now,
+                    expires_at=None if expires_seconds is None else now + expires_seconds,
+                )
+            )
+            self.audit.append_in(
+                connection, "api_key.created", OPERATOR, project_id, {"id": key_id, "scopes": list(scopes)}
+            )
+        return self.key(key_id), secret
+
+    def key(self, key_id: str) -> ApiKey:
+        """One key."""
+        with self.database.read() as connection:
+            row = connection.execute(select(*_COLUMNS).where(api_keys.c.id == key_id)).first()
+        if row is None:
+            raise NotFoundError("API key", key_id)
+        return ApiKey(*row)
+
+    def keys(self) -> list[tuple[str, str, ApiKey]]:
+        """All keys with the names of their organisation and project, oldest first."""
+        query = (
+            select(organizations.c.name, projects.c.name, *_COLUMNS)
+            .join_from(api_keys, projects)
+            .join(organizations)
+            .order_by(api_keys.c.created_at)
+        )
+        with self.database.read() as connection:
+            return [(row[0], row[1], ApiKey(*row[2:])) for row in connection.execute(query)]
+
+    def revoke(self, key_id: str) -> ApiKey:
+        """End a key now; revoking it again changes nothing."""
+        key = self.key(key_id)
+        with self.database.write() as connection:
+            changed = connection.execute(
+                update(api_keys)
+                .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
+                .values(revoked_at=self.database.now())
+            ).rowcount
+            if changed:
+                self.audit.append_in(connection, "api_key.deleted", OPERATOR, key.project_id, {"id": key_id})
+        return self.key(key_id)
+
+    def set_limits(self, project_id: str, limits: Mapping[str, int]) -> Limits:
+        """Give a project limits of its own; names that are not in `Limits` are refused."""
+        known = {field.name for field in fields(Limits)}
+        for name, value in limits.items():
+            if name not in known:
+                raise InvalidError(f"limit {name!r} is unknown; choose from {', '.join(sorted(known))}", name)
+            if value < 0:
+                raise InvalidError(f"limit {name} must be 0 or more, not {value}", name)
+        with self.database.write() as connection:
+            changed = connection.execute(
+                update(projects).where(projects.c.id == project_id).values(limits=dict(limits))
+            ).rowcount
+            if not changed:
+                raise NotFoundError("project", project_id)
+            self.audit.append_in(connection, "rate_limit.updated", OPERATOR, project_id, dict(limits))
+        return Limits.from_json(limits)
+
+    def any_keys(self) -> bool:
+        """Whether the service has keys at all; without any, only loopback may ask."""
+        with self.database.read() as connection:
+            return connection.execute(select(api_keys.c.id).limit(1)).first() is not None
+
+    def authenticate(self, secret: str) -> Principal | None:
+        """The owner of a secret, or None when it is unknown, revoked or expired."""
+        query = (
+            select(api_keys, projects.c.organization_id, projects.c.limits)
+            .join_from(api_keys, projects)
+            .where(api_keys.c.digest == _digest(secret))
+        )
+        with self.database.read() as connection:
+            row = connection.execute(query).first()
+        if row is None or row.revoked_at is not None:
+            return None
+        if row.expires_at is not None and row.expires_at <= self.database.now():
+            return None
+        return Principal(
+            row.organization_id, row.project_id, row.id, frozenset(row.scopes), Limits.from_json(row.limits)
+        )
+
+
+def _digest(secret: str) -> str:
+    # 256 random bits need no slow hash: there is nothing to guess.
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,101 @@
+"""The service on a real port, and the real client in front of it."""
+
+import json
+import socket
+import threading
+from contextlib import contextmanager
+
+import openai
+import pytest
+import uvicorn
+
+from reft_ray.api.chat_model import EchoChat
+from reft_ray.api.judging import LocalJudge
+from reft_ray.api.service import create_service
+from reft_ray.api.services import BaseModel, Services, ServiceSettings
+from reft_ray.jobs.database import Database
+from reft_ray.jobs.estimate import Speed
+from reft_ray.telemetry.recorder import MemoryRecorder
+from reft_ray.testbed.word_scorer import WordScorer
+
+SETTINGS = ServiceSettings(
+    base_models={
+        "tiny": BaseModel("/models/tiny", created_at=1_700_000_000, speed=Speed(1000.0, 500.0)),
+        "org/slashed": BaseModel("/models/slashed"),
+    },
+    alignment_datasets=frozenset({"safe-v1"}),
+    gate={"harmful_score": 5.0},
+    max_file_bytes=2 << 20,
+    private_webhooks=True,
+)
+
+
+@contextmanager
+def _serving(app):
+    """The address of an application that is answered for by uvicorn in a thread."""
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def serving():
+    """Start further services."""
+    return _serving
+
+
+class Service:
+    """A running service: its address, its stores, and clients with the keys of its tenants."""
+
+    def __init__(self, url, services, recorder):
+        self.url = url
+        self.services = services
+        self.recorder = recorder
+        self._secrets = {}
+
+    def secret(self, project="one", organization="acme", **options):
+        name = (organization, project, *sorted(options))
+        if name not in self._secrets:
+            self._secrets[name] = self.services.tenants.create_key(organization, project, "test", **options)[1]
+        return self._secrets[name]
+
+    def client(self, project="one", **options):
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.secret(project), **options)
+
+    @property
+    def project_id(self):
+        return self.services.tenants.authenticate(self.secret()).project_id
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    root = tmp_path_factory.mktemp("service")
+    services = Services.open(Database.open(f"sqlite:///{root / 'jobs.db'}"), str(root / "files"), SETTINGS)
+    recorder = MemoryRecorder()
+    app = create_service(LocalJudge(WordScorer()), services, EchoChat(), recorder=recorder)
+    with _serving(app) as url:
+        yield Service(url, services, recorder)
+
+
+@pytest.fixture
+def client(service):
+    with service.client() as client:
+        yield client
+
+
+@pytest.fixture
+def rows():
+    """A training file of ten rows."""
+    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    return b"".join(json.dumps(row).encode() + b"\n" for _ in range(10))
+
+
+@pytest.fixture
+def training_file(client, rows):
+    return client.files.create(file=("train.jsonl", rows), purpose="fine-tune").id
