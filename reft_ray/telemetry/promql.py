@@ -51,8 +51,11 @@ class Query:
 
     @staticmethod
     def ratio(part: str, whole: str) -> str:
-        """`part / whole`, 0 where `whole` has a value and `part` has none."""
-        return f"({part} or 0 * {whole}) / {whole}"
+        """`part / whole`; 0 where `part` has no value, and no value where `whole` is 0.
+
+        0 / 0 would be NaN, and one NaN makes every average over time that holds it NaN.
+        """
+        return f"({part} or 0 * {whole}) / ({whole} > 0)"
 
     def seen(self, metric: Metric, **labels: str) -> str:
         """How much a counter that must stay 0 counted in the window; 0 where it does not exist.
@@ -81,7 +84,7 @@ class Query:
         # Ray writes 600 where prometheus-client writes 600.0
         le = f"{bound:g}".replace(".", "[.]") + ("([.]0)?" if bound.is_integer() else "")
         below = f"{_sum(by)}(rate({self.series(metric, '_bucket', le=le, **labels)}[{self.window}]))"
-        return f"1 - {below} / {self.rate(metric, *by, **labels)}"
+        return f"1 - {below} / ({self.rate(metric, *by, **labels)} > 0)"
 
     def gauge(self, metric: Metric, *by: str, how: str = "max", **labels: str) -> str:
         """A gauge, aggregated by `how` (max, min, sum, avg) over everything but `by`."""

@@ -22,8 +22,8 @@ def test_counters_are_sums_of_rates_without_worker_or_replica():
     assert "WorkerId" not in Q.share(c.FILTER_ROWS, decision="block")
 
 
-def test_a_ratio_is_zero_and_not_empty_while_nothing_is_bad():
-    assert Query.ratio("bad", "all") == "(bad or 0 * all) / all"
+def test_a_ratio_is_zero_while_nothing_is_bad_and_absent_while_nothing_happens():
+    assert Query.ratio("bad", "all") == "(bad or 0 * all) / (all > 0)"
 
 
 def test_above_reads_bounds_as_ray_and_as_prometheus_client_write_them():

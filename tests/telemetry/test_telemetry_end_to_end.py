@@ -1,0 +1,132 @@
+"""From a recorded count to its panel and its alert, through real Ray processes and a real Prometheus."""
+
+import math
+import re
+import shutil
+import subprocess
+import time
+
+import httpx
+import pytest
+
+from reft_ray.telemetry.alerts import ALERTS
+from reft_ray.telemetry.catalog import METRICS
+from reft_ray.telemetry.dashboards import BOARDS
+from reft_ray.telemetry.metric import Kind
+from reft_ray.telemetry.ray_recorder import REFRESH_SECONDS
+from reft_ray.telemetry.records import RECORDS
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+PREFIX = {"ray": "ray_", "gateway": ""}
+RAY_FORGETS_GAUGES_AFTER = 20.0
+KINDS = {metric.name: metric.kind for metric in METRICS}
+
+
+def exposed(entry: dict, job: str) -> str:
+    """The aggregated series of a ledger entry, as Prometheus has it."""
+    suffix = "_count" if KINDS[entry["metric"]] is Kind.HISTOGRAM else ""
+    labels = "".join(f',{name}="{value}"' for name, value in entry["labels"].items())
+    return f'sum({PREFIX[job]}{entry["metric"]}{suffix}{{job="{job}"{labels}}})'
+
+
+def wrong(prometheus, ledger) -> list[str]:
+    """The ledger entries that Prometheus has otherwise."""
+    found = []
+    for job, entries in ledger.items():
+        have = {}
+        for labels, value in prometheus.query(f'{{__name__=~"{PREFIX[job]}reft_.*",job="{job}"}}'):
+            name = labels["__name__"].removeprefix(PREFIX[job])
+            for entry in entries:
+                suffix = "_count" if KINDS[entry["metric"]] is Kind.HISTOGRAM else ""
+                if name == entry["metric"] + suffix and entry["labels"].items() <= labels.items():
+                    key = exposed(entry, job)
+                    have[key] = have.get(key, 0) + value
+        found += [
+            f"{exposed(entry, job)} is {have.get(exposed(entry, job))}, recorded {entry['value']}"
+            for entry in entries
+            if have.get(exposed(entry, job)) != pytest.approx(entry["value"], rel=1e-9)
+        ]
+    return found
+
+
+@pytest.fixture(scope="module")
+def ledger(service, prometheus):
+    """Two rounds of every metric, the second after the first was scraped, so that counters have a rate."""
+    for _ in range(2):
+        recorded = service.record()
+        prometheus.wait("scraped what was recorded", lambda recorded=recorded: not wrong(prometheus, recorded))
+    prometheus.wait(
+        "computed the records", lambda: all(prometheus.query(record.name) for record in RECORDS), seconds=30
+    )
+    return recorded
+
+
+def finite(series) -> bool:
+    return any(math.isfinite(value) for _, value in series)
+
+
+def test_every_metric_is_scraped_exactly_as_recorded(prometheus, ledger):
+    assert {entry["metric"] for entries in ledger.values() for entry in entries} == set(KINDS)
+    assert wrong(prometheus, ledger) == []
+
+
+def test_every_panel_holds_data(prometheus, ledger):
+    silent = []
+    for board in BOARDS:
+        for panel in board.panels:
+            for line in panel.lines:
+                expr = re.sub(r"\$(cluster|application|teacher|project)", ".*", line.expr)
+                expr = expr.replace("$__rate_interval", "5m")
+                assert "$" not in expr
+                if panel.needs != "gpu" and not finite(prometheus.query(expr)):
+                    silent.append(f"{board.name} / {panel.title}: {expr}")
+    assert silent == []
+
+
+def test_every_alert_sees_its_signals(prometheus, ledger):
+    silent = []
+    for alert in ALERTS:
+        prometheus.query(alert.expr)
+        for condition in alert.conditions:
+            if finite(prometheus.query(condition.signal)) is alert.absent:
+                silent.append(f"{alert.name}: {condition.signal}")
+    assert silent == []
+
+
+def test_rules_are_evaluated_without_error_and_invariants_fire(prometheus, ledger):
+    rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
+    assert len(rules) == len(RECORDS) + len(ALERTS)
+    assert [(rule["name"], rule.get("lastError")) for rule in rules if rule["health"] != "ok"] == []
+    firing = {rule["name"] for rule in rules if rule.get("state") == "firing"}
+    # the synthetic rounds count rows that must never be counted
+    assert {"ReftUnscreenedRows", "ReftUnaccountedRows", "ReftAuditChainBroken"} <= firing
+
+
+def test_gauges_outlive_rays_memory_of_them(prometheus, service, ledger):
+    """Ray drops a gauge 20 s after its last set; the recorder sets it again meanwhile."""
+    since = time.monotonic()
+    prometheus.wait(
+        "passed the time after which Ray forgets",
+        lambda: time.monotonic() - since > RAY_FORGETS_GAUGES_AFTER + 2 * REFRESH_SECONDS,
+    )
+    gauges = {"ray": [entry for entry in ledger["ray"] if KINDS[entry["metric"]] is Kind.GAUGE]}
+    text = httpx.get(f"http://{service.targets['ray']}/metrics", timeout=30).text
+    assert all(f"ray_{entry['metric']}" + "{" in text for entry in gauges["ray"])
+    assert wrong(prometheus, gauges) == []
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (apt: prometheus)")
+@pytest.mark.parametrize("job", PREFIX)
+def test_promtool_finds_nothing_to_say_about_our_metrics(service, ledger, job):
+    text = httpx.get(f"http://{service.targets[job]}/metrics", timeout=30).text
+    ours = [line for line in text.splitlines() if re.match(rf"(# (HELP|TYPE) )?{PREFIX[job]}reft_", line)]
+    assert len(ours) > len(METRICS)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input="\n".join(ours) + "\n", capture_output=True, text=True, check=False
+    )
+    said = (done.stdout + done.stderr).splitlines()
+    # Ray's own labels (WorkerId and the like) are in camel case on every metric of a Ray process
+    rays_own = "label names should be written in 'snake_case' not 'camelCase'"
+    assert [line for line in said if job != "ray" or not line.endswith(rays_own)] == []
+    assert done.returncode in (0, 3)
