@@ -107,3 +107,8 @@ class DriftMonitor:
                 catalog.FILTER_SCORE_MEAN_SHIFT, self._recent.mean - self._calibration.mean, **self._labels
             )
             self._recent = ScoreHistogram(self._calibration.bounds)
+
+    def close(self) -> None:
+        """Forget the gauges, for a teacher that no longer answers."""
+        for metric in (catalog.FILTER_SCORE_PSI, catalog.FILTER_SCORE_MEAN_SHIFT):
+            self._recorder.set(metric, None, **self._labels)

@@ -6,13 +6,13 @@ refuses 0; histogram sums are made of bucket midpoints; series of dead workers s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from threading import Event, Lock, Thread
 from typing import Any
 
 from ray.util import metrics as ray_metrics
 
-from reft_ray.telemetry.metric import APPLICATION, Kind, Labeller, Metric, check_value
+from reft_ray.telemetry.metric import APPLICATION, Kind, Labeller, Metric, Unit, check_value
 
 REFRESH_SECONDS = 5.0
 _REMEMBERED = 10_000
@@ -32,7 +32,7 @@ class RayRecorder:
         self._refresh_seconds = refresh_seconds
         self._families: dict[str, Any] = {}
         self._children: dict[tuple[object, ...], Child] = {}
-        self._gauges: dict[tuple[str, tuple[str, ...]], Callable[[], None]] = {}
+        self._gauges: dict[str, dict[tuple[str, ...], tuple[Any, dict[str, str], float]]] = {}
         self._lock = Lock()
         self._closed = Event()
         self._refresher: Thread | None = None
@@ -50,12 +50,18 @@ class RayRecorder:
         check_value(metric, value)
         histogram.observe(value, tags)
 
-    def set(self, metric: Metric, value: float, /, **labels: str) -> None:
-        """See Recorder."""
+    def set(self, metric: Metric, value: float | None, /, **labels: str) -> None:
+        """See Recorder; a series that is forgotten leaves Ray's exposition 20 s later."""
         gauge, tags = self._child(metric, Kind.GAUGE, labels)
         with self._lock:
+            if metric.unit is Unit.INFO:
+                self._gauges[metric.name] = {}
+            series = self._gauges.setdefault(metric.name, {})
+            if value is None:
+                series.pop(tuple(tags.values()), None)
+                return
             gauge.set(value, tags)
-            self._gauges[metric.name, tuple(tags.values())] = lambda: gauge.set(value, tags)
+            series[tuple(tags.values())] = (gauge, tags, value)
             if self._refresher is None and not self._closed.is_set():
                 self._refresher = Thread(target=self._refresh, name="reft-gauges", daemon=True)
                 self._refresher.start()
@@ -69,8 +75,9 @@ class RayRecorder:
     def _refresh(self) -> None:
         while not self._closed.wait(self._refresh_seconds):
             with self._lock:
-                for set_again in self._gauges.values():
-                    set_again()
+                for series in self._gauges.values():
+                    for gauge, tags, value in series.values():
+                        gauge.set(value, tags)
 
     def _child(self, metric: Metric, kind: Kind, labels: Mapping[str, str]) -> Child:
         key = (kind, metric.name, *labels.items())

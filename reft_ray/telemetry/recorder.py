@@ -12,7 +12,7 @@ import prometheus_client as prometheus
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.core import Metric as Family
 
-from reft_ray.telemetry.metric import APPLICATION, Kind, Labeller, Metric, check_value
+from reft_ray.telemetry.metric import APPLICATION, Kind, Labeller, Metric, Unit, check_value
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ class Recorder(Protocol):
         """Add one observation to a histogram."""
         ...
 
-    def set(self, metric: Metric, value: float, /, **labels: str) -> None:
-        """Set a gauge."""
+    def set(self, metric: Metric, value: float | None, /, **labels: str) -> None:
+        """Set a gauge; None forgets the series. An info metric has one series per recorder: the last one set."""
         ...
 
 
@@ -58,7 +58,7 @@ class NullRecorder:
         metric.check(Kind.HISTOGRAM, labels)
         check_value(metric, value)
 
-    def set(self, metric: Metric, value: float, /, **labels: str) -> None:
+    def set(self, metric: Metric, value: float | None, /, **labels: str) -> None:
         """See Recorder."""
         metric.check(Kind.GAUGE, labels)
 
@@ -83,10 +83,17 @@ class MemoryRecorder:
         check_value(metric, value)
         self._observations[metric.name, self._labeller.values(metric, labels)].append(value)
 
-    def set(self, metric: Metric, value: float, /, **labels: str) -> None:
+    def set(self, metric: Metric, value: float | None, /, **labels: str) -> None:
         """See Recorder."""
         metric.check(Kind.GAUGE, labels)
-        self._values[metric.name, self._labeller.values(metric, labels)] = value
+        if metric.unit is Unit.INFO:
+            for key in [key for key in self._values if key[0] == metric.name]:
+                del self._values[key]
+        key = metric.name, self._labeller.values(metric, labels)
+        if value is None:
+            self._values.pop(key, None)
+        else:
+            self._values[key] = value
 
     def total(self, metric: Metric, **labels: str) -> float:
         """The sum over the series of a counter or gauge whose labels match; 0 where there is none."""
@@ -137,9 +144,14 @@ class PrometheusRecorder:
         check_value(metric, value)
         child.observe(value)
 
-    def set(self, metric: Metric, value: float, /, **labels: str) -> None:
+    def set(self, metric: Metric, value: float | None, /, **labels: str) -> None:
         """See Recorder."""
-        self._child(metric, Kind.GAUGE, labels).set(value)
+        child = self._child(metric, Kind.GAUGE, labels)
+        if metric.unit is Unit.INFO or value is None:
+            self._forget(metric, None if metric.unit is Unit.INFO else labels)
+            child = self._child(metric, Kind.GAUGE, labels) if value is not None else None
+        if child is not None:
+            child.set(value)
 
     def follow(self, metric: Metric, read: Callable[[], Readings]) -> None:
         """Expose what `read` returns at every scrape: figures that live in a store and survive restarts.
@@ -162,6 +174,16 @@ class PrometheusRecorder:
                 if len(self._children) < _REMEMBERED:
                     self._children[key] = child
         return child
+
+    def _forget(self, metric: Metric, labels: Mapping[str, str] | None) -> None:
+        """Drop one series of a gauge, or all of them."""
+        with self._lock:
+            if labels is None:
+                self._families[metric.name].clear()
+            else:
+                self._families[metric.name].remove(*self._labeller.values(metric, labels))
+            for key in [key for key in self._children if key[1] == metric.name]:
+                del self._children[key]
 
     def _family(self, metric: Metric) -> Child:
         if metric.name not in self._families:

@@ -64,7 +64,8 @@ def ledger(memory: MemoryRecorder) -> list[dict[str, object]]:
     """What was recorded, as plain data."""
     lines: list[dict[str, object]] = []
     for metric in METRICS:
-        for labels in label_sets(metric):
+        # an info metric keeps its last series only
+        for labels in list(label_sets(metric))[-1 if metric.unit is Unit.INFO else 0 :]:
             histogram = metric.kind is Kind.HISTOGRAM
             value = len(memory.observations(metric, **labels)) if histogram else memory.total(metric, **labels)
             lines.append({"metric": metric.name, "labels": labels, "value": value})

@@ -97,6 +97,8 @@ def test_monitor_reports_full_windows_and_sees_a_shift():
     monitor.add(beta(7, 4, 3, 500))
     assert recorder.total(catalog.FILTER_SCORE_PSI) > 0.25
     assert recorder.total(catalog.FILTER_SCORE_MEAN_SHIFT) == pytest.approx(4 / 7 - 2 / 7, abs=0.03)
+    monitor.close()
+    assert recorder.series(catalog.FILTER_SCORE_PSI) == recorder.series(catalog.FILTER_SCORE_MEAN_SHIFT) == []
 
 
 def test_monitor_refuses_an_empty_calibration():

@@ -1,20 +1,26 @@
 """The recorder contract, on every recorder that needs no cluster."""
 
 import math
+from collections.abc import Iterator
+from threading import Event
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.metric import Labeller
+from reft_ray.telemetry.ray_recorder import RayRecorder
 from reft_ray.telemetry.recorder import MemoryRecorder, NullRecorder, PrometheusRecorder, Recorder
 
 ROW = {"decision": "allow", "reason": "clear", "policy": "online", "stream": "chat", "teacher": "t-1"}
 
 
-@pytest.fixture(params=[NullRecorder, MemoryRecorder, PrometheusRecorder])
-def recorder(request) -> Recorder:
-    return request.param()
+@pytest.fixture(params=[NullRecorder, MemoryRecorder, PrometheusRecorder, RayRecorder])
+def recorder(request) -> Iterator[Recorder]:
+    recorder = request.param()
+    yield recorder
+    if isinstance(recorder, RayRecorder):
+        recorder.close()
 
 
 def samples(recorder: PrometheusRecorder) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -34,6 +40,7 @@ def test_accepts_each_kind(recorder):
     recorder.count(catalog.FILTER_RETRIES, 0)
     recorder.observe(catalog.FILTER_QUEUE_SECONDS, 0.1)
     recorder.set(catalog.FILTER_QUEUE_DEPTH, -1.5)
+    recorder.set(catalog.FILTER_QUEUE_DEPTH, None)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +86,45 @@ def test_prometheus_recorder_exposes_what_was_recorded():
     assert found[catalog.FILTER_TRUNCATIONS.name, labels] == 3
     assert found[catalog.FILTER_QUEUE_SECONDS.name + "_sum", labels[:1]] == pytest.approx(0.02)
     assert not any(name.endswith("_created") for name, _ in found)
+
+
+TEACHER = {"layer": "4", "review_threshold": "0.1", "block_threshold": "0.3"}
+
+
+def test_info_metrics_have_one_series_and_gauges_can_be_forgotten():
+    memory, prometheus = MemoryRecorder(), PrometheusRecorder()
+    for recorder in (memory, prometheus):
+        for teacher in ("old", "new"):
+            recorder.set(catalog.TEACHER_INFO, 1, teacher=teacher, **TEACHER)
+            recorder.set(catalog.FILTER_CANARY_RECALL, 1, teacher=teacher)
+        recorder.set(catalog.FILTER_CANARY_RECALL, None, teacher="old")
+        recorder.set(catalog.FILTER_CANARY_RECALL, None, teacher="never set")
+    for metric in (catalog.TEACHER_INFO, catalog.FILTER_CANARY_RECALL):
+        assert [labels["teacher"] for labels, _ in memory.series(metric)] == ["new"]
+        assert [dict(labels)["teacher"] for name, labels in samples(prometheus) if name == metric.name] == ["new"]
+
+
+def test_ray_recorder_sets_again_only_what_stands(monkeypatch):
+    calls: list[tuple[float, dict[str, str]]] = []
+    again = Event()
+
+    def set_gauge(self, value, tags):
+        calls.append((value, tags))
+        if len(calls) >= 6:
+            again.set()
+
+    monkeypatch.setattr("ray.util.metrics.Gauge.set", set_gauge)
+    recorder = RayRecorder(refresh_seconds=0.01)
+    try:
+        for teacher in ("old", "new"):
+            recorder.set(catalog.TEACHER_INFO, 1, teacher=teacher, **TEACHER)
+        recorder.set(catalog.FILTER_QUEUE_DEPTH, 3)
+        recorder.set(catalog.FILTER_QUEUE_DEPTH, None)
+        start = len(calls)
+        assert again.wait(10)
+    finally:
+        recorder.close()
+    assert {tags.get("teacher") for _, tags in calls[start:]} == {"new"}
 
 
 def test_values_out_of_bounds_become_other_and_stay_few():

@@ -1,0 +1,89 @@
+"""Structured logs: one JSON object per line, with the request and the job at hand, and never with row text.
+
+Only known fields leave the process, and exceptions are told by type and place: their messages may quote rows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, TextIO
+
+FIELDS = (
+    "request_id",
+    "job_id",
+    "screening_id",
+    "project",
+    "teacher",
+    "stream",
+    "route",
+    "status",
+    "error_type",
+    "rows",
+    "bytes",
+    "tokens",
+    "seconds",
+)
+MESSAGE_LIMIT = 1000
+_FRAMES = 8
+_NOTHING: Mapping[str, str | int | float] = MappingProxyType({})
+_bound: ContextVar[Mapping[str, str | int | float]] = ContextVar("reft_log_fields", default=_NOTHING)
+
+
+@contextmanager
+def bound(**fields: str | int | float) -> Iterator[None]:
+    """Add fields to every record logged inside, also in the tasks and threads that inherit the context.
+
+    Raises ValueError for a field that logs do not know.
+    """
+    unknown = fields.keys() - set(FIELDS)
+    if unknown:
+        raise ValueError(f"logs have no field {sorted(unknown)}: they have {list(FIELDS)}")
+    token = _bound.set({**_bound.get(), **fields})
+    try:
+        yield
+    finally:
+        _bound.reset(token)
+
+
+class JsonFormatter(logging.Formatter):
+    """Log records as JSON objects: time, level, logger, message, known fields, and where an exception came from."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line of JSON."""
+        message = record.getMessage()
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": message if len(message) <= MESSAGE_LIMIT else message[:MESSAGE_LIMIT] + "...",
+        }
+        line |= _bound.get()
+        line |= {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}
+        if record.exc_info and record.exc_info[0] is not None:
+            kind, _, trace = record.exc_info
+            frames = traceback.extract_tb(trace)[-_FRAMES:]
+            line["exception"] = kind.__name__
+            line["where"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def configure(level: str = "INFO", stream: TextIO | None = None) -> logging.Handler:
+    """Send the project's logs to `stream` (stderr) as JSON lines, once; returns the handler, for taking it away."""
+    logger = logging.getLogger("reft_ray")
+    for handler in list(logger.handlers):
+        if isinstance(handler.formatter, JsonFormatter):
+            logger.removeHandler(handler)
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False
+    return handler

@@ -1,0 +1,93 @@
+"""Optional OpenTelemetry traces with gen_ai attributes. Without the extra `otel`, and without a provider: nothing.
+
+Spans carry ids, counts and scores, never text.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+Attribute = str | int | float | bool
+
+
+class Span:
+    """A span that is open, or the absence of one."""
+
+    def __init__(self, span: Any = None) -> None:
+        self._span = span
+
+    def note(self, **attributes: Attribute) -> None:
+        """Add attributes of ours, under `reft.`."""
+        if self._span is not None:
+            self._span.set_attributes({f"reft.{name}": value for name, value in attributes.items()})
+
+    def verdict(self, score: float, decision: str) -> None:
+        """Add the event by which OpenTelemetry's gen_ai conventions tell an evaluation."""
+        if self._span is not None:
+            self._span.add_event(
+                "gen_ai.evaluation.result",
+                {
+                    "gen_ai.evaluation.name": "refusal_score",
+                    "gen_ai.evaluation.score.value": score,
+                    "gen_ai.evaluation.score.label": decision,
+                },
+            )
+
+
+class Tracer:
+    """Opens spans with a provider's tracer; without a provider its spans are empty and cost next to nothing."""
+
+    def __init__(self, provider: TracerProvider | None = None) -> None:
+        self._tracer = provider.get_tracer("reft_ray") if provider is not None else None
+
+    @contextmanager
+    def span(self, operation: str, model: str, **attributes: Attribute) -> Iterator[Span]:
+        """A span around one operation on one model, e.g. `moderation` by a teacher; errors mark it by their type."""
+        if self._tracer is None:
+            yield Span()
+            return
+        from opentelemetry.trace import Status, StatusCode
+
+        names = {
+            "gen_ai.operation.name": operation,
+            "gen_ai.provider.name": "reft_ray",
+            "gen_ai.request.model": model,
+        }
+        # the library's own recording of exceptions writes their messages, which may quote rows
+        with self._tracer.start_as_current_span(
+            f"{operation} {model}", attributes=names, record_exception=False, set_status_on_exception=False
+        ) as span:
+            handle = Span(span)
+            handle.note(**attributes)
+            try:
+                yield handle
+            except BaseException as error:
+                span.set_attribute("error.type", type(error).__name__)
+                span.set_status(Status(StatusCode.ERROR))
+                raise
+
+
+def tracer_from_environment() -> Tracer:
+    """A tracer that exports to OTEL_EXPORTER_OTLP_ENDPOINT, or an empty one where that is not set.
+
+    Raises RuntimeError where it is set and the extra `otel` is not installed.
+    """
+    if not os.environ.get(ENDPOINT):
+        return Tracer()
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise RuntimeError(f"{ENDPOINT} is set, but traces need the extra: pip install 'reft-ray[otel]'") from error
+    provider = TracerProvider(resource=Resource.create({"service.name": "reft-ray"}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return Tracer(provider)
