@@ -8,9 +8,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import APIRouter, FastAPI
 from fastapi.params import Depends
 
-from reft_ray.api import errors, health, moderations, screenings, streaming, teacher
+from reft_ray.api import document, errors, health, moderations, screenings, streaming, teacher
 from reft_ray.api.context import Filter
-from reft_ray.api.edge import UNLIMITED, Edge
+from reft_ray.api.edge import PREFIX, UNLIMITED, Edge
 from reft_ray.api.judging import Judge
 from reft_ray.api.screening_store import ScreeningStore
 from reft_ray.api.settings import FilterSettings
@@ -68,6 +68,7 @@ def create_app(
     app.state.judge = judge
     app.state.recorder = recorder
     errors.install(app)
+    document.install(app)
     limits = {
         "": settings.max_body_bytes,
         # The dataset itself is bounded as it streams, with an answer that names the other way.
@@ -84,5 +85,5 @@ def create_app(
         teacher.router(guard),
     ]
     for router in (*ours, *routers):
-        app.include_router(router, prefix="/v1", dependencies=list(dependencies))
+        app.include_router(router, prefix=PREFIX, dependencies=list(dependencies))
     return app

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -109,7 +110,9 @@ class ScreeningClient:
         final = self._json("GET", path)
         if not (final["rows"] == sent_rows == read and final["next_chunk"] == chunks):
             raise ScreeningError(f"{sent_rows} rows were sent, the service counts {final['rows']}, {read} were read")
-        self._json("DELETE", path)
+        with suppress(ScreeningError):
+            # Nothing is lost when this fails: the service forgets it in time.
+            self._json("DELETE", path)
 
     def _chunks(self, rows: Iterable[bytes]) -> Iterator[tuple[bytes, int, list[int]]]:
         """Bodies of whole lines with their number of rows, and the places of rows that are too large to send."""
@@ -146,7 +149,7 @@ class ScreeningClient:
                     if response.status_code != 200:
                         response.read()
                         self._refuse(response, until)
-                    for line in response.iter_lines():
+                    for line in response.iter_lines() if response.status_code == 200 else ():
                         record = json.loads(line)
                         if record["type"] != "verdict" or row >= end:
                             break

@@ -21,6 +21,9 @@ UNLIMITED = -1
 """A body limit for routes that bound their own bodies."""
 
 
+PREFIX = "/v1"
+
+
 class Edge:
     """ASGI middleware. `limits` maps path prefixes to body limits in bytes; the longest prefix that matches decides."""
 
@@ -85,7 +88,15 @@ class Edge:
         self._recorder.set(catalog.API_IN_FLIGHT, self._open)
 
     def _count(self, scope: Scope, status: int | None, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = _template(scope)
         code = str(status if status is not None else 499)
         self._recorder.count(catalog.API_REQUESTS, route=route, method=scope["method"], code=code)
         self._recorder.observe(catalog.API_SECONDS, seconds, route=route)
+
+
+def _template(scope: Scope) -> str:
+    """The route's path with its placeholders; included routers know theirs without the prefix."""
+    path = getattr(scope.get("route"), "path", None)
+    if path is None:
+        return "unmatched"
+    return path if path.startswith(PREFIX) or not scope["path"].startswith(PREFIX) else PREFIX + path

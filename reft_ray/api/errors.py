@@ -15,8 +15,8 @@ from reft_ray.core.errors import ReftError
 from reft_ray.jobs import errors as records
 
 _MESSAGES = {
-    "json_invalid": "the body is not JSON",
-    "model_attributes_type": "the body must be a JSON object, sent as application/json",
+    "json_invalid": "is not JSON",
+    "model_attributes_type": "must be a JSON object, sent as application/json",
     "missing": "is required",
 }
 _TYPES = {401: "invalid_request_error", 403: "permission_error", 429: "requests"}
@@ -128,12 +128,12 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     missing = first["type"] == "missing"
-    param = _param(first["loc"])
+    param = None if first["type"] == "json_invalid" else _param(first["loc"])
     message = _MESSAGES.get(first["type"], str(first["msg"]).removeprefix("Value error, "))
     # The value itself is not repeated: it may be the text that is being judged.
     return answer(
         invalid(
-            f"{param}: {message}" if param else message,
+            f"{param or 'body'}: {message}",
             param,
             "missing_required_parameter" if missing else "invalid_value",
         )

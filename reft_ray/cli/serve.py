@@ -1,0 +1,78 @@
+"""`reft-ray serve`: the online filter on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from pathlib import Path
+from threading import Event
+from typing import Annotated
+
+import typer
+
+from reft_ray.cli.console import user_errors
+
+_EXAMPLE = """\
+Serving {teacher} on {url}
+Documentation: {url}/docs
+
+Try it:
+  curl -s {url}/v1/moderations -H 'content-type: application/json' -d '{{"input": "How do I bake bread?"}}'
+
+or, with the openai client:
+  OpenAI(base_url="{url}/v1", api_key="none").moderations.create(input="How do I bake bread?")
+
+or on a dataset:
+  reft-ray screen rows.jsonl --url {url}
+
+Ctrl-C stops it."""
+
+
+def serve(
+    teacher: Annotated[str, typer.Option(help="A teacher's directory, or `builtin`.")] = "builtin",
+    base: Annotated[str | None, typer.Option(help="The base model, where it is not the one the teacher names.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port on 127.0.0.1.")] = 8000,
+    replicas: Annotated[int, typer.Option(min=1, help="Teacher replicas.")] = 1,
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    screenings: Annotated[
+        Path | None, typer.Option(help="Where resumable screenings are kept; by default for this run alone.")
+    ] = None,
+    logs: Annotated[bool, typer.Option("--logs", help="Show the logs of Ray and Serve.")] = False,
+) -> None:
+    """Start Ray, Serve and the filter on this machine (loopback only), until Ctrl-C.
+
+    For accelerators, several machines or autoscaling see serve_configs/.
+    """
+    with user_errors(), tempfile.TemporaryDirectory(prefix="reft-screenings-") as scratch:
+        from reft_ray.core.errors import UsageError
+        from reft_ray.serving.args import ServeArgs, problems
+        from reft_ray.serving.local import local_service
+
+        cpus = max(1, (os.cpu_count() or 1) // replicas)
+        values = {
+            "teacher": {"teacher": _absolute(teacher), "base": base, "precision": precision},
+            "screenings_uri": str((screenings or Path(scratch)).resolve()),
+            # Ray gives a process as many compute threads as it has logical CPUs.
+            "teachers": {"replicas": replicas, "cpus": cpus, "max_ongoing": 32, "max_queued": 64},
+        }
+        mistakes = problems(ServeArgs, values, "serve")
+        if mistakes:
+            raise UsageError("\n".join(mistakes))
+        with local_service(ServeArgs.model_validate(values), port, quiet=not logs) as url:
+            print(_EXAMPLE.format(teacher=teacher, url=url), flush=True)
+            stop = Event()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: stop.set())
+            stop.wait()
+            print("Stopping.", flush=True)
+
+
+def _absolute(teacher: str) -> str:
+    """Replicas run in other directories, so that a path must be absolute; a missing one is told at once."""
+    if teacher == "builtin":
+        return teacher
+    path = Path(teacher).resolve()
+    if not path.is_dir():
+        raise NotADirectoryError(20, "No such teacher directory", str(path))
+    return str(path)

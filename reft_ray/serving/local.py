@@ -1,0 +1,73 @@
+"""The whole service on this machine, for as long as a `with` block lasts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray import serve
+
+from reft_ray.core.errors import ReftError, UsageError
+from reft_ray.serving.app import build_app
+from reft_ray.serving.args import ServeArgs
+
+LOOPBACK = "127.0.0.1"
+APPLICATION = "reft"
+
+
+@contextmanager
+def local_service(args: ServeArgs, port: int = 8000, quiet: bool = True) -> Iterator[str]:
+    """Start Ray and Serve on loopback and yield the service's address once it answers; stop them afterwards.
+
+    `RAY_AUTH_MODE` is set to `disabled` unless the environment says otherwise: Ray would write a token file into
+    the home directory, which later commands then trip over. Raises UsageError when the port is taken, ReftError when
+    the service does not come up.
+    """
+    _check_free(port)
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(
+        num_cpus=_logical_cpus(args),
+        include_dashboard=False,
+        log_to_driver=not quiet,
+        logging_level=logging.ERROR if quiet else logging.INFO,
+    )
+    try:
+        serve.start(
+            http_options={"host": LOOPBACK, "port": port},
+            logging_config={"enable_access_log": False, "log_level": "WARNING" if quiet else "INFO"},
+        )
+        try:
+            serve.run(build_app(args), name=APPLICATION, route_prefix="/")
+        except RuntimeError as error:
+            raise ReftError(f"the service did not come up: {_cause()} ({error})") from None
+        yield f"http://{LOOPBACK}:{port}"
+        serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def _logical_cpus(args: ServeArgs) -> int:
+    """As many as the deployments ask for: on one machine they share what there is."""
+    wanted = sum(size.replicas * size.cpus for size in (args.teachers, args.gateways))
+    return max(os.cpu_count() or 1, int(wanted) + 1)
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise UsageError(f"port {port} cannot be used ({error.strerror}): choose another with --port") from None
+
+
+def _cause() -> str:
+    """The last line of what Serve says about the deployment that failed."""
+    application = serve.status().applications.get(APPLICATION)
+    messages = [item.message for item in application.deployments.values() if item.message] if application else []
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else "see the Serve logs"

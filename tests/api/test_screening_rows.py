@@ -1,0 +1,84 @@
+"""Lines become rows, or say why they do not."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from reft_ray.api.rows import lines, parse_row
+from reft_ray.core.conversation import conversation_from, row_id
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b"", "empty_line"),
+        (b"  \r", "empty_line"),
+        (b"{", "invalid_json"),
+        (b"\xff", "invalid_utf8"),
+        (b"[" * 50_000, "invalid_json"),
+        (b'{"text": ' + b"9" * 5000 + b"}", "invalid_json"),
+        (b"3", "data_type"),
+        (b"{}", "missing_messages_list"),
+        (b'{"messages": []}', "missing_messages_list"),
+        (b'{"messages": [3]}', "message_missing_key"),
+        (b'{"messages": [{"content": "a"}]}', "message_missing_key"),
+        (b'{"messages": [{"role": ["user"], "content": "a"}]}', "unrecognized_role"),
+        (b'{"messages": [{"role": "king", "content": "a"}]}', "unrecognized_role"),
+        (b'{"messages": [{"role": "user"}]}', "missing_content"),
+        (b'{"messages": [{"role": "user", "content": " "}]}', "missing_content"),
+        (b'{"messages": [{"role": "user", "content": 3}]}', "data_type"),
+        (b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "data_type"),
+        (b'{"prompt": 3}', "data_type"),
+        (b'{"prompt": "a", "completion": []}', "data_type"),
+        (b'{"text": ""}', "missing_content"),
+    ],
+)
+def test_a_bad_line_names_its_fault(line: bytes, code: str) -> None:
+    row = parse_row(4, line)
+    assert row.conversation is None
+    assert row.error is not None
+    assert (row.number, row.error.code) == (4, code)
+
+
+@pytest.mark.parametrize(
+    ("value", "roles"),
+    [
+        ({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]}, ["system", "user"]),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "u"}]}]}, ["user"]),
+        (
+            {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": None, "tool_calls": [1]}]},
+            ["user", "assistant"],
+        ),
+        ({"prompt": "p", "completion": "c"}, ["user", "assistant"]),
+        ({"text": "t"}, ["user"]),
+    ],
+)
+def test_a_good_line_is_a_conversation(value: dict[str, object], roles: list[str]) -> None:
+    row = parse_row(0, b"\xef\xbb\xbf" + json.dumps(value).encode() + b"\r")
+    assert row.error is None
+    assert row.conversation is not None
+    assert [turn.role for turn in row.conversation] == roles
+
+
+def test_the_id_is_the_contents_and_surrogates_are_readable() -> None:
+    messages = [{"role": "user", "content": "a\ud800b"}]
+    row = parse_row(0, json.dumps({"messages": messages}).encode())
+    assert row.id == row_id(conversation_from(messages))
+    assert row.conversation is not None
+    assert row.conversation[0].content == "a?b"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_lines_do_not_depend_on_how_the_body_is_cut(size: int) -> None:
+    body = b"one\n\ntwo\r\n" + b"x" * 20 + b"\n" + b"y" * 10 + b"\nlast"
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), size):
+            yield body[start : start + size]
+
+    async def collected() -> list[bytes | None]:
+        return [line async for line in lines(chunks(), max_bytes=10)]
+
+    assert asyncio.run(collected()) == [b"one", b"", b"two\r", None, b"y" * 10, b"last"]
