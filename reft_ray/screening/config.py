@@ -1,0 +1,96 @@
+"""What a screening is told: one frozen configuration, its defaults in one place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from reft_ray.core.decoding import readings
+from reft_ray.core.errors import UsageError
+from reft_ray.core.scoring import Scorer
+from reft_ray.core.verdict import Thresholds
+from reft_ray.screening.cascade import Combine, Decode, Guard, Order
+from reft_ray.screening.formats import Format
+from reft_ray.screening.ranges import Limits
+from reft_ray.screening.sources import Container, Source
+
+ScorerFactory = Callable[[], Scorer]
+
+
+class Policy(StrEnum):
+    """What a screening does about rows that it withholds.
+
+    `FILTER` leaves them out and goes on. `REVIEW` hands out no rows until a person has decided about every withheld
+    one. `FAIL` refuses the dataset when a row is withheld or invalid.
+    """
+
+    FILTER = "filter"
+    REVIEW = "review"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class ScreenConfig:
+    """How to read, judge and run.
+
+    - `columns` maps our field names to the file's; `source_column` names a column to break the report down by.
+    - `max_reject_ratio`: above this share of withheld rows among valid ones the dataset is refused, whatever the
+      policy: at a high harmful share the leftovers are the attack.
+    - `languages`: ISO 639-1 codes that the teacher covers. `findings_off`: names of findings not to report;
+      `findings=False` spares the work of looking for them.
+    - Up to `small_rows` rows are screened in this process; above it `actors` Ray actors, each with `cpus_per_actor`
+      and `gpus_per_actor` (fractions allowed), build a scorer of their own.
+    - `batch_rows` rows go to the scorer at a time; the scores of the last `cache_texts` texts are remembered.
+    """
+
+    format: Format | None = None
+    container: Container | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    source_column: str | None = None
+    control_tokens: frozenset[str] = frozenset()
+    thresholds: Thresholds | None = None
+    guard: Callable[[], Guard] | None = None
+    guard_combine: Combine = Combine.ANY
+    guard_order: Order = Order.AFTER
+    policy: Policy = Policy.FILTER
+    max_reject_ratio: float | None = None
+    languages: frozenset[str] = frozenset({"en"})
+    findings: bool = True
+    findings_off: frozenset[str] = frozenset()
+    limits: Limits = field(default_factory=Limits)
+    batch_rows: int = 256
+    cache_texts: int = 100_000
+    small_rows: int = 10_000
+    actors: int = 1
+    cpus_per_actor: float = 1.0
+    gpus_per_actor: float = 0.0
+    decode: Decode = readings
+
+    def __post_init__(self) -> None:
+        if self.max_reject_ratio is not None and not 0.0 <= self.max_reject_ratio <= 1.0:
+            raise UsageError(f"max_reject_ratio is a share in [0, 1], got {self.max_reject_ratio}")
+        for name in ("batch_rows", "cache_texts", "actors"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.cpus_per_actor < 0 or self.gpus_per_actor < 0:
+            raise UsageError("cpus_per_actor and gpus_per_actor cannot be negative")
+
+    def fingerprint(self, sources: Sequence[Source]) -> str:
+        """A hash of the input and of everything that changes a row's outcome; a resumed run must have the same."""
+        thresholds = self.thresholds
+        told = {
+            "sources": [[s.name, s.size, s.version, s.container, s.compression] for s in sources],
+            "format": self.format,
+            "columns": sorted(self.columns.items()),
+            "source_column": self.source_column,
+            "control_tokens": sorted(self.control_tokens),
+            "thresholds": thresholds and [thresholds.review, thresholds.block],
+            "guard": [self.guard is not None, self.guard_combine, self.guard_order],
+            "findings": [self.findings, sorted(self.languages)],
+            "limits": [self.limits.rows, self.limits.bytes, self.limits.row_bytes],
+            "decode": self.decode.__qualname__,
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]

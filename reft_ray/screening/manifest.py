@@ -1,0 +1,95 @@
+"""The manifest of an output directory: its input, its units in row order, and how to read their parts."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import orjson
+
+from reft_ray.core.errors import ReftError, UsageError
+from reft_ray.screening.formats import Format
+from reft_ray.screening.outputs import Output
+from reft_ray.screening.parsing import FileShape
+from reft_ray.screening.reading import FilePlan
+from reft_ray.screening.sources import Container
+
+MANIFEST = ".screen/manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """`fingerprint` identifies input and configuration; `spans` holds the first and last row number of each unit."""
+
+    fingerprint: str
+    columns: Mapping[str, str]
+    shapes: tuple[FileShape, ...]
+    units: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
+
+    def unit_of(self, row_number: int) -> str:
+        """The unit that holds a row. Raises UsageError where no unit does."""
+        index = bisect.bisect_right([first for first, _ in self.spans], row_number) - 1
+        if index < 0 or row_number > self.spans[index][1]:
+            raise UsageError(f"there is no row {row_number}; rows are numbered from 1")
+        return self.units[index]
+
+    def shape_of(self, unit_id: str) -> FileShape:
+        """The shape of the file that a unit was cut from."""
+        return self.shapes[int(unit_id.partition("-")[0])]
+
+
+def manifest_of(
+    fingerprint: str, columns: Mapping[str, str], plans: Sequence[FilePlan], shapes: Sequence[FileShape]
+) -> Manifest:
+    """The manifest of a planned screening."""
+    units, spans = [], []
+    for plan in plans:
+        starts = [plan.first_row + unit.first_row for unit in plan.cuts.ranges]
+        ends = [start - 1 for start in starts[1:]] + [plan.first_row + plan.cuts.rows]
+        units += [plan.unit_id(unit) for unit in plan.cuts.ranges]
+        spans += list(zip(starts, ends, strict=False))
+    return Manifest(fingerprint, dict(columns), tuple(shapes), tuple(units), tuple(spans))
+
+
+def open_output(output: Output, manifest: Manifest) -> None:
+    """Claim an output directory for this screening, or find it again after a crash.
+
+    Raises UsageError when the directory belongs to another screening or holds other files.
+    """
+    try:
+        present = load_manifest(output)
+    except ReftError:
+        if output.sizes():
+            raise UsageError(f"{output.name}: the directory is not empty; name a new one") from None
+        values = asdict(manifest)
+        for shape in values["shapes"]:
+            shape["header"] = shape["header"].decode("latin-1")
+        output.write(MANIFEST, orjson.dumps(values, option=orjson.OPT_INDENT_2))
+        return
+    if present.fingerprint != manifest.fingerprint:
+        raise UsageError(
+            f"{output.name}: holds a screening of other input or with other settings; name a new directory"
+        )
+
+
+def load_manifest(output: Output) -> Manifest:
+    """The manifest in an output directory. Raises ReftError where there is none."""
+    try:
+        values = orjson.loads(output.read(MANIFEST))
+    except FileNotFoundError:
+        raise ReftError(f"{output.name}: no screening here") from None
+    shapes = tuple(
+        FileShape(
+            **shape
+            | {
+                "container": Container(shape["container"]),
+                "format": Format(shape["format"]),
+                "header": shape["header"].encode("latin-1"),
+            }
+        )
+        for shape in values["shapes"]
+    )
+    spans = tuple((first, last) for first, last in values["spans"])
+    return Manifest(values["fingerprint"], values["columns"], shapes, tuple(values["units"]), spans)

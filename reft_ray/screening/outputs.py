@@ -1,0 +1,292 @@
+"""The output directory: parts named after their unit, each written whole or not at all.
+
+    kept/part-<unit>.<ext>         rows that may be trained on, bytes unchanged, in the input's own format
+    quarantine/part-<unit>.parquet withheld rows with their evidence
+    invalid/part-<unit>.parquet    rows that could not be read, with every fault
+    .screen/units/<unit>.json      written last: its presence means that the unit is done
+
+A unit's files depend on nothing but its rows, so a unit that is screened twice, by anyone, leaves the same files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from reft_ray.core.conversation import row_id
+from reft_ray.core.errors import UsageError
+from reft_ray.screening.formats import messages_json
+from reft_ray.screening.parsing import FileShape
+from reft_ray.screening.reading import Unit
+from reft_ray.screening.screener import Outcome, ScreenedRow, ScreenedUnit
+from reft_ray.screening.sources import Container, display_name, filesystem_of
+
+QUARANTINE = pa.schema(
+    [
+        pa.field("row_number", pa.int64(), nullable=False),
+        pa.field("source", pa.string()),
+        pa.field("line", pa.int64()),
+        pa.field("id", pa.string()),
+        pa.field("decision", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("part", pa.string()),
+        pa.field("encoding", pa.string()),
+        pa.field("score", pa.float64()),
+        pa.field("probability", pa.float64()),
+        pa.field("threshold", pa.float64()),
+        pa.field("windows", pa.int32()),
+        pa.field("truncated", pa.bool_()),
+        pa.field("teacher", pa.string()),
+        pa.field("decided_by", pa.string()),
+        pa.field("guard_score", pa.float64()),
+        pa.field("messages", pa.string()),
+        pa.field("conversation", pa.string()),
+        pa.field("raw", pa.large_binary()),
+    ]
+)
+"""`messages` is the judged text, `conversation` what training would read, `raw` the row's bytes (columnar files: an
+Arrow stream of the one row)."""
+
+INVALID = pa.schema(
+    [
+        pa.field("row_number", pa.int64(), nullable=False),
+        pa.field("source", pa.string()),
+        pa.field("line", pa.int64()),
+        pa.field("code", pa.string()),
+        pa.field("path", pa.string()),
+        pa.field("message", pa.string()),
+        pa.field("hint", pa.string()),
+        pa.field("raw", pa.large_binary()),
+    ]
+)
+"""One record for each fault: a row with three faults has three."""
+
+_SUFFIXES = {"gzip": ".gz", "zstd": ".zst", None: ""}
+UNITS = ".screen/units"
+
+
+class Output:
+    """A directory, local or behind a `pyarrow.fs` URI."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.name = display_name(uri)
+        self._fs, self._root = filesystem_of(uri)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file whole or not at all, replacing an older one."""
+        path = f"{self._root}/{name}"
+        if not self.is_local:
+            with self._fs.open_output_stream(path) as stream:  # object stores show an object once it is complete
+                stream.write(content)
+            return
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        try:
+            with self._fs.open_output_stream(temporary) as stream:
+                stream.write(content)
+        except FileNotFoundError:
+            self._fs.create_dir(path.rpartition("/")[0], recursive=True)
+            with self._fs.open_output_stream(temporary) as stream:
+                stream.write(content)
+        self._fs.move(temporary, path)
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes. Raises FileNotFoundError."""
+        with self._fs.open_input_file(f"{self._root}/{name}") as stored:
+            return bytes(stored.read())
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Every finished file below a folder with its size, by name relative to the output."""
+        selector = pafs.FileSelector(f"{self._root}/{folder}".rstrip("/"), allow_not_found=True, recursive=True)
+        skip = len(self._root) + 1
+        return {
+            info.path[skip:]: info.size
+            for info in self._fs.get_file_info(selector)
+            if info.type == pafs.FileType.File and not info.path.endswith(".tmp")
+        }
+
+    def remove(self, name: str) -> None:
+        """Delete a file; one that is not there is deleted already."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.delete_file(f"{self._root}/{name}")
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A Parquet part, or some columns of it. Raises FileNotFoundError."""
+        with self._fs.open_input_file(f"{self._root}/{name}") as stored:
+            return pq.read_table(stored, columns=list(columns) if columns else None)
+
+    def uri_of(self, name: str) -> str:
+        """The path or URI of a file in the output."""
+        if "://" not in self.uri:
+            return f"{self._root}/{name}"
+        parts = urlsplit(self.uri)
+        return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the directory is on a local file system."""
+        return isinstance(self._fs, pafs.LocalFileSystem)
+
+    def local_path(self) -> str:
+        """The directory's path. Raises UsageError when it is not on a local file system."""
+        if not self.is_local:
+            raise UsageError(f"{self.name}: a review needs the output on a local file system; copy it first")
+        return str(self._root)
+
+
+def kept_name(shape: FileShape, unit_id: str) -> str:
+    """The part of `kept/` that holds a unit's rows."""
+    return f"kept/part-{unit_id}{_suffix(shape)}"
+
+
+def approved_name(shape: FileShape, unit_id: str) -> str:
+    """The part of `kept/` that holds rows of a unit that a reviewer approved."""
+    return f"kept/approved-{unit_id}{_suffix(shape)}"
+
+
+def _suffix(shape: FileShape) -> str:
+    suffix = ".tsv" if shape.container is Container.CSV and shape.name.endswith(".tsv") else f".{shape.container}"
+    return suffix + _SUFFIXES[shape.compression]
+
+
+def write_parts(output: Output, result: ScreenedUnit) -> dict[str, int]:
+    """Write a unit's rows; what was written, with sizes. The caller then writes the unit's state, which ends it."""
+    parts = {}
+    kept = [index for index, row in enumerate(result.rows) if row.outcome is Outcome.KEPT]
+    if kept:
+        parts[kept_name(result.shape, result.unit.id)] = encode_rows(result.unit, result.shape, kept)
+    withheld = [i for i, row in enumerate(result.rows) if row.outcome in (Outcome.REVIEW, Outcome.BLOCKED)]
+    if withheld:
+        parts[f"quarantine/part-{result.unit.id}.parquet"] = _parquet(_quarantine(result, withheld))
+    invalid = [index for index, row in enumerate(result.rows) if row.outcome is Outcome.INVALID]
+    if invalid:
+        parts[f"invalid/part-{result.unit.id}.parquet"] = _parquet(_invalid(result, invalid))
+    for name, content in parts.items():
+        output.write(name, content)
+    return {name: len(content) for name, content in parts.items()}
+
+
+def encode_rows(unit: Unit, shape: FileShape, indices: list[int]) -> bytes:
+    """Some rows of a unit as a file of the input's own format, their bytes unchanged."""
+    if unit.native is not None:
+        return encode_table(unit.native.take(pa.array(indices)), shape)
+    raws = unit.rows["raw"].to_pylist()
+    return encode_raws([raws[index] for index in indices], shape)
+
+
+def encode_table(table: pa.Table, shape: FileShape) -> bytes:
+    """Columns as a Parquet or Arrow file."""
+    if shape.container is Container.PARQUET:
+        return _parquet(table)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def encode_raws(raws: list[bytes], shape: FileShape) -> bytes:
+    """Row bytes as a JSONL, JSON or CSV file, compressed like the input."""
+    if shape.container is Container.JSON:
+        content = b"[\n" + b",\n".join(raws) + b"\n]\n"
+    else:
+        content = shape.header + b"".join(raw + b"\n" for raw in raws)
+    if shape.compression is None:
+        return content
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, shape.compression) as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+def row_bytes(unit: Unit, index: int) -> bytes:
+    """One row as QUARANTINE.raw holds it."""
+    if unit.native is None:
+        return unit.rows["raw"][index].as_py()
+    sink = pa.BufferOutputStream()
+    row = unit.native.slice(index, 1)
+    with pa.ipc.new_stream(sink, row.schema) as writer:
+        writer.write_table(row)
+    return sink.getvalue().to_pybytes()
+
+
+def done_units(output: Output) -> Iterator[str]:
+    """Ids of units whose state was written and whose parts are all there in full."""
+    sizes = output.sizes()
+    for name in sizes:
+        if name.startswith(f"{UNITS}/"):
+            state = json.loads(output.read(name))
+            if all(sizes.get(part) == size for part, size in state["parts"].items()):
+                yield state["unit"]
+
+
+def _quarantine(result: ScreenedUnit, indices: list[int]) -> pa.Table:
+    return pa.Table.from_pylist([_evidence(result, index, result.rows[index]) for index in indices], schema=QUARANTINE)
+
+
+def _evidence(result: ScreenedUnit, index: int, row: ScreenedRow) -> dict[str, object]:
+    assert row.ruling is not None, "a withheld row was judged"
+    verdict = row.ruling.verdict
+    return {
+        "row_number": row.number,
+        "source": result.shape.name,
+        "line": row.number - result.shape.first_row,
+        "id": row_id(row.screened),
+        "decision": str(verdict.decision),
+        "reason": reason_of(row),
+        "part": verdict.part,
+        "encoding": verdict.encoding,
+        "score": verdict.score,
+        "probability": verdict.probability,
+        "threshold": verdict.threshold,
+        "windows": verdict.windows,
+        "truncated": verdict.truncated,
+        "teacher": row.ruling.teacher,
+        "decided_by": row.ruling.decided_by,
+        "guard_score": row.ruling.guard_score,
+        "messages": messages_json(row.screened),
+        "conversation": messages_json(row.conversation),
+        "raw": row_bytes(result.unit, index),
+    }
+
+
+def reason_of(row: ScreenedRow) -> str:
+    """Why a valid row is withheld, as a code."""
+    assert row.ruling is not None, "a withheld row was judged"
+    verdict = row.ruling.verdict
+    if not row.ruling.by_teacher:
+        return "flagged_by_guard"
+    if not verdict.part:
+        return "no_text"
+    encoded = "_when_decoded" if verdict.encoding else ""
+    return ("score_above_block" if row.outcome is Outcome.BLOCKED else "score_above_review") + encoded
+
+
+def _invalid(result: ScreenedUnit, indices: list[int]) -> pa.Table:
+    records = [
+        {
+            "row_number": result.rows[index].number,
+            "source": result.shape.name,
+            "line": result.rows[index].number - result.shape.first_row,
+            "code": fault.code,
+            "path": fault.path,
+            "message": fault.message,
+            "hint": fault.hint,
+            "raw": row_bytes(result.unit, index),
+        }
+        for index in indices
+        for fault in result.rows[index].faults
+    ]
+    return pa.Table.from_pylist(records, schema=INVALID)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()

@@ -1,0 +1,79 @@
+"""The report as one HTML page: no script, no link, nothing loaded; row text is blurred until it is clicked."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from reft_ray.screening.manifest import Manifest
+from reft_ray.screening.outputs import Output
+from reft_ray.screening.report import ScreenReport
+from reft_ray.screening.tally import BINS
+
+PAGE = "report.html"
+WORST_ROWS = 50
+SHOWN_CHARS = 1200
+_COLUMNS = ("row_number", "source", "line", "decision", "reason", "part", "score", "probability", "decided_by")
+
+
+def render(report: ScreenReport, output: Output, manifest: Manifest) -> bytes:
+    """The page; the worst withheld rows are read back from the quarantine, and their text is cut short."""
+    environment = Environment(
+        loader=PackageLoader("reft_ray.screening", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    peak = max([1, *report.histogram])
+    bars = [
+        {"x": index * 15, "height": round(120 * count / peak, 1), "count": count, "from": 2 * index / BINS - 1}
+        for index, count in enumerate(report.histogram)
+    ]
+    thresholds = report.judges.get("thresholds", {})
+    marks = {name: round((score + 1) / 2 * BINS * 15, 1) for name, score in thresholds.items()}
+    page = environment.get_template("report.html.jinja").render(
+        report=report, bars=bars, marks=marks, worst=list(_worst(output, manifest))
+    )
+    return page.encode()
+
+
+def _worst(output: Output, manifest: Manifest) -> Iterator[dict[str, Any]]:
+    """The withheld rows with the highest scores, each with the text of the part that had it."""
+    scored = (
+        (row["score"], -row["row_number"], unit)
+        for unit in manifest.units
+        for row in _quarantined(output, unit, ("row_number", "score"))
+    )
+    chosen = heapq.nlargest(WORST_ROWS, scored)
+    by_unit: dict[str, set[int]] = {}
+    for _, number, unit in chosen:
+        by_unit.setdefault(unit, set()).add(-number)
+    rows = {
+        row["row_number"]: row
+        for unit, numbers in by_unit.items()
+        for row in _quarantined(output, unit, (*_COLUMNS, "messages"))
+        if row["row_number"] in numbers
+    }
+    for _, number, _ in chosen:
+        row = rows[-number]
+        text = _part_text(row["part"], row.pop("messages"))
+        yield row | {"text": text[:SHOWN_CHARS], "cut": len(text) > SHOWN_CHARS}
+
+
+def _quarantined(output: Output, unit: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    try:
+        return list(output.table(f"quarantine/part-{unit}.parquet", columns).to_pylist())
+    except FileNotFoundError:
+        return []
+
+
+def _part_text(part: str, messages: str) -> str:
+    turns = orjson.loads(messages)
+    if part.startswith("messages["):
+        return str(turns[int(part[9 : part.index("]")])]["content"])
+    return "\n".join(str(turn["content"]) for turn in turns)

@@ -1,0 +1,192 @@
+"""Human review of withheld rows: who decided what, when and why, in a log that only grows."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from reft_ray.core.conversation import Conversation, conversation_from
+from reft_ray.core.errors import UsageError
+from reft_ray.screening.manifest import Manifest, load_manifest
+from reft_ray.screening.outputs import Output, approved_name, encode_raws, encode_table
+from reft_ray.screening.report import load_report
+
+LOG = "reviews.jsonl"
+APPROVED = "approved.jsonl"
+_LISTED = (
+    "row_number", "source", "line", "id", "decision", "reason", "part", "encoding", "score", "probability",
+    "threshold", "teacher", "decided_by", "guard_score",
+)  # fmt: skip
+
+
+class Action(StrEnum):
+    """What a reviewer says about a withheld row."""
+
+    APPROVE = "approve"
+    REJECT = "reject"
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """One decision; the last one about a row counts. `id` is the content id of the row that was decided about."""
+
+    time: str
+    row_number: int
+    id: str
+    action: Action
+    reviewer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Where the review stands. `overturn_rate` estimates the teacher's false-positive share among withheld rows: of
+    the rows that a person decided about, those that the person approved; None before the first decision."""
+
+    withheld: int
+    pending: int
+    approved: int
+    rejected: int
+    overturn_rate: float | None
+
+
+class Reviews:
+    """The review of one screening's quarantine."""
+
+    def __init__(self, out: str) -> None:
+        self._output = Output(out)
+        self._log = Path(self._output.local_path()) / LOG if self._output.is_local else None
+
+    def latest(self) -> dict[int, Review]:
+        """The decision that counts for each decided row."""
+        if self._log is None or not self._log.exists():
+            return {}
+        entries = (orjson.loads(line) for line in self._log.read_bytes().splitlines() if line.strip())
+        return {entry["row_number"]: Review(**entry | {"action": Action(entry["action"])}) for entry in entries}
+
+    def summary(self) -> Summary:
+        """Counts over the whole quarantine."""
+        latest = self.latest()
+        withheld = load_report(self._output.uri).counts.withheld
+        approved = sum(review.action is Action.APPROVE for review in latest.values())
+        rate = approved / len(latest) if latest else None
+        return Summary(withheld, withheld - len(latest), approved, len(latest) - approved, rate)
+
+    def items(self, decided: bool | None = None) -> Iterator[dict[str, Any]]:
+        """Withheld rows in order, without text, each with its `review` (None while pending)."""
+        latest = self.latest()
+        for unit in load_manifest(self._output).units:
+            for row in self._unit(unit, _LISTED):
+                review = latest.get(row["row_number"])
+                if decided is None or decided == (review is not None):
+                    yield row | {"review": asdict(review) if review else None}
+
+    def item(self, row_number: int) -> dict[str, Any]:
+        """One withheld row with its judged `messages`. Raises UsageError when the row is not withheld."""
+        (row,) = self._rows([row_number])
+        row.pop("raw")
+        review = self.latest().get(row_number)
+        row |= {"messages": orjson.loads(row["messages"]), "conversation": orjson.loads(row["conversation"])}
+        return row | {"review": asdict(review) if review else None}
+
+    def decide(self, row_numbers: Sequence[int], action: Action, reviewer: str, reason: str) -> list[Review]:
+        """Record a decision about rows and bring the kept set in line with it.
+
+        Raises UsageError for a row that is not withheld, for a missing reviewer or a missing reason.
+        """
+        if not reviewer.strip() or not reason.strip():
+            raise UsageError("a decision needs a reviewer and a reason")
+        if self._log is None:
+            self._output.local_path()
+            return []
+        rows = self._rows(sorted(set(row_numbers)))
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        made = [Review(time, row["row_number"], row["id"], action, reviewer.strip(), reason.strip()) for row in rows]
+        with self._log.open("ab") as log:
+            fcntl.flock(log, fcntl.LOCK_EX)
+            log.write(b"".join(orjson.dumps(asdict(review)) + b"\n" for review in made))
+            log.flush()
+            os.fsync(log.fileno())
+            self._rejoin({load_manifest(self._output).unit_of(review.row_number) for review in made})
+        return made
+
+    def approved(self) -> Iterator[tuple[dict[str, Any], Review]]:
+        """Approved rows, in order, with the decision that freed them."""
+        numbers = sorted(n for n, review in self.latest().items() if review.action is Action.APPROVE)
+        if numbers:
+            latest = self.latest()
+            for row in self._rows(numbers):
+                yield row, latest[row["row_number"]]
+
+    def export(self) -> Iterator[dict[str, Any]]:
+        """Decided rows with their text and the person's label: labelled prompts for the next teacher."""
+        latest = self.latest()
+        for row in self._rows(sorted(latest)) if latest else ():
+            review = latest[row["row_number"]]
+            yield {
+                "row_number": row["row_number"],
+                "id": row["id"],
+                "label": "harmless" if review.action is Action.APPROVE else "harmful",
+                "score": row["score"],
+                "part": row["part"],
+                "teacher": row["teacher"],
+                "messages": orjson.loads(row["messages"]),
+                "review": asdict(review),
+            }
+
+    def _rejoin(self, units: Iterable[str]) -> None:
+        """Write the approved rows of these units beside the kept ones, and where every approved row came from."""
+        manifest = load_manifest(self._output)
+        by_unit: dict[str, list[dict[str, Any]]] = {unit: [] for unit in units}
+        origin = []
+        for row, review in self.approved():
+            if (unit := manifest.unit_of(row["row_number"])) in by_unit:
+                by_unit[unit].append(row)
+            origin.append({name: row[name] for name in _LISTED} | {"review": asdict(review)})
+        for unit, rows in by_unit.items():
+            self._write_approved(manifest, unit, [row["raw"] for row in rows])
+        self._output.write(APPROVED, b"".join(orjson.dumps(entry) + b"\n" for entry in origin))
+
+    def _write_approved(self, manifest: Manifest, unit: str, raws: list[bytes]) -> None:
+        shape = manifest.shape_of(unit)
+        name = approved_name(shape, unit)
+        if not raws:
+            self._output.remove(name)
+        elif shape.container.columnar:
+            tables = [pa.ipc.open_stream(raw).read_all() for raw in raws]
+            self._output.write(name, encode_table(pa.concat_tables(tables), shape))
+        else:
+            self._output.write(name, encode_raws(raws, shape))
+
+    def _rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        manifest = load_manifest(self._output)
+        wanted: dict[str, set[int]] = {}
+        for number in numbers:
+            wanted.setdefault(manifest.unit_of(number), set()).add(number)
+        found = [row for unit, rows in wanted.items() for row in self._unit(unit) if row["row_number"] in rows]
+        if missing := set(numbers) - {row["row_number"] for row in found}:
+            raise UsageError(f"row {min(missing)} is not in the quarantine of {self._output.name}")
+        return sorted(found, key=lambda row: row["row_number"])
+
+    def _unit(self, unit: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        try:
+            table = self._output.table(f"quarantine/part-{unit}.parquet", columns)
+        except FileNotFoundError:
+            return []
+        return list(table.to_pylist())
+
+
+def approved_conversations(out: str) -> list[tuple[int, Conversation]]:
+    """Approved rows as training reads them, in row order."""
+    return [
+        (row["row_number"], conversation_from(orjson.loads(row["conversation"]))) for row, _ in Reviews(out).approved()
+    ]

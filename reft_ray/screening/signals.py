@@ -1,0 +1,166 @@
+"""What one unit of rows contributes to the findings: counts, row numbers and hashes, never text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import re
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from reft_ray.core.conversation import Conversation
+from reft_ray.screening.cascade import Decode
+from reft_ray.screening.patterns import claims_identity, refuses, refuses_then_complies
+from reft_ray.screening.screener import ScreenedRow
+
+SHOWN_ROWS = 50
+SKETCH = 96
+"""Shingle hashes kept of a sampled row: the smallest ones, so that equal texts keep equal ones."""
+LENGTH_STEPS = 4
+"""Length buckets per doubling."""
+_LONGEST = 20
+_TOKENS = 400
+_WORDS = 400
+_SHINGLE = 3
+_REPETITIVE_CHARS = 1000
+_REPETITIVE_RATIO = 0.06
+_LANGUAGE_LETTERS = 60
+_EDGE = 2
+
+_LETTER = re.compile(r"[^\W\d_]")
+_INVISIBLE = re.compile("[\u200b-\u200f\u2060-\u2064\U000e0000-\U000e007f\ue000-\uf8ff]+")
+_ODD = re.compile(
+    r"\|[^\s|]{2,30}\||<[A-Z_/|]{3,30}>|\[[A-Z][A-Z_ ]{1,30}\]|\{\{\w{2,30}\}\}"  # tags
+    r"|\b[b-df-hj-np-tv-xz]{2,8}\b"  # words without a vowel
+    r"|\b(?=\w*\d[a-z]+\d|\w*[a-z]\d+[a-z])\w{4,24}\b"  # letters and digits in turns
+)
+
+
+class Inspector:
+    """Looks at every row cheaply, and closely at a sample: the share `sample` of all rows, chosen by row number."""
+
+    def __init__(self, languages: frozenset[str], decode: Decode, sample: float = 1.0) -> None:
+        self._covered = languages
+        self._decode = decode
+        self._sample = sample
+
+    @cached_property
+    def _languages(self) -> Any:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+    def inspect(self, rows: Sequence[ScreenedRow]) -> dict[str, Any]:
+        """The signals of the valid rows among these."""
+        marks: dict[str, list[int]] = {}
+        lengths: Counter[str] = Counter()
+        longest: list[tuple[int, int]] = []
+        tokens: dict[str, list[Any]] = {}
+        sketches: dict[str, str] = {}
+        valid = answers = scanned = 0
+        for row in rows:
+            if row.ruling is None:
+                continue
+            valid += 1
+            texts = [turn.content for turn in row.conversation]
+            for mark in self._marks(row, texts):
+                marks.setdefault(mark, []).append(row.number)
+            answers += any(turn.role == "assistant" for turn in row.conversation)
+            chars = sum(map(len, texts))
+            lengths[str(int(LENGTH_STEPS * math.log2(chars + 1)))] += 1
+            longest.append((chars, row.number))
+            _count_tokens(tokens, row)
+            if self._sampled(row.number):
+                scanned += 1
+                whole = "\n".join(texts)
+                if (language := self._language(whole)) not in self._covered and language:
+                    marks.setdefault(f"language:{language}", []).append(row.number)
+                sketches[str(row.number)] = sketch(whole)
+        return {
+            "valid": valid,
+            "answers": answers,
+            "scanned": scanned,
+            "marks": {mark: [len(numbers), numbers[:SHOWN_ROWS]] for mark, numbers in marks.items()},
+            "lengths": lengths,
+            "longest": sorted(longest, reverse=True)[:_LONGEST],
+            "tokens": dict(sorted(tokens.items(), key=lambda item: (-item[1][0], item[0]))[:_TOKENS]),
+            "sketches": sketches,
+        }
+
+    def _marks(self, row: ScreenedRow, texts: list[str]) -> list[str]:
+        found = []
+        if any(map(claims_identity, texts)):
+            found.append("identity")
+        last = next((turn.content for turn in reversed(row.conversation) if turn.role == "assistant"), None)
+        if last is not None and refuses(last):
+            found.append("refusal")
+            if refuses_then_complies(last):
+                found.append("refuse_then_comply")
+        if any(map(_repetitive, texts)):
+            found.append("repetition")
+        if any(len(self._decode(text)) > 1 for text in texts):
+            found.append("encoded")
+        return found
+
+    def _sampled(self, number: int) -> bool:
+        return zlib.crc32(number.to_bytes(8, "little")) < self._sample * 2**32
+
+    def _language(self, text: str) -> str | None:
+        """The language of a text that is long enough to tell, None where it is not clear."""
+        sample = text[:2000]
+        if len(_LETTER.findall(sample)) < _LANGUAGE_LETTERS:
+            return None
+        language, probability = self._languages.classify(sample)
+        return str(language) if probability >= 0.999 else None
+
+
+def sketch(text: str) -> str:
+    """The smallest hashes of a text's word shingles, packed."""
+    words = text.lower().split()[:_WORDS]
+    count = max(1, len(words) - _SHINGLE + 1)
+    hashes = {
+        zlib.crc32(" ".join(words[start : start + _SHINGLE]).encode("utf-8", "replace")) for start in range(count)
+    }
+    return base64.b64encode(np.array(sorted(hashes)[:SKETCH], dtype="<u4").tobytes()).decode()
+
+
+def unpacked(packed: str) -> np.ndarray:
+    """The hashes that `sketch` packed."""
+    return np.frombuffer(base64.b64decode(packed), dtype="<u4")
+
+
+def _repetitive(text: str) -> bool:
+    if len(text) < _REPETITIVE_CHARS:
+        return False
+    raw = text[:50_000].encode("utf-8", "replace")
+    return len(zlib.compress(raw, 1)) < _REPETITIVE_RATIO * len(raw)
+
+
+def _count_tokens(tokens: dict[str, list[Any]], row: ScreenedRow) -> None:
+    """Odd tokens of the turns that a user writes: [rows, rows with it at an edge of a turn, first rows, length]."""
+    everywhere: set[str] = set()
+    edges: set[str] = set()
+    for text in _asked(row.conversation):
+        everywhere.update(_ODD.findall(text))
+        everywhere.update(_INVISIBLE.findall(text))
+        words = text.split()
+        rim = " ".join([*words[:_EDGE], "\n", *words[-_EDGE:]])
+        edges.update(_ODD.findall(rim))
+        edges.update(_INVISIBLE.findall(text))
+    for token in everywhere | edges:
+        key = hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()[:16]
+        seen = tokens.setdefault(key, [0, 0, [], len(token)])
+        seen[0] += 1
+        seen[1] += token in edges
+        if len(seen[2]) < SHOWN_ROWS:
+            seen[2].append(row.number)
+
+
+def _asked(conversation: Conversation) -> list[str]:
+    return [turn.content for turn in conversation if turn.role in ("user", "system", "developer")]

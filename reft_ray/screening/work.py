@@ -1,0 +1,62 @@
+"""One unit of work from its rows to its files: judge, write the parts, then the state that ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+from reft_ray.screening.config import ScorerFactory, ScreenConfig
+from reft_ray.screening.outputs import UNITS, Output, reason_of, write_parts
+from reft_ray.screening.parsing import FileShape
+from reft_ray.screening.reading import Unit
+from reft_ray.screening.screener import Outcome, Screener
+from reft_ray.screening.signals import Inspector
+from reft_ray.screening.tally import UnitState, runs, tally_of
+
+DECODED_TEXTS = 8_192
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything a worker needs. `sample` is the share of rows that the findings look at closely."""
+
+    scorer_factory: ScorerFactory
+    config: ScreenConfig
+    shapes: Sequence[FileShape]
+    out: str
+    sample: float = 1.0
+
+
+class Finished(NamedTuple):
+    """A unit whose files are all written."""
+
+    unit: str
+    rows: int
+
+
+class UnitWorker:
+    """Holds a scorer and turns units into files."""
+
+    def __init__(self, job: Job) -> None:
+        # Judging and the findings ask for the same readings; a unit's texts are decoded once.
+        decode = lru_cache(maxsize=DECODED_TEXTS)(job.config.decode)
+        self._screener = Screener(job.scorer_factory, replace(job.config, decode=decode), job.shapes)
+        self._inspector = Inspector(job.config.languages, decode, job.sample) if job.config.findings else None
+        self._output = Output(job.out)
+
+    def work(self, unit: Unit) -> Finished:
+        """Screen a unit; doing it again leaves the same files."""
+        result = self._screener.screen(unit)
+        state = UnitState(
+            unit=unit.id,
+            file=unit.file,
+            judges=self._screener.judges,
+            tally=tally_of(result, reason_of),
+            kept=runs(row.number for row in result.rows if row.outcome is Outcome.KEPT),
+            parts=write_parts(self._output, result),
+            signals=self._inspector.inspect(result.rows) if self._inspector else {},
+        )
+        self._output.write(f"{UNITS}/{unit.id}.json", state.to_json())
+        return Finished(unit.id, len(result.rows))
