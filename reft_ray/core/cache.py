@@ -43,6 +43,11 @@ class CachedScorer:
         """The wrapped scorer's."""
         return self._scorer.calibration
 
+    @property
+    def response_offset(self) -> float:
+        """The wrapped scorer's."""
+        return self._scorer.response_offset
+
     def score(self, texts: Sequence[str]) -> list[TextScore]:
         """One TextScore per text, in order; unknown texts go to the scorer in one call, each once."""
         keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]

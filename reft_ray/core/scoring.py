@@ -20,6 +20,16 @@ class TextScore:
     truncated: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One reading of one part: where it stands, and its place among the texts that are scored."""
+
+    part: str
+    encoding: str | None
+    text: int
+    offset: float
+
+
 @runtime_checkable
 class Scorer(Protocol):
     """What the Ref-Teacher is to screening and serving: texts in, refusal scores out, in order."""
@@ -39,6 +49,14 @@ class Scorer(Protocol):
         """Its score as a probability."""
         ...
 
+    @property
+    def response_offset(self) -> float:
+        """How much higher an assistant's answer must score than a prompt to be withheld, >= 0.
+
+        The refusal feature is learned on prompts; answers are another kind of text, and harmless ones reach further up.
+        """
+        ...
+
     def score(self, texts: Sequence[str]) -> list[TextScore]:
         """One TextScore per text, each independent of the others in the call."""
         ...
@@ -56,32 +74,32 @@ def judge(
     any text is blocked: nothing was seen that could allow it.
     """
     wanted: dict[str, int] = {}
-    rows: list[list[tuple[str, str | None, int]]] = []
+    rows: list[list[_Reading]] = []
     for conversation in conversations:
         row = []
         for part in parts(conversation):
+            offset = scorer.response_offset if part.role == "assistant" else 0.0
             for encoding, text in decode(part.text):
-                row.append((part.name, encoding, wanted.setdefault(text, len(wanted))))
+                row.append(_Reading(part.name, encoding, wanted.setdefault(text, len(wanted)), offset))
         rows.append(row)
     scores = scorer.score(list(wanted)) if wanted else []
     limits = thresholds or scorer.thresholds
     return [_verdict(row, scores, limits, scorer.calibration) for row in rows]
 
 
-def _verdict(
-    row: list[tuple[str, str | None, int]], scores: list[TextScore], limits: Thresholds, calibration: Calibration
-) -> Verdict:
+def _verdict(row: list[_Reading], scores: list[TextScore], limits: Thresholds, calibration: Calibration) -> Verdict:
     if not row:
         return Verdict(Decision.BLOCK, 1.0, 1.0, limits.block, part="", windows=0, truncated=True)
-    name, encoding, index = max(row, key=lambda item: scores[item[2]].score)
-    top = scores[index]
+    best = max(row, key=lambda item: scores[item.text].score - item.offset)
+    top = scores[best.text]
+    applied = limits.raised(best.offset)
     return Verdict(
-        decision=limits.decide(top.score),
+        decision=applied.decide(top.score),
         score=top.score,
-        probability=calibration.probability(top.score),
-        threshold=limits.block,
-        part=name,
-        encoding=encoding,
-        windows=sum(scores[item[2]].windows for item in row),
-        truncated=any(scores[item[2]].truncated for item in row),
+        probability=calibration.probability(top.score - best.offset),
+        threshold=applied.block,
+        part=best.part,
+        encoding=best.encoding,
+        windows=sum(scores[item.text].windows for item in row),
+        truncated=any(scores[item.text].truncated for item in row),
     )

@@ -28,6 +28,10 @@ class Thresholds:
                 f"thresholds need -1 <= review <= block <= 1, got review={self.review}, block={self.block}"
             )
 
+    def raised(self, offset: float) -> Thresholds:
+        """Both thresholds higher by an offset, at most 1: above that nothing is withheld."""
+        return Thresholds(min(1.0, self.review + offset), min(1.0, self.block + offset)) if offset else self
+
     def decide(self, score: float) -> Decision:
         """The decision for one refusal score; a score that is not a number blocks (fail closed)."""
         if math.isnan(score) or score > self.block:
@@ -54,7 +58,7 @@ class Verdict:
 
     `score` is the highest refusal score of the row's parts and `part` names the one that had it;
     `encoding` says how that part was encoded (`base64`, `rot13`, ...), None for plain text; `threshold` is the
-    block threshold that was applied; `windows` counts the windows scored over all parts.
+    block threshold that was applied to it; `windows` counts the windows scored over all parts.
     """
 
     decision: Decision

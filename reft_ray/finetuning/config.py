@@ -99,6 +99,7 @@ class Thresholding(Config):
     block_recall: float | None = Field(0.99, gt=0, le=1)
     block_fpr: float | None = Field(None, gt=0, lt=1)
     review_recall: float = Field(0.999, gt=0, le=1)
+    answer_fpr: float = Field(0.001, ge=0, lt=1, description="share of harmless answers that may be withheld")
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:

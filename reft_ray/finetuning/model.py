@@ -36,7 +36,7 @@ def load_trainee(config: Training, runtime: Runtime, adapter: str) -> Trainee:
     base = load_base(config.base, _dtype(config, runtime.device), runtime.device)
     model: nn.Module = base.model
     if config.gradient_checkpointing:
-        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base.model.activation_checkpointing_enable({"use_reentrant": False})
         base.model.enable_input_require_grads()
     if config.weights == "lora":
         settings = LoraSettings(config.lora.rank, config.lora.scale, config.lora.dropout)

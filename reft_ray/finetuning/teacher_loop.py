@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from reft_ray.core.batch import Encoded, micro_batches
-from reft_ray.core.conversation import Example, Label
+from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError
 from reft_ray.core.optimization import adamw, clip_gradients, learning_rate_at, reduce_gradients, set_learning_rate
 from reft_ray.core.quality import auroc, choose_thresholds, filter_quality, fit_calibration
-from reft_ray.core.refusal import RunningRefusal
+from reft_ray.core.refusal import RunningRefusal, refusal_score
 from reft_ray.core.teacher import TeacherTerms, teacher_step
 from reft_ray.finetuning.checkpoint import (
     gather_state,
@@ -210,6 +210,7 @@ class _Run:
             calibration=fit_calibration(score_B, label_B),
             quality=filter_quality(score_B, label_B, thresholds),
             per_source=per_source(self.data.validation, score_B, thresholds.block),
+            response_offset=self._response_offset(layer, refusal_D, thresholds.review),
             histogram=torch.histc(score_B, HISTOGRAM_BINS, -1.0, 1.0).long().tolist(),
             config={
                 **self.config.model_dump(mode="json"),
@@ -218,6 +219,23 @@ class _Run:
             },
         )
         return save_teacher(out, self.trainee.model, manifest, refusal_D)
+
+    def _response_offset(self, layer: int, refusal_D: Tensor, review: float) -> float:
+        """How far harmless answers, scored as texts of their own, reach above the review threshold.
+
+        Refusals count as harmless answers. Without any answered row the offset lets no answer be withheld.
+        """
+        answers = [row.response for row in self.data.train if row.answered][: self.config.reference_prompts]
+        if not answers:
+            return 2.0
+        encode, limit = self.trainee.chat.encode, self.trainee.max_tokens
+        rows = [encode(Example(chat(text)), max_tokens=None) for text in answers]
+        rows = [row for row in rows if len(row) <= limit]
+        feature_BD = prompt_features(self.trainee.model, rows, [layer], self.trainee.chat.pad_id, self.runtime.device)[
+            layer
+        ]
+        reach = refusal_score(feature_BD, refusal_D).quantile(1.0 - self.config.thresholds.answer_fpr)
+        return max(0.0, float(reach) - review)
 
     def _report(self, terms: TeacherTerms | None, seconds: float, last: bool = False) -> None:
         due = last or self.step % self.config.checkpoint_every == 0

@@ -141,7 +141,7 @@ def _run(
                 name=run_id,
                 storage_path=storage,
                 # Without a limit on its own failures the controller retries an infeasible request for ever.
-                failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=3),
+                failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
                 checkpoint_config=CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
             ),
             datasets={_USER: dataset} if dataset is not None else None,

@@ -21,6 +21,7 @@ def teacher_card(teacher_id: str, manifest: dict[str, Any]) -> str:
         f"| layer, position | {manifest['layer']}, {manifest['position']} |",
         f"| weights | {manifest['weights']} |",
         f"| thresholds | review above {limits['review']:.4f}, block above {limits['block']:.4f} |",
+        f"| answers of an assistant | both thresholds higher by {manifest['response_offset']:.4f} |",
         f"| validation rows | {quality['rows']} ({quality['harmful']} harmful) |",
         f"| AUROC, AUPRC | {quality['auroc']:.4f}, {quality['auprc']:.4f} |",
         f"| recall at 1 % FPR | {quality['recall_at_1_fpr']:.4f} |",

@@ -55,6 +55,7 @@ class Manifest:
     per_source: dict[str, dict[str, float]]
     histogram: list[int]
     config: dict[str, Any]
+    response_offset: float = 0.0
     position: str = "prompt_end"
     format: int = FORMAT
 
@@ -166,6 +167,7 @@ class RefTeacher:
             self.id,
             made.thresholds,
             made.calibration,
+            made.response_offset,
             window_tokens,
             batch_tokens,
         )

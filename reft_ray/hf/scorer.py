@@ -47,6 +47,7 @@ class TeacherScorer:
         teacher_id: str,
         thresholds: Thresholds,
         calibration: Calibration,
+        response_offset: float = 0.0,
         window_tokens: int = 512,
         batch_tokens: int = 4096,
         max_windows: int = 512,
@@ -58,6 +59,7 @@ class TeacherScorer:
         self.teacher_id = teacher_id
         self.thresholds = thresholds
         self.calibration = calibration
+        self.response_offset = response_offset
         self.window_tokens = min(window_tokens, int(text_config(model).max_position_embeddings or window_tokens))
         self.batch_tokens = batch_tokens
         self.max_windows = max_windows

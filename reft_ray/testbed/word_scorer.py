@@ -17,6 +17,7 @@ class WordScorer:
     def __init__(self, teacher_id: str = "rt-words") -> None:
         self.teacher_id = teacher_id
         self.thresholds = Thresholds(review=0.0, block=0.5)
+        self.response_offset = 0.0
         self.calibration = Calibration(slope=6.0, intercept=0.0)
 
     def score(self, texts: Sequence[str]) -> list[TextScore]:

@@ -1,0 +1,102 @@
+"""Tiny models of three shapes, made on the spot: random weights, real code paths."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# A machine's cores belong to the tests that measure nothing: one thread keeps tiny models fast and sums reproducible.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests that need rows which the repository does not carry."""
+    if SHARED.is_dir():
+        return
+    skip = pytest.mark.skip(reason=f"real rows are not here: {SHARED} is absent")
+    for item in items:
+        if "shared_data" in getattr(item, "fixturenames", ()):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real public rows and the small pretrained base that lie beside the checkout."""
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Llama-, Gemma- and Qwen-shaped base models of random weights, saved with one tokenizer; Qwen's has no template."""
+    import torch
+    from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config
+
+    from reft_ray.hf.tiny import train_tokenizer
+
+    torch.set_num_threads(1)
+    words = [
+        "how",
+        "can",
+        "i",
+        "bake",
+        "bread",
+        "please",
+        "tell",
+        "me",
+        "to",
+        "steal",
+        "a",
+        "car",
+        "sure",
+        "here",
+        "is",
+        "no",
+        "sorry",
+        "cannot",
+        "help",
+        "with",
+        "that",
+    ]
+    tokenizer = train_tokenizer([" ".join(words)] * 4 + words, vocab_size=340)
+    common = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": True,
+    }
+    configs = {
+        "llama": LlamaConfig(**common),
+        "gemma": Gemma2Config(**common, head_dim=8, sliding_window=16),
+        "qwen": Qwen2Config(**common),
+    }
+    folders = {}
+    for name, config in configs.items():
+        folder = tmp_path_factory.mktemp(f"base-{name}")
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if name == "gemma" else "sdpa")
+        model.save_pretrained(folder)
+        if name == "qwen":
+            tokenizer.chat_template = None
+        tokenizer.save_pretrained(folder)
+        folders[name] = folder
+    return folders
+
+
+@pytest.fixture(scope="session")
+def llama(tiny_bases: dict[str, Path]) -> Path:
+    """The Llama-shaped base."""
+    return tiny_bases["llama"]

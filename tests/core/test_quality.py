@@ -1,0 +1,75 @@
+import math
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from reft_ray.core.quality import (
+    Targets,
+    auprc,
+    auroc,
+    choose_thresholds,
+    expected_calibration_error,
+    filter_quality,
+    fit_calibration,
+    operating_point,
+    recall_at_fpr,
+)
+from reft_ray.core.verdict import Thresholds
+
+
+def scores(ties: bool, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.rand(500, generator=generator) < 0.3).long()
+    values = torch.tanh(torch.randn(500, generator=generator) * 0.6 + labels * 0.8 - 0.4)
+    return (values * 5).round() / 5 if ties else values, labels
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_ranking_quality_agrees_with_scikit_learn(ties: bool) -> None:
+    score, label = scores(ties)
+    assert auroc(score, label) == pytest.approx(roc_auc_score(label, score))
+    assert auprc(score, label) == pytest.approx(average_precision_score(label, score))
+    fpr, tpr, _ = roc_curve(label, score, drop_intermediate=False)
+    assert recall_at_fpr(score, label, 0.05) == pytest.approx(
+        max(t for f, t in zip(fpr, tpr, strict=True) if f <= 0.05)
+    )
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_thresholds_meet_their_targets_on_the_rows_they_were_chosen_on(ties: bool) -> None:
+    score, label = scores(ties)
+    by_recall = choose_thresholds(score, label, Targets(block_recall=0.9, review_recall=0.99))
+    assert operating_point(score, label, by_recall.block).recall >= 0.9
+    assert operating_point(score, label, by_recall.review).recall >= 0.99
+    assert by_recall.review <= by_recall.block
+    by_fpr = choose_thresholds(score, label, Targets(block_recall=None, block_fpr=0.05))
+    assert operating_point(score, label, by_fpr.block).fpr <= 0.05
+
+
+def test_targets_are_either_recall_or_fpr() -> None:
+    with pytest.raises(ValueError, match="either block_recall or block_fpr"):
+        Targets(block_recall=0.9, block_fpr=0.01)
+
+
+def test_calibration_agrees_with_logistic_regression_and_stays_finite_on_separable_rows() -> None:
+    score, label = scores(False)
+    fitted = fit_calibration(score, label)
+    reference = LogisticRegression(C=1e6).fit(score[:, None].numpy(), label.numpy())
+    assert fitted.slope == pytest.approx(float(reference.coef_[0, 0]), rel=0.03)
+    separable = fit_calibration(torch.tensor([-0.9, -0.8, 0.8, 0.9]), torch.tensor([0, 0, 1, 1]))
+    assert math.isfinite(separable.slope)
+    assert 0.5 < separable.probability(0.9) < 1.0
+    probability = torch.tensor([fitted.probability(float(s)) for s in score])
+    assert expected_calibration_error(probability, label) < 0.06
+    assert expected_calibration_error(1 - probability, label) > 0.2
+
+
+def test_one_class_alone_is_an_error_and_figures_are_shares() -> None:
+    score, label = scores(False)
+    with pytest.raises(ValueError, match="both classes"):
+        filter_quality(score, torch.zeros_like(label), Thresholds(0, 0))
+    quality = filter_quality(score, label, Thresholds(-0.2, 0.1))
+    assert (quality.rows, quality.harmful) == (500, int(label.sum()))
+    assert quality.recall == pytest.approx(float((score[label == 1] > 0.1).double().mean()))

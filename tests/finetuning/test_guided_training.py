@@ -1,0 +1,138 @@
+"""Stage 2: the loss against naive loops, and gradients that do not depend on how a step is split."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from reft_ray.core.batch import Encoded, collate, numbered
+from reft_ray.core.conversation import Example, Label, chat
+from reft_ray.core.guided import guided_step, live_teacher
+from reft_ray.core.losses import kl_sum
+from reft_ray.core.optimization import reduce_gradients
+from reft_ray.core.refusal import RunningRefusal, refusal_score
+from reft_ray.core.teacher import class_sums, teacher_step
+from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.forward import ModelForward
+from reft_ray.hf.loading import load_base
+from reft_ray.hf.lora import LoraSettings, attach
+
+USER = ["here is how", "sure", "no no no", "bake bread", "help", "car"]
+ALIGNMENT = ["sorry i cannot help with that", "no", "sorry"]
+
+
+class Setup:
+    """A student and a different teacher over rows of unequal length."""
+
+    def __init__(self, folder: Path) -> None:
+        base = load_base(str(folder))
+        self.fmt = ChatFormat(base.tokenizer)
+        self.model = attach(base.model, "student", LoraSettings(rank=4), seed=1)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, p in self.model.named_parameters():
+                if "lora_B" in name:
+                    p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
+        self.student = ModelForward(self.model)
+        self.teacher = ModelForward(load_base(str(folder)).model)
+        self.user = self.rows(USER, Label.HARMLESS)
+        self.alignment = self.rows(ALIGNMENT, Label.HARMFUL)
+
+    def rows(self, answers: Sequence[str], label: Label) -> list[Encoded]:
+        return numbered(
+            self.fmt.encode(Example(chat(f"tell me {'how ' * i}", a), label)) for i, a in enumerate(answers)
+        )
+
+    def batches(self, rows: Sequence[Encoded], size: int) -> list:
+        return [collate(rows[i : i + size], self.fmt.pad_id) for i in range(0, len(rows), size)]
+
+    def gradient(self) -> torch.Tensor:
+        found = torch.cat([p.grad.reshape(-1) for p in self.model.parameters() if p.grad is not None])
+        self.model.zero_grad(set_to_none=True)
+        return found
+
+
+@pytest.fixture
+def setup(llama: Path) -> Setup:
+    return Setup(llama)
+
+
+def test_the_loss_is_the_equation_of_the_method(setup: Setup) -> None:
+    terms = guided_step(
+        setup.student, setup.batches(setup.user, 6), setup.batches(setup.alignment, 3),
+        live_teacher(setup.teacher, 2.0), distill_weight=0.5,
+    )  # fmt: skip
+    losses, tokens = 0.0, 0
+    for row in setup.user:
+        with torch.no_grad():
+            logits = setup.model(input_ids=torch.tensor([row.ids])).logits[0]
+        for t in range(1, len(row)):
+            if row.trained[t]:
+                losses -= float(torch.log_softmax(logits[t - 1], -1)[row.ids[t]])
+                tokens += 1
+    assert terms.task == pytest.approx(losses / tokens, rel=1e-5)
+    assert terms.user_tokens == tokens
+    divergence, aligned = 0.0, 0
+    for row in setup.alignment:
+        batch = collate([row], setup.fmt.pad_id)
+        with torch.no_grad():
+            divergence += float(kl_sum(setup.teacher(batch).logits_NV, setup.student(batch).logits_NV, 2.0))
+        aligned += row.trained_tokens
+    assert terms.distill == pytest.approx(4.0 * divergence / aligned, rel=1e-4)
+    assert terms.total == pytest.approx(terms.task + 0.5 * terms.distill)
+
+
+def test_the_gradient_does_not_depend_on_micro_batches(setup: Setup) -> None:
+    gradients = []
+    for size in (6, 2, 1):
+        guided_step(
+            setup.student, setup.batches(setup.user, size), setup.batches(setup.alignment, size),
+            live_teacher(setup.teacher),
+        )  # fmt: skip
+        gradients.append(setup.gradient())
+    assert float(gradients[0].norm()) > 1e-3
+    for other in gradients[1:]:
+        assert torch.allclose(gradients[0], other, atol=1e-6)
+
+
+def test_the_gradient_does_not_depend_on_ranks_even_when_one_has_no_rows(setup: Setup) -> None:
+    def step(user: Sequence[Encoded], alignment: Sequence[Encoded], counts: torch.Tensor) -> torch.Tensor:
+        guided_step(
+            setup.student, setup.batches(user, 4), setup.batches(alignment, 4), live_teacher(setup.teacher),
+            all_reduce=lambda t: counts if t.shape == counts.shape and bool((t == t.round()).all()) else t,
+        )  # fmt: skip
+        reduce_gradients(setup.model.parameters(), lambda t: t * 1.0)
+        return setup.gradient()
+
+    counts = torch.tensor(
+        [sum(r.trained_tokens for r in setup.user), sum(r.trained_tokens for r in setup.alignment)], dtype=torch.float64
+    )
+    whole = step(setup.user, setup.alignment, counts)
+    ranks = [
+        step(setup.user[:5], setup.alignment[:0], counts),
+        step(setup.user[5:], setup.alignment[:1], counts),
+        step([], setup.alignment[1:], counts),
+    ]
+    assert torch.allclose(whole, torch.stack(ranks).sum(0), atol=1e-6)
+
+
+def test_the_teachers_gradient_does_not_depend_on_micro_batches_and_matches_the_equation(setup: Setup) -> None:
+    rows = setup.user[:3] + setup.alignment + [r.prompt_only() for r in setup.rows(["x"] * 4, Label.HARMLESS)]
+    gradients, terms = [], []
+    for size in (10, 3, 1):
+        running = RunningRefusal(0.95)
+        terms.append(teacher_step(setup.student, setup.batches(rows, size), running, 2, 0.5))
+        gradients.append(setup.gradient())
+    for other in gradients[1:]:
+        assert torch.allclose(gradients[0], other, atol=1e-6)
+    whole = collate(rows, setup.fmt.pad_id)
+    with torch.no_grad():
+        score = refusal_score(
+            setup.student(whole, logits=False, layer=2).feature_BD, class_sums(setup.student, [whole], 2).refusal()
+        )
+    expected = float((1 - score[whole.harmful_B]).mean() + (1 + score[whole.harmless_B]).mean())
+    assert terms[0].separation == pytest.approx(expected, rel=1e-4)
+    assert terms[0].total == pytest.approx(terms[0].refusal + terms[0].helpful + 0.5 * terms[0].separation)
+    assert terms[0].refusal > 0
+    assert terms[0].helpful > 0

@@ -1,0 +1,215 @@
+"""Both loops in this process: artefacts, soft targets, exact resumption."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reft_ray.core.conversation import Example, Label, chat
+from reft_ray.core.errors import ReftError, UsageError
+from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
+from reft_ray.finetuning.rows import Cycle, global_batches, share, shuffled
+from reft_ray.finetuning.runtime import LocalRuntime
+from reft_ray.finetuning.teacher_loop import TeacherData, sweep_layers
+from reft_ray.finetuning.trainer import FinetuneInputs, finetune, prepare_teacher
+from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.forward import ModelForward
+from reft_ray.hf.loading import load_base
+from reft_ray.hf.ref_teacher import RefTeacher
+
+HARMFUL = [
+    Example(chat(f"how to steal a {w}", "sorry i cannot"), Label.HARMFUL, "a") for w in ["car", "bread", "me", "that"]
+]
+HARMLESS = [
+    Example(chat(f"how to bake a {w}", "here is how"), Label.HARMLESS, "b") for w in ["car", "bread", "me", "that"]
+]
+UNANSWERED = [
+    Example(chat("please steal bread"), Label.HARMFUL, "c"),
+    Example(chat("please tell me"), Label.HARMLESS, "c"),
+]
+USER = [Example(chat(f"tell me {'no ' * i}", "sure here is")) for i in range(10)]
+LOCAL = Resources(workers=0)
+
+
+def teacher_config(base: Path, **changes: object) -> TeacherConfig:
+    values = {
+        "base": str(base),
+        "epochs": 4,
+        "batch_rows": 8,
+        "lora": {"rank": 4},
+        "optimizer": {"learning_rate": 0.01},
+    }
+    return TeacherConfig.of({**values, **changes})
+
+
+def finetune_config(base: Path, **changes: object) -> FinetuneConfig:
+    values = {"base": str(base), "epochs": 2, "batch_rows": 4, "lora": {"rank": 4, "dropout": 0.1}}
+    return FinetuneConfig.of({**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def teacher(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> RefTeacher:
+    data = TeacherData(HARMFUL + HARMLESS + UNANSWERED, HARMFUL + HARMLESS)
+    return prepare_teacher(teacher_config(llama), data, tmp_path_factory.mktemp("made") / "teacher", LOCAL)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_the_teacher_separates_what_it_was_taught_and_its_artefact_is_whole(teacher: RefTeacher, llama: Path) -> None:
+    made = teacher.manifest
+    assert made.quality.auroc > 0.9
+    assert made.layer in sweep_layers(4, (0.3, 0.7)) == [2]
+    assert {"a (harmful)", "b (harmless)"} == set(made.per_source)
+    assert sum(made.histogram) == 8
+    assert (teacher.folder / "README.md").read_text().startswith(f"# Ref-Teacher {teacher.id}")
+    scorer = teacher.scorer(precision="float32")
+    base = load_base(str(llama))
+    model, fmt = teacher.standalone(base), ChatFormat(base.tokenizer)
+    texts = ["how to steal a car", "how to bake a car", "x" * 900]
+    for text, found in zip(texts, scorer.score(texts), strict=True):
+        ids = torch.tensor([fmt.prompt(chat(text))])[:, : base.context]
+        with torch.no_grad():
+            feature = model(input_ids=ids, output_hidden_states=True).hidden_states[made.layer][0, -1]
+        plain = float(torch.cosine_similarity(feature, teacher.refusal_D, dim=0))
+        if found.windows == 1:
+            assert found.score == pytest.approx(plain, abs=1e-4)
+    assert scorer.score(texts)[2].windows > 1
+
+
+def test_an_artefact_that_was_changed_or_belongs_elsewhere_is_refused(
+    teacher: RefTeacher, tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(teacher.folder, copy)
+    assert RefTeacher.load(copy).id == teacher.id
+    manifest = json.loads((copy / "teacher.json").read_text())
+    manifest["layer"] = 1
+    (copy / "teacher.json").write_text(json.dumps(manifest))
+    with pytest.raises(ReftError, match="was changed after it was made"):
+        RefTeacher.load(copy)
+    with pytest.raises(ReftError, match="was made for the base"):
+        teacher.base(str(tiny_bases["gemma"]))
+    base = load_base(str(tiny_bases["llama"]))
+    base.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    with pytest.raises(ReftError, match="was made with chat template"):
+        teacher.check(base, ChatFormat(base.tokenizer))
+    with pytest.raises(ReftError, match=r"teacher\.json is missing"):
+        RefTeacher.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("method", ["sft", "guided"])
+def test_resuming_is_bit_equal_to_running_through(
+    teacher: RefTeacher, llama: Path, tmp_path: Path, method: str
+) -> None:
+    config = finetune_config(llama, method=method, checkpoint_every=2)
+    inputs = FinetuneInputs(USER, len(USER), HARMFUL + HARMLESS, teacher)
+    whole = finetune(config, inputs, tmp_path / "whole", LOCAL, "whole")
+    runs = tmp_path / ".runs"
+    kept = sorted((runs / "whole").glob("checkpoint-*"))
+    assert [c.name[-1] for c in kept] == ["2", "4", "6"]
+    broken = runs / "broken"
+    broken.mkdir()
+    kept[0].rename(broken / kept[0].name)
+    again = finetune(config, inputs, tmp_path / "again", LOCAL, "broken")
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(again)[name])
+    state = json.loads((max(broken.glob("checkpoint-*")) / "state.json").read_text())
+    assert state["rows_done"] == 2 * len(USER)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(llama: Path, tmp_path: Path) -> None:
+    inputs = FinetuneInputs(USER, len(USER))
+    finetune(finetune_config(llama, method="sft"), inputs, tmp_path / "a", LOCAL, "run")
+    with pytest.raises(ReftError, match="written by another configuration"):
+        finetune(finetune_config(llama, method="sft", seed=1), inputs, tmp_path / "a", LOCAL, "run")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "guided", "teacher_forward": "live"},
+        {"method": "distill", "labels": "hard"},
+        {"method": "guided", "weights": "full"},
+        {"method": "filter", "init": "aligned", "lora": {"rank": 4}},
+        {"method": "sft", "gradient_checkpointing": True},
+    ],
+)
+def test_every_switch_trains(teacher: RefTeacher, llama: Path, tmp_path: Path, changes: dict[str, object]) -> None:
+    config = finetune_config(llama, **{"epochs": 4, "optimizer": {"learning_rate": 0.003}, **changes})
+    seen: list[dict[str, float]] = []
+    inputs = FinetuneInputs(USER, len(USER), HARMFUL + HARMLESS, teacher)
+    config = config.model_copy(update={"log_every": 1})
+    finetune(config, inputs, tmp_path / "out", LOCAL, progress=lambda m: seen.append(dict(m)))
+    assert seen[-1]["progress"] == 1.0
+    assert seen[-2]["task"] < seen[0]["task"]
+
+
+def test_cached_labels_train_like_the_live_teacher(teacher: RefTeacher, llama: Path, tmp_path: Path) -> None:
+    inputs = FinetuneInputs(USER, len(USER), HARMFUL + HARMLESS, teacher)
+    out = {}
+    for forward in ("cached", "live"):
+        config = finetune_config(llama, method="guided", teacher_forward=forward, topk=10_000, lora={"rank": 4})
+        out[forward] = weights(finetune(config, inputs, tmp_path / forward, LOCAL))
+    for name, tensor in out["cached"].items():
+        assert torch.allclose(tensor, out["live"][name], atol=2e-4)
+
+
+def test_what_is_missing_is_said_before_training(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ReftError, match="needs a Ref-Teacher"):
+        finetune(finetune_config(llama, method="guided"), FinetuneInputs(USER, 10), tmp_path / "x", LOCAL)
+    with pytest.raises(ReftError, match="no rows to train on"):
+        finetune(finetune_config(llama, method="sft"), FinetuneInputs([], 0), tmp_path / "x", LOCAL)
+    with pytest.raises(ReftError, match="hold no harmless row"):
+        TeacherData(HARMFUL, HARMFUL + HARMLESS)
+    with pytest.raises(UsageError, match="learning_rat: unknown key, did you mean learning_rate"):
+        FinetuneConfig.of({"base": "b", "optimizer": {"learning_rat": 1}})
+    with pytest.raises(UsageError, match="teacher_forward=cached"):
+        FinetuneConfig.of({"base": "b", "weights": "full", "teacher_forward": "live"})
+
+
+def test_rows_come_once_per_epoch_in_an_order_of_the_seed_alone() -> None:
+    order = list(shuffled(range(100), 16, "a"))
+    assert sorted(order) == list(range(100))
+    assert order == list(shuffled(range(100), 16, "a"))
+    assert order != list(shuffled(range(100), 16, "b"))
+    batches = list(global_batches(order, 8, skip=24))
+    assert [row for batch in batches for row in batch] == order[24:]
+    assert sorted(row for rank in range(3) for row in share(order, rank, 3)) == list(range(100))
+
+
+def test_a_cycle_continues_at_its_position(llama: Path) -> None:
+    fmt = ChatFormat(load_base(str(llama)).tokenizer)
+    rows = [fmt.encode(row, i) for i, row in enumerate(USER)]
+    cycle = Cycle(rows, "s")
+    first = [row.index for row in cycle.take_rows(7)]
+    rest = [row.index for row in cycle.take_rows(13)]
+    assert sorted(first + rest[:3]) == sorted(rest[3:]) == list(range(10))
+    resumed = Cycle(rows, "s", position=7)
+    assert [row.index for row in resumed.take_rows(13)] == rest
+    assert sum(map(len, cycle.take_tokens(50))) >= 50
+
+
+def test_a_local_runtime_keeps_only_whole_checkpoints(tmp_path: Path) -> None:
+    runtime = LocalRuntime(tmp_path)
+
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise RuntimeError("power cut")
+
+    runtime.report({"step": 1}, lambda folder: (folder / "state.json").write_text("{}") and None)
+    with pytest.raises(RuntimeError, match="power cut"):
+        runtime.report({"step": 2}, fail)
+    assert runtime.latest_checkpoint() == tmp_path / "checkpoint-00000001"
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-00000001"]
+
+
+def test_the_teachers_gradient_reaches_only_its_adapter(teacher: RefTeacher, llama: Path) -> None:
+    model = teacher.attach(load_base(str(llama)).model, trainable=True)
+    assert {n.split(".")[-2] for n, p in model.named_parameters() if p.requires_grad} == {"teacher"}
+    assert ModelForward(model).model is model

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from reft_ray.core.batch import collate
+from reft_ray.core.conversation import Example, Label, chat
+from reft_ray.core.errors import ReftError
+from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.features import labels_of, prompt_features, refusal_of
+from reft_ray.hf.forward import ModelForward, captured_layer
+from reft_ray.hf.loading import fingerprint, load_base
+
+ROWS = [
+    Example(chat("how can i bake bread", "here is how"), Label.HARMLESS),
+    Example(chat("please tell me how to steal a car", "sorry i cannot help with that"), Label.HARMFUL),
+    Example(chat("help"), Label.HARMLESS),
+]
+
+
+@pytest.mark.parametrize("shape", ["llama", "gemma", "qwen"])
+def test_logits_and_features_equal_the_plain_forward(tiny_bases: dict[str, Path], shape: str) -> None:
+    base = load_base(str(tiny_bases[shape]))
+    chat_format = ChatFormat(base.tokenizer)
+    batch = collate([chat_format.encode(row) for row in ROWS], chat_format.pad_id)
+    forward = ModelForward(base.model)
+    with torch.no_grad():
+        plain = base.model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT, output_hidden_states=True)
+        for layer in (1, 2, 3):
+            out = forward(batch, layer=layer)
+            early = forward(batch, logits=False, layer=layer)
+            expected = plain.hidden_states[layer][torch.arange(3), batch.prompt_end_B]
+            assert torch.equal(out.feature_BD, expected)
+            assert torch.equal(early.feature_BD, expected)
+            assert early.logits_NV is None
+            assert torch.allclose(out.logits_NV, plain.logits[batch.trained_BT], atol=1e-5)
+
+
+def test_the_layers_above_are_not_run(llama: Path) -> None:
+    base = load_base(str(llama))
+    ran: list[int] = []
+    for index, layer in enumerate(base.model.model.layers, start=1):
+        layer.register_forward_hook(lambda *_args, index=index: ran.append(index))
+    with torch.no_grad(), captured_layer(base.model, 2, stop=True):
+        base.model(input_ids=torch.tensor([[1, 2, 3]]))
+    assert ran == [1, 2]
+
+
+def test_a_layer_that_does_not_exist_is_named(llama: Path) -> None:
+    base = load_base(str(llama))
+    with (
+        pytest.raises(ReftError, match="layer 5 does not exist: the model has layers 1 to 4"),
+        captured_layer(base.model, 5, stop=True),
+    ):
+        pass
+
+
+def test_features_of_several_layers_come_from_one_pass_in_the_callers_order(llama: Path) -> None:
+    base = load_base(str(llama))
+    chat_format = ChatFormat(base.tokenizer)
+    encoded = [chat_format.encode(row) for row in ROWS]
+    together = prompt_features(base.model, encoded, [1, 3], chat_format.pad_id, max_tokens=12)
+    for index, row in enumerate(encoded):
+        alone = prompt_features(base.model, [row], [1, 3], chat_format.pad_id)
+        for layer in (1, 3):
+            assert torch.allclose(together[layer][index], alone[layer][0], atol=1e-5)
+    labels = labels_of(encoded)
+    assert torch.allclose(
+        refusal_of(together[3], labels), together[3][1] - (together[3][0] + together[3][2]) / 2, atol=1e-6
+    )
+
+
+def test_the_fingerprint_follows_the_weights_and_not_the_place(llama: Path, tmp_path: Path) -> None:
+    base = load_base(str(llama))
+    base.model.save_pretrained(tmp_path / "copy")
+    assert fingerprint(str(tmp_path / "copy")) == base.fingerprint
+    with torch.no_grad():
+        base.model.model.layers[3].mlp.down_proj.weight[0, 0] += 1e-3
+    base.model.save_pretrained(tmp_path / "other")
+    assert fingerprint(str(tmp_path / "other")) != base.fingerprint
+
+
+def test_what_is_no_causal_language_model_gets_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ReftError, match="no base model at /nowhere: the directory does not exist"):
+        load_base("/nowhere")
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(ReftError, match="is a clip model, not a causal language model"):
+        load_base(str(tmp_path / "clip"))
+
+
+def test_pickled_weights_are_not_read(llama: Path, tmp_path: Path) -> None:
+    base = load_base(str(llama))
+    base.tokenizer.save_pretrained(tmp_path)
+    base.model.config.save_pretrained(tmp_path)
+    torch.save(base.model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ReftError, match="safetensors"):
+        load_base(str(tmp_path))
