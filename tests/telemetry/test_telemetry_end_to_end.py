@@ -4,7 +4,9 @@ import math
 import re
 import shutil
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -18,6 +20,7 @@ from reft_ray.telemetry.records import RECORDS
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
+ROOT = Path(__file__).parents[2]
 PREFIX = {"ray": "ray_", "gateway": ""}
 RAY_FORGETS_GAUGES_AFTER = 20.0
 KINDS = {metric.name: metric.kind for metric in METRICS}
@@ -130,3 +133,13 @@ def test_promtool_finds_nothing_to_say_about_our_metrics(service, ledger, job):
     rays_own = "label names should be written in 'snake_case' not 'camelCase'"
     assert [line for line in said if job != "ray" or not line.endswith(rays_own)] == []
     assert done.returncode in (0, 3)
+
+
+def test_pictures_are_drawn_from_what_prometheus_has(prometheus, ledger, tmp_path):
+    script = ROOT / "benchmarks/dashboard_pictures.py"
+    command = [sys.executable, str(script), "--prometheus", prometheus.url, "--out", str(tmp_path), "--minutes", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert [path.stem for path in pictures] == sorted(f"dashboard-{board.name}" for board in BOARDS)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
