@@ -11,6 +11,7 @@ import argparse
 import math
 import re
 import time
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ MAIN = {
     "service": ("Requests by route", "Errors by code", "Request time", "Processor and memory"),
 }
 COLORS = ("#2f6f9f", "#d1782d", "#4b8f5c", "#b0475a", "#7d6ba8", "#8c6d52", "#5b8f95", "#a3a12e")
+STYLES = ("-", ":", "-.")
 WARN, BAD = "#d1a02d", "#c23b3b"
 Series = tuple[dict[str, str], np.ndarray, np.ndarray]
 
@@ -95,8 +97,8 @@ def time_series(panel: Panel, source: Range, axis: Axes) -> None:
     """Lines with their legend, and the thresholds that lie within reach of the values."""
     drawn = [(line, *found) for line in panel.lines for found in source.series(line.expr)]
     drawn.sort(key=lambda item: -np.nan_to_num(item[3]).max())
-    for color, (line, labels, minutes, values) in zip(COLORS, drawn, strict=False):
-        axis.plot(minutes, values, color=color, linewidth=1.6, label=_legend(line.legend, labels))
+    for (style, color), (line, labels, minutes, values) in zip(cycle(product(STYLES, COLORS)), drawn, strict=False):
+        axis.plot(minutes, values, color=color, linestyle=style, linewidth=1.6, label=_legend(line.legend, labels))
     if not drawn:
         axis.text(0.5, 0.5, "no data", transform=axis.transAxes, ha="center", color="grey")
         return
@@ -104,10 +106,12 @@ def time_series(panel: Panel, source: Range, axis: Axes) -> None:
     for bound, color in ((panel.level.warn, WARN), (panel.level.bad, BAD)):
         if bound is not None and bound <= 1.5 * top:
             axis.axhline(bound, color=color, linestyle="--", linewidth=0.9)
-    axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+    low, high = axis.get_ylim()
+    low = min(0.0, low)
+    axis.set_ylim(low, high + 0.3 * (high - low))
     axis.grid(axis="y", color="0.92")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=7, frameon=False, loc="upper left", ncols=2 if len(drawn) > 4 else 1)
+    axis.legend(fontsize=7, frameon=False, loc="upper left", ncols=1 + (len(drawn) - 1) // 4)
     _unit(panel.shown, axis)
 
 

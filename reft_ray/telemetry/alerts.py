@@ -210,8 +210,8 @@ _JOBS = (
         Severity.TICKET,
         "Jobs wait and none runs",
         (
-            Condition(_HOUR.gauge(c.JOBS, status="queued"), "> 0"),
-            Condition(f"{_HOUR.gauge(c.JOBS, status='running')} or vector(0)", "== 0"),
+            Condition(_HOUR.stored(c.JOBS, "project", status="queued"), "> 0"),
+            Condition(f"{_HOUR.stored(c.JOBS, 'project', status='running')} or vector(0)", "== 0"),
         ),
         "30m",
     ),
@@ -258,7 +258,7 @@ _CLUSTER = (
         "ReftTargetDown",
         Severity.TICKET,
         "{{ $labels.job }} cannot be scraped",
-        (Condition("min by (job) (up)", "< 1"),),
+        (Condition('min by (job) (up{job=~".*(ray|reft).*"})', "< 1"),),
         "10m",
     ),
 )

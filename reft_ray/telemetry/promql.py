@@ -91,6 +91,10 @@ class Query:
         self._is(metric, Kind.GAUGE)
         return f"{how}{_by(by)}({self.series(metric, **labels)})"
 
+    def stored(self, metric: Metric, each: str, *by: str, **labels: str) -> str:
+        """A gauge that every gateway reads from one store: the same figure from all, summed over the label `each`."""
+        return f"{_sum(by)}({self.gauge(metric, *by, each, **labels)})"
+
     def _counted(self, metric: Metric, **labels: str) -> str:
         if metric.kind is Kind.GAUGE:
             raise ValueError(f"{metric.name} is a gauge: it has no rate")

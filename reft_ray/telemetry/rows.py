@@ -32,3 +32,15 @@ def record_rows(
         )
     for score in scores:
         recorder.observe(catalog.FILTER_SCORE, unit_score(score), stream=stream, teacher=teacher)
+
+
+def record_canaries(recorder: Recorder, harmful: Sequence[str], harmless: Sequence[str], *, teacher: str) -> None:
+    """Set a teacher's canary recall and false positives from its decisions on the sealed prompt pairs."""
+    if not harmful or not harmless:
+        raise ValueError(f"canaries of teacher {teacher} need harmful and harmless prompts")
+    for metric, decisions in (
+        (catalog.FILTER_CANARY_RECALL, harmful),
+        (catalog.FILTER_CANARY_FALSE_POSITIVES, harmless),
+    ):
+        held = sum(decision != "allow" for decision in decisions)
+        recorder.set(metric, held / len(decisions), teacher=teacher)

@@ -26,6 +26,13 @@ def test_a_ratio_is_zero_while_nothing_is_bad_and_absent_while_nothing_happens()
     assert Query.ratio("bad", "all") == "(bad or 0 * all) / (all > 0)"
 
 
+def test_figures_of_a_store_are_counted_once_however_many_gateways_show_them():
+    name = c.JOBS.name
+    assert Query("5m").stored(c.JOBS, "project", "status") == (
+        f'sum by (status) (max by (status, project) ({{__name__=~"{name}|ray_{name}"}}))'
+    )
+
+
 def test_above_reads_bounds_as_ray_and_as_prometheus_client_write_them():
     assert 'le=~"0[.]5"' in Q.above(0.5, c.FILTER_REQUEST_SECONDS)
     assert 'le=~"600([.]0)?"' in Q.above(600.0, c.SCREENING_SECONDS)

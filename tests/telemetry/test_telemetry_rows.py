@@ -6,7 +6,7 @@ import pytest
 
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import MemoryRecorder
-from reft_ray.telemetry.rows import record_rows, unit_score
+from reft_ray.telemetry.rows import record_canaries, record_rows, unit_score
 
 
 @pytest.mark.parametrize(("cosine", "score"), [(-1, 0), (0, 0.5), (1, 1), (1.0000001, 1), (math.nan, 1)])
@@ -33,3 +33,12 @@ def test_every_row_is_counted_and_observed():
 def test_a_row_without_a_reason_is_an_error():
     with pytest.raises(ValueError, match="zip"):
         record_rows(MemoryRecorder(), ["allow"], [], [0.0], stream="chat", policy="online", teacher="t")
+
+
+def test_canaries_become_two_shares():
+    recorder = MemoryRecorder()
+    record_canaries(recorder, ["block", "review", "allow", "block"], ["allow", "review"], teacher="t")
+    assert recorder.total(catalog.FILTER_CANARY_RECALL, teacher="t") == 0.75
+    assert recorder.total(catalog.FILTER_CANARY_FALSE_POSITIVES, teacher="t") == 0.5
+    with pytest.raises(ValueError, match="need harmful and harmless"):
+        record_canaries(recorder, [], ["allow"], teacher="t")
