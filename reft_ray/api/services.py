@@ -16,6 +16,7 @@ from reft_ray.jobs.rate_limits import RateLimits
 from reft_ray.jobs.tenants import Tenants
 from reft_ray.jobs.uploads import UploadStore
 from reft_ray.jobs.webhooks import Webhooks
+from reft_ray.telemetry.recorder import Recorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +69,19 @@ class Services:
 
     @classmethod
     def open(
-        cls, database: Database, files_uri: str, settings: ServiceSettings, counter: Counter = count_bytes
+        cls,
+        database: Database,
+        files_uri: str,
+        settings: ServiceSettings,
+        counter: Counter = count_bytes,
+        recorder: Recorder | None = None,
     ) -> Services:
         """All stores over one database and one content URI."""
         files = FileStore(database, ContentStore(files_uri), settings.max_file_bytes, settings.max_project_bytes)
         return cls(
             database=database,
             settings=settings,
-            jobs=JobStore(database),
+            jobs=JobStore(database, recorder),
             files=files,
             uploads=UploadStore(files, settings.max_upload_bytes),
             models=ModelStore(database),

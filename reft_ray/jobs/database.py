@@ -28,10 +28,11 @@ class Database:
         self.now = now
 
     @classmethod
-    def open(cls, url: str, now: Callable[[], float] = time.time) -> Database:
+    def open(cls, url: str, now: Callable[[], float] = time.time, migrate: bool = True) -> Database:
         """Open `sqlite:///path.db` or `postgresql+psycopg://...`; the tables are brought up to date first."""
         database = cls(_engine(url), now)
-        database.migrate()
+        if migrate:
+            database.migrate()
         return database
 
     @property

@@ -10,6 +10,7 @@ from sqlalchemy import or_, select, update
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.errors import LeaseLostError
 from reft_ray.jobs.job import ACTIVE, Event, Job, Status
+from reft_ray.jobs.job_rows import locked
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.tables import jobs
 
@@ -48,7 +49,7 @@ class Leases:
         The next slot goes to the project with the fewest running jobs, and among those to the job that has waited
         longest: a project with a hundred queued jobs cannot keep another one waiting.
         """
-        granted: list[Job] = []
+        granted: list[tuple[Job, Job]] = []
         with self.database.write() as connection:
             self.database.serialize(connection, "slots")
             active = connection.execute(select(jobs.c.project_id).where(jobs.c.status == Status.RUNNING)).scalars()
@@ -66,13 +67,15 @@ class Leases:
                     break
                 chosen = min(able, key=lambda row: running[row.project_id])
                 waiting.remove(chosen)
+                before = locked(connection, chosen.id)
+                if before.status is not Status.QUEUED:
+                    continue  # cancelled or paused since the list was read
+                started = Event("Fine-tuning job started")
                 running[chosen.project_id] += 1
-                granted.append(
-                    self.store.move_in(
-                        connection, chosen.id, Status.RUNNING, Event("Fine-tuning job started"), sources={Status.QUEUED}
-                    )
-                )
-        return granted
+                granted.append((before, self.store.move_in(connection, before, Status.RUNNING, started)))
+        for before, job in granted:
+            self.store.observe(before, job)
+        return [job for _, job in granted]
 
     def is_driven(self, job: Job) -> bool:
         """Whether a driver holds the job, or was launched so lately that it may still be starting."""
@@ -103,6 +106,16 @@ class Leases:
         """Remember how to find an attempt's driver; a later attempt's handle is left alone."""
         with self.database.write() as connection:
             connection.execute(update(jobs).where(jobs.c.id == job_id, jobs.c.attempt == attempt).values(handle=handle))
+
+    def forget(self, job: Job) -> None:
+        """Take the driver of a job that needs none off the records, after it was seen to have ended."""
+        statement = (
+            update(jobs)
+            .where(jobs.c.id == job.id, jobs.c.attempt == job.attempt, jobs.c.status.not_in(ACTIVE))
+            .values(handle=None, lease_owner=None, lease_until=None, launched_at=None)
+        )
+        with self.database.write() as connection:
+            connection.execute(statement)
 
     def acquire(self, job_id: str, attempt: int, owner: str) -> Job:
         """Called by a driver: become the job's owner, if this attempt is still the one that is wanted."""

@@ -206,7 +206,7 @@ def test_slots_go_round_between_projects(jobs, spec, clock):
     assert leases.grant(Slots(training=2, training_per_project=2)) == []
     jobs.move(order[0], Status.SUCCEEDED, Event("done"))
     assert [job.id for job in leases.grant(Slots(training=3, training_per_project=1))] == [order[1]]
-    assert jobs.counts("proj_a")[Status.QUEUED] == 1
+    assert jobs.counts()["proj_a", Status.QUEUED] == 1
 
 
 def test_two_gateways_never_grant_the_same_slot(jobs, spec):
@@ -223,4 +223,4 @@ def test_two_gateways_never_grant_the_same_slot(jobs, spec):
         thread.start()
     for thread in threads:
         thread.join()
-    assert jobs.counts()[Status.RUNNING] == 2
+    assert jobs.counts()["proj_a", Status.RUNNING] == 2

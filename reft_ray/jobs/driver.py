@@ -1,0 +1,139 @@
+"""The process that drives one job: `python -m reft_ray.jobs.driver JOB ATTEMPT`, configured by the environment."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from types import FrameType
+from typing import Any
+
+from sqlalchemy.exc import OperationalError
+
+from reft_ray.core.errors import UsageError
+from reft_ray.jobs.content import ContentStore
+from reft_ray.jobs.database import Database
+from reft_ray.jobs.errors import LeaseLostError, StoppedError
+from reft_ray.jobs.files import FileStore
+from reft_ray.jobs.job_store import JobStore
+from reft_ray.jobs.lease import LEASE_SECONDS, Leases
+from reft_ray.jobs.pipeline import run_job
+from reft_ray.jobs.processes import process_handle
+from reft_ray.jobs.run import JobRun
+from reft_ray.jobs.steps import Steps
+
+CONFIG_VARIABLE = "REFT_DRIVER"
+LOST_LEASE_SECONDS = 10.0
+"""A driver that lost its job has so long to end by itself."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DriverConfig:
+    """What a driver needs; it travels in the environment, because the database URL may hold a password.
+
+    `steps` names a factory as `module:function`, which is called with `options`. `handle` is how the launcher calls
+    this driver, where that is not its process.
+    """
+
+    database_url: str
+    files_uri: str
+    steps: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    lease_seconds: float = LEASE_SECONDS
+    heartbeat_seconds: float = 2.0
+    handle: str | None = None
+
+    def to_json(self) -> str:
+        """For the environment."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_environment(cls) -> DriverConfig:
+        """What the launcher put there."""
+        if CONFIG_VARIABLE not in os.environ:
+            raise UsageError(f"{CONFIG_VARIABLE} is not set: drivers are started by the service")
+        return cls(**json.loads(os.environ[CONFIG_VARIABLE]))
+
+    def make_steps(self) -> Steps:
+        """The steps that the factory makes."""
+        module, _, name = self.steps.partition(":")
+        steps: Steps = getattr(importlib.import_module(module), name)(**self.options)
+        return steps
+
+
+def drive(job_id: str, attempt: int, config: DriverConfig) -> int:
+    """Drive the job as far as it goes now. The exit code: 0 ended or waits, 1 crashed and to be started again."""
+    database = Database.open(config.database_url, migrate=False)
+    leases = Leases(JobStore(database), config.lease_seconds)
+    owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+    try:
+        job = leases.acquire(job_id, attempt, owner)
+    except LeaseLostError:
+        logger.info("job %s: attempt %d is not wanted any more", job_id, attempt)
+        return 0
+    leases.set_handle(job_id, attempt, config.handle or process_handle(os.getpid()))
+    run = JobRun(job, leases, owner, FileStore(database, ContentStore(config.files_uri)))
+    over = threading.Event()
+    heart = threading.Thread(target=_beat, args=(run, config, over), name="heartbeat", daemon=True)
+    heart.start()
+    _stop_on_signals(run)
+    try:
+        run_job(run, config.make_steps())
+    except (StoppedError, LeaseLostError) as stop:
+        logger.info("%s", stop)
+    except Exception as error:
+        # The message of an error may quote a row; its type and its place do not.
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        logger.error("job %s: attempt %d crashed with %s\n%s", job_id, attempt, type(error).__name__, frames)
+        return 1
+    finally:
+        over.set()
+        heart.join()
+    run.release()
+    return 0
+
+
+def _beat(run: JobRun, config: DriverConfig, over: threading.Event) -> None:
+    silent = 0.0
+    while not over.wait(config.heartbeat_seconds):
+        try:
+            run.heartbeat()
+            silent = 0.0
+        except OperationalError:
+            # The database may be restarting; the lease covers that for a while.
+            silent += config.heartbeat_seconds
+            if silent >= config.lease_seconds:
+                run.stop()
+        if run.lost and over.wait(LOST_LEASE_SECONDS) is False:
+            logger.error("the lease is lost and the step does not end: leaving")
+            os._exit(3)
+
+
+def _stop_on_signals(run: JobRun) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        run.stop()
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
+def main() -> int:
+    """The command line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    job_id, attempt = sys.argv[1:]
+    return drive(job_id, int(attempt), DriverConfig.from_environment())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Steps without a model: what the tests of the pipeline and a dry run of the service use. Deterministic.
+
+A row is blocked when it holds one of `BLOCKED`, kept for review when it holds one of `REVIEW`. Training counts to
+`train_steps`, saving itself every `checkpoint_every`, and reads its place back from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from reft_ray.jobs.errors import StoppedError
+from reft_ray.jobs.files import job_key
+from reft_ray.jobs.run import JobRun
+from reft_ray.jobs.steps import REJECTED_SECONDS, Evaluation, Export, GateCheck, Screening, Training, Validation
+
+BLOCKED = ("bomb", "poison")
+REVIEW = ("knife",)
+
+
+@dataclass(frozen=True, slots=True)
+class FakeSteps:
+    """See the module. `step_seconds` makes training take time; `harmful_score` is what the gate will measure."""
+
+    train_steps: int = 10
+    checkpoint_every: int = 5
+    step_seconds: float = 0.0
+    harmful_score: float = 1.0
+
+    def validate(self, run: JobRun) -> Validation:
+        """See Steps."""
+        bad = [number for number, line in enumerate(_lines(run), 1) if not _is_row(line)]
+        rows = sum(1 for _ in _lines(run))
+        return Validation(rows, rows * 8, len(bad), tuple(bad[:10]), "missing_messages_list" if bad else None)
+
+    def screen(self, run: JobRun, validation: Validation) -> Screening:
+        """See Steps."""
+        fates = [(number, _fate(line), line) for number, line in enumerate(_lines(run), 1)]
+        kept = [line for _, fate, line in fates if fate == "kept"]
+        rejected = [(number, fate, line) for number, fate, line in fates if fate != "kept"]
+        report = json.dumps([{"line": number, "decision": fate} for number, fate, _ in rejected]).encode()
+        quarantine = None
+        if rejected:
+            quarantine = run.save_file(
+                "quarantine.jsonl",
+                [line + b"\n" for _, _, line in rejected],
+                parent_id=run.job.spec.training_file,
+                expires_after=REJECTED_SECONDS,
+            )
+        return Screening(
+            rows=len(fates),
+            kept=len(kept),
+            review=sum(fate == "review" for _, fate, _ in rejected),
+            blocked=sum(fate == "blocked" for _, fate, _ in rejected),
+            kept_uri=_write(run, "kept.jsonl", b"\n".join(kept)),
+            first_lines=tuple(number for number, _, _ in rejected[:10]),
+            report_file=run.save_file("screening_report.json", [report]),
+            quarantine_file=quarantine,
+            teacher_id="fake",
+            kept_sha256=hashlib.sha256(b"\n".join(kept)).hexdigest(),
+        )
+
+    def review(self, run: JobRun, screening: Screening) -> Screening:
+        """See Steps. Every row that waited is approved."""
+        return replace(screening, kept=screening.kept + screening.review, review=0)
+
+    def train(self, run: JobRun, screening: Screening) -> Training:
+        """See Steps."""
+        saved = run.checkpoints
+        start = saved[0].step_number if saved else 0
+        for step in range(start + 1, self.train_steps + 1):
+            if run.wait(self.step_seconds) if self.step_seconds else run.should_stop():
+                raise StoppedError("told to stop")
+            run.metrics(step, self.train_steps, {"train_loss": 2.0 / step})
+            if step % self.checkpoint_every == 0:
+                uri = _write(run, f"checkpoint-{step}", str(step).encode())
+                run.checkpoint(step, uri, {"step": float(step), "train_loss": 2.0 / step})
+        losses = "".join(f"{step},{2.0 / step:.4f}\n" for step in range(1, self.train_steps + 1))
+        return Training(
+            adapter_uri=_write(run, "adapter", b"weights"),
+            steps=self.train_steps,
+            trained_tokens=screening.kept * 8,
+            result_file=run.save_file("step_metrics.csv", [b"step,train_loss\n", losses.encode()]),
+        )
+
+    def evaluate(self, run: JobRun, training: Training) -> Evaluation:
+        """See Steps."""
+        limit = run.job.spec.options.gate.get("harmful_score", 5.0)
+        return Evaluation((GateCheck("harmful_score", self.harmful_score, 0.5, limit),))
+
+    def export(self, run: JobRun, screening: Screening, training: Training, evaluation: Evaluation) -> Export:
+        """See Steps."""
+        return Export(_write(run, "export/adapter_model.safetensors", b"weights").rpartition("/")[0])
+
+
+def make(**options: float) -> FakeSteps:
+    """The factory that a driver's configuration names."""
+    return FakeSteps(**options)  # type: ignore[arg-type]
+
+
+def _lines(run: JobRun) -> Iterator[bytes]:
+    content = b"".join(run.files.read(run.job.spec.training_file, run.job.project_id))
+    return (line for line in content.split(b"\n") if line.strip())
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return "messages" in json.loads(line)
+    except (ValueError, TypeError):
+        return False
+
+
+def _fate(line: bytes) -> str:
+    if any(word.encode() in line for word in BLOCKED):
+        return "blocked"
+    return "review" if any(word.encode() in line for word in REVIEW) else "kept"
+
+
+def _write(run: JobRun, name: str, data: bytes) -> str:
+    key = f"{job_key(run.job.project_id, run.job.id)}/{name}"
+    run.files.content.write(key, [data])
+    return run.files.content.uri(key)

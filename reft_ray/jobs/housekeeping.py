@@ -1,0 +1,94 @@
+"""What must happen now and then: webhooks go out, what has expired goes away, gauges are set again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+
+from reft_ray.jobs.audit import AuditLog
+from reft_ray.jobs.files import FileStore, job_key
+from reft_ray.jobs.job_store import JobStore
+from reft_ray.jobs.models import ModelStore
+from reft_ray.jobs.uploads import UploadStore
+from reft_ray.jobs.webhooks import Webhooks
+from reft_ray.telemetry import catalog
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 300.0
+
+
+def post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
+    """Send a webhook; redirects are not followed, because they were not checked. Raises OSError."""
+    try:
+        return httpx.post(url, content=body, headers=dict(headers), timeout=10, follow_redirects=False).status_code
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ConnectionError(type(error).__name__) from None
+
+
+@dataclass(slots=True)
+class Housekeeping:
+    """One round per `tick`; sweeps and the check of the audit log only every SWEEP_SECONDS."""
+
+    store: JobStore
+    uploads: UploadStore
+    models: ModelStore
+    webhooks: Webhooks
+    audit: AuditLog
+    _swept: float = field(default=0.0)
+
+    @property
+    def files(self) -> FileStore:
+        """The files beside the uploads."""
+        return self.uploads.files
+
+    def tick(self) -> None:
+        """Deliver, count, and when it is time, sweep."""
+        self.webhooks.deliver(post)
+        self._gauges()
+        if self.store.database.now() >= self._swept + SWEEP_SECONDS:
+            self.sweep()
+            self._swept = self.store.database.now()
+
+    def sweep(self) -> None:
+        """Remove what has expired or was deleted; check that the audit log is whole."""
+        self.uploads.sweep()
+        self.files.sweep()
+        for student in self.models.withdrawn():
+            self.files.content.delete_tree(job_key(student.project_id, student.job_id))
+            self.models.forget(student.id)
+        verification = self.audit.verify()
+        self.store.recorder.set(catalog.AUDIT_BREAKS, 0 if verification.fault is None else 1)
+        if verification.fault is not None:
+            logger.error("the audit log is broken: %s", verification.fault)
+
+    @contextmanager
+    def background(self, seconds: float = 5.0) -> Iterator[None]:
+        """Tick in a thread of its own while the block runs; a round that fails is logged."""
+        over = threading.Event()
+
+        def loop() -> None:
+            while not over.is_set():
+                try:
+                    self.tick()
+                except Exception:
+                    logger.exception("housekeeping failed; trying again in %.0f s", seconds)
+                over.wait(seconds)
+
+        thread = threading.Thread(target=loop, name="housekeeping", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _gauges(self) -> None:
+        # Gauges fade when they are not set again, so every state is, also at 0.
+        for (project, status), count in self.store.counts().items():
+            self.store.recorder.set(catalog.JOBS, count, status=str(status), project=project)

@@ -1,0 +1,176 @@
+"""The life of a job, from its files to its model. Read `run_job`.
+
+    validating_files   validate, screen, (review by people)     a driver works
+    queued             waiting for a slot                       nobody works
+    running            train, evaluate, export                  a driver works
+
+A driver may die anywhere. The next one runs this from the top: recorded steps give back what they gave before.
+"""
+
+from __future__ import annotations
+
+from reft_ray.jobs.job import Event, Options, Status
+from reft_ray.jobs.run import JobFailedError, JobRun
+from reft_ray.jobs.steps import Evaluation, Export, Screening, Steps, Training, Validation, finite
+from reft_ray.telemetry import catalog
+from reft_ray.telemetry.recorder import NullRecorder, Recorder
+
+UNSAFE_DATA = "unsafe_training_data"
+INVALID_FILE = "invalid_training_file"
+UNSAFE_MODEL = "unsafe_model"
+
+
+def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None) -> None:
+    """Take the job as far as it goes now: to its end, or to where it waits (StoppedError)."""
+    recorder = recorder or NullRecorder()
+    try:
+        validation = run.once(
+            "validate", Validation, lambda: steps.validate(run), told=_validated, result_files=_report
+        )
+        refuse_invalid_files(validation)
+
+        screening = run.once(
+            "screen", Screening, lambda: steps.screen(run, validation), told=_screened, result_files=_screening_files
+        )
+        refuse_unsafe_data(screening, run.job.spec.options)
+        if run.job.spec.options.policy == "review" and screening.review:
+            if not run.done("ask"):
+                run.park(Status.PAUSED, _asks_people(screening), step="ask")
+            reviewed = screening
+            screening = run.once("review", Screening, lambda: steps.review(run, reviewed), told=_screened)
+        refuse_empty_data(screening)
+
+        if run.job.status is Status.VALIDATING:
+            run.park(Status.QUEUED, Event("Files validated and screened, job queued"))
+
+        training = run.once(
+            "train",
+            Training,
+            lambda: steps.train(run, screening),
+            result_files=lambda result: [result.result_file],
+            trained_tokens=lambda result: result.trained_tokens,
+        )
+
+        measured_before = run.done("evaluate")
+        evaluation = run.once(
+            "evaluate", Evaluation, lambda: steps.evaluate(run, training), told=_judged, result_files=_report
+        )
+        if not measured_before:
+            recorder.count(catalog.GATE_RESULTS, result="passed" if evaluation.passed else "withheld")
+        withhold_unsafe_model(evaluation)
+
+        export = run.once("export", Export, lambda: steps.export(run, screening, training, evaluation))
+        run.succeed(export)
+    except JobFailedError as failure:
+        run.fail(failure.error)
+
+
+def refuse_invalid_files(validation: Validation) -> None:
+    """A file with bad rows fails the job, with all of them in the report."""
+    if validation.errors:
+        raise JobFailedError(
+            INVALID_FILE,
+            "The job failed due to an invalid training file. "
+            f"{validation.errors} of {validation.rows} examples are invalid{_lines(validation.first_lines)}; "
+            f"first error: {validation.first_code or 'unknown'}.{_see(validation.report_file)}",
+            "training_file",
+        )
+
+
+def refuse_unsafe_data(screening: Screening, options: Options) -> None:
+    """Blocked rows are dropped, up to a share above which what is left is likely a part of the attack."""
+    if screening.rows != screening.kept + screening.review + screening.blocked + screening.invalid:
+        raise RuntimeError(f"screening lost rows: {screening}")
+    strict = options.policy == "fail" and screening.blocked
+    if strict or screening.reject_ratio > options.max_reject_ratio:
+        limit = "none is allowed" if strict else f"at most {options.max_reject_ratio:.0%} may be"
+        raise JobFailedError(
+            UNSAFE_DATA,
+            "The job failed due to an unsafe training file. This training file was blocked because "
+            f"{screening.blocked} of {screening.rows} examples were flagged as harmful ({limit})"
+            f"{_lines(screening.first_lines)}.{_see(screening.report_file)}",
+            "training_file",
+        )
+
+
+def refuse_empty_data(screening: Screening) -> None:
+    """Nothing to learn from."""
+    if screening.kept == 0:
+        raise JobFailedError(
+            UNSAFE_DATA,
+            f"The job failed because none of the {screening.rows} examples passed screening."
+            f"{_see(screening.report_file)}",
+            "training_file",
+        )
+
+
+def withhold_unsafe_model(evaluation: Evaluation) -> None:
+    """A student above a limit is never shown."""
+    if not evaluation.passed:
+        failed = [check for check in evaluation.checks if not check.passed]
+        numbers = "; ".join(
+            f"{check.name} {check.value:g} is above the limit {check.limit:g} (before: {check.baseline:g})"
+            for check in failed
+        )
+        raise JobFailedError(
+            UNSAFE_MODEL,
+            f"The fine-tuned model did not pass the release gate and was withheld: {numbers or 'nothing was measured'}."
+            f"{_see(evaluation.report_file)}",
+        )
+
+
+def _validated(validation: Validation) -> Event:
+    data = {"rows": validation.rows, "tokens": validation.tokens, "errors": validation.errors}
+    return Event(f"Validated {validation.rows} examples: {validation.errors} with errors", data=data)
+
+
+def _screened(screening: Screening) -> Event:
+    counts = {name: getattr(screening, name) for name in ("rows", "kept", "review", "blocked", "invalid")}
+    return Event(
+        f"Screened {screening.rows} examples: {screening.kept} kept, {screening.blocked} blocked, "
+        f"{screening.review} for review",
+        level="warn" if screening.blocked else "info",
+        data={**counts, "report_file": screening.report_file, "teacher": screening.teacher_id},
+    )
+
+
+def _asks_people(screening: Screening) -> Event:
+    return Event(
+        f"{screening.review} examples wait for review; resume the job when they are decided",
+        level="warn",
+        data={"review": screening.review, "quarantine_file": screening.quarantine_file},
+    )
+
+
+def _judged(evaluation: Evaluation) -> Event:
+    checks = {
+        check.name: {
+            "value": check.value,
+            "baseline": check.baseline,
+            "limit": check.limit,
+            "passed": check.passed,
+        }
+        for check in evaluation.checks
+    }
+    return Event(
+        f"Release gate: {'passed' if evaluation.passed else 'not passed'}",
+        level="info" if evaluation.passed else "error",
+        type="moderation_checks",
+        data=finite({"passed": evaluation.passed, "checks": checks}),
+    )
+
+
+def _report(result: Validation | Evaluation) -> list[str | None]:
+    return [result.report_file]
+
+
+def _screening_files(screening: Screening) -> list[str | None]:
+    return [screening.report_file, screening.quarantine_file]
+
+
+def _lines(numbers: tuple[int, ...]) -> str:
+    return f"; first lines: {', '.join(map(str, numbers[:10]))}" if numbers else ""
+
+
+def _see(file_id: str | None) -> str:
+    return f" All of them are listed in the report file {file_id}." if file_id else ""

@@ -1,0 +1,153 @@
+"""What keeps every job going: it looks at the records, at the drivers, and makes the one fit the other.
+
+All gateways may run one: whatever it does is compare-and-set. It remembers nothing that matters, so a service that
+was killed finds every job again by looking.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from reft_ray.jobs.errors import ConflictError
+from reft_ray.jobs.job import ACTIVE, TERMINAL, Event, Job, JobError, Status
+from reft_ray.jobs.job_store import JobStore
+from reft_ray.jobs.launcher import Launcher
+from reft_ray.jobs.lease import Leases, Slots
+
+logger = logging.getLogger(__name__)
+
+INTERNAL_ERROR = "server_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait, in seconds, and how often to try.
+
+    `stop`: for a driver of a job that was cancelled; `pause`: for one that saves its state; `backoff`: before the
+    second start, doubled for each further one, `backoff_most` at most; `failures`: starts without any progress.
+    """
+
+    stop: float = 15.0
+    pause: float = 300.0
+    backoff: float = 1.0
+    backoff_most: float = 60.0
+    failures: int = 5
+
+
+@dataclass(slots=True)
+class Reconciler:
+    """One look at all unfinished jobs per `tick`."""
+
+    store: JobStore
+    leases: Leases
+    launcher: Launcher
+    slots: Slots = field(default_factory=Slots)
+    patience: Patience = field(default_factory=Patience)
+    _lingering: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    def tick(self) -> None:
+        """Collect drivers that are not wanted any more, hand out slots, start the drivers that are missing."""
+        for job in self.store.with_handle():
+            if job.status not in ACTIVE:
+                self._collect(job)
+        self.leases.grant(self.slots)
+        active = self.store.with_status(ACTIVE)
+        driven = [job for job in active if self._is_driven(job)]
+        validating = Counter(job.project_id for job in driven if job.status is Status.VALIDATING)
+        missing = [job for job in active if job not in driven]
+        for job in missing:
+            if job.status is Status.RUNNING:
+                self._start(job)
+        waiting = [job for job in missing if job.status is Status.VALIDATING]
+        while waiting and validating.total() < self.slots.validating:
+            job = min(waiting, key=lambda job: validating[job.project_id])
+            waiting.remove(job)
+            if self._start(job):
+                validating[job.project_id] += 1
+
+    @contextmanager
+    def background(self, seconds: float = 1.0) -> Iterator[None]:
+        """Tick in a thread of its own while the block runs. A tick that fails is logged, the next one tries again."""
+        over = threading.Event()
+
+        def loop() -> None:
+            while not over.is_set():
+                try:
+                    self.tick()
+                except Exception:
+                    logger.exception("reconciling failed; trying again in %.0f s", seconds)
+                over.wait(seconds)
+
+        thread = threading.Thread(target=loop, name="reconciler", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _is_driven(self, job: Job) -> bool:
+        if not self.leases.is_driven(job):
+            return False
+        # A dead driver's lease need not be waited for.
+        return job.handle is None or self.launcher.is_alive(job.handle) is not False
+
+    def _start(self, job: Job) -> bool:
+        if job.failures >= self.patience.failures:
+            self._give_up(job)
+            return False
+        if job.failures and job.launched_at is not None:
+            wait = min(self.patience.backoff * 2 ** (job.failures - 1), self.patience.backoff_most)
+            if self.store.database.now() < job.launched_at + wait:
+                return False
+        if job.handle is not None:
+            # Before the claim, which forgets the handle: an old driver's children must not outlive it.
+            self.launcher.stop(job.handle)
+        attempt = self.leases.claim(job)
+        if attempt is None:
+            return False
+        if job.launched_at is not None:  # a driver that stops in good order takes its launch off the records
+            self.store.append(
+                job.id,
+                Event(
+                    "The job was interrupted and goes on from its last saved state",
+                    level="warn",
+                    data={"attempt": attempt},
+                    key=f"attempt/{attempt}",
+                ),
+            )
+        handle = self.launcher.start(job.id, attempt)
+        self.leases.set_handle(job.id, attempt, handle)
+        return True
+
+    def _give_up(self, job: Job) -> None:
+        message = f"The job was interrupted {job.failures} times without progress. This is not your fault; try again."
+        if job.handle is not None:
+            self.launcher.stop(job.handle)
+        try:
+            self.store.move(
+                job.id,
+                Status.FAILED,
+                Event(message, level="error"),
+                sources={job.status},
+                error=JobError(INTERNAL_ERROR, message),
+            )
+        except ConflictError:
+            return  # it was cancelled in this moment
+
+    def _collect(self, job: Job) -> None:
+        if job.handle is None:
+            return
+        key, now = (job.id, job.attempt), self.store.database.now()
+        patience = self.patience.stop if job.status in TERMINAL else self.patience.pause
+        since = self._lingering.setdefault(key, now)
+        if self.launcher.is_alive(job.handle) is not False and now < since + patience:
+            return
+        self.launcher.stop(job.handle)
+        self.leases.forget(job)
+        self._lingering.pop(key, None)

@@ -1,0 +1,219 @@
+"""One driver's hold on one job: every write is fenced by the lease, so that a driver that lost it changes nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+from reft_ray.jobs import ids
+from reft_ray.jobs.errors import LeaseLostError, StoppedError
+from reft_ray.jobs.files import RESULTS, FileStore, job_key
+from reft_ray.jobs.job import Checkpoint, Event, Job, JobError, Status
+from reft_ray.jobs.job_rows import append_event
+from reft_ray.jobs.job_store import held
+from reft_ray.jobs.lease import Leases
+from reft_ray.jobs.models import ModelStore
+from reft_ray.jobs.steps import Export, finite, record_of, result_of
+
+T = TypeVar("T")
+
+GATE_SHARE = 0.1
+"""What evaluating and exporting are taken to add to the training time, until they are measured."""
+
+
+class JobFailedError(Exception):
+    """The job cannot succeed, for a reason that the user reads; `error` is that reason."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.error = JobError(code, message, param)
+
+
+class JobRun:
+    """What the pipeline and the steps see of the job that they work on."""
+
+    def __init__(self, job: Job, leases: Leases, owner: str, files: FileStore) -> None:
+        self.job = job
+        self.files = files
+        self._leases = leases
+        self._store = leases.store
+        self._owner = owner
+        self._done = self._store.steps(job.id)
+        self._stop = threading.Event()
+        self._lost = False
+        self._pace: tuple[float, int] | None = None
+
+    @property
+    def workspace(self) -> str:
+        """The URI of the directory that is the job's own."""
+        return self.files.content.uri(job_key(self.job.project_id, self.job.id))
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """What was saved so far, newest first; training goes on from the first."""
+        return self._store.checkpoints(self.job.id, limit=1000).items
+
+    # For the steps
+
+    def should_stop(self) -> bool:
+        """Whether the job was cancelled or paused, or belongs to another driver; ask between two batches.
+
+        A step that is told to stop saves its state and raises StoppedError.
+        """
+        return self._stop.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep unless told to stop; the answer of `should_stop`."""
+        return self._stop.wait(seconds)
+
+    def event(
+        self,
+        message: str,
+        *,
+        level: Literal["info", "warn", "error"] = "info",
+        type: str = "message",
+        data: Mapping[str, Any] | None = None,
+        key: str | None = None,
+    ) -> None:
+        """Tell the user something: numbers and ids, never text of a row. An event with a key is told once."""
+        self._store.append(self.job.id, Event(message, level, type, data or {}, key), self._owner)
+
+    def metrics(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
+        """Report training metrics, e.g. `train_loss`; the time of the end is foretold from the speed so far."""
+        loss = f", training loss={values['train_loss']:.2f}" if "train_loss" in values else ""
+        data = {"step": step, "total_steps": total_steps, **finite(values)}
+        event = Event(f"Step {step}/{total_steps}{loss}", type="metrics", data=data, key=f"train/{step}")
+        self._store.append(self.job.id, event, self._owner, self._estimated_finish(step, total_steps))
+
+    def checkpoint(self, step: int, uri: str, metrics: Mapping[str, float]) -> None:
+        """Report that the state after `step` lies, whole and committed, at `uri`."""
+        self._store.add_checkpoint(self.job.id, self._owner, step, uri, finite(dict(metrics)))
+
+    def save_file(
+        self, name: str, chunks: Iterable[bytes], *, parent_id: str | None = None, expires_after: int | None = None
+    ) -> str:
+        """Store a result file; the same name is the same file. With a parent it is deleted with it. Its id."""
+        record = self.files.create(
+            self.job.project_id,
+            name,
+            RESULTS,
+            chunks,
+            parent_id=parent_id,
+            expires_after=expires_after,
+            file_id=ids.derived_id(ids.FILE, self.job.id, name),
+        )
+        return record.id
+
+    # For the pipeline
+
+    def done(self, name: str) -> bool:
+        """Whether a step is recorded."""
+        return name in self._done
+
+    def once(
+        self,
+        name: str,
+        kind: type[T],
+        work: Callable[[], T],
+        *,
+        told: Callable[[T], Event] | None = None,
+        result_files: Callable[[T], Iterable[str | None]] = lambda result: (),
+        trained_tokens: Callable[[T], int | None] = lambda result: None,
+    ) -> T:
+        """The result of a step: the recorded one, or that of doing the work now and recording it."""
+        if name in self._done:
+            result: T = result_of(kind, self._done[name])
+            return result
+        self.check()
+        result = work()
+        document = record_of(result)
+        self._store.record_step(
+            self.job.id,
+            self._owner,
+            name,
+            document,
+            event=told(result) if told else None,
+            result_files=[file for file in result_files(result) if file is not None],
+            trained_tokens=trained_tokens(result),
+        )
+        self._done[name] = document
+        return result
+
+    def check(self) -> None:
+        """Raise StoppedError when the job is not this driver's to go on with."""
+        job = self._store.get(self.job.id)
+        if job.lease_owner != self._owner or job.status is not self.job.status:
+            self._stop.set()
+        if self._stop.is_set():
+            raise StoppedError(f"{self.job.id}: told to stop")
+
+    def park(self, status: Status, event: Event, step: str | None = None) -> None:
+        """Leave the job in a state in which it waits, by raising StoppedError; a `step` is recorded with it."""
+        if step is not None:
+            self._done[step] = {}
+        self._move(status, event, step=step)
+        raise StoppedError(f"{self.job.id}: waits as {status}")
+
+    def fail(self, error: JobError) -> None:
+        """End the job with an error."""
+        self._move(Status.FAILED, Event(error.message, level="error", data={"code": error.code}), error=error)
+
+    def succeed(self, export: Export) -> None:
+        """End the job with a model, which others can see from the same moment on."""
+        name = self.job.model_name
+        with self._store.database.write() as connection:
+            before = held(connection, self.job.id, self._owner)
+            created = Event(f"New fine-tuned model created: {name}")
+            append_event(connection, self.job.id, created, self._store.database.now())
+            done = Event("The job has successfully completed")
+            after = self._store.move_in(
+                connection, before, Status.SUCCEEDED, done, sources={Status.RUNNING}, fine_tuned_model=name
+            )
+            ModelStore(self._store.database).register_in(connection, after, export.uri)
+        self._store.observe(before, after)
+
+    # For the driver
+
+    def heartbeat(self) -> bool:
+        """Renew the lease and see whether to go on."""
+        try:
+            job = self._leases.renew(self.job.id, self._owner)
+        except LeaseLostError:
+            self._lost = True
+            self._stop.set()
+            return False
+        if job.status is not self.job.status:
+            self._stop.set()
+        return not self._stop.is_set()
+
+    @property
+    def lost(self) -> bool:
+        """Whether another driver took the job over."""
+        return self._lost
+
+    def stop(self) -> None:
+        """Ask the steps to stop, e.g. because the machine is going down."""
+        self._stop.set()
+
+    def release(self) -> None:
+        """Give the job back."""
+        self._leases.release(self.job.id, self._owner)
+
+    def _move(self, status: Status, event: Event, error: JobError | None = None, step: str | None = None) -> None:
+        with self._store.database.write() as connection:
+            before = held(connection, self.job.id, self._owner)
+            if before.status is not self.job.status:
+                raise StoppedError(f"{self.job.id}: the job was {before.status}")
+            if step is not None:
+                self._store.record_step_in(connection, before, step, {})
+            after = self._store.move_in(connection, before, status, event, error=error)
+        self._store.observe(before, after)
+
+    def _estimated_finish(self, step: int, total_steps: int) -> float:
+        now = self._store.database.now()
+        if self._pace is None:
+            self._pace = (now, step)
+        started, first = self._pace
+        per_step = (now - started) / (step - first) if step > first else 0.0
+        return now + (total_steps - step) * per_step + total_steps * per_step * GATE_SHARE

@@ -1,0 +1,165 @@
+"""What a job does, as a Protocol: the pipeline knows the order and the rules, the steps know the machines.
+
+Each step gives back a small record of numbers and ids, which is written down: a step that is recorded is never
+run again. A step that was interrupted is run again, so it must be safe to repeat: it writes under the run's own
+directory, stores files under `run.save_file` names and continues from the checkpoints that it reported.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from reft_ray.jobs.run import JobRun
+
+
+REJECTED_SECONDS = 30 * 86400
+"""How long rejected rows are kept for review and appeal: `expires_after` of the quarantine file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The training (and validation) file was read. `first_lines` names the first bad ones, `report_file` all."""
+
+    rows: int
+    tokens: int
+    errors: int = 0
+    first_lines: tuple[int, ...] = ()
+    first_code: str | None = None
+    report_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Screening:
+    """Every row was judged: `rows` = `kept` + `review` + `blocked` + `invalid`.
+
+    `first_lines` names the first rows that were not kept. `report_file` has a line per such row, without its text;
+    `quarantine_file` has the rows themselves and goes with the training file. `kept_uri` is what training reads.
+    """
+
+    rows: int
+    kept: int
+    review: int
+    blocked: int
+    kept_uri: str
+    invalid: int = 0
+    first_lines: tuple[int, ...] = ()
+    report_file: str | None = None
+    quarantine_file: str | None = None
+    teacher_id: str = ""
+    kept_sha256: str = ""
+
+    @property
+    def reject_ratio(self) -> float:
+        """The share of rows that were blocked."""
+        return self.blocked / self.rows if self.rows else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """The student was trained. `adapter_uri` is its adapter, `result_file` the CSV of its losses."""
+
+    adapter_uri: str
+    steps: int
+    trained_tokens: int
+    result_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GateCheck:
+    """One measurement of the release gate: higher is worse, `baseline` is the model before finetuning."""
+
+    name: str
+    value: float
+    baseline: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the value is within the limit; one that is not a number is not."""
+        return self.value <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The student was measured against the operator's limits (and the user's own, where they are tighter)."""
+
+    checks: tuple[GateCheck, ...]
+    report_file: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the student may be released; without any check it may not."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Evaluation:
+        """What `record_of` wrote."""
+        checks = []
+        for check in document["checks"]:
+            numbers = [math.nan if check[key] is None else check[key] for key in ("value", "baseline", "limit")]
+            checks.append(GateCheck(check["name"], *numbers))
+        return cls(tuple(checks), document["report_file"])
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """The student was packed as a PEFT directory with card and provenance."""
+
+    uri: str
+
+
+class Steps(Protocol):
+    """The work of a job. All methods may run again after a crash; see the module's docstring.
+
+    They raise StoppedError when `run.should_stop()` says so, JobFailedError for what the user can mend, and
+    anything else for trouble of ours: the job is then started again, from its last checkpoint.
+    """
+
+    def validate(self, run: JobRun) -> Validation:
+        """Read all rows of the files and check them."""
+        ...
+
+    def screen(self, run: JobRun, validation: Validation) -> Screening:
+        """Judge all rows; write the kept ones, the quarantine and the report."""
+        ...
+
+    def review(self, run: JobRun, screening: Screening) -> Screening:
+        """After people have decided: the screening with the approved rows among the kept ones."""
+        ...
+
+    def train(self, run: JobRun, screening: Screening) -> Training:
+        """Guided finetuning on the kept rows, reporting metrics and checkpoints; goes on from the last checkpoint."""
+        ...
+
+    def evaluate(self, run: JobRun, training: Training) -> Evaluation:
+        """Measure the student and the model before finetuning."""
+        ...
+
+    def export(self, run: JobRun, screening: Screening, training: Training, evaluation: Evaluation) -> Export:
+        """Pack the student."""
+        ...
+
+
+def record_of(result: Any) -> dict[str, Any]:
+    """A step's result as JSON, which has no NaN: null stands for it."""
+    document: dict[str, Any] = finite(asdict(result))
+    return document
+
+
+def finite(value: Any) -> Any:
+    """The same value as JSON can hold it: tuples as lists, numbers that are none as None."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def result_of(kind: type[Any], document: dict[str, Any]) -> Any:
+    """The result that `record_of` wrote."""
+    if kind is Evaluation:
+        return Evaluation.from_json(document)
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in document.items()})
