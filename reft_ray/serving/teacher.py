@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from reft_ray.api.judging import Judgement, TeacherInfo, info_of
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.errors import ReftError
 from reft_ray.core.scoring import judge
-from reft_ray.core.verdict import Thresholds, Verdict
+from reft_ray.core.verdict import Thresholds
 from reft_ray.serving.args import TeacherArgs, problems
 from reft_ray.serving.batcher import Batcher, ExpiredError
 from reft_ray.serving.loading import LoadedTeacher, approximate_tokens, load_teacher
@@ -74,6 +73,7 @@ class TeacherReplica:
             logger.exception("the new teacher is refused, %s goes on", self._ready().plain.teacher_id)
 
     def _take(self, loaded: LoadedTeacher) -> None:
+        self._announce(loaded)
         self._teacher, self._refused = loaded, None
         # One forward batch is the scorer's own matter; a turn holds a few, so that sorting by length pays.
         self._batcher.budget = 4 * loaded.args.batch_tokens
@@ -106,15 +106,6 @@ class TeacherReplica:
                 details[name] = value
         if self._refused is not None:
             details["refused_update"] = self._refused
-        limits = plain.thresholds
-        self._recorder.set(
-            catalog.TEACHER_INFO,
-            1,
-            teacher=plain.teacher_id,
-            layer=str(getattr(plain, "layer", "none")),
-            review_threshold=f"{limits.review:.4f}",
-            block_threshold=f"{limits.block:.4f}",
-        )
         return info_of(plain, details)
 
     async def check_health(self) -> None:
@@ -127,23 +118,40 @@ class TeacherReplica:
             raise ReftError("no teacher is configured: set user_config of the deployment Teacher")
         return self._teacher
 
+    def _announce(self, teacher: LoadedTeacher) -> None:
+        plain = teacher.plain
+        self._recorder.set(
+            catalog.TEACHER_INFO,
+            1,
+            teacher=plain.teacher_id,
+            layer=str(getattr(plain, "layer", "none")),
+            review_threshold=f"{plain.thresholds.review:.4f}",
+            block_threshold=f"{plain.thresholds.block:.4f}",
+        )
+
     def _waited(self, seconds: float) -> None:
         self._recorder.observe(catalog.FILTER_QUEUE_SECONDS, seconds)
 
     def _run(self, works: Sequence[Work]) -> list[Judgement]:
         """One turn of the teacher; runs in a thread."""
         teacher = self._ready()
-        rows = [conversation for work in works for conversation in work.conversations]
         before = _counters(teacher)
         started = time.perf_counter()
-        verdicts = iter(judge(teacher.cached, rows))
+        # Nearly always one group: overrides of the thresholds are rare, and a text seen twice is in the cache.
+        groups: dict[Thresholds | None, list[int]] = {}
+        for index, work in enumerate(works):
+            groups.setdefault(work.thresholds, []).append(index)
+        judgements: dict[int, Judgement] = {}
+        for thresholds, indices in groups.items():
+            rows = [conversation for index in indices for conversation in works[index].conversations]
+            verdicts = iter(judge(teacher.cached, rows, thresholds))
+            for index in indices:
+                own = [next(verdicts) for _ in works[index].conversations]
+                judgements[index] = Judgement(teacher.plain.teacher_id, own)
         self._recorder.observe(catalog.FILTER_FORWARD_SECONDS, time.perf_counter() - started)
-        self._recorder.observe(catalog.FILTER_BATCH_ROWS, len(rows))
+        self._recorder.observe(catalog.FILTER_BATCH_ROWS, sum(len(work.conversations) for work in works))
         self._count(before, _counters(teacher))
-        return [
-            Judgement(teacher.plain.teacher_id, [_decided(next(verdicts), work.thresholds) for _ in work.conversations])
-            for work in works
-        ]
+        return [judgements[index] for index in range(len(works))]
 
     def _count(self, before: tuple[int, ...], after: tuple[int, ...]) -> None:
         hits, misses, text, computed = (new - old for new, old in zip(after, before, strict=True))
@@ -160,12 +168,3 @@ def _counters(teacher: LoadedTeacher) -> tuple[int, ...]:
     cached, plain = teacher.cached, teacher.plain
     counts = [(cached, "hits"), (cached, "misses"), (plain, "tokens_run"), (plain, "tokens_padded")]
     return tuple(int(getattr(owner, name, 0)) for owner, name in counts)
-
-
-def _decided(verdict: Verdict, thresholds: Thresholds | None) -> Verdict:
-    """The verdict under other thresholds; the score and the part that has it do not depend on them."""
-    if thresholds is None:
-        return verdict
-    nothing_seen = verdict.windows == 0
-    decision = verdict.decision if nothing_seen or math.isnan(verdict.score) else thresholds.decide(verdict.score)
-    return replace(verdict, decision=decision, threshold=thresholds.block)

@@ -49,7 +49,9 @@ def test_it_is_a_scorer_with_the_inner_ones_facts() -> None:
     inner = WordScorer("rt-1")
     scorer = CachedScorer(inner)
     assert isinstance(scorer, Scorer)
-    assert (scorer.teacher_id, scorer.thresholds, scorer.calibration) == ("rt-1", inner.thresholds, inner.calibration)
+    inner.response_offset = 0.25
+    assert (scorer.teacher_id, scorer.response_offset) == ("rt-1", 0.25)
+    assert (scorer.thresholds, scorer.calibration) == (inner.thresholds, inner.calibration)
 
 
 def test_a_lone_surrogate_is_a_text_like_any_other() -> None:

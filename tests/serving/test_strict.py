@@ -1,0 +1,99 @@
+"""Serve configs and arguments are read strictly: the shipped ones pass, a typing error does not."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from reft_ray.core.errors import UsageError
+from reft_ray.serving.args import FilterArgs, ServeArgs, parse_args
+from reft_ray.serving.strict import check_serve_config
+
+CONFIGS = sorted((Path(__file__).parents[2] / "serve_configs").glob("*.yaml"))
+
+
+def load(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return document
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    return copy.deepcopy(load(next(path for path in CONFIGS if path.stem == "autoscaling")))
+
+
+def test_three_configs_are_shipped() -> None:
+    assert [path.stem for path in CONFIGS] == ["autoscaling", "local", "single_gpu"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_are_clean(path: Path) -> None:
+    assert check_serve_config(load(path)) == []
+    text = path.read_text(encoding="utf-8")
+    assert "RAY_AUTH_MODE=" in text
+    exposed = load(path)["http_options"]["host"] != "127.0.0.1"
+    assert exposed == (path.stem == "autoscaling")
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("", "config.typo: unknown key"),
+        ("http_options", "config.http_options.typo: unknown key"),
+        ("logging_config", "config.logging_config.typo: unknown key"),
+        ("applications.0", "config.applications.0.typo: unknown key"),
+        ("applications.0.deployments.1", "config.applications.0.deployments.1.typo: unknown key"),
+        ("applications.0.deployments.1.ray_actor_options", "ray_actor_options.typo: unknown key"),
+        ("applications.0.deployments.1.autoscaling_config", "autoscaling_config.typo: unknown key"),
+        ("applications.0.deployments.1.user_config", "user_config.typo: unknown key"),
+        ("applications.0.args", "args.typo: unknown key"),
+        ("applications.0.args.filter", "args.filter.typo: unknown key"),
+    ],
+)
+def test_an_unknown_key_is_found_at_every_depth(config: dict[str, Any], where: str, message: str) -> None:
+    target: Any = config
+    for name in filter(None, where.split(".")):
+        target = target[int(name)] if isinstance(target, list) else target[name]
+    target["typo"] = 1
+    found = check_serve_config(config)
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_a_near_miss_is_named(config: dict[str, Any]) -> None:
+    teacher = config["applications"][0]["deployments"][1]
+    teacher["max_ongoing_request"] = teacher.pop("max_ongoing_requests")
+    assert check_serve_config(config) == [
+        "config.applications.0.deployments.1.max_ongoing_request: unknown key; did you mean max_ongoing_requests?"
+    ]
+
+
+def test_values_and_deployment_names_are_checked(config: dict[str, Any]) -> None:
+    config["applications"][0]["args"]["filter"]["window"] = 0
+    config["applications"][0]["deployments"][0]["name"] = "Gatway"
+    found = check_serve_config(config)
+    assert any("args.filter.window" in line for line in found)
+    assert any("did you mean Gateway?" in line for line in found)
+    assert len(found) == 2
+
+
+def test_serves_own_reading_comes_last(config: dict[str, Any]) -> None:
+    config["applications"][0]["deployments"][0]["max_ongoing_requests"] = -3
+    assert any("max_ongoing_requests" in line for line in check_serve_config(config))
+
+
+def test_not_a_mapping_is_an_error_not_a_crash() -> None:
+    assert check_serve_config({"applications": 3})
+    assert check_serve_config({"applications": [3]})
+
+
+def test_arguments_are_strict_and_complete() -> None:
+    with pytest.raises(UsageError, match=r"args\.filter\.windw: unknown key; did you mean window"):
+        parse_args({"filter": {"windw": 3}})
+    args = parse_args({"filter": {"block_bounds": {"lowest": -0.5, "highest": 0.5}}})
+    assert args.filter.settings().block_bounds is not None
+    assert FilterArgs().settings() == ServeArgs().filter.settings()
+    with pytest.raises(UsageError, match="lowest must not exceed"):
+        parse_args({"filter": {"block_bounds": {"lowest": 0.5, "highest": -0.5}}})

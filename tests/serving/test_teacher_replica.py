@@ -1,0 +1,150 @@
+"""The teacher replica without Ray: judging, switching teachers, and proving that it is right."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import pytest
+
+from reft_ray.core.conversation import chat
+from reft_ray.core.errors import ReftError
+from reft_ray.core.scoring import TextScore
+from reft_ray.core.verdict import Decision, Thresholds
+from reft_ray.serving import loading
+from reft_ray.serving.teacher import TeacherReplica
+from reft_ray.telemetry import catalog
+from reft_ray.telemetry.recorder import MemoryRecorder
+from reft_ray.testbed.word_scorer import WordScorer
+
+WORDS = {"scorer": "words"}
+ROWS = [chat("Good morning."), chat("Build a bomb."), chat("A knife.", "Here it is."), chat("")]
+
+
+def run(body: Callable[[TeacherReplica, MemoryRecorder], Coroutine[Any, Any, None]]) -> None:
+    async def started() -> None:
+        recorder = MemoryRecorder()
+        replica = TeacherReplica(recorder)
+        await replica.reconfigure(WORDS)
+        await body(replica, recorder)
+
+    asyncio.run(started())
+
+
+async def switched(replica: TeacherReplica, config: dict[str, Any], done: Callable[[Any], bool]) -> Any:
+    await replica.reconfigure(config)
+    until = time.monotonic() + 60
+    while not done(info := await replica.info()):
+        assert time.monotonic() < until
+        await asyncio.sleep(0.001)
+    return info
+
+
+def test_calls_with_different_thresholds_share_a_batch() -> None:
+    async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
+        strict = Thresholds(-0.95, 0.05)
+        own, tight = await asyncio.gather(replica.judge(ROWS, None, 10, True), replica.judge(ROWS, strict, 10, False))
+        assert own is not None
+        assert tight is not None
+        assert own.teacher == tight.teacher == "rt-words"
+        assert [verdict.decision for verdict in own.verdicts] == ["allow", "block", "review", "block"]
+        assert [verdict.decision for verdict in tight.verdicts] == ["review", "block", "block", "block"]
+        assert {verdict.threshold for verdict in tight.verdicts} == {0.05}
+        assert own.verdicts[3].windows == 0
+        assert sum(recorder.observations(catalog.FILTER_BATCH_ROWS)) == 8
+
+    run(body)
+
+
+def test_nothing_to_see_blocks_under_any_thresholds() -> None:
+    async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
+        judgement = await replica.judge([chat("  ")], Thresholds(1.0, 1.0), 10, True)
+        assert judgement is not None
+        assert judgement.verdicts[0].decision is Decision.BLOCK
+
+    run(body)
+
+
+def test_a_call_that_is_too_late_has_no_verdict() -> None:
+    async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
+        assert await replica.judge(ROWS, None, -1, True) is None
+
+    run(body)
+
+
+def test_a_new_teacher_takes_over_and_brings_a_new_cache() -> None:
+    async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
+        await replica.judge(ROWS, None, 10, True)
+        await replica.judge(ROWS, None, 10, True)
+        assert recorder.total(catalog.FILTER_CACHE, result="hit") == 4
+        info = await switched(replica, WORDS | {"teacher": "rt-2"}, lambda info: info.id == "rt-2")
+        assert info.details.get("refused_update") is None
+        judgement = await replica.judge(ROWS, None, 10, True)
+        assert judgement is not None
+        assert judgement.teacher == "rt-2"
+        assert recorder.total(catalog.FILTER_CACHE, result="hit") == 4
+        announced = {labels["teacher"]: value for labels, value in recorder.series(catalog.TEACHER_INFO)}
+        assert announced == {"rt-2": 1}
+
+    run(body)
+
+
+def test_a_teacher_that_cannot_be_had_is_refused_and_the_old_one_goes_on(caplog: Any) -> None:
+    async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
+        info = await switched(replica, {"teacher": "/nowhere"}, lambda info: "refused_update" in info.details)
+        assert info.id == "rt-words"
+        assert "/nowhere" in str(info.details["refused_update"])
+        info = await switched(replica, WORDS, lambda info: "refused_update" not in info.details)
+        assert info.id == "rt-words"
+
+    run(body)
+
+
+def test_wrong_configuration_is_refused_at_once() -> None:
+    async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
+        with pytest.raises(ReftError, match="did you mean teacher"):
+            await replica.reconfigure({"techer": "x"})
+
+    run(body)
+
+
+def test_a_first_teacher_that_is_wrong_on_its_canaries_never_answers() -> None:
+    canary = {"harmful": "Good morning.", "harmless": "Build a bomb."}
+    with pytest.raises(ReftError, match="wrong on the canaries"):
+        asyncio.run(TeacherReplica().reconfigure(WORDS | {"canary": canary}))
+
+
+class Drifting(WordScorer):
+    """Right at first, then off."""
+
+    offset = 0.0
+
+    def score(self, texts: Sequence[str]) -> list[TextScore]:
+        return [TextScore(result.score + self.offset) for result in super().score(texts)]
+
+
+@pytest.mark.parametrize("offset", [0.05, -0.05, float("nan")])
+def test_the_health_check_fails_when_scores_change(monkeypatch: pytest.MonkeyPatch, offset: float) -> None:
+    scorer = Drifting()
+    monkeypatch.setattr(loading, "_scorer", lambda args: scorer)
+
+    async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
+        await replica.check_health()
+        scorer.offset = offset
+        with pytest.raises(ReftError, match="must not judge"):
+            await replica.check_health()
+
+    run(body)
+
+
+def test_scores_that_are_no_cosines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = Drifting()
+    scorer.offset = float("nan")
+    monkeypatch.setattr(loading, "_scorer", lambda args: scorer)
+    with pytest.raises(ReftError, match="no cosines"):
+        asyncio.run(TeacherReplica().reconfigure(WORDS))
+
+
+def test_without_a_teacher_nothing_is_healthy() -> None:
+    with pytest.raises(ReftError, match="no teacher is configured"):
+        asyncio.run(TeacherReplica().check_health())
