@@ -66,7 +66,9 @@ class ModelStore:
         """A project's students, newest first."""
         query = select(*_COLUMNS).where(models.c.project_id == project_id, models.c.deleted_at.is_(None))
         with self.database.read() as connection:
-            return [Student(*row) for row in connection.execute(query.order_by(models.c.created_at.desc()))]
+            return [
+                Student(*row) for row in connection.execute(query.order_by(models.c.created_at.desc(), models.c.id))
+            ]
 
     def get(self, model_id: str, project_id: str) -> Student:
         """A student of this project, or one that was shared with it."""

@@ -153,13 +153,13 @@ class Tenants:
             raise NotFoundError("API key", key_id)
         return ApiKey(*row)
 
-    def keys(self) -> list[tuple[str, str, ApiKey]]:
-        """All keys with the names of their organisation and project, oldest first."""
+    def list_keys(self) -> list[tuple[str, str, ApiKey]]:
+        """All keys with the names of their organisation and project, sorted by these, then by age and name."""
         query = (
             select(organizations.c.name, projects.c.name, *_COLUMNS)
             .join_from(api_keys, projects)
             .join(organizations)
-            .order_by(api_keys.c.created_at)
+            .order_by(organizations.c.name, projects.c.name, api_keys.c.created_at, api_keys.c.name)
         )
         with self.database.read() as connection:
             return [(row[0], row[1], ApiKey(*row[2:])) for row in connection.execute(query)]

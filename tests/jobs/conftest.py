@@ -60,8 +60,14 @@ def postgres_url():
     options = f"-p {port} -k {root} -c listen_addresses=127.0.0.1 -c fsync=off"
     control = [*as_user, binaries / "pg_ctl", "-D", data, "-w"]
     subprocess.run([*control, "-l", root / "log", "-o", options, "start"], **quiet)
+    url = f"postgresql+psycopg://reft@127.0.0.1:{port}"
     try:
-        yield f"postgresql+psycopg://reft@127.0.0.1:{port}"
+        import psycopg
+
+        with psycopg.connect(url.replace("+psycopg", "") + "/postgres", autocommit=True) as connection:
+            connection.execute("CREATE DATABASE migrated")
+        Database.open(f"{url}/migrated").close()
+        yield url
     finally:
         subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
         shutil.rmtree(root, ignore_errors=True)
@@ -83,7 +89,7 @@ def database(request, tmp_path, clock):
         import psycopg
 
         with psycopg.connect(server.replace("+psycopg", "") + "/postgres", autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE migrated")
         url = f"{server}/{name}"
     database = Database.open(url, clock)
     yield database
