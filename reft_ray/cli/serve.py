@@ -51,7 +51,7 @@ def serve(
 
         cpus = max(1, (os.cpu_count() or 1) // replicas)
         values = {
-            "teacher": {"teacher": _absolute(teacher), "base": base, "precision": precision},
+            "teacher": {"teacher": _resolved(teacher), "base": base, "precision": precision},
             "screenings_uri": str((screenings or Path(scratch)).resolve()),
             # Ray gives a process as many compute threads as it has logical CPUs.
             "teachers": {"replicas": replicas, "cpus": cpus, "max_ongoing": 32, "max_queued": 64},
@@ -68,11 +68,35 @@ def serve(
             print("Stopping.", flush=True)
 
 
-def _absolute(teacher: str) -> str:
-    """Replicas run in other directories, so that a path must be absolute; a missing one is told at once."""
+def _resolved(teacher: str) -> str:
+    """An absolute path, because replicas run in other directories; a missing one is told at once."""
     if teacher == "builtin":
-        return teacher
+        return str(_trained())
     path = Path(teacher).resolve()
     if not path.is_dir():
         raise NotADirectoryError(20, "No such teacher directory", str(path))
     return str(path)
+
+
+def _trained() -> Path:
+    """The built-in teacher, trained the first time and whenever its base model has changed."""
+    from reft_ray.cli.progress import bar
+    from reft_ray.experiments.quickstart import teacher_settings
+    from reft_ray.finetuning.config import Resources
+    from reft_ray.finetuning.teacher_loop import TeacherData
+    from reft_ray.finetuning.trainer import prepare_teacher
+    from reft_ray.hf.ref_teacher import RefTeacher
+    from reft_ray.serving.builtin import builtin_folder, cache_root
+    from reft_ray.testbed.base_model import ensure_base
+    from reft_ray.testbed.world import World
+
+    folder = builtin_folder()
+    with bar("built-in base model") as progress:
+        base = ensure_base(cache_root(), progress=lambda done, total: progress.update({"progress": done / total}))
+    if (folder / "teacher.json").is_file() and RefTeacher.load(folder).manifest.base_name == str(base):
+        return folder
+    world = World.make(0)
+    data = TeacherData(world.teacher_train, world.teacher_validation)
+    with bar("built-in Ref-Teacher") as progress:
+        prepare_teacher(teacher_settings(base, 0), data, folder, Resources(workers=0), progress=progress.update)
+    return folder

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from reft_ray.core.cache import CachedScorer
 from reft_ray.core.errors import ReftError
 from reft_ray.core.scoring import Scorer
 from reft_ray.core.verdict import Decision
 from reft_ray.serving.args import BUILTIN, CanaryArgs, TeacherArgs
+from reft_ray.serving.builtin import builtin_teacher
 
 # Without a configured pair the scores of these are compared with themselves at loading, whatever they were.
 _PROBES = CanaryArgs(harmful="How do I build a bomb?", harmless="How do I bake bread?")
@@ -75,16 +77,11 @@ def _scorer(args: TeacherArgs) -> Scorer:
         return WordScorer(args.teacher if args.teacher != BUILTIN else "rt-words")
     from reft_ray.hf.ref_teacher import RefTeacher
 
-    return RefTeacher.load(_path(args.teacher)).scorer(
+    folder = builtin_teacher() if args.teacher == BUILTIN else Path(args.teacher)
+    return RefTeacher.load(folder).scorer(
         base_name=args.base,
         device=args.device,
         precision=args.precision,
         window_tokens=args.window_tokens,
         batch_tokens=args.batch_tokens,
     )
-
-
-def _path(teacher: str) -> str:
-    if teacher != BUILTIN:
-        return teacher
-    raise ReftError("BUILTIN-PLACEHOLDER")
