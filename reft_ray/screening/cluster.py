@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import ray
+
+OBJECT_STORE_BYTES = 512 << 20
 
 
 def ensure_ray() -> None:
@@ -14,8 +17,12 @@ def ensure_ray() -> None:
     # Unset, a local start would turn token authentication on and leave a token file that later clusters trip over.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
-    else:
-        ray.init(
-            include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False, object_store_memory=512 << 20
-        )
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        return
+    ray.init(
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )

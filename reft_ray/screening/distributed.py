@@ -6,9 +6,9 @@ The reader is held back while the others are busy; the rows in flight, not the f
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pyarrow as pa
 import ray
@@ -20,7 +20,6 @@ from reft_ray.screening.cluster import ensure_ray
 from reft_ray.screening.reading import FilePlan, Unit, groups, read_units
 from reft_ray.screening.work import Finished, Job, UnitWorker
 
-BLOCK_BYTES = 8 << 20
 IN_FLIGHT_BYTES = 384 << 20
 UNITS_IN_FLIGHT = 2
 
@@ -30,8 +29,10 @@ _PARCEL = pa.schema(
         pa.field("file", pa.int64()),
         pa.field("rows", pa.large_binary()),
         pa.field("native", pa.large_binary()),
+        pa.field("error", pa.string()),
     ]
 )
+_DONE = pa.schema([pa.field("unit", pa.string()), pa.field("rows", pa.int64()), pa.field("error", pa.string())])
 
 
 def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> Iterator[Finished]:
@@ -47,22 +48,23 @@ def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> 
     if not tasks:
         return
     ensure_ray()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     config = job.config
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     context = dataset.context
-    context.target_max_block_size = BLOCK_BYTES
+    context.target_max_block_size = 1  # a block for each unit: progress is seen, and little is done twice
     context.enable_progress_bars = False
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=IN_FLIGHT_BYTES)
     finished = dataset.map_batches(
         _Reader,
-        fn_constructor_args=(ray.put(list(plans)),),
+        fn_constructor_args=(list(plans),),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=0,
         compute=ActorPoolStrategy(size=1),
     ).map_batches(
         _Worker,
-        fn_constructor_args=(ray.put(job),),
+        fn_constructor_args=(job,),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=config.cpus_per_actor,
@@ -74,14 +76,14 @@ def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> 
             max_tasks_in_flight_per_actor=UNITS_IN_FLIGHT,
         ),
     )
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
         for batch in finished.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from map(Finished, batch["unit"].to_pylist(), batch["rows"].to_pylist())  # type: ignore[union-attr]
+            for done_unit in batch.to_pylist():  # type: ignore[union-attr]
+                if done_unit["error"] is not None:
+                    raise _error_from(done_unit["error"])
+                yield Finished(done_unit["unit"], done_unit["rows"])
     except RayTaskError as error:
-        if isinstance(error.cause, ReftError):
-            raise error.cause from error
-        raise ReftError(f"a worker failed: {type(error.cause).__name__}: {error.cause}") from error
+        raise ReftError(f"a worker failed: {str(error).strip().splitlines()[-1]}") from error
     except RayError as error:
         raise ReftError(f"screening stopped: {type(error).__name__}; run it again to resume") from error
 
@@ -89,32 +91,48 @@ def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> 
 class _Reader:
     """Reads groups of ranges, one unit at a time."""
 
-    def __init__(self, plans: Any) -> None:
-        self._plans: dict[int, FilePlan] = {plan.index: plan for plan in ray.get(plans)}
+    def __init__(self, plans: Sequence[FilePlan]) -> None:
+        self._plans = {plan.index: plan for plan in plans}
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for task in batch.to_pylist():
-            plan = self._plans[task["file"]]
-            for unit in read_units(plan, [plan.cuts.ranges[number] for number in task["numbers"]]):
-                yield pa.table(
-                    [[unit.id], [unit.file], [_packed(unit.rows)], [unit.native and _packed(unit.native)]],
-                    schema=_PARCEL,
-                )
+        try:
+            for task in batch.to_pylist():
+                plan = self._plans[task["file"]]
+                for unit in read_units(plan, [plan.cuts.ranges[number] for number in task["numbers"]]):
+                    native = None if unit.native is None else _packed(unit.native)
+                    yield pa.table([[unit.id], [unit.file], [_packed(unit.rows)], [native], [None]], schema=_PARCEL)
+        except ReftError as error:
+            yield pa.table([[None], [None], [None], [None], [_error_text(error)]], schema=_PARCEL)
 
 
 class _Worker:
-    """Judges and writes units."""
+    """Judges and writes units. Errors for the user travel as values: Ray would bury them in a traceback."""
 
-    def __init__(self, job: Any) -> None:
-        self._worker = UnitWorker(ray.get(job))
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._worker: UnitWorker | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        finished = []
-        for parcel in batch.to_pylist():
-            native = parcel["native"] and _unpacked(parcel["native"])
-            unit = Unit(parcel["id"], parcel["file"], _unpacked(parcel["rows"]), native)
-            finished.append(self._worker.work(unit))
-        return pa.table({"unit": [done.unit for done in finished], "rows": [done.rows for done in finished]})
+        (parcel,) = batch.to_pylist()
+        if parcel["error"] is not None:
+            return pa.table([[None], [None], [parcel["error"]]], schema=_DONE)
+        native = None if parcel["native"] is None else _unpacked(parcel["native"])
+        try:
+            self._worker = self._worker or UnitWorker(self._job)
+            done = self._worker.work(Unit(parcel["id"], parcel["file"], _unpacked(parcel["rows"]), native))
+        except ReftError as error:
+            return pa.table([[None], [None], [_error_text(error)]], schema=_DONE)
+        return pa.table([[done.unit], [done.rows], [None]], schema=_DONE)
+
+
+def _error_text(error: ReftError) -> str:
+    return json.dumps([type(error).__name__, str(error)])
+
+
+def _error_from(text: str) -> ReftError:
+    name, message = json.loads(text)
+    kinds: dict[str, type[ReftError]] = {kind.__name__: kind for kind in (ReftError, *ReftError.__subclasses__())}
+    return kinds.get(name, ReftError)(message)
 
 
 def _packed(table: pa.Table) -> bytes:

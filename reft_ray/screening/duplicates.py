@@ -8,7 +8,7 @@ import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 PERMUTATIONS = 64
-SIMILARITY = 0.8
+SIMILARITY = 0.7
 _TEMPLATE_SHARE = 0.3
 _MIN_SHINGLES = 5
 

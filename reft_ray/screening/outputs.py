@@ -84,16 +84,18 @@ class Output:
         """Write a file whole or not at all, replacing an older one."""
         path = f"{self._root}/{name}"
         if not self.is_local:
-            with self._fs.open_output_stream(path) as stream:  # object stores show an object once it is complete
+            with self._fs.open_output_stream(
+                path, compression=None
+            ) as stream:  # object stores show an object once it is complete
                 stream.write(content)
             return
         temporary = f"{path}.{uuid.uuid4().hex}.tmp"
         try:
-            with self._fs.open_output_stream(temporary) as stream:
+            with self._fs.open_output_stream(temporary, compression=None) as stream:
                 stream.write(content)
         except FileNotFoundError:
             self._fs.create_dir(path.rpartition("/")[0], recursive=True)
-            with self._fs.open_output_stream(temporary) as stream:
+            with self._fs.open_output_stream(temporary, compression=None) as stream:
                 stream.write(content)
         self._fs.move(temporary, path)
 

@@ -10,7 +10,7 @@ import orjson
 
 from reft_ray.core.errors import ReftError
 from reft_ray.screening.config import Policy, ScreenConfig
-from reft_ray.screening.findings import Finding, Totals, findings_of
+from reft_ray.screening.findings import Finding, Severity, Totals, findings_of
 from reft_ray.screening.outputs import Output
 from reft_ray.screening.parsing import FileShape
 from reft_ray.screening.policy import Counts, Standing, Status, standing
@@ -98,7 +98,10 @@ def load_report(out: str) -> ScreenReport:
     values["policy"] = Policy(values["policy"])
     values["files"] = tuple(FileCounts(**file | {"warnings": tuple(file["warnings"])}) for file in values["files"])
     values["reasons"] = tuple(Reason(r["code"], r["count"], tuple(r["first_rows"])) for r in values["reasons"])
-    values["findings"] = tuple(Finding(**found | {"rows": tuple(found["rows"])}) for found in values["findings"])
+    values["findings"] = tuple(
+        Finding(**found | {"rows": tuple(found["rows"]), "severity": Severity(found["severity"])})
+        for found in values["findings"]
+    )
     values["histogram"] = tuple(values["histogram"])
     return ScreenReport(**values)
 

@@ -9,7 +9,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,12 +49,6 @@ class Inspector:
         self._covered = languages
         self._decode = decode
         self._sample = sample
-
-    @cached_property
-    def _languages(self) -> Any:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
     def inspect(self, rows: Sequence[ScreenedRow]) -> dict[str, Any]:
         """The signals of the valid rows among these."""
@@ -116,8 +110,15 @@ class Inspector:
         sample = text[:2000]
         if len(_LETTER.findall(sample)) < _LANGUAGE_LETTERS:
             return None
-        language, probability = self._languages.classify(sample)
+        language, probability = _identifier().classify(sample)
         return str(language) if probability >= 0.999 else None
+
+
+@lru_cache(maxsize=1)
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def sketch(text: str) -> str:

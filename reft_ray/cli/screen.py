@@ -1,0 +1,226 @@
+"""`reft-ray screen`: keep the rows of a dataset that a Ref-Teacher finds harmless."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from reft_ray.cli.console import JsonOption, print_json, user_errors
+from reft_ray.core.errors import BlockedByPolicyError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reft_ray.core.scoring import Scorer
+    from reft_ray.screening.cascade import Guard
+    from reft_ray.screening.config import ScreenConfig
+    from reft_ray.screening.report import ScreenReport
+
+READING, DECIDING, GUARD, RUNNING = "Reading", "Deciding", "Second guard", "Running"
+
+
+def screen(
+    inputs: Annotated[list[str], typer.Argument(help="Files, directories, globs or pyarrow.fs URIs such as s3://...")],
+    teacher: Annotated[Path, typer.Option(help="The Ref-Teacher's directory.")],
+    out: Annotated[str, typer.Option(help="A new directory, or one to resume.")],
+    base: Annotated[str | None, typer.Option(help="The base model, where it is not where the teacher says.")] = None,
+    row_format: Annotated[
+        str | None, typer.Option("--format", help="Row format instead of detecting it.", rich_help_panel=READING)
+    ] = None,
+    container: Annotated[
+        str | None, typer.Option(help="File format instead of detecting it.", rich_help_panel=READING)
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="FIELD=COLUMN, e.g. prompt=question.", rich_help_panel=READING)
+    ] = None,
+    source_column: Annotated[
+        str | None, typer.Option(help="Break the report down by this column.", rich_help_panel=READING)
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="tokenizer.json whose control tokens make a row invalid.", rich_help_panel=READING),
+    ] = None,
+    policy: Annotated[
+        Literal["filter", "review", "fail"],
+        typer.Option(help="What to do about withheld rows.", rich_help_panel=DECIDING),
+    ] = "filter",
+    max_reject_ratio: Annotated[
+        float | None, typer.Option(help="Refuse the dataset above this share.", rich_help_panel=DECIDING)
+    ] = None,
+    review_threshold: Annotated[
+        float | None, typer.Option(help="Score above which a person is asked.", rich_help_panel=DECIDING)
+    ] = None,
+    block_threshold: Annotated[
+        float | None, typer.Option(help="Score above which a row is blocked.", rich_help_panel=DECIDING)
+    ] = None,
+    language: Annotated[
+        list[str] | None, typer.Option(help="Languages the teacher covers [default: en].", rich_help_panel=DECIDING)
+    ] = None,
+    no_finding: Annotated[
+        list[str] | None, typer.Option(help="Findings not to report.", rich_help_panel=DECIDING)
+    ] = None,
+    findings: Annotated[bool, typer.Option(help="Look at the dataset as a whole.", rich_help_panel=DECIDING)] = True,
+    guard: Annotated[
+        str | None,
+        typer.Option(help="URL of /v1/moderations, classifier:PATH or generator:PATH.", rich_help_panel=GUARD),
+    ] = None,
+    guard_combine: Annotated[
+        Literal["any", "all", "grey-band"], typer.Option(help="How two opinions become one.", rich_help_panel=GUARD)
+    ] = "any",
+    guard_order: Annotated[
+        Literal["after", "before"], typer.Option(help="The guard's place.", rich_help_panel=GUARD)
+    ] = "after",
+    guard_threshold: Annotated[
+        float, typer.Option(help="The guard's probability of harm.", rich_help_panel=GUARD)
+    ] = 0.5,
+    actors: Annotated[int, typer.Option(help="Scorers in parallel.", rich_help_panel=RUNNING)] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs per scorer, fractions allowed.", rich_help_panel=RUNNING)] = 0.0,
+    cpus: Annotated[float, typer.Option(help="CPUs per scorer.", rich_help_panel=RUNNING)] = 1.0,
+    small_rows: Annotated[
+        int, typer.Option(help="Up to so many rows no cluster is started.", rich_help_panel=RUNNING)
+    ] = 10_000,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.", rich_help_panel=RUNNING)] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Screen a dataset: kept rows, withheld rows with evidence, and a report.
+
+    Run it again over the same --out to resume. Exit codes: 0 done, 1 failed, 2 usage, 3 refused by the policy.
+    """
+    with user_errors():
+        from reft_ray.core.verdict import Thresholds
+        from reft_ray.screening.cascade import Combine, Order
+        from reft_ray.screening.config import Policy, ScreenConfig
+        from reft_ray.screening.dataset import screen as run
+        from reft_ray.screening.formats import Format
+        from reft_ray.screening.report import load_report
+        from reft_ray.screening.sources import Container
+        from reft_ray.screening.validation import control_tokens_of
+
+        if (review_threshold is None) != (block_threshold is None):
+            raise UsageError("--review-threshold and --block-threshold come together")
+        if not (teacher / "manifest.json").parent.is_dir():
+            raise UsageError(f"no Ref-Teacher at {teacher}")
+        config = ScreenConfig(
+            format=_named(Format, row_format, "--format"),
+            container=_named(Container, container, "--container"),
+            columns=_columns(column or []),
+            source_column=source_column,
+            control_tokens=control_tokens_of(tokenizer) if tokenizer else frozenset(),
+            thresholds=_thresholds(Thresholds, review_threshold, block_threshold),
+            guard=_guard(guard, guard_threshold) if guard else None,
+            guard_combine=Combine(guard_combine),
+            guard_order=Order(guard_order),
+            policy=Policy(policy),
+            max_reject_ratio=max_reject_ratio,
+            languages=frozenset(language or ["en"]),
+            findings=findings,
+            findings_off=frozenset(no_finding or []),
+            small_rows=small_rows,
+            actors=actors,
+            cpus_per_actor=cpus,
+            gpus_per_actor=gpus,
+        )
+        refused: BlockedByPolicyError | None = None
+        with _bar(shown=not (quiet or as_json)) as progress:
+            try:
+                report = run(inputs, out, functools.partial(load_scorer, str(teacher), base), config, progress)
+            except BlockedByPolicyError as error:
+                refused, report = error, load_report(out)
+        print_json(report.to_dict()) if as_json else _print(report, config, out)
+        if refused:
+            raise refused
+
+
+def load_scorer(teacher: str, base: str | None) -> Scorer:
+    """The scorer of a teacher on disk; runs in every process that judges."""
+    from reft_ray.hf.ref_teacher import RefTeacher
+
+    return RefTeacher.load(teacher).scorer(base)
+
+
+def _guard(text: str, threshold: float) -> Callable[[], Guard]:
+    kind, _, path = text.partition(":")
+    if kind in ("http", "https"):
+        from reft_ray.screening.moderation_guard import ModerationGuard
+
+        return functools.partial(ModerationGuard, text, threshold=threshold)
+    if kind == "classifier":
+        from reft_ray.hf.guards import ClassifierGuard
+
+        return functools.partial(ClassifierGuard.load, path, threshold=threshold)
+    if kind == "generator":
+        from reft_ray.hf.guards import GeneratorGuard
+
+        return functools.partial(GeneratorGuard.load, path, threshold=threshold)
+    raise UsageError(f"--guard {text}: expected a URL, classifier:PATH or generator:PATH")
+
+
+def _thresholds(make: Any, review: float | None, block: float | None) -> Any:
+    if review is None:
+        return None
+    try:
+        return make(review, block)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _named(kind: Any, value: str | None, option: str) -> Any:
+    if value is not None and value not in list(kind):
+        raise UsageError(f"{option} {value}: there are {', '.join(kind)}")
+    return None if value is None else kind(value)
+
+
+def _columns(pairs: list[str]) -> dict[str, str]:
+    columns = {}
+    for pair in pairs:
+        field, equals, column = pair.partition("=")
+        if not (field and equals and column):
+            raise UsageError(f"--column {pair}: expected FIELD=COLUMN, e.g. prompt=question")
+        columns[field] = column
+    return columns
+
+
+@contextmanager
+def _bar(shown: bool) -> Iterator[Any]:
+    if not shown:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = ("Screening", BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"))
+    speed = TextColumn("{task.fields[speed]:,.0f} rows/s")
+    console = Console(stderr=True)
+    with Progress(*columns, speed, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("screen", total=None, visible=False, speed=0.0)
+        yield lambda now: bar.update(task, completed=now.done, total=now.total, speed=now.rows_per_second, visible=True)
+
+
+def _print(report: ScreenReport, config: ScreenConfig, out: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from reft_ray.screening.sources import display_name
+
+    console = Console()
+    counts = Table(box=None, pad_edge=False)
+    for name in ("rows", "kept", "review", "blocked", "invalid"):
+        counts.add_column(name, justify="right")
+    counts.add_row(*(f"{getattr(report, name):,}" for name in ("rows", "kept", "review", "blocked", "invalid")))
+    console.print(counts)
+    for reason in report.reasons:
+        rows = ", ".join(map(str, reason.first_rows[:8])) + (", ..." if reason.count > 8 else "")
+        console.print(f"{reason.code}: {reason.count} (rows {rows})", highlight=False)
+    for file in report.files:
+        for warning in file.warnings:
+            console.print(f"warning: {file.name}: {warning}", highlight=False, markup=False)
+    for finding in report.findings:
+        console.print(f"{finding.severity} finding {finding.name}: {finding.summary}", highlight=False, markup=False)
+    console.print(f"{report.status_reason}; {display_name(out)}/report.html", highlight=False, markup=False)
+    if report.status == "needs_review":
+        console.print(f"next: reft-ray review list {display_name(out)}", highlight=False, markup=False)

@@ -1,0 +1,186 @@
+"""Second guards from local models: a sequence classifier, or a generator that answers safe or unsafe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from reft_ray.core.conversation import Conversation, Message, parts
+from reft_ray.core.errors import ReftError
+from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.loading import Base, first_line, load_base, load_tokenizer
+
+HARMLESS_LABELS = frozenset(
+    {"safe", "benign", "harmless", "neutral", "ok", "normal", "non-toxic", "not_toxic", "non_toxic", "label_0"}
+)
+_OVERLAP = 32
+_BATCH = 16
+
+
+class ClassifierGuard:
+    """A sequence classifier over parts of a conversation; the most harmful window of the most harmful part counts.
+
+    Labels other than `HARMLESS_LABELS` count as harm unless `harmful` names the ones that do.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        threshold: float = 0.5,
+        harmful: Sequence[str] = (),
+    ) -> None:
+        labels: dict[int, str] = {int(i): str(label) for i, label in (model.config.id2label or {}).items()}
+        named = {label.lower() for label in harmful}
+        chosen = [i for i, label in labels.items() if (label.lower() in named if named else not _harmless(label))]
+        if not chosen or len(chosen) == len(labels) > 1:
+            raise ReftError(f"guard {name}: which of the labels {', '.join(labels.values())} mean harm? name them")
+        self._model = model.eval()
+        self._tokenizer = tokenizer
+        self._harmful = torch.tensor(chosen)
+        self._independent = model.config.problem_type == "multi_label_classification" or len(labels) == 1
+        limit = getattr(model.config, "max_position_embeddings", None) or 512
+        self._window = min(int(limit), 512)
+        self.guard_id = f"classifier:{name}"
+        self.threshold = threshold
+
+    @classmethod
+    def load(
+        cls, path: str, threshold: float = 0.5, harmful: Sequence[str] = (), device: str | None = None
+    ) -> ClassifierGuard:
+        """A classifier from a directory of safetensors. Raises ReftError when it is none."""
+        try:
+            model: Any = AutoModelForSequenceClassification.from_pretrained(
+                path, use_safetensors=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ReftError(f"cannot load {path} as a classifier from safetensors: {first_line(error)}") from None
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(model, load_tokenizer(path), Path(path).name, threshold, harmful)
+
+    @torch.inference_mode()
+    def probabilities(self, conversations: Sequence[Conversation]) -> list[float]:
+        """One probability per conversation, in order; a conversation without text counts as harmful."""
+        texts, owners = [], []
+        for owner, conversation in enumerate(conversations):
+            found = parts(conversation)
+            texts += [part.text for part in found]
+            owners += [owner] * len(found)
+        highest: dict[int, float] = {}
+        for start in range(0, len(texts), _BATCH):
+            for text, score in self._scores(texts[start : start + _BATCH]):
+                owner = owners[start + text]
+                highest[owner] = max(highest.get(owner, 0.0), score)
+        return [highest.get(owner, 1.0) for owner in range(len(conversations))]
+
+    def _scores(self, texts: list[str]) -> Iterator[tuple[int, float]]:
+        """The index of a text and the probability of one of its windows, for all windows of all texts."""
+        cut = self._tokenizer(
+            texts,
+            truncation=True,
+            max_length=self._window,
+            stride=_OVERLAP,
+            return_overflowing_tokens=True,
+        )
+        owners = cut["overflow_to_sample_mapping"]
+        for start in range(0, len(owners), _BATCH):
+            windows = cut["input_ids"][start : start + _BATCH]
+            harm_B = self._harm(windows)
+            yield from zip(owners[start : start + _BATCH], harm_B.tolist(), strict=True)
+
+    def _harm(self, windows: list[list[int]]) -> Tensor:
+        padded = self._tokenizer.pad({"input_ids": windows}, return_tensors="pt").to(self._model.device)
+        logits_BC = self._model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits.float()
+        chosen = self._harmful.to(logits_BC.device)
+        if self._independent:
+            return logits_BC.sigmoid()[:, chosen].amax(dim=1)
+        return logits_BC.softmax(dim=1)[:, chosen].sum(dim=1).clamp(0.0, 1.0)
+
+
+class GeneratorGuard:
+    """A chat model that answers with one of two words, such as Llama Guard's `safe` and `unsafe`.
+
+    The probability compares how likely the two answers are, so that nothing has to be generated or parsed. A dialogue
+    that the template refuses or that is too long is judged part by part, window by window.
+    """
+
+    def __init__(
+        self, base: Base, name: str, threshold: float = 0.5, safe: str = "safe", unsafe: str = "unsafe"
+    ) -> None:
+        self._model = base.model
+        self._chat = ChatFormat(base.tokenizer)
+        # Llama Guard opens its answer with blank lines in some releases and without them in others.
+        self._answers = [self._chat.tokens(lead + word) for word in (safe, unsafe) for lead in ("", "\n\n")]
+        if self._answers[0] == self._answers[2]:
+            raise ReftError(f"guard {name}: the answers {safe} and {unsafe} are the same tokens")
+        self._room = min(base.context, 8192) - max(map(len, self._answers))
+        self.guard_id = f"generator:{name}"
+        self.threshold = threshold
+
+    @classmethod
+    def load(cls, path: str, threshold: float = 0.5, device: str | None = None, **words: str) -> GeneratorGuard:
+        """A generator from a directory of safetensors; `words` may hold other `safe` and `unsafe` answers."""
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+        return cls(load_base(path, dtype, device), Path(path).name, threshold, **words)
+
+    @torch.inference_mode()
+    def probabilities(self, conversations: Sequence[Conversation]) -> list[float]:
+        """One probability per conversation, in order; a conversation without text counts as harmful."""
+        return [max(map(self._probability, self._prompts(turns)), default=1.0) for turns in conversations]
+
+    def _prompts(self, conversation: Conversation) -> list[list[int]]:
+        if not parts(conversation):
+            return []
+        try:
+            whole = self._chat.tokens(self._chat.render(conversation, generation=True))
+        except ReftError:
+            whole = []
+        if whole and len(whole) <= self._room:
+            return [whole]
+        frame = len(self._prompt(""))
+        if frame >= self._room:
+            raise ReftError(f"guard {self.guard_id}: its template alone is longer than its context")
+        return [
+            self._prompt(str(self._chat.tokenizer.decode(window)))
+            for part in parts(conversation)
+            for window in _windows(self._chat.tokens(part.text), (self._room - frame) * 3 // 4)
+        ]
+
+    def _prompt(self, text: str) -> list[int]:
+        return self._chat.tokens(self._chat.render((Message("user", text),), generation=True))
+
+    def _probability(self, prompt: list[int]) -> float:
+        rows = [prompt + answer for answer in self._answers]
+        longest = max(map(len, rows))
+        ids_BT = torch.tensor([row + [self._chat.pad_id] * (longest - len(row)) for row in rows])
+        mask_BT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        device = self._model.device
+        logits_BTV = self._model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device)).logits
+        likelihoods = [
+            _likelihood(logits_BTV[index, len(prompt) - 1 : len(prompt) - 1 + len(answer)], answer)
+            for index, answer in enumerate(self._answers)
+        ]
+        safe, unsafe = torch.stack(likelihoods).view(2, 2).logsumexp(dim=1)
+        return float(torch.sigmoid(unsafe - safe))
+
+
+def _likelihood(logits_TV: Tensor, answer: list[int]) -> Tensor:
+    chosen = torch.tensor(answer, device=logits_TV.device)
+    return logits_TV.float().log_softmax(dim=-1).gather(1, chosen[:, None]).sum()
+
+
+def _harmless(label: str) -> bool:
+    return label.lower() in HARMLESS_LABELS
+
+
+def _windows(ids: list[int], size: int) -> list[list[int]]:
+    """Overlapping windows over all ids, so that nothing is cut off."""
+    step = max(1, size - _OVERLAP)
+    return [ids[start : start + size] for start in range(0, max(1, len(ids) - _OVERLAP), step)]

@@ -1,0 +1,100 @@
+"""A second guard behind any OpenAI-compatible `/v1/moderations`."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from reft_ray.core.conversation import Conversation, parts
+from reft_ray.core.errors import ReftError, UsageError
+
+TRIES = 4
+BATCH_TEXTS = 32
+_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+
+
+class ModerationGuard:
+    """Asks a moderation endpoint about every part of a conversation; the most harmful part counts.
+
+    `url` is the endpoint or its base (`http://host/v1`). The key comes from the environment variable `key_variable`
+    where that is set. `categories` narrows what counts as harm; without it, `flagged` and every score count.
+    Overload and lost connections are tried again, with growing pauses; after that a ReftError ends the run.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        threshold: float = 0.5,
+        categories: Sequence[str] = (),
+        key_variable: str = "REFT_GUARD_API_KEY",
+        timeout: float = 30.0,
+        pause: float = 0.5,
+    ) -> None:
+        if not 0.0 < threshold <= 1.0:
+            raise UsageError(f"a guard's threshold lies in (0, 1], got {threshold}")
+        base = url.rstrip("/")
+        self._url = base if base.endswith("/moderations") else f"{base}/moderations"
+        self._model = model
+        self._categories = frozenset(categories)
+        self._pause = pause
+        self.threshold = threshold
+        self.guard_id = f"moderations:{httpx.URL(self._url).host}" + (f"/{model}" if model else "")
+        key = os.environ.get(key_variable)
+        self._client = httpx.Client(timeout=timeout, headers={"Authorization": f"Bearer {key}"} if key else {})
+
+    def probabilities(self, conversations: Sequence[Conversation]) -> list[float]:
+        """One probability per conversation, in order; a conversation without text counts as harmful."""
+        texts: dict[str, int] = {}
+        rows = [[texts.setdefault(part.text, len(texts)) for part in parts(turns)] for turns in conversations]
+        wanted = list(texts)
+        scores: list[float] = []
+        for start in range(0, len(wanted), BATCH_TEXTS):
+            scores += self._ask(wanted[start : start + BATCH_TEXTS])
+        return [max((scores[index] for index in row), default=1.0) for row in rows]
+
+    def _ask(self, texts: list[str]) -> list[float]:
+        body: dict[str, Any] = {"input": texts} | ({"model": self._model} if self._model else {})
+        answer = self._post(body)
+        results = answer.get("results") if isinstance(answer, dict) else None
+        if not isinstance(results, list) or len(results) != len(texts):
+            raise ReftError(f"guard {self.guard_id}: expected {len(texts)} results from {self._url}")
+        return [self._probability(result) for result in results]
+
+    def _probability(self, result: Any) -> float:
+        try:
+            scores = result.get("category_scores") or {}
+            flags = result.get("categories") or {}
+            counted = [name for name in {*scores, *flags} if not self._categories or name in self._categories]
+            highest = max((float(scores.get(name) or 0.0) for name in counted), default=0.0)
+            flagged = bool(result["flagged"]) if not self._categories else any(flags.get(name) for name in counted)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ReftError(f"guard {self.guard_id}: a result without flagged and category_scores") from error
+        if math.isnan(highest) or flagged:
+            return max(self.threshold, min(1.0, 0.0 if math.isnan(highest) else highest))
+        return min(1.0, max(0.0, highest))
+
+    def _post(self, body: dict[str, Any]) -> Any:
+        trouble = ""
+        for attempt in range(TRIES):
+            if attempt:
+                time.sleep(self._pause * 2 ** (attempt - 1))
+            try:
+                response = self._client.post(self._url, json=body)
+            except httpx.TransportError as error:
+                trouble = type(error).__name__
+                continue
+            if response.status_code == 200:
+                try:
+                    return response.json()
+                except ValueError:
+                    raise ReftError(f"guard {self.guard_id}: {self._url} did not answer with JSON") from None
+            trouble = f"HTTP {response.status_code}"
+            if response.status_code not in _RETRIED:
+                break
+        raise ReftError(f"guard {self.guard_id}: {self._url}: {trouble}; mend the guard and run again to resume")

@@ -1,0 +1,100 @@
+"""Guards from local models: harm is found wherever it stands, and one row does not change another's probability."""
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from reft_ray.core.conversation import Message, chat
+from reft_ray.core.errors import ReftError
+from reft_ray.hf.guards import ClassifierGuard, GeneratorGuard
+from reft_ray.hf.tiny import TinyShape, tiny_llama, train_tokenizer
+
+WORDS = ["tea", "milk", "bread", "honey", "water", "bomb"]
+SHAPE = TinyShape(hidden=32, layers=1, heads=2, intermediate=64, max_positions=96)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([" ".join(WORDS) + " safe unsafe"] * 4, vocab_size=400, max_positions=96)
+
+
+@pytest.fixture(scope="module")
+def classifier(tokenizer, tmp_path_factory):
+    """Trained on the spot to flag the one word."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64, id2label={0: "safe", 1: "unsafe"}, label2id={"safe": 0, "unsafe": 1},
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = BertForSequenceClassification(config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(60):
+        texts, labels = [], []
+        for index in range(16):
+            chosen = torch.randint(0, 5, (int(torch.randint(1, 12, (1,), generator=generator)),), generator=generator)
+            words = [WORDS[i] for i in chosen]
+            if index % 2:
+                words[(step + index) % len(words)] = "bomb"
+            texts.append(" ".join(words))
+            labels.append(index % 2)
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        loss = model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=torch.tensor(labels)
+        ).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    path = tmp_path_factory.mktemp("classifier")
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def generator(tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("generator")
+    tiny_llama(tokenizer, SHAPE, seed=0).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def test_a_classifier_finds_harm_in_any_part_and_any_window(classifier):
+    guard = ClassifierGuard.load(str(classifier), device="cpu")
+    filler = " ".join(["tea milk bread"] * 60)
+    harmless, answer, deep = chat("tea milk"), chat("tea", "a bomb"), chat(f"{filler} bomb {filler}")
+    scores = guard.probabilities([harmless, answer, deep, ()])
+    assert scores[0] < guard.threshold <= min(scores[1:])
+    assert scores[3] == 1.0
+    alone = [guard.probabilities([turns])[0] for turns in (harmless, answer, deep)]
+    assert scores[:3] == pytest.approx(alone, abs=1e-4)
+
+
+def test_a_classifier_needs_to_know_its_harmful_labels(classifier):
+    assert (
+        ClassifierGuard.load(str(classifier), harmful=["safe"], device="cpu").probabilities([chat("tea milk")])[0] > 0.5
+    )
+    with pytest.raises(ReftError, match="safe, unsafe"):
+        ClassifierGuard.load(str(classifier), harmful=["toxic"], device="cpu")
+    with pytest.raises(ReftError, match="classifier from safetensors"):
+        ClassifierGuard.load(str(classifier / "missing"), device="cpu")
+
+
+def test_a_generator_compares_its_two_answers(generator):
+    rows = [chat("tea milk"), chat("bomb", "honey bread"), (Message("user", "x"), Message("assistant", "y"))]
+    guard = GeneratorGuard.load(str(generator), device="cpu")
+    scores = guard.probabilities(rows)
+    swapped = GeneratorGuard.load(str(generator), device="cpu", safe="unsafe", unsafe="safe").probabilities(rows)
+    assert all(0.0 < score < 1.0 for score in scores)
+    assert [1 - score for score in swapped] == pytest.approx(scores, abs=1e-5)
+    assert guard.probabilities(rows[1:2])[0] == pytest.approx(scores[1], abs=1e-6)
+    assert guard.probabilities([()]) == [1.0]
+
+
+def test_a_generator_reads_dialogues_that_are_longer_than_its_context(generator):
+    guard = GeneratorGuard.load(str(generator), device="cpu")
+    prompts = guard._prompts(chat("tea milk bread " * 80, "honey"))
+    assert len(prompts) > 3
+    assert all(len(prompt) <= guard._room for prompt in prompts)
+    assert 0.0 < guard.probabilities([chat("tea milk bread " * 80, "honey")])[0] < 1.0
