@@ -22,7 +22,7 @@ def student(service):
         services.jobs.move(job.id, status, Event("on"))
     with services.database.write() as connection:
         job = services.jobs.move_in(
-            connection, job.id, Status.SUCCEEDED, Event("done"), fine_tuned_model=job.model_name
+            connection, services.jobs.get(job.id), Status.SUCCEEDED, Event("done"), fine_tuned_model=job.model_name
         )
         services.models.register_in(connection, job, "/adapters/1")
     return job.model_name

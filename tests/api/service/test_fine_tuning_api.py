@@ -224,7 +224,9 @@ def test_checkpoints_are_shared_within_the_organisation_only(service, client):
         services.jobs.move(job.id, status, Event("on"))
     with services.database.write() as connection:
         services.models.register_in(
-            connection, services.jobs.move_in(connection, job.id, Status.SUCCEEDED, Event("done")), "/a"
+            connection,
+            services.jobs.move_in(connection, services.jobs.get(job.id), Status.SUCCEEDED, Event("done")),
+            "/a",
         )
     name = job.checkpoint_name(5)
     sibling = services.tenants.authenticate(service.secret("two")).project_id
