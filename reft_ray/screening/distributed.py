@@ -131,7 +131,8 @@ def _error_text(error: ReftError) -> str:
 
 def _error_from(text: str) -> ReftError:
     name, message = json.loads(text)
-    kinds: dict[str, type[ReftError]] = {kind.__name__: kind for kind in (ReftError, *ReftError.__subclasses__())}
+    known: list[type[ReftError]] = [ReftError, *ReftError.__subclasses__()]
+    kinds = {kind.__name__: kind for kind in known}
     return kinds.get(name, ReftError)(message)
 
 
