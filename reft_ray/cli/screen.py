@@ -103,7 +103,7 @@ def screen(
 
         if (review_threshold is None) != (block_threshold is None):
             raise UsageError("--review-threshold and --block-threshold come together")
-        if not (teacher / "manifest.json").parent.is_dir():
+        if not teacher.is_dir():
             raise UsageError(f"no Ref-Teacher at {teacher}")
         config = ScreenConfig(
             format=_named(Format, row_format, "--format"),

@@ -7,11 +7,17 @@ import os
 
 import ray
 
+from reft_ray.core.errors import UsageError
+
 OBJECT_STORE_BYTES = 512 << 20
 
 
-def ensure_ray() -> None:
-    """Use the initialised Ray, connect to the one that RAY_ADDRESS names, or start one on this machine."""
+def ensure_ray(cpus: float = 0.0, gpus: float = 0.0) -> None:
+    """Use the initialised Ray, connect to the one that RAY_ADDRESS names, or start one on this machine.
+
+    Raises UsageError where a local Ray lacks the `cpus` or `gpus` of a single actor, which would wait for ever; any
+    other cluster may grow.
+    """
     if ray.is_initialized():
         return
     # Unset, a local start would turn token authentication on and leave a token file that later clusters trip over.
@@ -26,3 +32,6 @@ def ensure_ray() -> None:
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
+    for name, needed in (("CPU", cpus), ("GPU", gpus)):
+        if needed > (there := ray.cluster_resources().get(name, 0.0)):
+            raise UsageError(f"an actor asks for {needed:g} {name}s and this machine has {there:g}")

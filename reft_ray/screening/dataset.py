@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from reft_ray.core.errors import BlockedByPolicyError, ReftError
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
-from reft_ray.screening.findings import Totals, findings_of, sample_share
+from reft_ray.screening.findings import check_names, sample_share
 from reft_ray.screening.manifest import Manifest, manifest_of, open_output
 from reft_ray.screening.outputs import UNITS, Output, done_units
 from reft_ray.screening.page import PAGE, render
@@ -59,7 +59,7 @@ def screen(
     UsageError for input that cannot be read; ReftError when the output does not add up.
     """
     config = config or ScreenConfig()
-    findings_of(Totals(), config.findings_off)
+    check_names(config.findings_off)
     sources = find_sources(inputs, config.container)
     plans = plan_files(sources, config.limits)
     shapes = [shape_of(plan, config.format, config.columns) for plan in plans]
@@ -67,7 +67,7 @@ def screen(
     manifest = manifest_of(config.fingerprint(sources), config.columns, plans, shapes)
     open_output(output, manifest)
     total = sum(plan.cuts.rows for plan in plans)
-    job = Job(scorer_factory, config, shapes, out, sample_share(total))
+    job = Job(scorer_factory, config, shapes, output.uri, sample_share(total))
     done = frozenset(done_units(output))
     _run(plans, done, job, manifest, progress)
     report = compose(_states(output, manifest), plans, shapes, config)

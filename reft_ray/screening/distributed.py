@@ -47,9 +47,9 @@ def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> 
     ]
     if not tasks:
         return
-    ensure_ray()
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     config = job.config
+    ensure_ray(config.cpus_per_actor, config.gpus_per_actor)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     context = dataset.context
     context.target_max_block_size = 1  # a block for each unit: progress is seen, and little is done twice

@@ -17,6 +17,8 @@ from reft_ray.screening.signals import LENGTH_STEPS, SHOWN_ROWS, unpacked
 SAMPLE_ROWS = 20_000
 """Rows that are compared with each other and whose language is told; larger sets are sampled down to about this."""
 
+_TOKENS = 20_000
+
 
 class Severity(StrEnum):
     """How much a finding should worry."""
@@ -69,6 +71,9 @@ class Totals:
             seen[0] += count
             seen[1] += edges
             seen[2] = (seen[2] + rows)[:SHOWN_ROWS]
+        if len(self.tokens) > 2 * _TOKENS:  # rare tokens of a huge set must not fill the memory
+            common = sorted(self.tokens.items(), key=lambda item: (-item[1][0], item[0]))[:_TOKENS]
+            self.tokens = dict(common)
         self.sketches.update({int(row): unpacked(packed) for row, packed in signals["sketches"].items()})
 
 
@@ -77,10 +82,14 @@ def sample_share(rows: int) -> float:
     return min(1.0, SAMPLE_ROWS / max(rows, 1))
 
 
-def findings_of(totals: Totals, off: Iterable[str] = ()) -> list[Finding]:
-    """Every finding that is not switched off, the most severe first. Raises UsageError for an unknown name."""
-    if unknown := set(off) - set(FINDINGS):
+def check_names(names: Iterable[str]) -> None:
+    """Raise UsageError unless every name is the name of a finding."""
+    if unknown := set(names) - set(FINDINGS):
         raise UsageError(f"no finding is named {', '.join(sorted(unknown))}; there are {', '.join(FINDINGS)}")
+
+
+def findings_of(totals: Totals, off: Iterable[str] = ()) -> list[Finding]:
+    """Every finding that is not switched off, the most severe first."""
     wanted = [detect for name, detect in FINDINGS.items() if name not in set(off)]
     found = [finding for detect in wanted if totals.valid and (finding := detect(totals)) is not None]
     order = list(Severity)

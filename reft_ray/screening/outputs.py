@@ -14,6 +14,7 @@ import contextlib
 import json
 import uuid
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -76,7 +77,7 @@ class Output:
     """A directory, local or behind a `pyarrow.fs` URI."""
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri
+        self.uri = uri if "://" in uri else str(Path(uri).absolute())
         self.name = display_name(uri)
         self._fs, self._root = filesystem_of(uri)
 
@@ -127,7 +128,7 @@ class Output:
     def uri_of(self, name: str) -> str:
         """The path or URI of a file in the output."""
         if "://" not in self.uri:
-            return f"{self._root}/{name}"
+            return f"{self.uri}/{name}"
         parts = urlsplit(self.uri)
         return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
 

@@ -185,6 +185,8 @@ class _Reader:
             if not skipped:
                 return b""
             self._position += len(skipped)
-        data = bytes(self._file.read(size))
+        data = bytearray()
+        while len(data) < size and (more := self._file.read(size - len(data))):
+            data += more
         self._position += len(data)
-        return data
+        return bytes(data)
