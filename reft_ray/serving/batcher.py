@@ -62,6 +62,11 @@ class Batcher(Generic[Item, Result]):
         """Calls that wait for their batch."""
         return len(self._urgent) + len(self._bulk)
 
+    @property
+    def items(self) -> list[Item]:
+        """The items that wait."""
+        return [call.item for queue in (self._urgent, self._bulk) for call in queue]
+
     async def submit(self, item: Item, cost: int, deadline: float, urgent: bool) -> Result:
         """The result for an item. `deadline` is a reading of `time.monotonic()`.
 

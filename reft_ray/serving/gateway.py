@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from reft_ray.api.app import create_app
 from reft_ray.serving.args import ServeArgs
 from reft_ray.serving.handle import HandleJudge
+from reft_ray.telemetry import catalog
 from reft_ray.telemetry.metric import Labeller
 from reft_ray.telemetry.ray_recorder import RayRecorder
 
@@ -20,6 +23,7 @@ class Gateway:
     def __init__(self, teachers: DeploymentHandle, args: dict[str, Any]) -> None:
         self._args = ServeArgs.model_validate(args)
         self._recorder = RayRecorder(Labeller(application=self._args.application))
+        self._recorder.set(catalog.BUILD_INFO, 1, version=version("reft-ray"), python=platform.python_version())
         self._judge = HandleJudge(teachers, self._recorder)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -21,12 +21,13 @@ _TOLERANCE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class LoadedTeacher:
-    """A scorer with its cache, and what its canaries scored when it was loaded."""
+    """A scorer with its cache, what its canaries scored at loading, and its calibration histogram over [-1, 1]."""
 
     args: TeacherArgs
     plain: Scorer
     cached: Scorer
     expected: tuple[float, ...]
+    histogram: tuple[int, ...] = ()
 
     def check(self) -> None:
         """Score the canary pair again. Raises ReftError when a score has changed."""
@@ -45,7 +46,7 @@ def load_teacher(args: TeacherArgs) -> LoadedTeacher:
 
     Raises ReftError when it cannot be loaded, when a score is no cosine, or when it is wrong on a configured canary.
     """
-    scorer = _scorer(args)
+    scorer, histogram = _scorer(args)
     scores = _canary_scores(scorer, args)
     if not all(math.isfinite(score) and abs(score) <= 1.001 for score in scores):
         raise ReftError(f"teacher {scorer.teacher_id} gives {scores} for its canaries, which are no cosines")
@@ -57,7 +58,7 @@ def load_teacher(args: TeacherArgs) -> LoadedTeacher:
                 "check `canary` and the teacher's thresholds"
             )
     cached = CachedScorer(scorer, args.cache_texts) if args.cache_texts else scorer
-    return LoadedTeacher(args, scorer, cached, tuple(scores))
+    return LoadedTeacher(args, scorer, cached, tuple(scores), tuple(histogram))
 
 
 def approximate_tokens(texts: Sequence[str]) -> int:
@@ -70,18 +71,20 @@ def _canary_scores(scorer: Scorer, args: TeacherArgs) -> list[float]:
     return [result.score for result in scorer.score([pair.harmful, pair.harmless])]
 
 
-def _scorer(args: TeacherArgs) -> Scorer:
+def _scorer(args: TeacherArgs) -> tuple[Scorer, Sequence[int]]:
     if args.scorer == "words":
         from reft_ray.testbed.word_scorer import WordScorer
 
-        return WordScorer(args.teacher if args.teacher != BUILTIN else "rt-words")
+        return WordScorer(args.teacher if args.teacher != BUILTIN else "rt-words"), ()
     from reft_ray.hf.ref_teacher import RefTeacher
 
     folder = builtin_teacher() if args.teacher == BUILTIN else Path(args.teacher)
-    return RefTeacher.load(folder).scorer(
+    teacher = RefTeacher.load(folder)
+    scorer = teacher.scorer(
         base_name=args.base,
         device=args.device,
         precision=args.precision,
         window_tokens=args.window_tokens,
         batch_tokens=args.batch_tokens,
     )
+    return scorer, teacher.manifest.histogram

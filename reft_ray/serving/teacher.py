@@ -16,6 +16,7 @@ from reft_ray.core.scoring import judge
 from reft_ray.core.verdict import Thresholds
 from reft_ray.serving.args import TeacherArgs, problems
 from reft_ray.serving.batcher import Batcher, ExpiredError
+from reft_ray.serving.drift import DriftWatch
 from reft_ray.serving.loading import LoadedTeacher, approximate_tokens, load_teacher
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
@@ -25,10 +26,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One call: conversations under one pair of thresholds, None for the teacher's."""
+    """One call: conversations under one pair of thresholds, None for the teacher's; `stream` is for telemetry."""
 
     conversations: tuple[Conversation, ...]
     thresholds: Thresholds | None
+    stream: str
 
 
 class TeacherReplica:
@@ -42,6 +44,7 @@ class TeacherReplica:
         self._recorder = recorder or NullRecorder()
         self._teacher: LoadedTeacher | None = None
         self._refused: str | None = None
+        self._drift: DriftWatch | None = None
         self._batcher: Batcher[Work, Judgement] = Batcher(self._run, TeacherArgs().batch_tokens, self._waited)
         self._switching: asyncio.Task[None] | None = None
 
@@ -73,6 +76,9 @@ class TeacherReplica:
             logger.exception("the new teacher is refused, %s goes on", self._ready().plain.teacher_id)
 
     def _take(self, loaded: LoadedTeacher) -> None:
+        if self._drift is not None:
+            self._drift.close()
+        self._drift = DriftWatch(loaded.plain.teacher_id, loaded.histogram, self._recorder)
         self._announce(loaded)
         self._teacher, self._refused = loaded, None
         # One forward batch is the scorer's own matter; a turn holds a few, so that sorting by length pays.
@@ -84,14 +90,9 @@ class TeacherReplica:
     ) -> Judgement | None:
         """Verdicts in order, or None when the `seconds` ran out before the call's turn came."""
         texts = [turn.content for conversation in conversations for turn in conversation]
-        self._recorder.set(catalog.FILTER_QUEUE_DEPTH, self._batcher.waiting)
+        work = Work(tuple(conversations), thresholds, "moderation" if urgent else "screening")
         try:
-            return await self._batcher.submit(
-                Work(tuple(conversations), thresholds),
-                approximate_tokens(texts),
-                time.monotonic() + seconds,
-                urgent,
-            )
+            return await self._batcher.submit(work, approximate_tokens(texts), time.monotonic() + seconds, urgent)
         except ExpiredError:
             return None
 
@@ -130,6 +131,8 @@ class TeacherReplica:
         )
 
     def _waited(self, seconds: float) -> None:
+        waiting = sum(len(work.conversations) for work in self._batcher.items)
+        self._recorder.set(catalog.FILTER_QUEUE_DEPTH, waiting)
         self._recorder.observe(catalog.FILTER_QUEUE_SECONDS, seconds)
 
     def _run(self, works: Sequence[Work]) -> list[Judgement]:
@@ -148,6 +151,8 @@ class TeacherReplica:
             for index in indices:
                 own = [next(verdicts) for _ in works[index].conversations]
                 judgements[index] = Judgement(teacher.plain.teacher_id, own)
+                if self._drift is not None:
+                    self._drift.add(works[index].stream, own)
         self._recorder.observe(catalog.FILTER_FORWARD_SECONDS, time.perf_counter() - started)
         self._recorder.observe(catalog.FILTER_BATCH_ROWS, sum(len(work.conversations) for work in works))
         self._count(before, _counters(teacher))

@@ -126,7 +126,7 @@ class Drifting(WordScorer):
 @pytest.mark.parametrize("offset", [0.05, -0.05, float("nan")])
 def test_the_health_check_fails_when_scores_change(monkeypatch: pytest.MonkeyPatch, offset: float) -> None:
     scorer = Drifting()
-    monkeypatch.setattr(loading, "_scorer", lambda args: scorer)
+    monkeypatch.setattr(loading, "_scorer", lambda args: (scorer, ()))
 
     async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
         await replica.check_health()
@@ -140,7 +140,7 @@ def test_the_health_check_fails_when_scores_change(monkeypatch: pytest.MonkeyPat
 def test_scores_that_are_no_cosines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Drifting()
     scorer.offset = float("nan")
-    monkeypatch.setattr(loading, "_scorer", lambda args: scorer)
+    monkeypatch.setattr(loading, "_scorer", lambda args: (scorer, ()))
     with pytest.raises(ReftError, match="no cosines"):
         asyncio.run(TeacherReplica().reconfigure(WORDS))
 
@@ -148,3 +148,18 @@ def test_scores_that_are_no_cosines_are_refused(monkeypatch: pytest.MonkeyPatch)
 def test_without_a_teacher_nothing_is_healthy() -> None:
     with pytest.raises(ReftError, match="no teacher is configured"):
         asyncio.run(TeacherReplica().check_health())
+
+
+def test_scores_are_watched_for_drift_per_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_scorer", lambda args: (WordScorer(), [50, 0, 0, 50]))
+
+    async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
+        await replica.judge([chat("Good morning."), chat("A bomb.")] * 500, None, 10, True)
+        await replica.judge([chat("A bomb.")] * 1000, None, 10, False)
+        drift = {labels["stream"]: value for labels, value in recorder.series(catalog.FILTER_SCORE_PSI)}
+        assert drift["moderation"] < 0.1 < 1 < drift["screening"]
+        monkeypatch.setattr(loading, "_scorer", lambda args: (WordScorer("rt-2"), ()))
+        await switched(replica, WORDS | {"teacher": "rt-2"}, lambda info: info.id == "rt-2")
+        assert recorder.series(catalog.FILTER_SCORE_PSI) == []
+
+    run(body)
