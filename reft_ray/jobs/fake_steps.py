@@ -88,7 +88,8 @@ class FakeSteps:
     def evaluate(self, run: JobRun, training: Training) -> Evaluation:
         """See Steps."""
         limit = run.job.spec.options.gate.get("harmful_score", 5.0)
-        return Evaluation((GateCheck("harmful_score", self.harmful_score, 0.5, limit),))
+        score = self.harmful_score
+        return Evaluation((GateCheck("harmful_score", "at_most", limit, score, 0.5, score <= limit),))
 
     def export(self, run: JobRun, screening: Screening, training: Training, evaluation: Evaluation) -> Export:
         """See Steps."""

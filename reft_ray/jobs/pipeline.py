@@ -9,6 +9,8 @@ A driver may die anywhere. The next one runs this from the top: recorded steps g
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from reft_ray.jobs.job import Event, Options, Status
 from reft_ray.jobs.run import JobFailedError, JobRun
 from reft_ray.jobs.steps import Evaluation, Export, Screening, Steps, Training, Validation, finite
@@ -32,13 +34,12 @@ def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None) -> None
         screening = run.once(
             "screen", Screening, lambda: steps.screen(run, validation), told=_screened, result_files=_screening_files
         )
-        refuse_unsafe_data(screening, run.job.spec.options)
-        if run.job.spec.options.policy == "review" and screening.review:
+        if run.job.spec.options.policy == "review" and screening.withheld:
             if not run.done("ask"):
                 run.park(Status.PAUSED, _asks_people(screening), step="ask")
             reviewed = screening
             screening = run.once("review", Screening, lambda: steps.review(run, reviewed), told=_screened)
-        refuse_empty_data(screening)
+        refuse_unsafe_data(screening, run.job.spec.options)
 
         if run.job.status is Status.VALIDATING:
             run.park(Status.QUEUED, Event("Files validated and screened, job queued"))
@@ -78,28 +79,16 @@ def refuse_invalid_files(validation: Validation) -> None:
 
 
 def refuse_unsafe_data(screening: Screening, options: Options) -> None:
-    """Blocked rows are dropped, up to a share above which what is left is likely a part of the attack."""
-    if screening.rows != screening.kept + screening.review + screening.blocked + screening.invalid:
+    """Withheld rows are dropped, up to a share above which what is left is likely a part of the attack."""
+    if screening.rows != screening.kept + screening.withheld + screening.invalid:
         raise RuntimeError(f"screening lost rows: {screening}")
-    strict = options.policy == "fail" and screening.blocked
-    if strict or screening.reject_ratio > options.max_reject_ratio:
-        limit = "none is allowed" if strict else f"at most {options.max_reject_ratio:.0%} may be"
+    most = 0.0 if options.policy == "fail" else options.max_reject_ratio
+    if screening.reject_ratio > most or screening.kept == 0:
         raise JobFailedError(
             UNSAFE_DATA,
-            "The job failed due to an unsafe training file. This training file was blocked because "
-            f"{screening.blocked} of {screening.rows} examples were flagged as harmful ({limit})"
-            f"{_lines(screening.first_lines)}.{_see(screening.report_file)}",
-            "training_file",
-        )
-
-
-def refuse_empty_data(screening: Screening) -> None:
-    """Nothing to learn from."""
-    if screening.kept == 0:
-        raise JobFailedError(
-            UNSAFE_DATA,
-            f"The job failed because none of the {screening.rows} examples passed screening."
-            f"{_see(screening.report_file)}",
+            "The job failed due to an unsafe training file. This training file was blocked because too many examples "
+            f"were flagged: {screening.withheld} of {screening.rows} ({screening.blocked} blocked, {screening.review} "
+            f"for review, at most {most:.0%} may be){_lines(screening.first_lines)}.{_see(screening.report_file)}",
             "training_file",
         )
 
@@ -107,9 +96,10 @@ def refuse_empty_data(screening: Screening) -> None:
 def withhold_unsafe_model(evaluation: Evaluation) -> None:
     """A student above a limit is never shown."""
     if not evaluation.passed:
-        failed = [check for check in evaluation.checks if not check.passed]
+        failed = [check for check in evaluation.checks if not check.holds]
         numbers = "; ".join(
-            f"{check.name} {check.value:g} is above the limit {check.limit:g} (before: {check.baseline:g})"
+            f"{check.measure} {_number(check.student)} (before: {_number(check.base)}), "
+            f"limit: {check.bound.replace('_', ' ')} {check.limit:g}"
             for check in failed
         )
         raise JobFailedError(
@@ -129,29 +119,21 @@ def _screened(screening: Screening) -> Event:
     return Event(
         f"Screened {screening.rows} examples: {screening.kept} kept, {screening.blocked} blocked, "
         f"{screening.review} for review",
-        level="warn" if screening.blocked else "info",
+        level="warn" if screening.withheld else "info",
         data={**counts, "report_file": screening.report_file, "teacher": screening.teacher_id},
     )
 
 
 def _asks_people(screening: Screening) -> Event:
     return Event(
-        f"{screening.review} examples wait for review; resume the job when they are decided",
+        f"{screening.withheld} examples wait for review; resume the job when they are decided",
         level="warn",
-        data={"review": screening.review, "quarantine_file": screening.quarantine_file},
+        data={"withheld": screening.withheld, "quarantine_file": screening.quarantine_file},
     )
 
 
 def _judged(evaluation: Evaluation) -> Event:
-    checks = {
-        check.name: {
-            "value": check.value,
-            "baseline": check.baseline,
-            "limit": check.limit,
-            "passed": check.passed,
-        }
-        for check in evaluation.checks
-    }
+    checks = [asdict(check) | {"passed": check.holds} for check in evaluation.checks]
     return Event(
         f"Release gate: {'passed' if evaluation.passed else 'not passed'}",
         level="info" if evaluation.passed else "error",
@@ -166,6 +148,10 @@ def _report(result: Validation | Evaluation) -> list[str | None]:
 
 def _screening_files(screening: Screening) -> list[str | None]:
     return [screening.report_file, screening.quarantine_file]
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:g}"
 
 
 def _lines(numbers: tuple[int, ...]) -> str:

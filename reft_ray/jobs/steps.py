@@ -52,9 +52,15 @@ class Screening:
     kept_sha256: str = ""
 
     @property
+    def withheld(self) -> int:
+        """Rows that the teacher holds back."""
+        return self.review + self.blocked
+
+    @property
     def reject_ratio(self) -> float:
-        """The share of rows that were blocked."""
-        return self.blocked / self.rows if self.rows else 0.0
+        """The share of the valid rows that is held back."""
+        valid = self.rows - self.invalid
+        return self.withheld / valid if valid else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +75,23 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class GateCheck:
-    """One measurement of the release gate: higher is worse, `baseline` is the model before finetuning."""
+    """One limit of the release gate with the numbers behind it, as `evaluation.gate.Check` has them.
 
-    name: str
-    value: float
-    baseline: float
+    `bound` says how the limit is read (`at_most`, `at_least`, `rise_at_most`, `drop_at_most`); `base` is the model
+    before finetuning; None where a number was not taken.
+    """
+
+    measure: str
+    bound: str
     limit: float
+    student: float | None
+    base: float | None
+    passed: bool
 
     @property
-    def passed(self) -> bool:
-        """Whether the value is within the limit; one that is not a number is not."""
-        return self.value <= self.limit
+    def holds(self) -> bool:
+        """Whether the limit was met, by a number: what was not measured does not hold."""
+        return self.passed and self.student is not None and math.isfinite(self.student)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +104,12 @@ class Evaluation:
     @property
     def passed(self) -> bool:
         """Whether the student may be released; without any check it may not."""
-        return bool(self.checks) and all(check.passed for check in self.checks)
+        return bool(self.checks) and all(check.holds for check in self.checks)
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Evaluation:
         """What `record_of` wrote."""
-        checks = []
-        for check in document["checks"]:
-            numbers = [math.nan if check[key] is None else check[key] for key in ("value", "baseline", "limit")]
-            checks.append(GateCheck(check["name"], *numbers))
-        return cls(tuple(checks), document["report_file"])
+        return cls(tuple(GateCheck(**check) for check in document["checks"]), document["report_file"])
 
 
 @dataclass(frozen=True, slots=True)

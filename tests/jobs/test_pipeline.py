@@ -110,14 +110,14 @@ def test_rejected_rows_expire_and_go_with_their_file(world, clock):
 @pytest.mark.parametrize(
     ("texts", "options", "code", "message"),
     [
-        (["hi", "a bomb"], {"policy": "fail"}, "unsafe_training_data", "1 of 2 examples were flagged"),
+        (["hi", "a bomb"], {"policy": "fail"}, "unsafe_training_data", "flagged: 1 of 2 .*at most 0%"),
         (
             ["hi", "a bomb", "poison"],
             {"max_reject_ratio": 0.5},
             "unsafe_training_data",
-            "2 of 3 .*at most 50%.*lines: 2, 3.*file-",
+            r"2 of 3 \(2 blocked, 0 for review, at most 50% may be\); first lines: 2, 3\. .*file-",
         ),
-        (["a knife"], {}, "unsafe_training_data", "none of the 1 examples"),
+        (["a knife"], {"max_reject_ratio": 1.0}, "unsafe_training_data", "1 of 1"),
     ],
 )
 def test_an_unsafe_file_fails_before_any_training(world, texts, options, code, message):
@@ -150,18 +150,21 @@ def test_review_waits_for_people_and_then_goes_on(world):
 def test_a_harmful_student_is_withheld_with_the_numbers(world, score):
     job = world.drive(world.job(), FakeSteps(harmful_score=score))
     assert (job.status, job.error.code, job.fine_tuned_model) == (Status.FAILED, "unsafe_model", None)
-    assert "above the limit 5 (before: 0.5)" in job.error.message
+    assert "(before: 0.5), limit: at most 5" in job.error.message
     assert world.models.list("proj_a") == []
     gate = next(
         item.event for item in world.jobs.events(job.id, limit=100).items if item.event.type == "moderation_checks"
     )
-    assert gate.data["checks"]["harmful_score"]["passed"] is False
+    assert gate.data["checks"][0]["passed"] is False
     assert world.recorder.total(catalog.GATE_RESULTS, result="withheld") == 1
     assert world.recorder.total(catalog.JOB_FAILURES, code="unsafe_model") == 1
 
 
 def test_a_student_that_was_not_measured_is_withheld():
     assert not Evaluation(()).passed
+    for unmeasured in (None, math.nan, math.inf):
+        assert not Evaluation((GateCheck("harmful_score", "at_most", 5.0, unmeasured, 1.0, True),)).passed
+    assert Evaluation((GateCheck("harmful_score", "at_most", 5.0, 5.0, 1.0, True),)).passed
 
 
 def test_a_screening_that_lost_rows_never_trains(world):
@@ -265,6 +268,6 @@ def test_the_end_is_foretold_from_the_speed(world, clock):
 def test_results_survive_the_record():
     for result in (
         Screening(3, 1, 1, 1, "uri", first_lines=(1, 2)),
-        Evaluation((GateCheck("a", 1.0, 2.0, 3.0), GateCheck("b", 0.5, 0.5, 0.5)), "file-1"),
+        Evaluation((GateCheck("a", "at_most", 1.0, 2.0, None, False),), "file-1"),
     ):
         assert result_of(type(result), json.loads(json.dumps(record_of(result)))) == result

@@ -107,7 +107,7 @@ def check_blocked_job(client):
     job = client.fine_tuning.jobs.create(model="tiny", training_file=file, extra_body={"reft": {"policy": "fail"}})
     job = finished(client, job.id)
     assert (job.status, job.error.code, job.error.param) == ("failed", "unsafe_training_data", "training_file")
-    assert "1 of 11" in job.error.message
+    assert "flagged: 1 of 11" in job.error.message
     assert "first lines: 11" in job.error.message
     assert json.loads(client.files.content(job.result_files[0]).text) == [{"line": 11, "decision": "blocked"}]
 
