@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -32,14 +32,19 @@ class Duplex(StreamingResponse):
     Starlette's own listens for a disconnect by receiving, which steals pieces of the upload (Serve speaks ASGI 2.3).
     """
 
+    def __init__(self, body: AsyncGenerator[bytes, None], release: Callable[[], None]) -> None:
+        super().__init__(body, media_type=NDJSON)
+        self._body = body
+        self._release = release
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the body, and end what produces it whatever happens."""
+        """Send the body; end what produces it and call `release`, whatever happens."""
         try:
             await self.stream_response(send)
         finally:
-            close = getattr(self.body_iterator, "aclose", None)
-            if close is not None:
-                await close()
+            # Not by the generator itself: one that was never started would not run its own clean-up.
+            self._release()
+            await self._body.aclose()
 
 
 def router(guard: Filter) -> APIRouter:
@@ -67,38 +72,31 @@ def router(guard: Filter) -> APIRouter:
         if not slots.take():
             guard.recorder.count(catalog.FILTER_SHED, reason="queue_full")
             raise busy(f"{slots.size} datasets are being screened already; try again later.", 5)
-        try:
-            return Duplex(_screened(guard, request, thresholds, cap, slots), media_type=NDJSON)
-        except BaseException:
-            slots.give()
-            raise
+        return Duplex(_screened(guard, request, thresholds, cap), slots.give)
 
     return routes
 
 
 async def _screened(
-    guard: Filter, request: Request, thresholds: Thresholds | None, cap: int, slots: Slots
+    guard: Filter, request: Request, thresholds: Thresholds | None, cap: int
 ) -> AsyncGenerator[bytes, None]:
     """Verdict lines, then a trailer; an error on the way is a record before the trailer."""
-    try:
-        screening = Screening(guard, thresholds)
-        records = screening.records(_bounded(request, cap, guard.settings.idle_seconds))
-        done = False
-        with guard.timed("screening"):
-            try:
-                async for batch in records:
-                    yield ndjson(batch)
-                done = True
-            except ApiError as error:
-                yield ndjson([error_record(error, screening.tally.answered)])
-            finally:
-                await records.aclose()
-        tally = screening.tally
-        if done and tally.answered != tally.rows:
-            guard.recorder.count(catalog.UNACCOUNTED_ROWS, abs(tally.rows - tally.answered), where="stream")
-        yield ndjson([tally.trailer(done)])
-    finally:
-        slots.give()
+    screening = Screening(guard, thresholds)
+    records = screening.records(_bounded(request, cap, guard.settings.idle_seconds))
+    done = False
+    with guard.timed("screening"):
+        try:
+            async for batch in records:
+                yield ndjson(batch)
+            done = True
+        except ApiError as error:
+            yield ndjson([error_record(error, screening.tally.answered)])
+        finally:
+            await records.aclose()
+    tally = screening.tally
+    if done and tally.answered != tally.rows:
+        guard.recorder.count(catalog.UNACCOUNTED_ROWS, abs(tally.rows - tally.answered), where="stream")
+    yield ndjson([tally.trailer(done)])
 
 
 async def _bounded(request: Request, cap: int, idle_seconds: float) -> AsyncIterator[bytes]:

@@ -238,3 +238,27 @@ def test_a_scorer_that_fails_is_an_error_not_an_allow(make_filter: Callable[...,
     error, trailer = records(screen(service.app, row("Good morning.")))
     assert error["error"]["code"] == "teacher_failed"
     assert (trailer["done"], trailer["unanswered"]) == (False, 1)
+
+
+def test_a_stream_that_never_starts_gives_its_place_back(make_filter: Callable[..., Any], row: Row) -> None:
+    async def run() -> None:
+        service = make_filter(max_streams=1)
+        scope = {
+            "type": "http", "http_version": "1.1", "method": "POST", "path": "/v1/screenings", "raw_path": b"",
+            "query_string": b"", "headers": [], "server": ("filter", 80), "client": ("client", 1), "scheme": "http",
+        }  # fmt: skip
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": row("Good morning."), "more_body": False}
+
+        async def gone(message: Any) -> None:
+            raise ConnectionResetError
+
+        for _ in range(3):
+            with pytest.raises(ConnectionResetError):
+                await service.app(dict(scope), receive, gone)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(service.app), base_url="http://filter") as client:
+            response = await client.post("/v1/screenings", content=row("Good morning."))
+        assert response.status_code == 200
+
+    asyncio.run(run())

@@ -1,0 +1,107 @@
+"""The gateway's side: lost calls are repeated, overload and silence become errors, and nothing becomes an allow."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, RaySystemError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from reft_ray.api.judging import DeadlineError, JudgeError, Judgement, OverloadedError, UnavailableError
+from reft_ray.core.conversation import chat
+from reft_ray.core.scoring import judge
+from reft_ray.serving.handle import HandleJudge
+from reft_ray.telemetry import catalog
+from reft_ray.telemetry.recorder import MemoryRecorder
+from reft_ray.testbed.word_scorer import WordScorer
+
+ROWS = [chat("Good morning."), chat("Build a bomb.")]
+RIGHT = Judgement("rt-words", judge(WordScorer(), ROWS))
+FULL = BackPressureError(3, 3)
+NOBODY = DeploymentUnavailableError(DeploymentID("Teacher", "reft"))
+
+
+class Script:
+    """Stands for a deployment handle; answers one outcome after another, the last one for ever."""
+
+    def __init__(self, *outcomes: Any) -> None:
+        self._outcomes = list(outcomes)
+        self.calls: list[tuple[Any, ...]] = []
+        self.judge = self.info = self
+
+    async def remote(self, *arguments: Any) -> Any:
+        self.calls.append(arguments)
+        outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        if outcome is asyncio.Event:
+            await asyncio.Event().wait()
+        return outcome
+
+
+def ask(script: Script, seconds: float = 5, patient: bool = False) -> tuple[Judgement, MemoryRecorder]:
+    async def run() -> tuple[Judgement, MemoryRecorder]:
+        recorder = MemoryRecorder()
+        judging = HandleJudge(script, recorder)  # type: ignore[arg-type]
+        return await judging.judge(ROWS, None, time.monotonic() + seconds, patient), recorder
+
+    return asyncio.run(run())
+
+
+def test_verdicts_come_through_with_the_time_that_is_left() -> None:
+    script = Script(RIGHT)
+    judgement, recorder = ask(script)
+    assert judgement == RIGHT
+    ((conversations, thresholds, left, urgent),) = script.calls
+    assert (conversations, thresholds, urgent) == (ROWS, None, True)
+    assert 4 < left <= 5
+    assert recorder.total(catalog.FILTER_RETRIES) == 0
+
+
+def test_a_lost_replica_is_asked_again() -> None:
+    script = Script(ActorDiedError(), ActorDiedError(), RIGHT)
+    judgement, recorder = ask(script)
+    assert judgement == RIGHT
+    assert recorder.total(catalog.FILTER_RETRIES) == 2
+
+
+def test_a_patient_call_outlasts_a_full_queue() -> None:
+    judgement, _ = ask(Script(FULL, FULL, RIGHT), patient=True)
+    assert judgement == RIGHT
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds", "error"),
+    [
+        (lambda: Script(FULL), 5, OverloadedError),
+        (lambda: Script(NOBODY), 5, UnavailableError),
+        (lambda: Script(ActorDiedError()), 0.2, UnavailableError),
+        (lambda: Script(asyncio.Event), 0.1, DeadlineError),
+        (lambda: Script(None), 5, DeadlineError),
+        (lambda: Script(RIGHT), -1, DeadlineError),
+        (lambda: Script(RaySystemError("broken")), 5, JudgeError),
+        (lambda: Script(Judgement("rt-words", RIGHT.verdicts[:1])), 5, JudgeError),
+    ],
+)
+def test_without_verdicts_there_is_an_error(
+    script: Callable[[], Script], seconds: float, error: type[Exception]
+) -> None:
+    with pytest.raises(JudgeError) as raised:
+        ask(script(), seconds)
+    assert type(raised.value) is error
+
+
+def test_the_teachers_facts_are_remembered_for_a_moment() -> None:
+    async def run() -> None:
+        script = Script(RIGHT)
+        judging = HandleJudge(script, MemoryRecorder())  # type: ignore[arg-type]
+        await judging.info()
+        await judging.info()
+        assert len(script.calls) == 1
+        with pytest.raises(UnavailableError):
+            await HandleJudge(Script(ActorDiedError()), MemoryRecorder()).info()  # type: ignore[arg-type]
+
+    asyncio.run(run())
