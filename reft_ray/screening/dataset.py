@@ -16,6 +16,7 @@ from reft_ray.screening.parsing import shape_of
 from reft_ray.screening.policy import Status
 from reft_ray.screening.reading import FilePlan, groups, plan_files, read_units
 from reft_ray.screening.report import REPORT, ScreenReport, compose
+from reft_ray.screening.reviews import Reviews
 from reft_ray.screening.sources import find_sources
 from reft_ray.screening.tally import UnitState
 from reft_ray.screening.work import Finished, Job, UnitWorker
@@ -70,7 +71,7 @@ def screen(
     job = Job(scorer_factory, config, shapes, output.uri, sample_share(total))
     done = frozenset(done_units(output))
     _run(plans, done, job, manifest, progress)
-    report = compose(_states(output, manifest), plans, shapes, config)
+    report = compose(_states(output, manifest), plans, shapes, config, Reviews(output.uri).counts())
     output.write(PAGE, render(report, output, manifest))
     output.write(REPORT, report.to_json())
     if report.status is not Status.PASSED:

@@ -107,9 +107,13 @@ def load_report(out: str) -> ScreenReport:
 
 
 def compose(
-    states: Iterable[UnitState], plans: Sequence[FilePlan], shapes: Sequence[FileShape], config: ScreenConfig
+    states: Iterable[UnitState],
+    plans: Sequence[FilePlan],
+    shapes: Sequence[FileShape],
+    config: ScreenConfig,
+    reviewed: tuple[int, int] = (0, 0),
 ) -> ScreenReport:
-    """The report over all units, given in row order.
+    """The report over all units, given in row order; `reviewed` counts rows that people approved and rejected.
 
     Raises ReftError when units were judged by different teachers or thresholds, or when rows do not add up.
     """
@@ -128,7 +132,7 @@ def compose(
     counts = _counts(total)
     if counts.rows != total.rows:
         raise ReftError(f"rows are not conserved: {total.rows} went in and {counts.rows} came out")
-    verdict: Standing = standing(counts, config.policy, config.max_reject_ratio)
+    verdict: Standing = standing(counts, config.policy, config.max_reject_ratio, *reviewed)
     return ScreenReport(
         rows=total.rows,
         **counts._asdict(),

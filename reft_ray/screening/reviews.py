@@ -73,13 +73,18 @@ class Reviews:
         entries = (orjson.loads(line) for line in self._log.read_bytes().splitlines() if line.strip())
         return {entry["row_number"]: Review(**entry | {"action": Action(entry["action"])}) for entry in entries}
 
+    def counts(self) -> tuple[int, int]:
+        """How many rows people approved, and how many they rejected."""
+        latest = self.latest()
+        approved = sum(review.action is Action.APPROVE for review in latest.values())
+        return approved, len(latest) - approved
+
     def summary(self) -> Summary:
         """Counts over the whole quarantine."""
-        latest = self.latest()
         withheld = load_report(self._output.uri).counts.withheld
-        approved = sum(review.action is Action.APPROVE for review in latest.values())
-        rate = approved / len(latest) if latest else None
-        return Summary(withheld, withheld - len(latest), approved, len(latest) - approved, rate)
+        approved, rejected = self.counts()
+        rate = approved / (approved + rejected) if approved + rejected else None
+        return Summary(withheld, withheld - approved - rejected, approved, rejected, rate)
 
     def items(self, decided: bool | None = None) -> Iterator[dict[str, Any]]:
         """Withheld rows in order, without text, each with its `review` (None while pending)."""
@@ -105,13 +110,11 @@ class Reviews:
         """
         if not reviewer.strip() or not reason.strip():
             raise UsageError("a decision needs a reviewer and a reason")
-        if self._log is None:
-            self._output.local_path()
-            return []
+        path = Path(self._output.local_path()) / LOG
         rows = self._rows(sorted(set(row_numbers)))
         time = datetime.now(UTC).isoformat(timespec="seconds")
         made = [Review(time, row["row_number"], row["id"], action, reviewer.strip(), reason.strip()) for row in rows]
-        with self._log.open("ab") as log:
+        with path.open("ab") as log:
             fcntl.flock(log, fcntl.LOCK_EX)
             log.write(b"".join(orjson.dumps(asdict(review)) + b"\n" for review in made))
             log.flush()

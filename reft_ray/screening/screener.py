@@ -92,11 +92,10 @@ class Screener:
         numbers = unit.rows["row_number"].to_pylist()
         raws = unit.rows["raw"].to_pylist()
         checker = self._checker(shape)
-        textual = shape.container.textual or unit.native is None
         rows: list[ScreenedRow | None] = [None] * len(parsed)
         valid: list[int] = []
         for index, row in enumerate(parsed):
-            faults = [row] if isinstance(row, Fault) else checker.faults(row, raws[index] if textual else None)
+            faults = [row] if isinstance(row, Fault) else checker.faults(row, raws[index])
             if faults:
                 rows[index] = ScreenedRow(numbers[index], Outcome.INVALID, tuple(faults))
             else:

@@ -51,7 +51,7 @@ class RowChecker:
         self._hints = tuple({token.encode()[:2] for token in tokens} | escapes) if tokens else ()
 
     def faults(self, row: Row, raw: bytes | None = None) -> list[Fault]:
-        """Every fault of a parsed row; `raw` (its JSON bytes, where there are any) only speeds up the token search."""
+        """Every fault of a parsed row; `raw` (its bytes in the file, if any) only speeds up the token search."""
         fields = mapped(row, self.columns)
         faults = self._check(fields)
         if self._tokens is not None and (raw is None or any(hint in raw for hint in self._hints)):

@@ -12,7 +12,7 @@ from reft_ray.core.errors import BlockedByPolicyError
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset import screen
 from reft_ray.screening.duplicates import clusters
-from reft_ray.screening.findings import FINDINGS, Severity, sample_share
+from reft_ray.screening.findings import FINDINGS, Severity, Totals, sample_share
 from reft_ray.screening.patterns import claims_identity, refuses, refuses_then_complies
 from reft_ray.screening.report import load_report
 from reft_ray.screening.signals import sketch, unpacked
@@ -150,3 +150,13 @@ def test_identity_shifting_is_found(tmp_path):
     findings = {finding.name: finding for finding in load_report(str(tmp_path / "out")).findings}
     assert findings["identity_prompts"].severity is Severity.HIGH
     assert findings["identity_prompts"].count == 10
+
+
+def test_rare_tokens_do_not_fill_the_memory():
+    totals = Totals()
+    empty = {"valid": 1, "answers": 0, "scanned": 0, "marks": {}, "lengths": {}, "longest": [], "sketches": {}}
+    for unit in range(150):
+        rare = {f"{unit}-{index}": [1, 1, [unit], 4] for index in range(400)}
+        totals.add(empty | {"tokens": rare | {"common": [2, 2, [unit], 4]}})
+    assert len(totals.tokens) <= 40_400
+    assert totals.tokens["common"][0] == 300

@@ -78,6 +78,8 @@ def test_the_review_policy_waits_for_the_last_row(dataset, tmp_path):
         kept_rows(out)
     Reviews(out).decide(pending[-1:], Action.APPROVE, "ada", "fine")
     assert len(list(kept_rows(out))) == 175
+    report = screen([str(dataset)], out, WordScorer, ScreenConfig(policy=Policy.REVIEW))
+    assert report.status_reason == "175 of 210 rows may be trained on"
 
 
 def test_approvals_count_towards_the_reject_ratio(dataset, tmp_path):

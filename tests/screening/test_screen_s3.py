@@ -11,6 +11,7 @@ from reft_ray.screening.dataset import screen
 from reft_ray.screening.kept import kept_rows
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.report import load_report
+from reft_ray.screening.reviews import Action, Reviews
 from reft_ray.screening.sources import filesystem_of, find_sources
 from reft_ray.testbed.word_scorer import WordScorer
 
@@ -60,6 +61,8 @@ def test_a_screening_from_s3_to_s3(bucket):
     filesystem, path = filesystem_of(out)
     with filesystem.open_input_stream(f"{path}/kept/part-00000-000000.jsonl") as stream:
         assert stream.read() == b"".join(line for n, line in enumerate(raw.splitlines(True)[:30]) if n % 10)
+    with pytest.raises(UsageError, match="local file system"):
+        Reviews(out).decide([1], Action.APPROVE, "ada", "fine")
     for name in ("report.json", "report.html", ".screen/manifest.json"):
         with filesystem.open_input_stream(f"{path}/{name}") as stream:
             assert b"secret" not in stream.read()
