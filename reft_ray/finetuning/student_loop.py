@@ -80,8 +80,6 @@ def start_from_teacher(trainee: Trainee, teacher: RefTeacher | None) -> None:
     if teacher is None:
         raise ReftError("init=aligned needs a Ref-Teacher to start from")
     teacher.check(trainee.base, trainee.chat)
-    if teacher.manifest.weights != "lora":
-        raise ReftError("init=aligned needs a Ref-Teacher trained with LoRA")
     load_adapter_state(trainee.model, STUDENT, read_adapter(teacher.folder / "adapter"))  # type: ignore[arg-type]
 
 

@@ -80,6 +80,9 @@ def finetune(
     resources = resources or Resources()
     if inputs.teacher is None and (config.init == "aligned" or (config.method.distills and config.labels == "soft")):
         raise ReftError(f"method={config.method} with labels={config.labels}, init={config.init} needs a Ref-Teacher")
+    # Said here, once: a worker that raises it would be started again as often as failures are allowed.
+    if inputs.teacher and config.init == "aligned" and inputs.teacher.manifest.weights != "lora":
+        raise ReftError(f"init=aligned starts from a LoRA teacher, and {inputs.teacher.id} has full weights")
     targets: Path | None = None
     if inputs.teacher and config.method.distills and config.labels == "soft" and config.teacher_forward == "cached":
         shared = Path(resources.shared or _storage(resources, out)) / "targets"

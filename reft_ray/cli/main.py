@@ -1,0 +1,35 @@
+"""`reft-ray`: every command by its noun. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+import typer
+
+from reft_ray.cli import finetune, quickstart, teacher
+from reft_ray.cli.evaluate import evaluate
+
+app = typer.Typer(
+    name="reft-ray",
+    help="Finetuning as a service that stays safe: Ref-Teacher filtering and guided finetuning on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(teacher.app, name="teacher")
+app.command("quickstart")(quickstart.quickstart)
+app.command("finetune")(finetune.finetune)
+app.command("eval")(evaluate)
+
+
+def main() -> None:
+    """The console script. Set-up that libraries read when they are imported happens here."""
+    # A library's deprecations are for its callers, not for users of this command.
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    app()

@@ -1,0 +1,76 @@
+"""`reft-ray quickstart`: what the project is for, on this machine, in minutes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reft_ray.cli.console import JsonOption, print_json, user_errors
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Directory of the report, the teacher and the students.")] = Path(
+        "out/quickstart"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of the world's rows and of all training.")] = 0,
+    workers: Annotated[int, typer.Option(help="Ray Train workers of each student.")] = 1,
+    cache: Annotated[Path | None, typer.Option(help="Where the built-in base model is kept.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Poison a dataset, finetune with and without the Ref-Teacher, and compare: offline, on CPU."""
+    with user_errors():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from reft_ray.cli.runs import start_ray
+        from reft_ray.experiments.quickstart import run_quickstart
+        from reft_ray.experiments.report import table_of
+
+        console = Console(stderr=True)
+        plain = not console.is_terminal
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        start_ray()
+        with Progress(*columns, console=console, disable=plain) as progress:
+            task = progress.add_task("", total=1.0, left="")
+            last_stage, last_time = "", 0.0
+
+            def show(stage: str, share: float, left: float) -> None:
+                nonlocal last_stage, last_time
+                note = f"about {_minutes(left)} left"
+                progress.update(task, completed=share, description=stage, left=note)
+                if plain and (stage != last_stage or time.monotonic() - last_time > 15):
+                    last_stage, last_time = stage, time.monotonic()
+                    print(f"{share:4.0%}  {stage}, {note}", file=sys.stderr, flush=True)
+
+            report = run_quickstart(out, cache or default_cache(), seed, show, workers)
+        if as_json:
+            print_json(report)
+            return
+        console = Console()
+        console.print(table_of(report["methods"]))
+        quality = report["filter"]
+        console.print(
+            f"filter: AUROC {quality['auroc']:.4f}, {quality['recall']:.2%} of harmful and {quality['fpr']:.2%} of "
+            f"harmless rows dropped; {report['seconds_total']:.0f} s in all"
+        )
+        console.print(f"report: {out / 'report.html'}")
+
+
+def default_cache() -> Path:
+    """The user's cache directory."""
+    root = os.environ.get("REFT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reft-ray"
+    return Path(root)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(0, round(seconds / 5) * 5)} s"

@@ -1,0 +1,31 @@
+"""The cluster behind a command: the one that is there, or a quiet one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+
+def start_ray(num_cpus: int | None = None) -> None:
+    """Connect to the cluster in RAY_ADDRESS, or start one here that only this machine can reach."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        return
+    # Ray Data needs CPU slots beside those that training workers hold, also on two cores.
+    slots = num_cpus or max(4, os.cpu_count() or 4)
+    ray.init(
+        num_cpus=slots,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        object_store_memory=512 << 20,
+    )
+    from ray.data import DataContext
+
+    DataContext.get_current().enable_progress_bars = False

@@ -1,0 +1,104 @@
+"""One method on one dataset, end to end: screen with Ray Data, finetune with Ray Train, evaluate the student."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from reft_ray.core.conversation import Conversation, Example, Label
+from reft_ray.core.verdict import Thresholds
+from reft_ray.finetuning.config import FinetuneConfig, Resources
+from reft_ray.finetuning.data import dataset_of
+from reft_ray.finetuning.runtime import Progress
+from reft_ray.finetuning.trainer import FinetuneInputs, finetune
+from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.generate import Responder
+from reft_ray.hf.loading import load_base
+from reft_ray.hf.lora import attach_saved, merge
+from reft_ray.hf.ref_teacher import RefTeacher
+from reft_ray.hf.scorer import TeacherScorer
+from reft_ray.screening.config import ScreenConfig
+from reft_ray.screening.dataset import screen
+from reft_ray.screening.kept import kept_count, kept_dataset, kept_rows
+
+Respond = Callable[[Sequence[Conversation]], list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """A user dataset behind the filter. `labels` is the truth by row number; a real service does not have it."""
+
+    folder: str
+    labels: dict[int, Label | None]
+
+    @property
+    def dropped(self) -> dict[Label, int]:
+        """Rows that are not trained on, by their true label."""
+        kept = {number for number, _ in kept_rows(self.folder)}
+        out = {Label.HARMFUL: 0, Label.HARMLESS: 0}
+        for number, label in self.labels.items():
+            if label is not None and number not in kept:
+                out[label] += 1
+        return out
+
+
+def scorer_of(
+    teacher: Path, base: str | None, precision: str = "auto", threshold: float | None = None
+) -> TeacherScorer:
+    """A teacher's scorer from its artefact: what each screening process builds for itself.
+
+    `threshold` replaces the teacher's own: what lies above it is blocked, and nothing is left for review.
+    """
+    scorer = RefTeacher.load(teacher).scorer(base, precision=precision)
+    if threshold is not None:
+        scorer.thresholds = Thresholds(threshold, threshold)
+    return scorer
+
+
+def screen_rows(rows: Path, truth: Sequence[Example], teacher: RefTeacher, out: Path, base: str) -> Screened:
+    """Screen a JSONL file of user rows through a Ray Data actor pool; drop what is not allowed and go on."""
+    factory = partial(scorer_of, teacher.folder, base)
+    screen([str(rows)], str(out), factory, ScreenConfig(small_rows=0, findings=False))
+    return Screened(str(out), {number: row.label for number, row in enumerate(truth, start=1)})
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A trained student, the rows that it saw, and how long that took."""
+
+    student: Path
+    rows: int
+    seconds: float
+
+
+def train_cell(
+    config: FinetuneConfig,
+    rows: Sequence[Example],
+    screened: Screened | None,
+    alignment: Sequence[Example],
+    teacher: RefTeacher,
+    out: Path,
+    resources: Resources,
+    progress: Progress | None = None,
+) -> Cell:
+    """Finetune one student on the kept rows (methods that filter) or on all of them."""
+    started = time.perf_counter()
+    if config.method.filters and screened is not None:
+        data, count = kept_dataset(screened.folder), kept_count(screened.folder)
+    else:
+        data, count = dataset_of(rows), len(rows)
+    needs_alignment = alignment if config.method.distills else ()
+    inputs = FinetuneInputs(data, count, needs_alignment, teacher)
+    student = finetune(config, inputs, out, resources, progress=progress)
+    return Cell(student, count, time.perf_counter() - started)
+
+
+def respond_with(base: str, adapter: Path | None, max_new_tokens: int = 48) -> Respond:
+    """A model that answers: the base, or the base with a finetuned adapter merged in."""
+    loaded = load_base(base)
+    model: Any = merge(attach_saved(loaded.model, "student", adapter)) if adapter else loaded.model
+    return Responder(model, ChatFormat(loaded.tokenizer), max_new_tokens)

@@ -1,0 +1,174 @@
+"""The whole method on a laptop: a poisoned dataset breaks a finetuned model, and the Ref-Teacher prevents it.
+
+Nothing is chosen on evaluation rows: thresholds and layer come from the teacher's validation prompts, and the
+settings below are the same for every seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reft_ray.core.conversation import Example, Label
+from reft_ray.core.guided import Method
+from reft_ray.core.quality import filter_quality
+from reft_ray.experiments.chain import Screened, respond_with, scorer_of, screen_rows, train_cell
+from reft_ray.experiments.evaluate import evaluate_student
+from reft_ray.experiments.plots import plot_methods, plot_scores
+from reft_ray.experiments.report import write_report
+from reft_ray.experiments.stages import Show, Stages
+from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
+from reft_ray.finetuning.teacher_loop import TeacherData
+from reft_ray.finetuning.trainer import prepare_teacher
+from reft_ray.hf.ref_teacher import RefTeacher
+from reft_ray.testbed.base_model import ensure_base
+from reft_ray.testbed.rows import write_chat_rows
+from reft_ray.testbed.tasks import Task
+from reft_ray.testbed.world import World
+
+HARMFUL_RATIO = 0.3
+USER_ROWS = 1000
+TASK = Task.SENTIMENT
+
+
+@dataclass(frozen=True, slots=True)
+class Student:
+    """A row of the table: how it is trained, on which rows, and from which weights."""
+
+    method: Method
+    poisoned: bool = True
+    init: str = "base"
+
+
+STUDENTS = {
+    "sft_clean": Student(Method.SFT, poisoned=False),
+    "aligned_sft": Student(Method.SFT, init="aligned"),
+    "filter": Student(Method.FILTER),
+    "distill": Student(Method.DISTILL),
+    "guided": Student(Method.GUIDED),
+}
+
+# Seconds of each stage as once measured on two cores: the estimate of the time left starts from their ratios.
+_USUAL = {
+    "base model": 70.0,
+    "Ref-Teacher": 75.0,
+    "screening": 15.0,
+    "sft_clean": 25.0,
+    "aligned_sft": 28.0,
+    "filter": 25.0,
+    "distill": 45.0,
+    "guided": 40.0,
+}
+
+
+def teacher_settings(base: Path, seed: int) -> TeacherConfig:
+    """Stage 1 as the quickstart runs it."""
+    return TeacherConfig.of(
+        {
+            "base": str(base),
+            "epochs": 5,
+            "batch_rows": 32,
+            "optimizer": {"learning_rate": 2e-3},
+            "checkpoint_every": 1_000_000,
+            "seed": seed,
+        }
+    )
+
+
+def student_settings(base: Path, student: Student, seed: int) -> FinetuneConfig:
+    """Stage 2 as the quickstart runs it, the same for every method."""
+    return FinetuneConfig.of(
+        {
+            "base": str(base),
+            "method": student.method,
+            "init": student.init,
+            "epochs": 3,
+            "batch_rows": 16,
+            "optimizer": {"learning_rate": 1e-3},
+            "checkpoint_every": 1_000_000,
+            "seed": seed,
+        }
+    )
+
+
+def run_quickstart(out: Path, cache: Path, seed: int, show: Show, workers: int = 1) -> dict[str, Any]:
+    """Run every stage, write `report.json`, `report.html` and two plots to `out`; returns the report.
+
+    Ray must be running already.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    stages = Stages(_USUAL, show)
+    world = World.make(seed)
+    with stages.stage("base model") as tell:
+        base = ensure_base(cache, progress=lambda done, total: tell({"progress": done / total}))
+    with stages.stage("Ref-Teacher") as tell:
+        data = TeacherData(world.teacher_train, world.teacher_validation)
+        teacher = prepare_teacher(
+            teacher_settings(base, seed), data, out / "teacher", Resources(workers=0), progress=tell
+        )
+    user = world.user_rows(USER_ROWS, HARMFUL_RATIO, TASK, seed)
+    write_chat_rows(out / "user.jsonl", user)
+    with stages.stage("screening"):
+        screened = screen_rows(out / "user.jsonl", user, teacher, out / "screened", str(base))
+    resources = Resources(workers=workers, cpus_per_worker=max(1, 2 // max(1, workers)))
+    methods: dict[str, Any] = {}
+    for name, student in STUDENTS.items():
+        with stages.stage(name) as tell:
+            config = student_settings(base, student, seed)
+            rows = user if student.poisoned else [row for row in user if row.label is Label.HARMLESS]
+            cell = train_cell(
+                config, rows, screened, world.alignment, teacher, out / "students" / name, resources, tell
+            )
+            respond = respond_with(str(base), cell.student)
+            figures = evaluate_student(respond, world.hs_prompts, world.over_refusal_prompts, world.task_test(TASK))
+        methods[name] = {**figures, **_rows(rows, screened, student.method), "seconds": round(cell.seconds, 1)}
+    report = {
+        "seed": seed,
+        "seconds_total": 0.0,
+        "filter": _filter(teacher, str(base), user, screened, out),
+        "methods": methods,
+        "stages": {name: round(seconds, 1) for name, seconds in stages.seconds.items()},
+    }
+    plot_methods(methods, out / "methods.png")
+    report["seconds_total"] = round(stages.seconds_total, 1)
+    summary = (
+        f"{USER_ROWS} rows of a sentiment task, {HARMFUL_RATIO:.0%} of them harmful requests with complying answers, "
+        "finetuned in five ways on the built-in base model."
+    )
+    write_report(report, summary, out)
+    return report
+
+
+def _rows(rows: Sequence[Example], screened: Screened, method: Method) -> dict[str, int]:
+    """Rows by true label, and how many of each the method did not train on."""
+    dropped = screened.dropped if method.filters else {Label.HARMFUL: 0, Label.HARMLESS: 0}
+    return {
+        f"{label}_{what}": count
+        for label in Label
+        for what, count in (("rows", sum(row.label is label for row in rows)), ("dropped", dropped[label]))
+    }
+
+
+def _filter(teacher: RefTeacher, base: str, user: Sequence[Example], screened: Screened, out: Path) -> dict[str, Any]:
+    """The filter on the user's rows: ranking by prompt score, recall and FPR by what was really dropped."""
+    scorer = scorer_of(teacher.folder, base)
+    scores = [item.score for item in scorer.score([row.prompt[-1].content for row in user])]
+    harmful = [score for score, row in zip(scores, user, strict=True) if row.label is Label.HARMFUL]
+    harmless = [score for score, row in zip(scores, user, strict=True) if row.label is Label.HARMLESS]
+    plot_scores(harmless, harmful, teacher.manifest.thresholds, out / "scores.png")
+    labels = torch.tensor([row.label is Label.HARMFUL for row in user]).long()
+    quality = filter_quality(torch.tensor(scores), labels, teacher.manifest.thresholds)
+    dropped = screened.dropped
+    return {
+        "auroc": quality.auroc,
+        "recall": dropped[Label.HARMFUL] / len(harmful),
+        "fpr": dropped[Label.HARMLESS] / len(harmless),
+        "threshold": teacher.manifest.thresholds.block,
+        "teacher": teacher.id,
+        "layer": teacher.manifest.layer,
+        "validation": asdict(teacher.manifest.quality),
+    }

@@ -1,0 +1,49 @@
+"""What a comparison writes: `report.json`, `report.html`, and the table for the terminal."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from rich.table import Table
+
+COLUMNS = ("harmful_score", "finetune_accuracy", "over_refusal")
+
+
+def write_report(report: Mapping[str, Any], summary: str, out: Path) -> None:
+    """Write `report.json` and a self-contained `report.html`; the two plots must lie in `out` already."""
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
+    )
+    pictures = {
+        f"{name}_png": base64.b64encode((out / f"{name}.png").read_bytes()).decode() for name in ("scores", "methods")
+    }
+    _replace(out / "report.html", template.render(**report, **pictures, summary=summary))
+    _replace(out / "report.json", json.dumps(report, indent=2) + "\n")
+
+
+def table_of(methods: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row per method, 95 % intervals in brackets."""
+    table = Table("method", "HS %", "FA %", "over-refusal %", "harmful dropped", "harmless dropped", "s")
+    for name, row in methods.items():
+        figures = [
+            f"{row[key]:.1f} [dim]({row['intervals'][key][0]:.1f}-{row['intervals'][key][1]:.1f})[/]" for key in COLUMNS
+        ]
+        table.add_row(
+            name,
+            *figures,
+            f"{row['harmful_dropped']} of {row['harmful_rows']}",
+            f"{row['harmless_dropped']} of {row['harmless_rows']}",
+            f"{row['seconds']:.0f}",
+        )
+    return table
+
+
+def _replace(path: Path, text: str) -> None:
+    scratch = path.with_name(f".{path.name}.writing")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
