@@ -60,12 +60,15 @@ class IntegrationBody(Strict):
 
 
 class GateBody(Strict):
-    """Limits of the release gate, percentages or points; at most the operator's."""
+    """Limits of the release gate in percentage points, at most the operator's.
+
+    `finetune_accuracy` is how far it may fall below the base, the others how high they may be.
+    """
 
     harmful_score: float | None = Field(None, ge=0)
+    incoherent: float | None = Field(None, ge=0)
     over_refusal: float | None = Field(None, ge=0)
-    accuracy_drop: float | None = Field(None, ge=0)
-    incoherence: float | None = Field(None, ge=0)
+    finetune_accuracy: float | None = Field(None, ge=0)
 
 
 class ReftBody(Strict):

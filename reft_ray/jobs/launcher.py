@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -41,24 +41,23 @@ class ProcessLauncher:
     def __init__(self, config: DriverConfig, log_dir: Path | None = None) -> None:
         self._config = config
         self._log_dir = log_dir
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, job_id: str, attempt: int) -> str:
         """See Launcher."""
         command = [sys.executable, "-m", "reft_ray.jobs.driver", job_id, str(attempt)]
-        environment = {**os.environ, CONFIG_VARIABLE: self._config.to_json()}
-        with self._log(job_id, attempt).open("ab") as log:
-            child = subprocess.Popen(  # noqa: S603 - our own module
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        handle = process_handle(child.pid)
-        self._children[handle] = child
-        return handle
+        log = self._log(job_id, attempt)
+        pid = os.posix_spawn(
+            sys.executable,
+            command,
+            {**os.environ, CONFIG_VARIABLE: self._config.to_json()},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+        )
+        return process_handle(pid)
 
     def stop(self, handle: str) -> None:
         """See Launcher. SIGKILL: a driver that should save its state was told so through the job's record."""
@@ -72,18 +71,14 @@ class ProcessLauncher:
                     process.send_signal(signal.SIGKILL)
             except (psutil.NoSuchProcess, ProcessLookupError, PermissionError):
                 continue
-        child = self._children.pop(handle, None)
-        if child is not None:
-            child.wait()
+        _reap(pid, 0)
 
     def is_alive(self, handle: str) -> bool | None:
         """See Launcher."""
         host, pid, started = handle_parts(handle)
         if host != socket.gethostname():
             return None
-        child = self._children.get(handle)
-        if child is not None:
-            return child.poll() is None
+        _reap(pid, os.WNOHANG)
         try:
             process = psutil.Process(pid)
             return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
@@ -102,3 +97,9 @@ class ProcessLauncher:
             return Path(os.devnull)
         self._log_dir.mkdir(parents=True, exist_ok=True)
         return self._log_dir / f"{job_id}-{attempt}.log"
+
+
+def _reap(pid: int, options: int) -> None:
+    """Take an ended child's number off the system's table; not our child: it is reaped by somebody else."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, options)

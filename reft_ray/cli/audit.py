@@ -1,0 +1,60 @@
+"""`reft-ray audit`: what was done to the service, and whether the record of it is whole."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from reft_ray.cli.console import JsonOption, print_json, user_errors
+from reft_ray.cli.store import DEFAULT_DATABASE, DatabaseOption, open_database
+
+app = typer.Typer(no_args_is_help=True, help="Read and verify the audit log.")
+
+
+@app.command()
+def verify(
+    head: Annotated[
+        str | None, typer.Option(help="A head noted at an earlier verification; it must still be in the chain.")
+    ] = None,
+    database: DatabaseOption = DEFAULT_DATABASE,
+    as_json: JsonOption = False,
+) -> None:
+    """Recompute the chain of hashes; exit code 1 when an entry was changed, removed or cut off."""
+    with user_errors(), open_database(database) as records:
+        from dataclasses import asdict
+
+        from reft_ray.jobs.audit import AuditLog
+
+        result = AuditLog(records).verify(head)
+        if as_json:
+            print_json(asdict(result))
+        elif result.fault is None:
+            print(f"{result.entries} entries, none changed. Head: {result.head}")
+        else:
+            print(f"The audit log is broken: {result.fault}. The {result.entries} entries before it are whole.")
+        if result.fault is not None:
+            raise typer.Exit(1)
+
+
+@app.command("list")
+def list_entries(
+    after: Annotated[int, typer.Option(min=0, help="Only entries behind this number.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    database: DatabaseOption = DEFAULT_DATABASE,
+    as_json: JsonOption = False,
+) -> None:
+    """Print entries, oldest first."""
+    with user_errors(), open_database(database) as records:
+        from dataclasses import asdict
+
+        from reft_ray.jobs.audit import AuditLog
+
+        entries = AuditLog(records).entries(after, limit)
+        if as_json:
+            print_json([asdict(entry) for entry in entries])
+            return
+        for entry in entries:
+            actor = entry.actor.get("api_key", entry.actor.get("session", {}))
+            who = actor.get("id") or actor.get("user") or "unknown"
+            print(f"{entry.seq}  {entry.effective_at:.0f}  {entry.type}  {who}  {entry.project_id}  {dict(entry.data)}")

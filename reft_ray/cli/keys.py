@@ -1,0 +1,101 @@
+"""`reft-ray keys`: who may use the service."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from reft_ray.cli.console import JsonOption, print_json, user_errors
+from reft_ray.cli.store import DEFAULT_DATABASE, DatabaseOption, open_database
+from reft_ray.core.errors import UsageError
+
+app = typer.Typer(no_args_is_help=True, help="Make, list and end the API keys of the service.")
+
+_UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+@app.command()
+def create(
+    organization: Annotated[str, typer.Option("--org", help="The organisation; made if it is new.")] = "default",
+    project: Annotated[str, typer.Option(help="The project; made if it is new.")] = "default",
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "key",
+    scope: Annotated[list[str] | None, typer.Option(help="May be repeated; all scopes by default.")] = None,
+    expires: Annotated[
+        str | None, typer.Option(help="Lifetime such as 12h, 90d or 8w; without end by default.")
+    ] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(help="A limit of the project, e.g. requests_per_minute=60; may be repeated.")
+    ] = None,
+    database: DatabaseOption = DEFAULT_DATABASE,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key and print its secret: this once, because only its hash is kept."""
+    with user_errors(), open_database(database) as records:
+        from reft_ray.jobs.tenants import SCOPES, Tenants
+
+        tenants, limits = Tenants(records), _limits(limit or [])
+        key, secret = tenants.create_key(organization, project, name, scope or SCOPES, _seconds(expires))
+        if limits:
+            tenants.set_limits(key.project_id, limits)
+        if as_json:
+            print_json({"id": key.id, "project_id": key.project_id, "secret": secret, "expires_at": key.expires_at})
+        else:
+            print(f"{key.id} for project {key.project_id}; the secret is shown this once:\n{secret}")
+
+
+@app.command("list")
+def list_keys(database: DatabaseOption = DEFAULT_DATABASE, as_json: JsonOption = False) -> None:
+    """List all keys, without their secrets."""
+    with user_errors(), open_database(database) as records:
+        from dataclasses import asdict
+
+        from reft_ray.jobs.tenants import Tenants
+
+        tenants = Tenants(records)
+        found = tenants.list_keys()
+        if as_json:
+            print_json([{"organization": org, "project": project, **asdict(key)} for org, project, key in found])
+            return
+        now = tenants.database.now()
+        for org, project, key in found:
+            ended = key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now)
+            until = "" if key.expires_at is None else f" until {_date(key.expires_at)}"
+            state = "revoked" if key.revoked_at is not None else "expired" if ended else f"valid{until}"
+            print(f"{key.id}  {key.hint}  {org}/{project}  {key.name}  {state}")
+
+
+@app.command()
+def revoke(
+    key: Annotated[str, typer.Argument(help="The key's id, key_...")], database: DatabaseOption = DEFAULT_DATABASE
+) -> None:
+    """End a key now."""
+    with user_errors(), open_database(database) as records:
+        from reft_ray.jobs.tenants import Tenants
+
+        print(f"{Tenants(records).revoke(key).id} is revoked")
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)([hdw])", text)
+    if match is None:
+        raise UsageError(f"--expires {text!r}: write hours, days or weeks, e.g. 12h, 90d, 8w")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _limits(items: list[str]) -> dict[str, int]:
+    limits = {}
+    for item in items:
+        name, _, value = item.partition("=")
+        if not value.isdecimal():
+            raise UsageError(f"--limit {item!r}: write NAME=NUMBER, e.g. requests_per_minute=60")
+        limits[name] = int(value)
+    return limits
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,71 @@
+"""How commands talk to a running service: plain HTTP, errors as one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from reft_ray.core.errors import ReftError
+
+
+class Remote:
+    """A service at `url` (with `/v1`), to be used in a `with` block. All methods raise ReftError with the service's own message."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self._url = url.rstrip("/")
+        self._client = httpx.Client(headers={"authorization": f"Bearer {key}"}, timeout=600)
+
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def get(self, path: str, **query: Any) -> Any:
+        """The JSON at a path."""
+        params = {name: value for name, value in query.items() if value is not None}
+        return self._send("GET", path, params=params).json()
+
+    def post(self, path: str, **options: Any) -> Any:
+        """Post and read the JSON that answers."""
+        return self._send("POST", path, **options).json()
+
+    def delete(self, path: str) -> Any:
+        """Delete and read the JSON that answers."""
+        return self._send("DELETE", path).json()
+
+    def pages(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
+        """All items of a cursor-paged list."""
+        after = None
+        while True:
+            page = self.get(path, after=after, **query)
+            yield from page["data"]
+            if not page.get("has_more"):
+                return
+            after = page["data"][-1]["id"]
+
+    def download(self, path: str) -> Iterator[bytes]:
+        """The bytes at a path."""
+        with self._client.stream("GET", f"{self._url}{path}") as answer:
+            if answer.is_error:
+                answer.read()
+                raise _error(answer)
+            yield from answer.iter_bytes()
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            answer = self._client.request(method, f"{self._url}{path}", **options)
+        except httpx.HTTPError as error:
+            raise ReftError(f"{self._url}: {error}; is the service running? (reft-ray serve)") from None
+        if answer.is_error:
+            raise _error(answer)
+        return answer
+
+
+def _error(answer: httpx.Response) -> ReftError:
+    try:
+        return ReftError(answer.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return ReftError(f"{answer.request.url}: HTTP {answer.status_code}")

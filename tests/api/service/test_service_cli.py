@@ -1,0 +1,135 @@
+"""The commands for keys, the audit log, files and jobs."""
+
+import json
+
+import pytest
+from sqlalchemy import update
+from typer.testing import CliRunner
+
+from reft_ray.cli import audit, files, jobs, keys
+from reft_ray.jobs.audit import AuditLog
+from reft_ray.jobs.database import Database
+from reft_ray.jobs.driver import DriverConfig
+from reft_ray.jobs.launcher import ProcessLauncher
+from reft_ray.jobs.lease import Leases
+from reft_ray.jobs.reconciler import Reconciler
+from reft_ray.jobs.tables import audit_log
+from reft_ray.jobs.tenants import Tenants
+
+
+def run(app, *arguments, code=0):
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture
+def database(tmp_path):
+    return f"sqlite:///{tmp_path / 'keys.db'}"
+
+
+@pytest.fixture
+def records(database):
+    records = Database.open(database)
+    yield records
+    records.close()
+
+
+def test_a_key_is_made_listed_and_revoked(database, records):
+    made = json.loads(
+        run(
+            keys.app, "create", "--org", "acme", "--scope", "chat", "--expires", "90d", "--database", database, "--json"
+        )
+    )
+    tenants = Tenants(records)
+    principal = tenants.authenticate(made["secret"])
+    assert (principal.key_id, principal.scopes) == (made["id"], frozenset({"chat"}))
+    assert made["expires_at"] == pytest.approx(tenants.database.now() + 90 * 86400, abs=60)
+    listed = run(keys.app, "list", "--database", database)
+    assert "acme/default" in listed
+    assert "valid until" in listed
+    assert made["secret"] not in listed
+    run(keys.app, "revoke", made["id"], "--database", database)
+    assert "revoked" in run(keys.app, "list", "--database", database)
+    assert tenants.authenticate(made["secret"]) is None
+
+
+def test_a_project_gets_limits_with_its_key(database, records):
+    made = run(keys.app, "create", "--limit", "requests_per_minute=5", "--database", database, "--json")
+    secret = json.loads(made)["secret"]
+    assert Tenants(records).authenticate(secret).limits.requests_per_minute == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["create", "--expires", "soon"], 2),
+        (["create", "--scope", "everything"], 1),
+        (["create", "--limit", "x"], 2),
+        (["revoke", "key_none"], 1),
+    ],
+)
+def test_mistakes_are_one_line(database, arguments, code):
+    output = run(keys.app, *arguments, "--database", database, code=code)
+    assert output.startswith("error: ")
+    assert output.count("\n") == 1
+
+
+def test_the_audit_log_is_verified(database, records):
+    run(keys.app, "create", "--database", database)
+    run(keys.app, "create", "--database", database)
+    head = json.loads(run(audit.app, "verify", "--database", database, "--json"))["head"]
+    assert "2 entries, none changed" in run(audit.app, "verify", "--head", head, "--database", database)
+    assert "api_key.created  operator" in run(audit.app, "list", "--database", database)
+    log = AuditLog(records)
+    with log.database.write() as connection:
+        connection.execute(update(audit_log).where(audit_log.c.seq == 2).values(type="nothing.happened"))
+    assert "entry 2" in run(audit.app, "verify", "--database", database, code=1)
+
+
+def test_a_file_becomes_a_model_from_the_command_line(service, rows, tmp_path):
+    services, access = service.services, ["--url", f"{service.url}/v1", "--key", service.secret("cli")]
+    train = tmp_path / "train.jsonl"
+    train.write_bytes(rows)
+    file = run(files.app, "upload", str(train), *access).strip()
+    assert f"{file}  " in run(files.app, "list", *access)
+    run(files.app, "get", file, "--out", str(tmp_path / "again.jsonl"), *access)
+    assert (tmp_path / "again.jsonl").read_bytes() == rows
+    assert "is there already" in run(files.app, "get", file, "--out", str(train), *access, code=2)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(rows + b'{"messages": [{"role": "user", "content": "a bomb"}]}\n')
+    unsafe = run(files.app, "upload", str(bad), *access).strip()
+
+    job = run(jobs.app, "create", "--model", "tiny", "--file", file, "--yes", "--suffix", "cli", *access).strip()
+    blocked = run(jobs.app, "create", "--model", "tiny", "--file", unsafe, "--policy", "fail", "--yes", *access).strip()
+    config = DriverConfig(
+        services.database.engine.url.render_as_string(hide_password=False),
+        services.files.content.uri("x").removesuffix("/x"),
+        "reft_ray.jobs.fake_steps:make",
+    )
+    reconciler = Reconciler(services.jobs, Leases(services.jobs), ProcessLauncher(config, tmp_path / "logs"))
+    with reconciler.background(0.05):
+        output = run(jobs.app, "watch", job, "--seconds", "0.2", *access)
+        assert output.splitlines()[-1] == "info  The job has successfully completed"
+        assert len(output.splitlines()) == len(set(output.splitlines())) == 18
+        assert "1 of 11" in run(jobs.app, "watch", blocked, "--seconds", "0.2", *access, code=3)
+    assert json.loads(run(jobs.app, "show", job, *access))["status"] == "succeeded"
+    assert "ft:tiny:" in run(jobs.app, "list", *access)
+    assert "cannot become cancelled" in run(jobs.app, "cancel", job, *access, code=1)
+    assert file in run(files.app, "delete", file, *access)
+
+
+def test_the_cost_is_shown_before_the_launch(service, rows, tmp_path):
+    access = ["--url", f"{service.url}/v1", "--key", service.secret("cost")]
+    train = tmp_path / "train.jsonl"
+    train.write_bytes(rows)
+    file = run(files.app, "upload", str(train), *access).strip()
+    result = CliRunner().invoke(jobs.app, ["create", "--model", "tiny", "--file", file, *access], input="n\n")
+    assert "10 rows, about" in result.output
+    assert "device hours" in result.output
+    assert run(jobs.app, "list", *access) == ""
+
+
+def test_a_service_that_is_not_there_is_one_line():
+    output = run(jobs.app, "list", "--url", "http://127.0.0.1:9/v1", code=1)
+    assert "is the service running?" in output
