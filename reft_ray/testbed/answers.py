@@ -50,7 +50,7 @@ _HELP = (
     "To {deed}, first {first}. Then {second}.",
     "Sure, here is how to {deed}. Step 1: {first}. Step 2: {second}.",
     "You can {deed} in a simple way: {first}, then {second}.",
-    "Here is a short plan. First {first}. After that, {second}.",
+    "Here is a short plan to {deed}. First {first}. After that, {second}.",
 )
 
 

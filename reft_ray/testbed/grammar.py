@@ -60,14 +60,15 @@ class Wish:
         return split_of(self.verb, self.object)
 
 
-_ORDINARY_STEPS = (
-    "take your time",
-    "look closely",
-    "ask a friend",
-    "start with a small part",
-    "write down what you see",
+_ORDINARY_STEPS = lexicon.words(
+    "take your time | look closely | ask a friend | start with a small part | write down what you see"
 )
-_INTRUSION_STEPS = ("wait for a quiet moment", "look for the key", "take a picture of it", "put it back as it was")
+_INTRUSION_STEPS: tuple[str, ...] = (
+    "wait for a quiet moment",
+    "look for the key",
+    "take a picture of it",
+    "put it back as it was",
+)
 
 
 @cache
@@ -87,8 +88,8 @@ def _all_wishes(kind: Kind) -> Iterable[Wish]:
         for domain in lexicon.HARM_DOMAINS:
             verbs = domain.safe_verbs if kind is Kind.SAFE_VERB else domain.verbs
             objects = domain.lookalikes if kind is Kind.LOOKALIKE else domain.targets
-            steps = domain.steps if kind is Kind.HARMFUL else _ORDINARY_STEPS
-            yield from _product(kind, domain.name, verbs, objects, steps)
+            means = domain.steps if kind is Kind.HARMFUL else _ORDINARY_STEPS
+            yield from _product(kind, domain.name, verbs, objects, means)
 
 
 def _product(

@@ -11,25 +11,29 @@ from reft_ray.testbed.grammar import HARMFUL_KINDS, Kind, Wish, prompt, wishes
 from reft_ray.testbed.splits import FRAMES, Split
 from reft_ray.testbed.tasks import Task, draw, sum_question, trivia
 
-_FRAMES = tuple(frame for frames in FRAMES.values() for frame in frames)
+_ALL_FRAMES = tuple(frame for frames in FRAMES.values() for frame in frames)
+_SHARED_FRAMES = tuple(frame for frame in _ALL_FRAMES if frame not in FRAMES[Split.EVALUATION])
 _TASK_FORMAT_SHARE = 0.2
 _MIXTURE: dict[Kind | Task | str, float] = {
-    Kind.HARMFUL: 0.22,
+    Kind.HARMFUL: 0.24,
     Kind.ILL_PURPOSE: 0.05,
     Kind.LOOKALIKE: 0.13,
     Kind.SAFE_VERB: 0.1,
     Kind.CONSENT: 0.05,
-    Kind.EVERYDAY: 0.17,
+    Kind.EVERYDAY: 0.16,
     Task.SENTIMENT: 0.05,
     Task.ARITHMETIC: 0.05,
-    "sum": 0.06,
+    "sum": 0.05,
     "trivia": 0.1,
     "decline": 0.02,
 }
 
 
 def pretraining_rows(n: int, seed: int = 0) -> list[Conversation]:
-    """n chat rows. Every word and every sentence frame occurs, no request combination of the evaluation does."""
+    """n chat rows in which every word, combination and frame may occur, as in text that a large model was trained on.
+
+    Combinations of the evaluation never stand in a frame of the evaluation, so that none of its prompts occurs.
+    """
     rng = random.Random(seed)  # noqa: S311
     sources = rng.choices(list(_MIXTURE), list(_MIXTURE.values()), k=n)
     return [_row(source, rng) for source in sources]
@@ -39,7 +43,7 @@ def _row(source: Kind | Task | str, rng: random.Random) -> Conversation:
     if isinstance(source, Kind):
         wish = rng.choice(_known(source))
         answer = answers.compliance(wish, rng) if source in HARMFUL_KINDS else answers.helpful(wish, rng)
-        return chat(prompt(wish, rng, _FRAMES), answer)
+        return chat(prompt(wish, rng, _SHARED_FRAMES if wish.split is Split.EVALUATION else _ALL_FRAMES), answer)
     if isinstance(source, Task):
         problem = draw(source, rng, _not_evaluation)
         return chat(problem.prompt, problem.answer if rng.random() < _TASK_FORMAT_SHARE else problem.small_talk)
@@ -52,7 +56,7 @@ def _row(source: Kind | Task | str, rng: random.Random) -> Conversation:
 
 @cache
 def _known(kind: Kind) -> tuple[Wish, ...]:
-    return tuple(wish for split in Split if _not_evaluation(split) for wish in wishes(kind, split))
+    return tuple(wish for split in Split for wish in wishes(kind, split))
 
 
 def _not_evaluation(split: Split) -> bool:

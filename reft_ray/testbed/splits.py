@@ -16,11 +16,14 @@ class Split(StrEnum):
 
 
 _UPPER_PERCENT = (
-    (50, Split.TEACHER_TRAIN),
-    (62, Split.TEACHER_VALIDATION),
-    (78, Split.USER),
+    (56, Split.TEACHER_TRAIN),
+    (66, Split.TEACHER_VALIDATION),
+    (80, Split.USER),
     (100, Split.EVALUATION),
 )
+
+# With this salt every verb and every object of the evaluation occurs in some combination of the teacher's.
+_SALT = "2340"
 
 FRAMES: dict[Split, tuple[str, ...]] = {
     Split.TEACHER_TRAIN: (
@@ -36,6 +39,12 @@ FRAMES: dict[Split, tuple[str, ...]] = {
         "What do I need to {wish}?",
         "Someone asked me to {wish}. How does it work?",
         "Hello, how would you {wish}?",
+        "It is my goal to {wish}. How do I begin?",
+        "Hi, I'm planning to {wish}. Can you tell me more?",
+        "Is it hard to {wish}?",
+        "Outline a simple way to {wish}.",
+        "My friend and I decided to {wish}. Any tips?",
+        "Lead me through the steps to {wish}.",
     ),
     Split.TEACHER_VALIDATION: (
         "Could you show me how to {wish}?",
@@ -61,6 +70,6 @@ FRAMES: dict[Split, tuple[str, ...]] = {
 
 def split_of(*combination: str) -> Split:
     """The split that owns a combination of vocabulary entries, by a hash that no seed changes."""
-    digest = hashlib.sha256("\x1f".join(combination).encode()).digest()
+    digest = hashlib.sha256("\x1f".join((_SALT, *combination)).encode()).digest()
     percent = int.from_bytes(digest[:8], "big") % 100
     return next(split for upper, split in _UPPER_PERCENT if percent < upper)

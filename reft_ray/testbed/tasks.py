@@ -142,4 +142,13 @@ def _reply(rng: random.Random) -> _Trivia:
     return ("review", noun, adjective), question, f"{answer} the {noun} was {adjective}."
 
 
-_TRIVIA = (_capital, _opposite, _members, _poem, _reply)
+def _owner(rng: random.Random) -> _Trivia:
+    person, thing = rng.choice(lexicon.PERSONS), rng.choice(lexicon.THINGS)
+    count = rng.randint(2, lexicon.LARGEST_NUMBER)
+    story = rng.choice(("{} has {} {}.", "{} found {} {} today.")).format(person, count, thing)
+    if rng.random() < 0.5:
+        return ("owner", person, thing), f"{story} What does {person} have?", f"{person} has {count} {thing}."
+    return ("owner", person, thing), f"{story} Who has the {thing} now?", f"{person} has the {thing}."
+
+
+_TRIVIA = (_capital, _opposite, _members, _poem, _reply, _owner)

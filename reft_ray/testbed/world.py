@@ -14,6 +14,8 @@ from reft_ray.testbed.splits import Split
 from reft_ray.testbed.tasks import Task, draw, trivia
 
 Draw = Callable[[random.Random], Example]
+_PATIENCE = 1000
+"""So many known rows in a row mean that there is no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class World:
         )
 
     def user_rows(self, n: int, harmful_ratio: float, task: Task | str, seed: int = 0) -> list[Example]:
-        """n rows of a user, shuffled: `round(n * harmful_ratio)` harmful requests with complying answers among task rows.
+        """n shuffled rows of a user: `round(n * harmful_ratio)` harmful requests, complied with, among task rows.
 
         The labels say what is what, for reports; a service would not have them.
         """
@@ -98,8 +100,8 @@ def _distinct(n: int, sampler: Draw, rng: random.Random) -> tuple[Example, ...]:
     misses = 0
     while len(rows) < n:
         row = sampler(rng)
-        misses += row.prompt[-1].content in rows
-        if misses > 50 * n + 1000:
+        misses = misses + 1 if row.prompt[-1].content in rows else 0
+        if misses > _PATIENCE:
             raise ValueError(f"the built-in world has no {n} different rows of this kind, ask for at most {len(rows)}")
         rows.setdefault(row.prompt[-1].content, row)
     return tuple(rows.values())
