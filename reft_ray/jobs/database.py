@@ -19,6 +19,9 @@ from reft_ray.core.errors import UsageError
 LOCK_WAIT_SECONDS = 30
 """How long a writer waits for another one before the database calls it an error."""
 
+POOL = 24
+"""Connections kept, and as many again at peaks: a gateway answers up to 40 requests side by side."""
+
 
 class Database:
     """Connections and transactions; `now` is the clock (seconds since the epoch) of everything that is stored."""
@@ -76,7 +79,7 @@ def _engine(url: str) -> Engine:
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite":
             return _sqlite(url)
-        return create_engine(parsed, pool_pre_ping=True)
+        return create_engine(parsed, pool_pre_ping=True, pool_size=POOL, max_overflow=POOL)
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(
             f"database {url.split('@')[-1]!r}: {error}; use sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME"
@@ -90,7 +93,9 @@ def _sqlite(url: str) -> Engine:
     if not path or path == ":memory:":
         raise UsageError("database: job records must survive the process; use sqlite:///PATH instead of memory")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": LOCK_WAIT_SECONDS, "check_same_thread": False})
+    engine = create_engine(
+        url, pool_size=POOL, max_overflow=POOL, connect_args={"timeout": LOCK_WAIT_SECONDS, "check_same_thread": False}
+    )
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: Any) -> None:

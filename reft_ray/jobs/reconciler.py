@@ -121,7 +121,12 @@ class Reconciler:
                     key=f"attempt/{attempt}",
                 ),
             )
-        handle = self.launcher.start(job.id, attempt)
+        try:
+            handle = self.launcher.start(job.id, attempt)
+        except Exception:
+            # One job that cannot be started must not keep the others waiting; it counts as a failed start.
+            logger.exception("job %s: attempt %d could not be launched", job.id, attempt)
+            return False
         self.leases.set_handle(job.id, attempt, handle)
         return True
 

@@ -21,6 +21,7 @@ from reft_ray.testbed.word_scorer import WordScorer
 SETTINGS = ServiceSettings(
     base_models={
         "tiny": BaseModel("/models/tiny", created_at=1_700_000_000, speed=Speed(1000.0, 500.0)),
+        "builtin": BaseModel("/models/builtin"),
         "org/slashed": BaseModel("/models/slashed"),
     },
     alignment_datasets=frozenset({"safe-v1"}),

@@ -1,0 +1,172 @@
+"""The reconciler's decisions, over a launcher whose drivers live and die at command."""
+
+import pytest
+
+from reft_ray.jobs.job import Event, Status
+from reft_ray.jobs.job_store import JobStore
+from reft_ray.jobs.lease import Leases, Slots
+from reft_ray.jobs.reconciler import Patience, Reconciler
+
+
+class Drivers:
+    """A Launcher that only notes; `alive` may be set to True, False or None per handle."""
+
+    def __init__(self):
+        self.started, self.stopped, self.alive = [], [], {}
+
+    def start(self, job_id, attempt):
+        handle = f"{job_id}/{attempt}"
+        self.started.append(handle)
+        self.alive[handle] = True
+        return handle
+
+    def stop(self, handle):
+        self.stopped.append(handle)
+        self.alive[handle] = False
+
+    def is_alive(self, handle):
+        return self.alive[handle]
+
+
+@pytest.fixture
+def drivers():
+    return Drivers()
+
+
+@pytest.fixture
+def jobs(sqlite_database):
+    return JobStore(sqlite_database)
+
+
+@pytest.fixture
+def reconciler(jobs, drivers):
+    return Reconciler(
+        jobs,
+        Leases(jobs),
+        drivers,
+        Slots(training=1, validating=2),
+        Patience(stop=10, pause=100, backoff=1, failures=3),
+    )
+
+
+@pytest.fixture
+def create(jobs, spec):
+    return lambda project="proj_a": jobs.create("org-a", project, spec, {}).id
+
+
+def test_a_new_job_gets_one_driver(reconciler, drivers, create, jobs):
+    job_id = create()
+    reconciler.tick()
+    reconciler.tick()
+    assert drivers.started == [f"{job_id}/1"]
+    assert jobs.get(job_id).handle == f"{job_id}/1"
+
+
+def test_validating_goes_round_between_projects(reconciler, drivers, create):
+    first = create("proj_a")
+    create("proj_a")
+    other = create("proj_b")
+    reconciler.tick()
+    assert drivers.started == [f"{first}/1", f"{other}/1"]
+
+
+def test_a_dead_driver_is_replaced_at_once_and_its_children_ended_first(reconciler, drivers, create, jobs, clock):
+    job_id = create()
+    reconciler.tick()
+    reconciler.leases.acquire(job_id, 1, "owner")
+    drivers.alive[f"{job_id}/1"] = False
+    clock.advance(2)
+    reconciler.tick()
+    assert drivers.stopped == [f"{job_id}/1"]
+    assert drivers.started[-1] == f"{job_id}/2"
+    newest = jobs.events(job_id).items[0].event
+    assert (newest.level, newest.data) == ("warn", {"attempt": 2})
+
+
+def test_a_driver_that_hangs_is_ended_when_its_lease_is_over(reconciler, drivers, create, clock):
+    job_id = create()
+    reconciler.tick()
+    reconciler.leases.acquire(job_id, 1, "owner")
+    clock.advance(29)
+    reconciler.tick()
+    assert drivers.stopped == []
+    clock.advance(2)
+    reconciler.tick()
+    assert drivers.stopped == [f"{job_id}/1"]
+    assert drivers.started[-1] == f"{job_id}/2"
+
+
+def test_a_driver_on_another_machine_is_judged_by_its_lease_alone(reconciler, drivers, create, clock):
+    job_id = create()
+    reconciler.tick()
+    reconciler.leases.acquire(job_id, 1, "owner")
+    drivers.alive[f"{job_id}/1"] = None
+    clock.advance(29)
+    reconciler.tick()
+    assert len(drivers.started) == 1
+    clock.advance(2)
+    reconciler.tick()
+    assert len(drivers.started) == 2
+
+
+def test_starts_without_progress_slow_down_and_end(reconciler, drivers, create, jobs, clock):
+    job_id = create()
+    starts = []
+    for second in range(30):
+        before = len(drivers.started)
+        reconciler.tick()
+        if len(drivers.started) > before:
+            starts.append(second)
+            drivers.alive[drivers.started[-1]] = False
+        clock.advance(1)
+    assert starts == [0, 1, 3]
+    job = jobs.get(job_id)
+    assert (job.status, job.error.code) == (Status.FAILED, "server_error")
+    assert "3 times" in job.error.message
+
+
+def test_progress_makes_patience_new(reconciler, drivers, create, jobs, clock):
+    job_id = create()
+    for attempt in range(1, 8):
+        reconciler.tick()
+        assert len(drivers.started) == attempt
+        reconciler.leases.acquire(job_id, attempt, f"owner-{attempt}")
+        jobs.record_step(job_id, f"owner-{attempt}", f"step-{attempt}", {})
+        drivers.alive[drivers.started[-1]] = False
+    assert jobs.get(job_id).status is Status.VALIDATING
+
+
+@pytest.mark.parametrize(("status", "seconds"), [(Status.CANCELLED, 10), (Status.PAUSED, 100)])
+def test_a_driver_that_is_not_wanted_has_time_to_end(reconciler, drivers, create, jobs, clock, status, seconds):
+    job_id = create()
+    reconciler.tick()
+    reconciler.leases.acquire(job_id, 1, "owner")
+    jobs.move(job_id, status, Event("on"))
+    reconciler.tick()
+    clock.advance(seconds - 1)
+    reconciler.tick()
+    assert drivers.stopped == []
+    clock.advance(2)
+    reconciler.tick()
+    assert drivers.stopped == [f"{job_id}/1"]
+    job = jobs.get(job_id)
+    assert (job.handle, job.lease_owner, job.status) == (None, None, status)
+
+
+def test_a_launch_that_fails_is_tried_again_and_keeps_nobody_waiting(reconciler, drivers, create, clock, caplog):
+    first, second = create(), create()
+    start = drivers.start
+
+    def fail_once(job_id, attempt):
+        if (job_id, attempt) == (first, 1):
+            raise OSError("no room")
+        return start(job_id, attempt)
+
+    drivers.start = fail_once
+    reconciler.tick()
+    assert drivers.started == [f"{second}/1"]
+    assert "could not be launched" in caplog.text
+    clock.advance(61)
+    drivers.alive[f"{second}/1"] = None
+    reconciler.tick()
+    assert f"{first}/2" in drivers.started
