@@ -35,7 +35,7 @@ class FilterSettings:
     max_row_bytes: int = MIB
     max_chunk_bytes: int = MIB
     max_streams: int = 8
-    batch_rows: int = 128
+    batch_rows: int = 512
     batch_bytes: int = 256 * 1024
     window: int = 4
     idle_seconds: float = 60.0
