@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, ExecutionResources
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from reft_ray.core.errors import ReftError
 from reft_ray.screening.cluster import ensure_ray
@@ -22,6 +22,8 @@ from reft_ray.screening.work import Finished, Job, UnitWorker
 
 IN_FLIGHT_BYTES = 384 << 20
 UNITS_IN_FLIGHT = 2
+
+logger = logging.getLogger(__name__)
 
 _PARCEL = pa.schema(
     [
@@ -82,8 +84,6 @@ def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> 
                 if done_unit["error"] is not None:
                     raise _error_from(done_unit["error"])
                 yield Finished(done_unit["unit"], done_unit["rows"])
-    except RayTaskError as error:
-        raise ReftError(f"a worker failed: {str(error).strip().splitlines()[-1]}") from error
     except RayError as error:
         raise ReftError(f"screening stopped: {type(error).__name__}; run it again to resume") from error
 
@@ -122,7 +122,16 @@ class _Worker:
             done = self._worker.work(Unit(parcel["id"], parcel["file"], _unpacked(parcel["rows"]), native))
         except ReftError as error:
             return pa.table([[None], [None], [_error_text(error)]], schema=_DONE)
+        except Exception as error:  # a scorer or guard may raise anything; its traceback stays in the worker's log
+            logger.exception("unit %s failed", parcel["id"])
+            failed = ReftError(f"a worker failed: {type(error).__name__}: {first_line(error)}")
+            return pa.table([[None], [None], [_error_text(failed)]], schema=_DONE)
         return pa.table([[done.unit], [done.rows], [None]], schema=_DONE)
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line, or nothing."""
+    return next(iter(str(error).splitlines()), "")
 
 
 def _error_text(error: ReftError) -> str:

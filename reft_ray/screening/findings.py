@@ -14,7 +14,7 @@ from reft_ray.core.errors import UsageError
 from reft_ray.screening.duplicates import clusters
 from reft_ray.screening.signals import LENGTH_STEPS, SHOWN_ROWS, unpacked
 
-SAMPLE_ROWS = 20_000
+SAMPLE_ROWS = 10_000
 """Rows that are compared with each other and whose language is told; larger sets are sampled down to about this."""
 
 _TOKENS = 20_000

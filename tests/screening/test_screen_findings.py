@@ -132,7 +132,7 @@ def test_duplicates_ignore_the_template():
 
 def test_large_sets_are_sampled():
     assert sample_share(100) == 1.0
-    assert sample_share(10_000_000) == 0.002
+    assert sample_share(10_000_000) == 0.001
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data sets are not here")
