@@ -35,6 +35,8 @@ def local_service(args: ServeArgs, port: int = 8000, quiet: bool = True) -> Iter
         log_to_driver=not quiet,
         logging_level=logging.ERROR if quiet else logging.INFO,
     )
+    if quiet:
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         serve.start(
             http_options={"host": LOOPBACK, "port": port},
