@@ -33,7 +33,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Llama-, Gemma- and Qwen-shaped base models of random weights, saved with one tokenizer; Qwen's has no template."""
+    """Llama-, Gemma- and Qwen-shaped bases of random weights with one tokenizer; the last has no chat template."""
     import torch
     from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config
 

@@ -8,8 +8,12 @@ import warnings
 
 import typer
 
-from reft_ray.cli import finetune, quickstart, teacher
+from reft_ray.cli import audit, files, jobs, keys, review, teacher, telemetry
 from reft_ray.cli.evaluate import evaluate
+from reft_ray.cli.finetune import finetune
+from reft_ray.cli.quickstart import quickstart
+from reft_ray.cli.screen import screen
+from reft_ray.cli.serve import serve
 
 app = typer.Typer(
     name="reft-ray",
@@ -18,10 +22,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(teacher.app, name="teacher")
-app.command("quickstart")(quickstart.quickstart)
-app.command("finetune")(finetune.finetune)
+app.command("quickstart")(quickstart)
+app.command("screen")(screen)
+app.command("finetune")(finetune)
 app.command("eval")(evaluate)
+app.command("serve")(serve)
+app.add_typer(teacher.app, name="teacher")
+app.add_typer(review.app, name="review")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(files.app, name="files")
+app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
+app.add_typer(telemetry.app, name="telemetry")
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -30,6 +29,7 @@ def quickstart(
         from reft_ray.cli.runs import start_ray
         from reft_ray.experiments.quickstart import run_quickstart
         from reft_ray.experiments.report import table_of
+        from reft_ray.serving.builtin import cache_root
 
         console = Console(stderr=True)
         plain = not console.is_terminal
@@ -52,7 +52,7 @@ def quickstart(
                     last_stage, last_time = stage, time.monotonic()
                     print(f"{share:4.0%}  {stage}, {note}", file=sys.stderr, flush=True)
 
-            report = run_quickstart(out, cache or default_cache(), seed, show, workers)
+            report = run_quickstart(out, cache or cache_root(), seed, show, workers)
         if as_json:
             print_json(report)
             return
@@ -64,12 +64,6 @@ def quickstart(
             f"harmless rows dropped; {report['seconds_total']:.0f} s in all"
         )
         console.print(f"report: {out / 'report.html'}")
-
-
-def default_cache() -> Path:
-    """The user's cache directory."""
-    root = os.environ.get("REFT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reft-ray"
-    return Path(root)
 
 
 def _minutes(seconds: float) -> str:

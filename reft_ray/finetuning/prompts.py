@@ -117,8 +117,13 @@ def hold_out_sources(rows: Sequence[Example], sources: Sequence[str]) -> tuple[l
 
 
 def hold_out_rows(rows: Sequence[Example], share: float = 0.1, seed: int = 0) -> tuple[list[Example], list[Example]]:
-    """(training, validation) by a random share: of the same sources, so its figures flatter."""
-    order = list(rows)
-    random.Random(f"{seed}/holdout").shuffle(order)  # noqa: S311
-    count = max(1, round(share * len(order)))
-    return order[count:], order[:count]
+    """(training, validation) by a random share of each label: of the same sources, so its figures flatter."""
+    train: list[Example] = []
+    held: list[Example] = []
+    for label in Label:
+        of_label = [row for row in rows if row.label is label]
+        random.Random(f"{seed}/holdout/{label}").shuffle(of_label)  # noqa: S311
+        count = max(1, round(share * len(of_label)))
+        held += of_label[:count]
+        train += of_label[count:]
+    return train, held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from reft_ray.finetuning.runtime import Progress
 
 
 class RayRuntime:
-    """Inside a Ray Train worker. Rank 0 also hands its metrics to `progress` where one was given."""
+    """Inside a Ray Train worker. Rank 0 also hands its metrics and its `pid` to `progress`."""
 
     def __init__(self, progress: Progress | None = None) -> None:
         context = ray.train.get_context()
@@ -48,7 +49,7 @@ class RayRuntime:
     def report(self, metrics: Mapping[str, Any], write: Callable[[Path], None] | None = None) -> None:
         """Report on every rank; checkpoint directories of the ranks are merged by Ray Train."""
         if self.rank == 0 and self._progress is not None:
-            self._progress(metrics)
+            self._progress({**metrics, "pid": os.getpid()})
         if write is None:
             ray.train.report(dict(metrics))
             return

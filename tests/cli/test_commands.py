@@ -1,0 +1,102 @@
+"""The commands as a user meets them: quick help, one line per error, exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from reft_ray.cli.main import app
+from reft_ray.cli.settings import parsed
+from reft_ray.core.errors import UsageError
+
+RUN = CliRunner()
+ROWS = [
+    {"prompt": f"how to {verb} a {thing}", "label": label, "source": "s", "response": answer}
+    for verb, label, answer in (("steal", "harmful", "sorry i cannot"), ("bake", "harmless", "here is how"))
+    for thing in ("car", "bread", "me", "that")
+]
+
+
+def jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, reft_ray.cli.main; "
+        "print(sorted({'torch', 'ray', 'transformers', 'fastapi', 'pyarrow', 'pydantic'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["teacher", "show", "/nowhere"], 1, "no Ref-Teacher at /nowhere"),
+        (["teacher", "train", "--base", "/nowhere", "--prompts", "ROWS", "--out", "OUT"], 1, "no base model"),
+        (["teacher", "train", "--base", "B", "--prompts", "BAD", "--out", "OUT"], 1, "bad.jsonl:2: not JSON"),
+        (["teacher", "train", "--base", "B", "--prompts", "ROWS", "--out", "OUT", "--set", "epoch=1"], 2,
+         "epoch: unknown key, did you mean epochs?"),
+        (["teacher", "train", "--base", "B", "--prompts", "absent.jsonl", "--out", "OUT"], 1,
+         "No such file or directory: absent.jsonl"),
+        (["finetune", "ROWS", "--base", "B", "--out", "OUT"], 2, "method guided filters: name a --teacher"),
+        (["eval", "--base", "B"], 2, "name at least one of --harmful, --harmless and --task"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_line_and_the_right_code(
+    tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    places = {
+        "ROWS": str(jsonl(tmp_path / "rows.jsonl", ROWS)),
+        "BAD": str(tmp_path / "bad.jsonl"),
+        "OUT": str(tmp_path / "out"),
+    }
+    (tmp_path / "bad.jsonl").write_text(json.dumps(ROWS[0]) + "\n{oops\n")
+    result = RUN.invoke(app, [places.get(argument, argument) for argument in arguments])
+    assert result.exit_code == code
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("note:")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_is_trained_measured_and_shown(llama: Path, tmp_path: Path) -> None:
+    rows = jsonl(tmp_path / "rows.jsonl", ROWS)
+    out = tmp_path / "teacher"
+    arguments = ["teacher", "train", "--base", str(llama), "--prompts", str(rows), "--validation", str(rows)]
+    settings = ["--set", "epochs=3", "--set", "optimizer.learning_rate=0.01", "--set", "lora.rank=4"]
+    trained = RUN.invoke(app, [*arguments, *settings, "--out", str(out), "--json"])
+    assert trained.exit_code == 0, trained.stderr
+    shown = json.loads(trained.stdout)
+    assert shown["config"]["lora"]["rank"] == 4
+    measured = RUN.invoke(app, ["teacher", "evaluate", "--teacher", str(out), "--prompts", str(rows), "--json"])
+    report = json.loads(measured.stdout)
+    assert report["teacher"] == shown["id"]
+    assert report["overall"]["rows"] == report["sources"]["s"]["rows"] == 8
+    assert {"auroc", "auprc", "recall_at_1_fpr"} <= report["sources"]["s"].keys()
+    assert report["overall"]["auroc"] == pytest.approx(shown["quality"]["auroc"])
+    table = RUN.invoke(app, ["teacher", "evaluate", "--teacher", str(out), "--prompts", str(rows)])
+    assert "overall" in table.stdout
+    assert shown["id"] in RUN.invoke(app, ["teacher", "show", str(out)]).stdout
+
+
+def test_eval_prints_measures_with_intervals(llama: Path, tmp_path: Path) -> None:
+    rows = jsonl(tmp_path / "rows.jsonl", ROWS)
+    arguments = ["eval", "--base", str(llama), "--harmful", str(rows), "--task", str(rows), "--max-new-tokens", "4"]
+    result = RUN.invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.stderr
+    measures = json.loads(result.stdout)["measures"]
+    assert measures["harmful_score"]["n"] == 8
+    low, high = measures["harmful_score"]["interval"]
+    assert 0 <= low <= measures["harmful_score"]["value"] <= high <= 100
+
+
+def test_settings_are_json_or_text_and_nest() -> None:
+    assert parsed(["a.b=1e-3", "a.c=text", "d=null"]) == {"a": {"b": 1e-3, "c": "text"}, "d": None}
+    with pytest.raises(UsageError, match="write it as key=value"):
+        parsed(["oops"])

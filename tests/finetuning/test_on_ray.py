@@ -1,0 +1,116 @@
+"""The same loops on real worker groups: any number of ranks, sharded weights, a worker killed in mid-run."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reft_ray.core.conversation import Example, Label, chat
+from reft_ray.core.errors import ReftError
+from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
+from reft_ray.finetuning.teacher_loop import TeacherData
+from reft_ray.finetuning.trainer import FinetuneInputs, finetune, prepare_teacher
+from reft_ray.hf.ref_teacher import RefTeacher
+
+pytestmark = pytest.mark.ray
+
+WORDS = ["car", "bread", "me", "that", "help", "how", "tell", "please"]
+HARMFUL = [Example(chat(f"how to steal a {w}", "sorry i cannot"), Label.HARMFUL, "a") for w in WORDS]
+HARMLESS = [Example(chat(f"how to bake a {w}", "here is how"), Label.HARMLESS, "b") for w in WORDS]
+USER = [Example(chat(f"tell me {'no ' * (i % 7)} {i}", "sure here is")) for i in range(46)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    import ray
+
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    ray.init(num_cpus=6, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def teacher(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> RefTeacher:
+    folder = tmp_path_factory.mktemp("teacher")
+    data = TeacherData(HARMFUL + HARMLESS, HARMFUL + HARMLESS)
+    return prepare_teacher(teacher_config(llama), data, folder / "one", Resources(workers=0))
+
+
+def teacher_config(base: Path) -> TeacherConfig:
+    return TeacherConfig.of(
+        {"base": str(base), "epochs": 2, "batch_rows": 8, "lora": {"rank": 4}, "optimizer": {"learning_rate": 0.01}}
+    )
+
+
+def config_of(base: Path, **changes: object) -> FinetuneConfig:
+    values = {"base": str(base), "epochs": 2, "batch_rows": 8, "lora": {"rank": 4}, "log_every": 1}
+    return FinetuneConfig.of({**values, **changes})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_two_ranks_and_sharded_ranks_learn_what_one_process_learns(
+    teacher: RefTeacher, llama: Path, tmp_path: Path
+) -> None:
+    inputs = FinetuneInputs(USER, len(USER), HARMFUL + HARMLESS, teacher)
+    alone = weights(finetune(config_of(llama), inputs, tmp_path / "alone", Resources(workers=0)))
+    for strategy in ("data_parallel", "fsdp"):
+        resources = Resources.of({"workers": 2, "strategy": strategy})
+        together = weights(finetune(config_of(llama), inputs, tmp_path / strategy, resources))
+        assert together.keys() == alone.keys()
+        for name, tensor in alone.items():
+            assert torch.allclose(together[name], tensor, atol=1e-5), (strategy, name)
+
+
+def test_two_ranks_prepare_the_same_teacher(teacher: RefTeacher, llama: Path, tmp_path: Path) -> None:
+    data = TeacherData(HARMFUL + HARMLESS, HARMFUL + HARMLESS)
+    together = prepare_teacher(teacher_config(llama), data, tmp_path / "two", Resources(workers=2))
+    assert together.manifest.layer == teacher.manifest.layer
+    assert torch.allclose(together.refusal_D, teacher.refusal_D, atol=1e-4)
+
+
+def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint_and_no_row_is_trained_twice(
+    llama: Path, tmp_path: Path
+) -> None:
+    config = config_of(llama, method="sft", checkpoint_every=2)
+    inputs = FinetuneInputs(USER, len(USER))
+    whole = weights(finetune(config, inputs, tmp_path / "whole", Resources(workers=0)))
+    seen: list[dict[str, Any]] = []
+    killed = threading.Event()
+
+    def watch(metrics: Mapping[str, Any]) -> None:
+        seen.append(dict(metrics))
+        if metrics["step"] >= 5 and not killed.is_set():
+            killed.set()
+            os.kill(metrics["pid"], signal.SIGKILL)
+
+    broken = weights(finetune(config, inputs, tmp_path / "broken", Resources(workers=2), progress=watch))
+    assert killed.is_set()
+    steps = [metrics["step"] for metrics in seen]
+    restarts = [at for at in range(1, len(steps)) if steps[at] <= steps[at - 1]]
+    assert len(restarts) == 1
+    resumed, before = steps[restarts[0]], steps[restarts[0] - 1]
+    # Resumed right behind a checkpoint (even steps), at most the uncommitted one and the open interval before the kill.
+    assert (resumed - 1) % 2 == 0
+    assert before - resumed < 4
+    final = {metrics["step"]: metrics["rows"] for metrics in seen}
+    assert final[max(final)] == 2 * len(USER)
+    for name, tensor in whole.items():
+        assert torch.allclose(broken[name], tensor, atol=1e-5)
+
+
+def test_a_failed_run_says_why_in_one_line(llama: Path, tmp_path: Path) -> None:
+    long = [Example(chat("how " * 400, "no"))]
+    resources = Resources.of({"workers": 1, "max_failures": 0})
+    with pytest.raises(ReftError, match=r"failed: .*the prompt has \d+ tokens, the context holds 256") as caught:
+        finetune(config_of(llama, method="sft"), FinetuneInputs(long, 1), tmp_path / "x", resources)
+    assert "\n" not in str(caught.value)

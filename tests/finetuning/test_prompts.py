@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from reft_ray.core.conversation import Example, Label, chat
+from reft_ray.core.errors import ReftError
+from reft_ray.finetuning.prompts import hold_out_rows, hold_out_sources, join_answers, read_labelled
+
+
+def file_of(folder: Path, *lines: object) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+def test_both_shapes_of_a_row_are_read_and_a_byte_order_mark_is_no_obstacle(tmp_path: Path) -> None:
+    path = file_of(
+        tmp_path,
+        "\ufeff" + json.dumps({"prompt": "a", "label": "harmful", "source": "s"}),
+        {"messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}], "label": "harmless"},
+        "",
+    )
+    assert read_labelled(path) == [
+        Example(chat("a"), Label.HARMFUL, "s"),
+        Example(chat("b", "c"), Label.HARMLESS, ""),
+    ]
+
+
+def test_every_problem_has_its_file_and_line(tmp_path: Path) -> None:
+    path = file_of(
+        tmp_path,
+        {"prompt": "fine", "label": "harmful"},
+        "{not json",
+        {"prompt": "x", "label": "evil"},
+        {"prompt": "   ", "label": "harmful"},
+        {"messages": [{"role": "wizard", "content": "x"}], "label": "harmful"},
+        [1],
+        {"prompt": 3, "label": "harmless"},
+    )
+    with pytest.raises(ReftError) as caught:
+        read_labelled(path)
+    message = str(caught.value)
+    assert f"{path}:2: not JSON" in message
+    assert f"{path}:3: label must be harmful or harmless, not 'evil'" in message
+    assert f"{path}:4: the prompt is empty" in message
+    assert f"{path}:5: unknown role 'wizard'" in message
+    assert f"{path}:6: a row must be a JSON object, not list" in message
+    assert message.endswith("(and 1 more)")
+    assert "\n" not in message
+
+
+def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ReftError, match="holds no row"):
+        read_labelled(file_of(tmp_path, ""))
+
+
+def test_answers_join_their_prompts_of_the_same_label_and_others_become_rows() -> None:
+    prompts = [Example(chat("a"), Label.HARMFUL), Example(chat("b"), Label.HARMLESS)]
+    answers = [
+        Example(chat("a", "sorry"), Label.HARMFUL),
+        Example(chat("a", "never"), Label.HARMFUL),
+        Example(chat("b", "sorry"), Label.HARMFUL),
+        Example(chat("c", "sure"), Label.HARMLESS),
+    ]
+    joined = join_answers(prompts, answers)
+    assert [(row.prompt[0].content, row.response) for row in joined] == [("a", "sorry"), ("b", ""), ("c", "sure")]
+
+
+def test_whole_sources_are_held_out() -> None:
+    rows = [Example(chat(str(i)), Label.HARMFUL, "xy"[i % 2]) for i in range(40)]
+    train, held = hold_out_sources(rows, ["y"])
+    assert {row.source for row in train} == {"x"}
+    assert len(train) == len(held) == 20
+    with pytest.raises(ReftError, match="no row has source 'z'; there are x, y"):
+        hold_out_sources(rows, ["z"])
+    mixed = rows + [Example(chat("c"), Label.HARMLESS)] * 20
+    train, held = hold_out_rows(mixed)
+    assert (len(train), len(held)) == (54, 6)
+    assert {row.label for row in held} == set(Label)
+    assert hold_out_rows(mixed)[1] == held
