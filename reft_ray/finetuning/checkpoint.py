@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from reft_ray.core.errors import ReftError
+from reft_ray.hf.tensor_files import read_tensors, write_tensors
 
 _STATE = "state.json"
 
@@ -52,10 +52,10 @@ def write_state(folder: Path, rank: int, tensors: Mapping[str, Mapping[str, Tens
     rng = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         rng["cuda"] = torch.cuda.get_rng_state()
-    save_file(rng, folder / f"rng-{rank}.safetensors")
+    write_tensors(folder / f"rng-{rank}.safetensors", rng)
     if rank == 0:
         for group, content in tensors.items():
-            save_file(dict(content), folder / f"{group}.safetensors")
+            write_tensors(folder / f"{group}.safetensors", content)
         (folder / _STATE).write_text(json.dumps(dict(state)), encoding="utf-8")
 
 
@@ -63,7 +63,7 @@ def read_state(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, An
     """The shared part of a checkpoint. Raises ReftError when it is not whole."""
     if not (folder / _STATE).is_file():
         raise ReftError(f"no checkpoint in {folder}: {_STATE} is missing")
-    groups = {f.stem: load_file(f) for f in folder.glob("*.safetensors") if not f.stem.startswith("rng-")}
+    groups = {f.stem: read_tensors(f) for f in folder.glob("*.safetensors") if not f.stem.startswith("rng-")}
     return groups, json.loads((folder / _STATE).read_text(encoding="utf-8"))
 
 
@@ -91,7 +91,7 @@ def restore_rng(folder: Path, rank: int) -> None:
     """Continue this rank's random numbers; a rank that the checkpoint did not know keeps its fresh seed."""
     file = folder / f"rng-{rank}.safetensors"
     if file.is_file():
-        rng = load_file(file)
+        rng = read_tensors(file)
         torch.set_rng_state(rng["cpu"])
         if "cuda" in rng and torch.cuda.is_available():
             torch.cuda.set_rng_state(rng["cuda"])
