@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError
 
 from reft_ray.api import chat, files, fine_tuning, models, uploads, webhooks
 from reft_ray.api.app import Lifespan, create_app
 from reft_ray.api.auth import RateLimitHeaders, authenticator
 from reft_ray.api.chat_model import ChatModel
+from reft_ray.api.errors import answer, invalid
 from reft_ray.api.judging import Judge
 from reft_ray.api.services import Services
 from reft_ray.api.settings import FilterSettings
@@ -19,6 +22,10 @@ from reft_ray.telemetry.recorder import Recorder
 
 FORM_BYTES = 1 << 20
 """Room for what a multipart form adds to its file."""
+
+
+async def _unstorable(request: Request, error: Exception) -> JSONResponse:
+    return answer(invalid("A value holds characters or numbers that cannot be stored."))
 
 
 def create_service(
@@ -65,5 +72,7 @@ def create_service(
         lifespan=around,
     )
     app.state.services = services
+    for unstorable in (DataError, UnicodeEncodeError):
+        app.add_exception_handler(unstorable, _unstorable)
     app.add_middleware(RateLimitHeaders)
     return app

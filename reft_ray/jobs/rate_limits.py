@@ -39,26 +39,29 @@ class RateLimits:
         """Take `cost` if the bucket holds it. One conditional UPDATE decides, so two gateways cannot both win."""
         if cost > per_minute:
             return Allowance(per_minute, 0, MINUTE, math.inf)
-        self._ensure(owner, name, per_minute)
         now, rate = self.database.now(), per_minute / MINUTE
         mine = (rate_buckets.c.owner == owner) & (rate_buckets.c.name == name)
-        filled = (
-            rate_buckets.c.level
-            + case((rate_buckets.c.updated_at < now, now - rate_buckets.c.updated_at), else_=0) * rate
-        )
+        elapsed = case((rate_buckets.c.updated_at < now, now - rate_buckets.c.updated_at), else_=0)
+        latest = case((rate_buckets.c.updated_at < now, now), else_=rate_buckets.c.updated_at)
+        filled = rate_buckets.c.level + elapsed * rate
         level = case((filled > per_minute, per_minute), else_=filled)
+        taking = (
+            update(rate_buckets)
+            .where(mine, level >= cost)
+            .values(level=level - cost, updated_at=latest)
+            .returning(rate_buckets.c.level)
+        )
         with self.database.write() as connection:
-            row = connection.execute(
-                update(rate_buckets)
-                .where(mine, level >= cost)
-                .values(
-                    level=level - cost,
-                    updated_at=case((rate_buckets.c.updated_at < now, now), else_=rate_buckets.c.updated_at),
-                )
-                .returning(rate_buckets.c.level)
-            ).first()
-            left = row.level if row else float(connection.execute(select(level).where(mine)).scalar_one())
-        wait = 0.0 if row else (cost - left) / rate
+            left = connection.execute(taking).scalar()
+            taken = left is not None
+            if not taken:
+                left = connection.execute(select(level).where(mine)).scalar()
+        if left is None:
+            self._fill(owner, name, per_minute)
+        if left is None or (not taken and left >= cost):
+            # The bucket was made, or filled up, between the two statements.
+            return self.take(owner, name, cost, per_minute)
+        wait = 0.0 if taken else (cost - left) / rate
         return Allowance(per_minute, max(0, int(left)), (per_minute - left) / rate, wait)
 
     def settle(self, owner: str, name: str, difference: float) -> None:
@@ -70,11 +73,7 @@ class RateLimits:
                 .values(level=rate_buckets.c.level + difference)
             )
 
-    def _ensure(self, owner: str, name: str, per_minute: int) -> None:
-        query = select(rate_buckets.c.owner).where(rate_buckets.c.owner == owner, rate_buckets.c.name == name)
-        with self.database.read() as connection:
-            if connection.execute(query).first() is not None:
-                return
+    def _fill(self, owner: str, name: str, per_minute: int) -> None:
         try:
             with self.database.write() as connection:
                 connection.execute(

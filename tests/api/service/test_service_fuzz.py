@@ -1,0 +1,125 @@
+"""Whatever is sent, no answer is a 500 and every error has the envelope."""
+
+import itertools
+import json
+
+import httpx
+import pytest
+
+ODD = [
+    None,
+    True,
+    -1,
+    10**30,
+    1e308,
+    "",
+    "\x00",
+    "\ud800",
+    "../../etc/passwd",
+    "a" * 5000,
+    "%",
+    [],
+    [[]],
+    {},
+    {"": None},
+    ["x"] * 500,
+]
+
+BODIES = {
+    "/v1/fine_tuning/jobs": {
+        "model": "tiny",
+        "training_file": "file-x",
+        "validation_file": None,
+        "suffix": "s",
+        "seed": 1,
+        "metadata": {"a": "b"},
+        "integrations": [],
+        "method": {"type": "supervised"},
+        "hyperparameters": {"n_epochs": 1},
+        "reft": {"policy": "filter"},
+    },
+    "/v1/fine_tuning/jobs/estimate": {"model": "tiny", "training_file": "file-x"},
+    "/v1/fine_tuning/checkpoints/ft:x/permissions": {"project_ids": ["p"]},
+    "/v1/uploads": {"bytes": 1, "filename": "f", "mime_type": "t", "purpose": "fine-tune"},
+    "/v1/uploads/upload_x/complete": {"part_ids": ["part_x"], "md5": "x"},
+    "/v1/webhook_endpoints": {"url": "http://127.0.0.1:9/x", "events": ["fine_tuning.job.failed"]},
+    "/v1/chat/completions": {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "x"}],
+        "n": 1,
+        "stop": "x",
+        "seed": 1,
+        "stream": False,
+        "stream_options": None,
+        "moderation": None,
+        "max_tokens": 1,
+    },
+}
+
+PATHS = [
+    "/v1/files/{}",
+    "/v1/files/{}/content",
+    "/v1/models/{}",
+    "/v1/fine_tuning/jobs/{}",
+    "/v1/fine_tuning/jobs/{}/events",
+    "/v1/fine_tuning/jobs/{}/checkpoints",
+    "/v1/fine_tuning/checkpoints/{}/permissions",
+    "/v1/fine_tuning/jobs?after={}",
+    "/v1/fine_tuning/jobs?limit={}",
+    "/v1/fine_tuning/jobs?metadata[{}]=x",
+    "/v1/files?after={}",
+    "/v1/files?limit={}",
+    "/v1/files?order={}",
+]
+
+
+@pytest.fixture
+def http(service):
+    headers = {"authorization": f"Bearer {service.secret()}"}
+    with httpx.Client(base_url=service.url, headers=headers, timeout=30) as client:
+        service.services.tenants.set_limits(service.project_id, {"requests_per_minute": 10**6})
+        yield client
+
+
+def check(answer):
+    assert answer.status_code < 500, answer.text
+    if answer.is_error:
+        assert set(answer.json()["error"]) >= {"message", "type", "param", "code"}
+        assert answer.status_code != 422
+    assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_odd_bodies(http, path):
+    for body in (b"", b"null", b"[]", b"{", b"\xff", b'{"a":' * 3000, b'{"model": NaN}', json.dumps("x").encode()):
+        check(http.post(path, content=body, headers={"content-type": "application/json"}))
+    for key, value in itertools.product(BODIES[path], ODD):
+        body = json.dumps(BODIES[path] | {key: value}).encode()
+        check(http.post(path, content=body, headers={"content-type": "application/json"}))
+    for nested in ("method", "hyperparameters", "reft", "moderation", "metadata"):
+        for value in ODD:
+            body = json.dumps(BODIES[path] | {nested: {"type": value, "policy": value, "n_epochs": value}}).encode()
+            check(http.post(path, content=body, headers={"content-type": "application/json"}))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_odd_paths(http, path):
+    for odd in (
+        "%00",
+        "%ED%A0%80",
+        "..%2F..%2Fetc",
+        "a" * 3000,
+        "%25",
+        "-1",
+        "1e9",
+        "%F0%9F%98%80",
+        "ft:a%2Fb",
+        "''--",
+    ):
+        check(http.get(path.format(odd)))
+
+
+def test_odd_keys(service):
+    for key in ("", "Basic x", "Bearer", "Bearer \xff", "Bearer " + "x" * 20_000):
+        answer = httpx.get(f"{service.url}/v1/models", headers={"authorization": key.encode("latin-1")})
+        assert answer.status_code in (400, 401, 431)
