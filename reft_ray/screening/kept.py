@@ -32,6 +32,7 @@ KEPT = pa.schema(
 )
 """One training row; `messages` is JSON that `conversation_from` reads."""
 
+READERS = 2
 _WHOLE_PART = Limits(rows=1 << 31, bytes=1 << 31, row_bytes=1 << 31)
 
 
@@ -60,6 +61,7 @@ def kept_dataset(out: str) -> Dataset:
 
     from reft_ray.screening.cluster import ensure_ray
 
+    out = Output(out).uri
     manifest = checked_manifest(out)
     approved = dict(reviews.approved_conversations(out))
     ensure_ray()
@@ -76,7 +78,8 @@ def kept_dataset(out: str) -> Dataset:
             found = sorted([*unit_rows(out, manifest, task["unit"]), *added], key=lambda row: row[0])
             yield pa.table([[number for number, _ in found], [messages_json(turns) for _, turns in found]], schema=KEPT)
 
-    return dataset.map_batches(rows, batch_size=1, batch_format="pyarrow")
+    # Decoding is light, and a trainer may hold every processor while it waits for these rows.
+    return dataset.map_batches(rows, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=READERS)
 
 
 def checked_manifest(out: str) -> Manifest:
