@@ -27,7 +27,7 @@ def quickstart(
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         from reft_ray.cli.runs import start_ray
-        from reft_ray.experiments.quickstart import run_quickstart
+        from reft_ray.experiments.quickstart import Plan, run_quickstart
         from reft_ray.experiments.report import table_of
         from reft_ray.serving.builtin import cache_root
 
@@ -52,7 +52,7 @@ def quickstart(
                     last_stage, last_time = stage, time.monotonic()
                     print(f"{share:4.0%}  {stage}, {note}", file=sys.stderr, flush=True)
 
-            report = run_quickstart(out, cache or cache_root(), seed, show, workers)
+            report = run_quickstart(out, cache or cache_root(), show, Plan(seed), workers)
         if as_json:
             print_json(report)
             return

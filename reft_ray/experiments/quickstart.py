@@ -7,7 +7,7 @@ settings below are the same for every seed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,26 @@ from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
 from reft_ray.hf.ref_teacher import RefTeacher
-from reft_ray.testbed.base_model import ensure_base
+from reft_ray.testbed.base_model import Recipe, ensure_base
 from reft_ray.testbed.rows import write_chat_rows
 from reft_ray.testbed.tasks import Task
-from reft_ray.testbed.world import World
+from reft_ray.testbed.world import Sizes, World
 
-HARMFUL_RATIO = 0.3
-USER_ROWS = 1000
-TASK = Task.SENTIMENT
+TEACHER_EPOCHS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The size of the experiment; the defaults are what `make quickstart` runs."""
+
+    seed: int = 0
+    harmful_ratio: float = 0.3
+    user_rows: int = 1000
+    task: Task = Task.SENTIMENT
+    sizes: Sizes = field(default_factory=Sizes)
+    recipe: Recipe = field(default_factory=Recipe)
+    teacher_epochs: float = TEACHER_EPOCHS
+    student_epochs: float = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +77,12 @@ _USUAL = {
 }
 
 
-def teacher_settings(base: Path, seed: int) -> TeacherConfig:
+def teacher_settings(base: Path, seed: int, epochs: float = TEACHER_EPOCHS) -> TeacherConfig:
     """Stage 1 as the quickstart runs it."""
     return TeacherConfig.of(
         {
             "base": str(base),
-            "epochs": 5,
+            "epochs": epochs,
             "batch_rows": 32,
             "optimizer": {"learning_rate": 2e-3},
             "checkpoint_every": 1_000_000,
@@ -79,38 +91,38 @@ def teacher_settings(base: Path, seed: int) -> TeacherConfig:
     )
 
 
-def student_settings(base: Path, student: Student, seed: int) -> FinetuneConfig:
+def student_settings(base: Path, student: Student, plan: Plan) -> FinetuneConfig:
     """Stage 2 as the quickstart runs it, the same for every method."""
     return FinetuneConfig.of(
         {
             "base": str(base),
             "method": student.method,
             "init": student.init,
-            "epochs": 3,
+            "epochs": plan.student_epochs,
             "batch_rows": 16,
             "optimizer": {"learning_rate": 1e-3},
             "checkpoint_every": 1_000_000,
-            "seed": seed,
+            "seed": plan.seed,
         }
     )
 
 
-def run_quickstart(out: Path, cache: Path, seed: int, show: Show, workers: int = 1) -> dict[str, Any]:
+def run_quickstart(out: Path, cache: Path, show: Show, plan: Plan | None = None, workers: int = 1) -> dict[str, Any]:
     """Run every stage, write `report.json`, `report.html` and two plots to `out`; returns the report.
 
     Ray must be running already.
     """
+    plan = plan or Plan()
     out.mkdir(parents=True, exist_ok=True)
     stages = Stages(_USUAL, show)
-    world = World.make(seed)
+    world = World.make(plan.seed, plan.sizes)
     with stages.stage("base model") as tell:
-        base = ensure_base(cache, progress=lambda done, total: tell({"progress": done / total}))
+        base = ensure_base(cache, 0, lambda done, total: tell({"progress": done / total}), plan.recipe)
     with stages.stage("Ref-Teacher") as tell:
         data = TeacherData(world.teacher_train, world.teacher_validation)
-        teacher = prepare_teacher(
-            teacher_settings(base, seed), data, out / "teacher", Resources(workers=0), progress=tell
-        )
-    user = world.user_rows(USER_ROWS, HARMFUL_RATIO, TASK, seed)
+        settings = teacher_settings(base, plan.seed, plan.teacher_epochs)
+        teacher = prepare_teacher(settings, data, out / "teacher", Resources(workers=0), progress=tell)
+    user = world.user_rows(plan.user_rows, plan.harmful_ratio, plan.task, plan.seed)
     write_chat_rows(out / "user.jsonl", user)
     with stages.stage("screening"):
         screened = screen_rows(out / "user.jsonl", user, teacher, out / "screened", str(base))
@@ -118,16 +130,18 @@ def run_quickstart(out: Path, cache: Path, seed: int, show: Show, workers: int =
     methods: dict[str, Any] = {}
     for name, student in STUDENTS.items():
         with stages.stage(name) as tell:
-            config = student_settings(base, student, seed)
+            config = student_settings(base, student, plan)
             rows = user if student.poisoned else [row for row in user if row.label is Label.HARMLESS]
             cell = train_cell(
                 config, rows, screened, world.alignment, teacher, out / "students" / name, resources, tell
             )
             respond = respond_with(str(base), cell.student)
-            figures = evaluate_student(respond, world.hs_prompts, world.over_refusal_prompts, world.task_test(TASK))
+            figures = evaluate_student(
+                respond, world.hs_prompts, world.over_refusal_prompts, world.task_test(plan.task)
+            )
         methods[name] = {**figures, **_rows(rows, screened, student.method), "seconds": round(cell.seconds, 1)}
     report = {
-        "seed": seed,
+        "seed": plan.seed,
         "seconds_total": 0.0,
         "filter": _filter(teacher, str(base), user, screened, out),
         "methods": methods,
@@ -136,8 +150,8 @@ def run_quickstart(out: Path, cache: Path, seed: int, show: Show, workers: int =
     plot_methods(methods, out / "methods.png")
     report["seconds_total"] = round(stages.seconds_total, 1)
     summary = (
-        f"{USER_ROWS} rows of a sentiment task, {HARMFUL_RATIO:.0%} of them harmful requests with complying answers, "
-        "finetuned in five ways on the built-in base model."
+        f"{plan.user_rows} rows of a {plan.task} task, {plan.harmful_ratio:.0%} of them harmful requests with "
+        "complying answers, finetuned in five ways on the built-in base model."
     )
     write_report(report, summary, out)
     return report
