@@ -30,6 +30,7 @@ from reft_ray.jobs.pipeline import run_job
 from reft_ray.jobs.processes import process_handle
 from reft_ray.jobs.run import JobRun
 from reft_ray.jobs.steps import Steps
+from reft_ray.telemetry.recorder import NullRecorder, Recorder
 
 CONFIG_VARIABLE = "REFT_DRIVER"
 LOST_LEASE_SECONDS = 10.0
@@ -42,8 +43,8 @@ logger = logging.getLogger(__name__)
 class DriverConfig:
     """What a driver needs; it travels in the environment, because the database URL may hold a password.
 
-    `steps` names a factory as `module:function`, which is called with `options`. `handle` is how the launcher calls
-    this driver, where that is not its process.
+    `steps` names a factory as `module:function`, which is called with `options`; `recorder` one of a Recorder, called
+    without any. `handle` is how the launcher calls this driver, where that is not its process.
     """
 
     database_url: str
@@ -52,6 +53,7 @@ class DriverConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
     lease_seconds: float = LEASE_SECONDS
     heartbeat_seconds: float = 2.0
+    recorder: str | None = None
     handle: str | None = None
 
     def to_json(self) -> str:
@@ -67,15 +69,20 @@ class DriverConfig:
 
     def make_steps(self) -> Steps:
         """The steps that the factory makes."""
-        module, _, name = self.steps.partition(":")
-        steps: Steps = getattr(importlib.import_module(module), name)(**self.options)
+        steps: Steps = _named(self.steps)(**self.options)
         return steps
+
+    def make_recorder(self) -> Recorder:
+        """Where this driver counts."""
+        recorder: Recorder = _named(self.recorder)() if self.recorder else NullRecorder()
+        return recorder
 
 
 def drive(job_id: str, attempt: int, config: DriverConfig) -> int:
     """Drive the job as far as it goes now. The exit code: 0 ended or waits, 1 crashed and to be started again."""
     database = Database.open(config.database_url, migrate=False)
-    leases = Leases(JobStore(database), config.lease_seconds)
+    recorder = config.make_recorder()
+    leases = Leases(JobStore(database, recorder), config.lease_seconds)
     owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     try:
         job = leases.acquire(job_id, attempt, owner)
@@ -89,7 +96,7 @@ def drive(job_id: str, attempt: int, config: DriverConfig) -> int:
     heart.start()
     _stop_on_signals(run)
     try:
-        run_job(run, config.make_steps())
+        run_job(run, config.make_steps(), recorder)
     except (StoppedError, LeaseLostError) as stop:
         logger.info("%s", stop)
     except Exception as error:
@@ -102,6 +109,11 @@ def drive(job_id: str, attempt: int, config: DriverConfig) -> int:
         heart.join()
     run.release()
     return 0
+
+
+def _named(factory: str) -> Any:
+    module, _, name = factory.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _beat(run: JobRun, config: DriverConfig, over: threading.Event) -> None:

@@ -54,7 +54,7 @@ class FakeSteps:
             kept=len(kept),
             review=sum(fate == "review" for _, fate, _ in rejected),
             blocked=sum(fate == "blocked" for _, fate, _ in rejected),
-            kept_uri=_write(run, "kept.jsonl", b"\n".join(kept)),
+            kept_uri=_write(run, "scratch/kept.jsonl", b"\n".join(kept)),
             first_lines=tuple(number for number, _, _ in rejected[:10]),
             report_file=run.save_file("screening_report.json", [report]),
             quarantine_file=quarantine,

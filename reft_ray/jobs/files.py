@@ -215,6 +215,11 @@ def job_key(project_id: str, job_id: str) -> str:
     return f"{project_id}/jobs/{job_id}"
 
 
+def scratch_key(project_id: str, job_id: str) -> str:
+    """The directory of what a job needs only while it lives, such as its copy of the kept rows."""
+    return f"{job_key(project_id, job_id)}/scratch"
+
+
 def safe_name(filename: str) -> str:
     """The last part of a path, without control characters; it is shown, never opened."""
     name = re.sub(r"[\x00-\x1f\x7f]", "", re.split(r"[/\\]", filename)[-1]).strip()

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import httpx
 
 from reft_ray.jobs.audit import AuditLog
-from reft_ray.jobs.files import FileStore, job_key
+from reft_ray.jobs.files import FileStore, job_key, scratch_key
+from reft_ray.jobs.job import Status
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.models import ModelStore
 from reft_ray.jobs.uploads import UploadStore
@@ -59,6 +60,12 @@ class Housekeeping:
         """Remove what has expired or was deleted; check that the audit log is whole."""
         self.uploads.sweep()
         self.files.sweep()
+        for job in self.store.to_clean():
+            # A student that was withheld, or never finished, is not kept any more than the rows.
+            whole = job.status is not Status.SUCCEEDED
+            key = job_key(job.project_id, job.id) if whole else scratch_key(job.project_id, job.id)
+            self.files.content.delete_tree(key)
+            self.store.cleaned(job.id)
         for student in self.models.withdrawn():
             self.files.content.delete_tree(job_key(student.project_id, student.job_id))
             self.models.forget(student.id)

@@ -12,7 +12,7 @@ from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.job import Checkpoint, Event, Job, JobError, JobSpec, Status, StoredEvent
 from reft_ray.jobs.tables import job_events, jobs
 
-COLUMNS = [column for column in jobs.c if column.name != "seq"]
+COLUMNS = [column for column in jobs.c if column.name not in ("seq", "cleaned_at")]
 
 
 def locked(connection: Connection, job_id: str) -> Job:
@@ -52,7 +52,7 @@ def upsert(connection: Connection, table: Table) -> Any:
 
 
 def job_of(row: Any) -> Job:
-    """A row of `jobs`, without `seq`."""
+    """A row of `jobs` with the COLUMNS."""
     values = dict(row._mapping)
     error = values["error"]
     return Job(

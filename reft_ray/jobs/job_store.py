@@ -115,6 +115,19 @@ class JobStore:
         with self.database.read() as connection:
             return [job_of(row) for row in connection.execute(query)]
 
+    def to_clean(self) -> Sequence[Job]:
+        """Jobs that have ended, whose drivers are gone, and whose scratch files may still lie there."""
+        query = select(*COLUMNS).where(
+            jobs.c.status.in_(TERMINAL), jobs.c.cleaned_at.is_(None), jobs.c.handle.is_(None)
+        )
+        with self.database.read() as connection:
+            return [job_of(row) for row in connection.execute(query.order_by(jobs.c.seq).limit(1000))]
+
+    def cleaned(self, job_id: str) -> None:
+        """Note that an ended job's scratch files are gone."""
+        with self.database.write() as connection:
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(cleaned_at=self.database.now()))
+
     def counts(self) -> dict[tuple[str, Status], int]:
         """How many jobs of which project stand where; every state of a project that has jobs is there."""
         query = select(jobs.c.project_id, jobs.c.status, func.count()).group_by(jobs.c.project_id, jobs.c.status)

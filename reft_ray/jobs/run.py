@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from reft_ray.jobs import ids
 from reft_ray.jobs.errors import LeaseLostError, StoppedError
-from reft_ray.jobs.files import RESULTS, FileStore, job_key
+from reft_ray.jobs.files import RESULTS, FileStore, job_key, scratch_key
 from reft_ray.jobs.job import Checkpoint, Event, Job, JobError, Status
 from reft_ray.jobs.job_rows import append_event
 from reft_ray.jobs.job_store import held
@@ -46,8 +46,13 @@ class JobRun:
 
     @property
     def workspace(self) -> str:
-        """The URI of the directory that is the job's own."""
+        """The URI of the directory for what outlives a job that succeeds; one that does not loses it."""
         return self.files.content.uri(job_key(self.job.project_id, self.job.id))
+
+    @property
+    def scratch(self) -> str:
+        """The URI of the directory that goes when the job has ended: copies of rows belong here."""
+        return self.files.content.uri(scratch_key(self.job.project_id, self.job.id))
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:

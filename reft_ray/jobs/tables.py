@@ -134,6 +134,7 @@ jobs = Table(
     Column("handle", String(256)),
     Column("lease_owner", String(64)),
     Column("lease_until", Float),
+    Column("cleaned_at", Float),
     Index(None, "project_id"),
     Index(None, "status"),
 )

@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from reft_ray.jobs.audit import AuditLog
-from reft_ray.jobs.files import FileStore, job_key
+from reft_ray.jobs.files import FileStore, job_key, scratch_key
 from reft_ray.jobs.housekeeping import SWEEP_SECONDS, Housekeeping
 from reft_ray.jobs.job import Event, Status
 from reft_ray.jobs.job_store import JobStore
@@ -47,6 +47,23 @@ def test_a_withdrawn_student_loses_its_files(house, student):
     house.sweep()
     assert not house.files.content.exists(key)
     assert house.models.withdrawn() == []
+
+
+@pytest.mark.parametrize(("end", "kept"), [(Status.SUCCEEDED, True), (Status.FAILED, False), (Status.CANCELLED, False)])
+def test_an_ended_job_keeps_no_rows_and_only_a_released_student(house, spec, end, kept):
+    job = house.store.create("org-a", "proj_a", spec, {})
+    rows, adapter = scratch_key("proj_a", job.id) + "/kept.jsonl", job_key("proj_a", job.id) + "/adapter"
+    for key in (rows, adapter):
+        house.files.content.write(key, [b"x"])
+    for status in (Status.QUEUED, Status.RUNNING):
+        house.store.move(job.id, status, Event("on"))
+    house.sweep()
+    assert house.files.content.exists(rows)
+    house.store.move(job.id, end, Event("over"))
+    house.sweep()
+    assert not house.files.content.exists(rows)
+    assert house.files.content.exists(adapter) is kept
+    assert house.store.to_clean() == []
 
 
 def test_every_state_of_a_project_is_counted(house, student):

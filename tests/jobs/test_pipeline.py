@@ -85,6 +85,12 @@ def test_a_clean_file_becomes_a_model(world, clock):
     assert world.recorder.total(catalog.GATE_RESULTS, result="passed") == 1
 
 
+def test_a_job_lives_the_same_life_on_both_databases(database, content):
+    world = World(database, content)
+    assert world.drive(world.job("hi", "hello", "a bomb", "a knife")).status is Status.SUCCEEDED
+    assert world.drive(world.job(), FakeSteps(harmful_score=math.nan)).error.code == "unsafe_model"
+
+
 def test_flagged_rows_are_dropped_and_listed_without_their_text(world):
     job = world.drive(world.job(*["hello"] * 8, "a bomb", "a knife"))
     assert job.status is Status.SUCCEEDED

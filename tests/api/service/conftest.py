@@ -1,9 +1,9 @@
 """The service on a real port, and the real client in front of it."""
 
+import contextlib
 import json
 import socket
 import threading
-from contextlib import contextmanager
 
 import openai
 import pytest
@@ -31,7 +31,7 @@ SETTINGS = ServiceSettings(
 )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _serving(app):
     """The address of an application that is answered for by uvicorn in a thread."""
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
@@ -59,6 +59,7 @@ class Service:
         self.services = services
         self.recorder = recorder
         self._secrets = {}
+        self._clients = contextlib.ExitStack()
 
     def secret(self, project="one", organization="acme", **options):
         name = (organization, project, *sorted(options))
@@ -66,8 +67,15 @@ class Service:
             self._secrets[name] = self.services.tenants.create_key(organization, project, "test", **options)[1]
         return self._secrets[name]
 
-    def client(self, project="one", **options):
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.secret(project), **options)
+    def client(self, project="one"):
+        return self.connect(self.secret(project))
+
+    def connect(self, secret, **options):
+        """A client that is closed with the service."""
+        return self._clients.enter_context(openai.OpenAI(base_url=f"{self.url}/v1", api_key=secret, **options))
+
+    def close(self):
+        self._clients.close()
 
     @property
     def project_id(self):
@@ -81,13 +89,14 @@ def service(tmp_path_factory):
     recorder = MemoryRecorder()
     app = create_service(LocalJudge(WordScorer()), services, EchoChat(), recorder=recorder)
     with _serving(app) as url:
-        yield Service(url, services, recorder)
+        service = Service(url, services, recorder)
+        yield service
+        service.close()
 
 
 @pytest.fixture
 def client(service):
-    with service.client() as client:
-        yield client
+    return service.client()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from reft_ray.telemetry import catalog
 
 
 def client_with(service, secret, **options):
-    return openai.OpenAI(base_url=f"{service.url}/v1", api_key=secret, max_retries=0, **options)
+    return service.connect(secret, max_retries=0, **options)
 
 
 def test_a_wrong_key_is_401_and_its_text_is_not_repeated(service):

@@ -89,7 +89,12 @@ def check(answer):
     assert answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("path", BODIES)
+QUICK = ("/v1/fine_tuning/jobs", "/v1/chat/completions")
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=() if path in QUICK else pytest.mark.slow) for path in BODIES]
+)
 def test_odd_bodies(http, path):
     for body in (b"", b"null", b"[]", b"{", b"\xff", b'{"a":' * 3000, b'{"model": NaN}', json.dumps("x").encode()):
         check(http.post(path, content=body, headers={"content-type": "application/json"}))
