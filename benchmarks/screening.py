@@ -227,7 +227,9 @@ def main() -> None:
         one(*options.one)
         return
     rows = options.rows or (4_000 if options.quick else 40_000)
-    sizes = options.memory_rows or ([10_000, 30_000] if options.quick else [10_000, 100_000, 1_000_000])
+    sizes = [10_000, 30_000] if options.quick else [10_000, 100_000, 1_000_000]
+    if options.memory_rows is not None:
+        sizes = options.memory_rows
     results: dict[str, Any] = {"machine": {"cores": os.cpu_count(), "python": platform.python_version()}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
