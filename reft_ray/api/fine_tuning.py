@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Request
+from fastapi import APIRouter, Body, Header, Query, Request
 from pydantic import BaseModel, Field
 
 from reft_ray.api import wire
@@ -34,8 +34,12 @@ def router(services: Services) -> APIRouter:
     jobs = services.jobs
 
     @routes.post("/fine_tuning/jobs")
-    def create_job(body: Annotated[Any, Body()], caller: Caller) -> dict[str, Any]:
-        """Create a job; it starts to validate its files at once."""
+    def create_job(
+        body: Annotated[Any, Body()],
+        caller: Caller,
+        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=256)] = None,
+    ) -> dict[str, Any]:
+        """Create a job; it starts to validate its files at once. With an `Idempotency-Key` it is created once."""
         spec, metadata = parse(body, services.settings)
         _check_files(services, caller, spec.training_file, spec.validation_file)
         job = jobs.create(
@@ -45,6 +49,7 @@ def router(services: Services) -> APIRouter:
             metadata,
             actor=caller.actor,
             max_unfinished=caller.limits.unfinished_jobs,
+            request_key=idempotency_key,
         )
         return wire.job(job)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from sqlalchemy import Connection, Text, cast, func, insert, select, update
@@ -48,10 +48,19 @@ class JobStore:
         *,
         actor: Mapping[str, Any] | None = None,
         max_unfinished: int | None = None,
+        request_key: str | None = None,
     ) -> Job:
-        """A new job in `validating_files`, with its first event; QuotaError above `max_unfinished` of a project."""
-        job_id = ids.new_id(ids.JOB)
+        """A new job in `validating_files`, with its first event; QuotaError above `max_unfinished` of a project.
+
+        The same `request_key` of a project gives the same job again: a request whose answer was lost can be repeated.
+        """
+        job_id = ids.derived_id(ids.JOB, project_id, request_key) if request_key else ids.new_id(ids.JOB)
         with self.database.write() as connection:
+            if request_key is not None:
+                self.database.serialize(connection, job_id)
+                row = connection.execute(select(*COLUMNS).where(jobs.c.id == job_id)).first()
+                if row is not None:
+                    return _repeated(job_of(row), spec)
             if max_unfinished is not None:
                 self._check_quota(connection, project_id, max_unfinished)
             connection.execute(
@@ -316,6 +325,13 @@ def held(connection: Connection, job_id: str, lease: str) -> Job:
         raise LeaseLostError(f"{job_id}: another driver holds this job")
     if job.status in TERMINAL:
         raise StoppedError(f"{job_id}: the job was {job.status}")
+    return job
+
+
+def _repeated(job: Job, spec: JobSpec) -> Job:
+    # Without a seed in the request every request draws one of its own.
+    if replace(spec, seed=job.spec.seed) != job.spec:
+        raise ConflictError(f"The idempotency key was used for another request (job {job.id}).", "idempotency_conflict")
     return job
 
 

@@ -143,11 +143,11 @@ class Leases:
         return self.store.get(job_id)
 
     def release(self, job_id: str, owner: str) -> None:
-        """Called by a driver that stops: the job can be launched again at once."""
+        """Called by a driver that stops in good order: the job is launched again as if for the first time."""
         statement = (
             update(jobs)
             .where(jobs.c.id == job_id, jobs.c.lease_owner == owner)
-            .values(lease_owner=None, lease_until=None, launched_at=None)
+            .values(lease_owner=None, lease_until=None, launched_at=None, failures=0)
         )
         with self.database.write() as connection:
             connection.execute(statement)

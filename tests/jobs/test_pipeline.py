@@ -223,6 +223,28 @@ def test_pause_saves_and_resume_goes_on_behind_the_checkpoint(world):
     assert steps[0].startswith("Step 6/10")
 
 
+def test_a_driver_whose_machine_goes_down_gives_the_job_back(world):
+    class Evicted(FakeSteps):
+        def train(self, run, screening):
+            if not run.checkpoints:
+                run.checkpoint(5, "uri", {})
+                run.stop()  # what SIGTERM does
+            return FakeSteps.train(self, run, screening)
+
+    job_id = world.job()
+    with contextlib.suppress(StoppedError):
+        run_job(world.driver(job_id), Evicted())
+    world.leases.release(job_id, "driver-0")
+    world.leases.grant(Slots())
+    run = world.driver(job_id)
+    with pytest.raises(StoppedError):
+        run_job(run, Evicted())
+    run.release()
+    job = world.jobs.get(job_id)
+    assert (job.status, job.failures, world.leases.is_driven(job)) == (Status.RUNNING, 0, False)
+    assert world.drive(job_id, Evicted()).status is Status.SUCCEEDED
+
+
 def test_a_driver_that_lost_its_lease_changes_nothing(world, clock):
     job_id = world.job()
     run = world.driver(job_id)

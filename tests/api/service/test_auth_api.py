@@ -1,12 +1,20 @@
 """Keys, scopes, limits and what happens without them, over HTTP."""
 
+import asyncio
+
 import httpx
 import openai
 import pytest
 
 from reft_ray.api.auth import check_bind, scope_of
+from reft_ray.api.chat_model import EchoChat
+from reft_ray.api.judging import LocalJudge
+from reft_ray.api.service import create_service
+from reft_ray.api.services import BaseModel, Services, ServiceSettings
 from reft_ray.core.errors import UsageError
+from reft_ray.jobs.database import Database
 from reft_ray.telemetry import catalog
+from reft_ray.testbed.word_scorer import WordScorer
 
 
 def client_with(service, secret, **options):
@@ -170,13 +178,6 @@ def test_webhook_endpoints_show_their_secret_once(service):
 
 
 def test_without_keys_everybody_on_this_machine_may_ask_and_nobody_else(tmp_path, serving):
-    from reft_ray.api.chat_model import EchoChat
-    from reft_ray.api.judging import LocalJudge
-    from reft_ray.api.service import create_service
-    from reft_ray.api.services import BaseModel, Services, ServiceSettings
-    from reft_ray.jobs.database import Database
-    from reft_ray.testbed.word_scorer import WordScorer
-
     database = Database.open(f"sqlite:///{tmp_path / 'jobs.db'}")
     services = Services.open(database, str(tmp_path / "files"), ServiceSettings({"tiny": BaseModel("/m")}))
     app = create_service(LocalJudge(WordScorer()), services, EchoChat())
@@ -187,8 +188,6 @@ def test_without_keys_everybody_on_this_machine_may_ask_and_nobody_else(tmp_path
         async def from_elsewhere():
             async with httpx.AsyncClient(transport=transport, base_url="http://service") as stranger:
                 return await stranger.get("/v1/models")
-
-        import asyncio
 
         assert asyncio.run(from_elsewhere()).status_code == 401
         services.tenants.create_key("acme", "one", "first")

@@ -1,10 +1,19 @@
 """`/v1/chat/completions` and `/v1/models` through the openai client."""
 
+import asyncio
+import threading
+from contextlib import ExitStack
+
 import openai
 import pytest
 
-from reft_ray.api.chat_model import ChatOverloadedError, ContextLengthError
+from reft_ray.api.chat_model import ChatOverloadedError, ContextLengthError, Piece
+from reft_ray.api.judging import LocalJudge
+from reft_ray.api.service import create_service
+from reft_ray.api.services import BaseModel, Services, ServiceSettings
+from reft_ray.jobs.database import Database
 from reft_ray.jobs.job import Event, JobSpec, Status
+from reft_ray.testbed.word_scorer import WordScorer
 
 SAY = [{"role": "user", "content": "one two three"}]
 
@@ -149,8 +158,6 @@ class Failing:
         self.error, self.after = error, after
 
     async def generate(self, target, conversation, sampling):
-        from reft_ray.api.chat_model import Piece
-
         for _ in range(self.after):
             yield Piece("word ")
         raise self.error
@@ -159,14 +166,6 @@ class Failing:
 @pytest.fixture
 def failing(tmp_path):
     """A client of a service whose model fails in a given way."""
-    from contextlib import ExitStack
-
-    from reft_ray.api.judging import LocalJudge
-    from reft_ray.api.service import create_service
-    from reft_ray.api.services import BaseModel, Services, ServiceSettings
-    from reft_ray.jobs.database import Database
-    from reft_ray.testbed.word_scorer import WordScorer
-
     with ExitStack() as stack:
 
         def make(serving, error, after=0):
@@ -198,3 +197,27 @@ def test_a_model_that_fails_in_mid_stream_is_an_error_not_an_end(failing, servin
     with pytest.raises(openai.APIError, match="mid-stream"):
         said.extend(chunk.choices[0].delta.content for chunk in stream)
     assert "".join(said) == "word word "
+
+
+def test_a_client_that_leaves_frees_the_model(tmp_path, serving):
+    freed = threading.Event()
+
+    class Endless:
+        async def generate(self, target, conversation, sampling):
+            try:
+                while True:
+                    yield Piece("word " * 200)
+                    await asyncio.sleep(0.001)
+            finally:
+                freed.set()
+
+    services = Services.open(
+        Database.open(f"sqlite:///{tmp_path / 'jobs.db'}"),
+        str(tmp_path / "files"),
+        ServiceSettings({"tiny": BaseModel("/m")}),
+    )
+    app = create_service(LocalJudge(WordScorer()), services, Endless())
+    with serving(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        with talk(client, stream=True) as stream:
+            next(iter(stream))
+        assert freed.wait(10)

@@ -106,6 +106,15 @@ def test_a_file_for_another_purpose_is_refused(create, client):
         create(training_file=other)
 
 
+def test_a_repeated_request_with_a_key_makes_one_job(create, client):
+    headers = {"Idempotency-Key": "once"}
+    first = create(suffix="a", extra_headers=headers)
+    assert create(suffix="a", extra_headers=headers).id == first.id
+    assert create(suffix="a").id != first.id
+    with pytest.raises(openai.ConflictError, match="another request"):
+        create(suffix="b", extra_headers=headers)
+
+
 def test_45_jobs_page_newest_first_and_filter_by_metadata(service, rows):
     client = service.client("many-jobs")
     file = client.files.create(file=("train.jsonl", rows), purpose="fine-tune").id
