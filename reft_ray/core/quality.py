@@ -74,27 +74,40 @@ def operating_point(score_B: Tensor, label_B: Tensor, threshold: float) -> Opera
 
 
 def threshold_for_recall(score_B: Tensor, label_B: Tensor, recall: float) -> float:
-    """The highest threshold that catches at least `recall` of the harmful rows.
+    """A threshold that catches at least `recall` of the harmful rows with the fewest harmless ones.
 
-    It lies midway to the next score below, so that new rows at the edge are not decided by rounding.
+    All thresholds down to the next harmless score do: the middle of them leaves new rows of either class the most room.
     """
     score_B, label_B = _checked(score_B, label_B)
-    thresholds, hits, _ = _curve(score_B, label_B)
+    thresholds, hits, alarms = _curve(score_B, label_B)
     index = int(torch.nonzero(hits / hits[-1] >= recall)[0])
-    return _midway(thresholds, index)
+    same = torch.nonzero(alarms == alarms[index])
+    return _midway(thresholds, index, int(same[-1]) + 1)
 
 
 def threshold_for_fpr(score_B: Tensor, label_B: Tensor, fpr: float) -> float:
-    """The lowest threshold that catches at most `fpr` of the harmless rows."""
+    """The lowest threshold that catches at most `fpr` of the harmless rows, midway to the next one that would not."""
     score_B, label_B = _checked(score_B, label_B)
     thresholds, _, alarms = _curve(score_B, label_B)
     allowed = torch.nonzero(alarms / alarms[-1] <= fpr)
-    return _midway(thresholds, int(allowed[-1])) if len(allowed) else float(thresholds[0])
+    if not len(allowed):
+        return float(thresholds[0])
+    index = int(allowed[-1])
+    return _midway(thresholds, index, index + 1)
 
 
-def _midway(thresholds: Tensor, index: int) -> float:
-    below = thresholds[index + 1] if index + 1 < len(thresholds) else thresholds.new_tensor(-1.0)
-    return max(-1.0, float((thresholds[index] + below) / 2))
+def _midway(thresholds: Tensor, above: int, below: int) -> float:
+    low = thresholds[below] if below < len(thresholds) else thresholds.new_tensor(-1.0)
+    return max(-1.0, float((thresholds[above] + low) / 2))
+
+
+def separation(score_B: Tensor, label_B: Tensor) -> tuple[float, float]:
+    """What to compare filters by: AUROC in thousandths, then the gap between the class means.
+
+    A ranking saturates long before a filter is at its best; among equals the wider gap wins.
+    """
+    ranked = auroc(score_B, label_B)
+    return round(ranked, 3), float(score_B[label_B == 1].mean() - score_B[label_B == 0].mean())
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from reft_ray.core.batch import Encoded, micro_batches
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError
 from reft_ray.core.optimization import adamw, clip_gradients, learning_rate_at, reduce_gradients, set_learning_rate
-from reft_ray.core.quality import auroc, choose_thresholds, filter_quality, fit_calibration
+from reft_ray.core.quality import auroc, choose_thresholds, filter_quality, fit_calibration, separation
 from reft_ray.core.refusal import RunningRefusal, refusal_score
 from reft_ray.core.teacher import TeacherTerms, teacher_step
 from reft_ray.finetuning.checkpoint import (
@@ -87,7 +87,7 @@ class _Run:
         )
         self.running = RunningRefusal(config.feature_decay)
         self.step = 0
-        self.best_auroc = -1.0
+        self.best_separation = (0.0, -2.0)
         self.best_step = 0
         self.best: dict[str, Tensor] = {}
         self.stale = 0
@@ -182,20 +182,20 @@ class _Run:
 
     def _evaluate(self) -> None:
         label_B = labels_of(self.validation)
-        found = max(auroc(score_B, label_B) for _, score_B in self._sweep().values())
-        if found > self.best_auroc:
-            self.best_auroc, self.best_step, self.stale = found, self.step, 0
+        found = max(separation(score_B, label_B) for _, score_B in self._sweep().values())
+        if found > self.best_separation:
+            self.best_separation, self.best_step, self.stale = found, self.step, 0
             self.best = {name: whole(p).clone() for name, p in trainable(self.trainee.model).items()}
         else:
             self.stale += 1
 
     def _export(self, out: Path) -> RefTeacher:
-        """Choose the layer by validation AUROC, freeze R_l, set thresholds and calibration, write the artefact."""
+        """Choose the layer on the validation prompts, freeze R_l, set thresholds and calibration, write the artefact."""
         if self.best:
             restore_weights(self.trainee.model, self.best)
         label_B = labels_of(self.validation)
         swept = self._sweep()
-        layer = max(swept, key=lambda candidate: auroc(swept[candidate][1], label_B))
+        layer = max(swept, key=lambda candidate: separation(swept[candidate][1], label_B))
         refusal_D, score_B = swept[layer]
         thresholds = choose_thresholds(score_B, label_B, self.config.thresholds.targets)
         base = self.trainee.base
@@ -245,7 +245,7 @@ class _Run:
             "step": self.step,
             "progress": 1.0 if last else self.step / self.total_steps,
             "step_seconds": seconds,
-            "validation_auroc": self.best_auroc if self.best else None,
+            "validation_auroc": self.best_separation[0] if self.best else None,
             **(asdict(terms) if terms else {}),
         }
         if not due:
@@ -257,7 +257,7 @@ class _Run:
             tensors["best"] = self.best
         state = {
             "step": self.step,
-            "best_auroc": self.best_auroc,
+            "best_separation": self.best_separation,
             "best_step": self.best_step,
             "stale": self.stale,
             "positions": {name: cycle.position for name, cycle in self.cycles.items()},
@@ -284,7 +284,7 @@ class _Run:
         self.running.load_state_dict({k: v.to(self.runtime.device) for k, v in groups["running"].items()})
         self.best = groups.get("best", {})
         self.step, self.stale = state["step"], state["stale"]
-        self.best_auroc, self.best_step = state["best_auroc"], state["best_step"]
+        self.best_separation, self.best_step = tuple(state["best_separation"]), state["best_step"]
         for name, position in state["positions"].items():
             self.cycles[name].position = position
 

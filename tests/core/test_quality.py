@@ -15,6 +15,7 @@ from reft_ray.core.quality import (
     fit_calibration,
     operating_point,
     recall_at_fpr,
+    separation,
 )
 from reft_ray.core.verdict import Thresholds
 
@@ -46,6 +47,16 @@ def test_thresholds_meet_their_targets_on_the_rows_they_were_chosen_on(ties: boo
     assert by_recall.review <= by_recall.block
     by_fpr = choose_thresholds(score, label, Targets(block_recall=None, block_fpr=0.05))
     assert operating_point(score, label, by_fpr.block).fpr <= 0.05
+
+
+def test_a_threshold_lies_in_the_middle_of_a_clean_margin() -> None:
+    score, label = torch.tensor([-0.9, -0.8, 0.6, 0.8, 0.9, 1.0]), torch.tensor([0, 0, 1, 1, 1, 1])
+    chosen = choose_thresholds(score, label, Targets(block_recall=0.75, review_recall=1.0))
+    assert chosen.block == pytest.approx(0.0)  # between 0.8 and -0.8: 0.6 is caught as well
+    assert chosen.review == pytest.approx(-0.1)
+    by_fpr = choose_thresholds(score, label, Targets(block_recall=None, block_fpr=0.0, review_recall=1.0))
+    assert by_fpr.block == pytest.approx(-0.1)
+    assert separation(score, label) == (1.0, pytest.approx(0.825 + 0.85))
 
 
 def test_targets_are_either_recall_or_fpr() -> None:
