@@ -90,6 +90,7 @@ class TeacherConfig(Training):
     balanced: bool = True
     evaluate_every: int | None = Field(None, ge=1)
     patience: int = Field(5, ge=1)
+    tolerance: float = Field(0.005, ge=0, description="checkpoints rank alike within this much AUROC")
     thresholds: Thresholding = Field(default_factory=lambda: Thresholding())
 
 

@@ -87,7 +87,7 @@ class _Run:
         )
         self.running = RunningRefusal(config.feature_decay)
         self.step = 0
-        self.best_separation = (0.0, -2.0)
+        self.best_auroc = 0.0
         self.best_step = 0
         self.best: dict[str, Tensor] = {}
         self.stale = 0
@@ -182,9 +182,11 @@ class _Run:
 
     def _evaluate(self) -> None:
         label_B = labels_of(self.validation)
-        found = max(separation(score_B, label_B) for _, score_B in self._sweep().values())
-        if found > self.best_separation:
-            self.best_separation, self.best_step, self.stale = found, self.step, 0
+        found = max(auroc(score_B, label_B) for _, score_B in self._sweep().values())
+        self.best_auroc = max(self.best_auroc, found)
+        # A ranking saturates long before the teacher refuses well: of checkpoints that rank alike the latest counts.
+        if found >= self.best_auroc - self.config.tolerance:
+            self.best_step, self.stale = self.step, 0
             self.best = {name: whole(p).clone() for name, p in trainable(self.trainee.model).items()}
         else:
             self.stale += 1
@@ -245,7 +247,7 @@ class _Run:
             "step": self.step,
             "progress": 1.0 if last else self.step / self.total_steps,
             "step_seconds": seconds,
-            "validation_auroc": self.best_separation[0] if self.best else None,
+            "validation_auroc": self.best_auroc if self.best else None,
             **(asdict(terms) if terms else {}),
         }
         if not due:
@@ -257,7 +259,7 @@ class _Run:
             tensors["best"] = self.best
         state = {
             "step": self.step,
-            "best_separation": self.best_separation,
+            "best_auroc": self.best_auroc,
             "best_step": self.best_step,
             "stale": self.stale,
             "positions": {name: cycle.position for name, cycle in self.cycles.items()},
@@ -284,7 +286,7 @@ class _Run:
         self.running.load_state_dict({k: v.to(self.runtime.device) for k, v in groups["running"].items()})
         self.best = groups.get("best", {})
         self.step, self.stale = state["step"], state["stale"]
-        self.best_separation, self.best_step = tuple(state["best_separation"]), state["best_step"]
+        self.best_auroc, self.best_step = state["best_auroc"], state["best_step"]
         for name, position in state["positions"].items():
             self.cycles[name].position = position
 
