@@ -1,0 +1,45 @@
+"""`reft-ray manifests`: the Kubernetes documents that embed other files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reft_ray.cli.console import user_errors
+
+app = typer.Typer(help="Kubernetes manifests from their sources.", no_args_is_help=True)
+
+RootOption = Annotated[Path, typer.Option(help="A checkout of the project.")]
+
+
+@app.command()
+def render(root: RootOption = Path()) -> None:
+    """Write every manifest that embeds pods, a Serve config, dashboards or rules."""
+    with user_errors():
+        from reft_ray.serving import manifests
+
+        for path in manifests.write(root):
+            print(path)
+
+
+@app.command()
+def check(root: RootOption = Path()) -> None:
+    """Compare rendered manifests with their sources, and read every Serve config strictly; writes nothing."""
+    with user_errors():
+        import yaml
+
+        from reft_ray.core.errors import ReftError
+        from reft_ray.serving import manifests
+        from reft_ray.serving.strict import check_serve_config
+
+        found = [f"{name} is not what its sources say: run `reft-ray manifests render`" for name in manifests.stale(root)]
+        for name, text in manifests.rendered(root).items():
+            for document in yaml.safe_load_all(text):
+                config = document.get("spec", {}).get("serveConfigV2")
+                if config is not None:
+                    found += [f"cluster/{name}: {line}" for line in check_serve_config(yaml.safe_load(config))]
+        if found:
+            raise ReftError("\n".join(found))
+        print("manifests are up to date")

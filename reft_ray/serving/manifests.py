@@ -1,0 +1,227 @@
+"""Kubernetes documents that embed something: pods in Ray documents, Serve configs, dashboards, alert rules.
+
+Everything here is a pure function of files that are checked in; `cluster/` holds the result, and a test compares them.
+Whatever embeds nothing is written by hand in `cluster/` and is not touched.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reft_ray.core.errors import ReftError, UsageError
+
+RAY_VERSION = "2.60.0"
+ROLE_LABEL = "reft-ray.io/role"
+HEADER = "# Made by `reft-ray manifests render` from {sources}: change it there.\n"
+
+RAY_DOCUMENTS = {
+    "service": "base/rendered/service.yaml",
+    "finetuning": "jobs/finetuning/rendered.yaml",
+    "screening": "jobs/screening/rendered.yaml",
+    "interactive": "interactive/rendered.yaml",
+}
+"""Template under `cluster/templates` -> the document that it becomes, under `cluster`."""
+
+SERVE_CONFIGS = {
+    "dev-cpu": ("local.yaml", "/mnt/reft/quickstart/teacher"),
+    "gpu": ("single_gpu.yaml", "/mnt/reft/teachers/current"),
+    "production": ("autoscaling.yaml", "/mnt/reft/teachers/current"),
+}
+"""Overlay -> its file in `serve_configs` and where its teacher lies on the shared volume."""
+
+_CLUSTER_KEYS = ("rayClusterConfig", "rayClusterSpec")
+
+
+def rendered(root: Path) -> dict[str, str]:
+    """Path under `cluster/` -> content, for the checkout at `root`. Raises ReftError for a missing or wrong source."""
+    templates = root / "cluster" / "templates"
+    pods = _load(templates / "pods.yaml")
+    files = {}
+    for name, target in RAY_DOCUMENTS.items():
+        document = ray_document(_load(templates / f"{name}.yaml"), pods)
+        files[target] = _dump([document], f"cluster/templates/{name}.yaml and cluster/templates/pods.yaml")
+    for overlay, (source, teacher) in SERVE_CONFIGS.items():
+        config = _load(root / "serve_configs" / source)
+        patch = service_patch(serve_config(config, teacher))
+        files[f"overlays/{overlay}/serve-config.yaml"] = _dump([patch], f"serve_configs/{source}")
+    monitoring = "components/monitoring/rendered"
+    rules = _load(root / "dashboards" / "rules" / "reft.yaml")
+    files[f"{monitoring}/rules.yaml"] = _dump([prometheus_rule(rules)], "dashboards/rules/reft.yaml")
+    boards = sorted((root / "dashboards").glob("*.json"))
+    maps = [dashboard_map(path.stem, path.read_text(encoding="utf-8")) for path in boards]
+    files[f"{monitoring}/dashboards.yaml"] = _dump(maps, "dashboards/*.json")
+    return files
+
+
+def write(root: Path) -> list[Path]:
+    """Write every rendered file below `root/cluster`; returns the paths."""
+    paths = []
+    for name, content in rendered(root).items():
+        path = root / "cluster" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def stale(root: Path) -> list[str]:
+    """Rendered files that are missing or differ from their sources, as paths below `root`."""
+    found = []
+    for name, content in rendered(root).items():
+        path = root / "cluster" / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != content:
+            found.append(f"cluster/{name}")
+    return found
+
+
+def ray_document(template: Mapping[str, Any], pods: Mapping[str, Any]) -> dict[str, Any]:
+    """A RayService, RayJob or RayCluster: its `{role, groups}` becomes a cluster of whole pods.
+
+    Raises ReftError when it names a role or a group that `pods` does not have.
+    """
+    document = copy.deepcopy(dict(template))
+    spec = document["spec"]
+    if document["kind"] == "RayCluster":
+        document["spec"] = cluster_spec(spec, pods)
+        return document
+    key = next((key for key in _CLUSTER_KEYS if key in spec), None)
+    if key is None:
+        raise ReftError(f"{document['kind']} {document['metadata']['name']}: no cluster, expected one of {_CLUSTER_KEYS}")
+    spec[key] = cluster_spec(spec[key], pods)
+    return document
+
+
+def cluster_spec(request: Mapping[str, Any], pods: Mapping[str, Any]) -> dict[str, Any]:
+    """The `spec` of a RayCluster for `{"role": ..., "groups": [{"name": ..., "maxReplicas": ...}]}`."""
+    role_name = request["role"]
+    role = _named(pods["roles"], role_name, "role")
+    head = pods["head"]
+    return {
+        "rayVersion": RAY_VERSION,
+        # Said outright, because Ray's own default changed between versions.
+        "authOptions": {"mode": "token"},
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": copy.deepcopy(pods["autoscaler"]),
+        "headGroupSpec": {
+            "rayStartParams": dict(head["rayStartParams"]),
+            "template": _template(head, role_name, role.get("pod", {}), {}),
+        },
+        "workerGroupSpecs": [
+            _worker_group(size, _named(pods["groups"], size["name"], "group"), role_name, role)
+            for size in request["groups"]
+        ],
+    }
+
+
+def serve_config(config: Mapping[str, Any], teacher: str) -> dict[str, Any]:
+    """A Serve config for pods: reachable from other pods, a proxy beside every replica, artefacts on the volume."""
+    changed = copy.deepcopy(dict(config))
+    changed["proxy_location"] = "EveryNode"
+    changed["http_options"] = {**changed.get("http_options", {}), "host": "0.0.0.0", "port": 8000}  # noqa: S104
+    for application in changed["applications"]:
+        uri = application["args"].get("screenings_uri", "")
+        if "://" not in uri:
+            application["args"]["screenings_uri"] = "/mnt/reft/screenings"
+        for deployment in application["deployments"]:
+            if deployment["name"] == "Teacher":
+                deployment["user_config"]["teacher"] = teacher
+    return changed
+
+
+def service_patch(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A kustomize patch that gives the RayService its Serve config."""
+    text = yaml.safe_dump(dict(config), sort_keys=False, width=110)
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": {"name": "reft-ray"},
+        "spec": {"serveConfigV2": text},
+    }
+
+
+def prometheus_rule(rules: Mapping[str, Any]) -> dict[str, Any]:
+    """The alert rules as an object of the Prometheus operator."""
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "reft-ray"},
+        "spec": {"groups": rules["groups"]},
+    }
+
+
+def dashboard_map(name: str, text: str) -> dict[str, Any]:
+    """A dashboard as a ConfigMap that Grafana's sidecar picks up by its label."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": f"reft-ray-dashboard-{name}", "labels": {"grafana_dashboard": "1"}},
+        "data": {f"reft-{name}.json": text},
+    }
+
+
+def _worker_group(
+    size: Mapping[str, Any], group: Mapping[str, Any], role_name: str, role: Mapping[str, Any]
+) -> dict[str, Any]:
+    extra = role.get("worker", {})
+    spec = {
+        "groupName": size["name"],
+        **{key: size[key] for key in ("replicas", "minReplicas", "maxReplicas")},
+        "rayStartParams": dict(group["rayStartParams"]),
+        **{key: dict(group[key]) for key in ("labels", "resources") if key in group},
+    }
+    pod = {**role.get("pod", {}), **extra.get("pod", {})}
+    return spec | {"template": _template(group, role_name, pod, extra.get("container", {}))}
+
+
+def _template(
+    source: Mapping[str, Any], role: str, pod: Mapping[str, Any], container: Mapping[str, Any]
+) -> dict[str, Any]:
+    spec = {**source["pod"], **pod, "containers": [{**source["container"], **container}]}
+    return {
+        "metadata": {"labels": {"app.kubernetes.io/part-of": "reft-ray", ROLE_LABEL: role}},
+        "spec": copy.deepcopy(spec),
+    }
+
+
+def _named(table: Mapping[str, Any], name: str, kind: str) -> Mapping[str, Any]:
+    if name not in table:
+        raise ReftError(f"cluster/templates/pods.yaml: no {kind} {name!r}; it has {', '.join(table)}")
+    found: Mapping[str, Any] = table[name]
+    return found
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"{path} is missing: run this in a checkout of the project, or name one with --root")
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ReftError(f"{path} is no YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(loaded, dict):
+        raise ReftError(f"{path} holds no mapping")
+    return loaded
+
+
+class _Dumper(yaml.SafeDumper):
+    """Long texts as blocks, so that differences can be read, and no anchors, which not every tool follows."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write everything out."""
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def _dump(documents: Iterable[Mapping[str, Any]], sources: str) -> str:
+    text = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True)
+    return HEADER.format(sources=sources) + text
