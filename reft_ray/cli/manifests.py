@@ -34,7 +34,9 @@ def check(root: RootOption = Path()) -> None:
         from reft_ray.serving import manifests
         from reft_ray.serving.strict import check_serve_config
 
-        found = [f"{name} is not what its sources say: run `reft-ray manifests render`" for name in manifests.stale(root)]
+        found = [
+            f"{name} is not what its sources say: run `reft-ray manifests render`" for name in manifests.stale(root)
+        ]
         for name, text in manifests.rendered(root).items():
             for document in yaml.safe_load_all(text):
                 config = document.get("spec", {}).get("serveConfigV2")

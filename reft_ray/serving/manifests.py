@@ -91,7 +91,9 @@ def ray_document(template: Mapping[str, Any], pods: Mapping[str, Any]) -> dict[s
         return document
     key = next((key for key in _CLUSTER_KEYS if key in spec), None)
     if key is None:
-        raise ReftError(f"{document['kind']} {document['metadata']['name']}: no cluster, expected one of {_CLUSTER_KEYS}")
+        raise ReftError(
+            f"{document['kind']} {document['metadata']['name']}: no cluster, expected one of {_CLUSTER_KEYS}"
+        )
     spec[key] = cluster_spec(spec[key], pods)
     return document
 

@@ -1,0 +1,117 @@
+"""The manifests as kubectl renders them, and strict schemas of the operators' own kinds."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+with warnings.catch_warnings():
+    # Ray's own deprecations are not ours: it is imported once, before warnings become errors.
+    warnings.simplefilter("ignore")
+    import ray.serve  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[2]
+CRDS = ROOT.parent / "shared" / "crds"
+OVERLAYS = ("overlays/dev-cpu", "overlays/gpu", "overlays/production")
+PARTS = ("jobs/finetuning", "jobs/screening", "interactive")
+
+Document = dict[str, Any]
+
+
+class Manifests:
+    """Documents by kustomization, built once each."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._built: dict[str, list[Document]] = {}
+
+    def build(self, name: str) -> list[Document]:
+        """What `kubectl kustomize cluster/NAME` prints."""
+        if name not in self._built:
+            self._built[name] = self.kustomize(ROOT / "cluster" / name)
+        return copy.deepcopy(self._built[name])
+
+    def one(self, name: str, kind: str) -> Document:
+        """The only document of a kind."""
+        (found,) = (document for document in self.build(name) if document["kind"] == kind)
+        return found
+
+    def with_component(self, part: str, component: str) -> list[Document]:
+        """A kustomization with a component, as a user would write it."""
+        folder = self._scratch / f"{part}-{component}".replace("/", "-")
+        # kustomize takes relative paths only, and none out of its own tree: a copy.
+        shutil.copytree(ROOT / "cluster", folder, ignore=shutil.ignore_patterns("*.md"))
+        user = folder / "user"
+        user.mkdir()
+        text = {"resources": [f"../{part}"], "components": [f"../components/{component}"]}
+        (user / "kustomization.yaml").write_text(yaml.safe_dump(text), encoding="utf-8")
+        return self.kustomize(user)
+
+    @staticmethod
+    def kustomize(folder: Path) -> list[Document]:
+        """Render a folder."""
+        done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert not done.stderr, done.stderr
+        return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.fixture(scope="session")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> Manifests:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed; `kubectl kustomize` renders the overlays")
+    return Manifests(tmp_path_factory.mktemp("kustomize"))
+
+
+@pytest.fixture(scope="session")
+def all_documents(manifests: Manifests) -> list[tuple[str, Document]]:
+    """Every document of every kustomization, with its place."""
+    built = [(part, document) for part in (*OVERLAYS, *PARTS) for document in manifests.build(part)]
+    for part in ("jobs/finetuning", "jobs/screening"):
+        built += [(f"{part}+kueue", document) for document in manifests.with_component(part, "kueue")]
+    return built
+
+
+@pytest.fixture(scope="session")
+def crd_schemas() -> dict[tuple[str, str], Document]:
+    """(apiVersion, kind) -> the schema of a CustomResourceDefinition, as it is written."""
+    if not CRDS.is_dir():
+        pytest.skip(f"the operators' schemas are not here: {CRDS} is absent")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    found = {}
+    for path in sorted(CRDS.glob("*.yaml")):
+        definition = yaml.load(path.read_text(encoding="utf-8"), loader)["spec"]
+        for version in definition["versions"]:
+            key = (f"{definition['group']}/{version['name']}", definition["names"]["kind"])
+            found[key] = version["schema"]["openAPIV3Schema"]
+    return found
+
+
+def pod_templates(document: Document) -> Iterator[tuple[str, Document]]:
+    """Every pod template of a document with its name, whatever the kind."""
+    spec = document.get("spec", {})
+    cluster = spec.get("rayClusterConfig") or spec.get("rayClusterSpec") or (spec if "headGroupSpec" in spec else None)
+    if cluster is not None:
+        yield "head", cluster["headGroupSpec"]["template"]
+        for group in cluster["workerGroupSpecs"]:
+            yield group["groupName"], group["template"]
+    elif "template" in spec:
+        yield document["metadata"]["name"], spec["template"]
+
+
+@pytest.fixture(scope="session")
+def all_pods(all_documents: list[tuple[str, Document]]) -> list[tuple[str, Document]]:
+    """Every pod template of every kustomization, with its place."""
+    return [
+        (f"{part} {document['kind']} {name}", template)
+        for part, document in all_documents
+        for name, template in pod_templates(document)
+    ]

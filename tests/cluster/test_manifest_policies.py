@@ -1,0 +1,248 @@
+"""What every manifest of ours promises: locked-down pods, bounded resources, pinned images, closed networks."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from reft_ray.serving.manifests import RAY_VERSION
+
+Document = dict[str, Any]
+Pods = list[tuple[str, Document]]
+PINNED = re.compile(r"^[a-z0-9./-]+:\d+\.\d+\.\d+(-[a-z]+)?$")
+
+
+def containers(pods: Pods) -> list[tuple[str, Document]]:
+    return [(place, item) for place, template in pods for item in template["spec"]["containers"]]
+
+
+def autoscalers(documents: list[tuple[str, Document]]) -> list[tuple[str, Document]]:
+    found = []
+    for place, document in documents:
+        spec = document.get("spec", {})
+        cluster = spec.get("rayClusterConfig") or spec.get("rayClusterSpec") or spec
+        if "autoscalerOptions" in cluster:
+            found.append((f"{place} autoscaler", cluster["autoscalerOptions"]))
+    return found
+
+
+def test_images_are_pinned_to_a_version(all_pods: Pods) -> None:
+    images = {item["image"] for _, item in containers(all_pods)}
+    assert images == {"ghcr.io/reft-ray/reft-ray:0.1.0", "ghcr.io/reft-ray/reft-ray:0.1.0-cuda"}
+    assert all(PINNED.match(image) for image in images)
+
+
+def test_containers_are_locked_down(all_pods: Pods, all_documents: list[tuple[str, Document]]) -> None:
+    checked = [*containers(all_pods), *autoscalers(all_documents)]
+    assert len(checked) > 15
+    for place, container in checked:
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False, place
+        assert security["readOnlyRootFilesystem"] is True, place
+        assert security["runAsNonRoot"] is True, place
+        assert security["capabilities"] == {"drop": ["ALL"]}, place
+        assert not security.get("privileged"), place
+
+
+def test_pods_are_locked_down(all_pods: Pods) -> None:
+    for place, template in all_pods:
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True, place
+        assert spec["securityContext"]["runAsUser"] > 0, place
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, place
+        assert spec["automountServiceAccountToken"] is False, place
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), place
+        assert not any("hostPath" in volume for volume in spec["volumes"]), place
+        # What is written must have a place, for the root file system is read-only.
+        mounts = {mount["mountPath"] for item in spec["containers"] for mount in item["volumeMounts"]}
+        assert {"/tmp", "/dev/shm"} <= mounts, place
+
+
+def test_only_the_autoscaler_holds_a_token(all_pods: Pods, all_documents: list[tuple[str, Document]]) -> None:
+    assert not any("api-token" in {m["name"] for m in item["volumeMounts"]} for _, item in containers(all_pods))
+    for place, options in autoscalers(all_documents):
+        assert "api-token" in {mount["name"] for mount in options["volumeMounts"]}, place
+
+
+def test_requests_are_limits(all_pods: Pods, all_documents: list[tuple[str, Document]]) -> None:
+    for place, container in [*containers(all_pods), *autoscalers(all_documents)]:
+        resources = container["resources"]
+        assert resources["requests"] == resources["limits"], place
+        assert {"cpu", "memory"} <= resources["limits"].keys(), place
+
+
+def test_the_object_store_fits_into_its_memory(all_documents: list[tuple[str, Document]]) -> None:
+    seen = 0
+    for place, document in all_documents:
+        for params, template in _ray_pods(document):
+            store = int(params["object-store-memory"])
+            shared = next(v for v in template["spec"]["volumes"] if v["name"] == "shared-mem")["emptyDir"]
+            memory = _bytes(template["spec"]["containers"][0]["resources"]["limits"]["memory"])
+            assert shared["medium"] == "Memory"
+            assert store <= _bytes(shared["sizeLimit"]) <= memory / 2, place
+            seen += 1
+    assert seen > 10
+
+
+def test_the_head_runs_no_work(all_documents: list[tuple[str, Document]]) -> None:
+    for place, cluster in _clusters(all_documents):
+        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0", place
+        assert cluster["rayVersion"] == RAY_VERSION, place
+        assert cluster["authOptions"] == {"mode": "token"}, place
+
+
+def test_every_ray_container_is_probed_and_drained(all_pods: Pods) -> None:
+    rays = [(place, item) for place, item in containers(all_pods) if item["name"] in ("ray", "ray-head")]
+    for place, item in rays:
+        assert {"livenessProbe", "readinessProbe"} <= item.keys(), place
+        assert "preStop" in item["lifecycle"], place
+    for place, template in all_pods:
+        (item,) = template["spec"]["containers"]
+        if "lifecycle" in item:
+            command = item["lifecycle"]["preStop"]["exec"]["command"][-1]
+            seconds = sum(map(int, re.findall(r"sleep (\d+)", command)))
+            assert seconds + 30 <= template["spec"]["terminationGracePeriodSeconds"], place
+
+
+def test_spot_machines_only_train(all_documents: list[tuple[str, Document]]) -> None:
+    spots = {
+        (document["kind"], document["metadata"]["name"])
+        for place, document in all_documents
+        for _, cluster in _clusters([(place, document)])
+        for group in cluster["workerGroupSpecs"]
+        if "spot" in group["groupName"]
+    }
+    assert spots == {("RayJob", "finetuning")}
+
+
+def test_a_job_starts_its_driver_off_the_head_and_off_spot(manifests: Any) -> None:
+    for part in ("jobs/finetuning", "jobs/screening"):
+        spec = manifests.one(part, "RayJob")["spec"]
+        assert spec["entrypointResources"] == '{"on_demand": 1}'
+        groups = spec["rayClusterSpec"]["workerGroupSpecs"]
+        assert [g["groupName"] for g in groups if "on_demand" in g.get("resources", {})] == ["gpu"]
+        assert spec["shutdownAfterJobFinishes"] is True
+        assert spec["backoffLimit"] > 0
+
+
+@pytest.mark.parametrize("overlay", ["overlays/dev-cpu", "overlays/gpu", "overlays/production"])
+def test_networks_are_closed_by_default(manifests: Any, overlay: str) -> None:
+    policies = [d for d in manifests.build(overlay) if d["kind"] == "NetworkPolicy"]
+    (default,) = (d["spec"] for d in policies if d["metadata"]["name"] == "deny-all")
+    assert default == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for policy in policies:
+        for rule in (*policy["spec"].get("ingress", ()), *policy["spec"].get("egress", ())):
+            peers = rule.get("from") or rule.get("to")
+            assert peers, f"{policy['metadata']['name']} is open to everybody"
+            assert all(peer != {} for peer in peers)
+            if any("podSelector" not in peer for peer in peers):
+                assert rule.get("ports"), f"{policy['metadata']['name']} opens every port"
+
+
+@pytest.mark.parametrize("overlay", ["overlays/dev-cpu", "overlays/gpu", "overlays/production"])
+def test_selectors_find_pods(manifests: Any, overlay: str) -> None:
+    """A selector with a slip of the pen selects nothing, and nobody would tell."""
+    documents = manifests.build(overlay)
+    roles = {template["metadata"]["labels"]["reft-ray.io/role"] for d in documents for _, template in _ray_pods(d)}
+    assert roles == {"service"}
+    known = {"service", "job", "interactive"}
+    kinds = ("PodDisruptionBudget", "NetworkPolicy")
+    for document in documents:
+        if document["kind"] in kinds:
+            key = "podSelector" if document["kind"] == "NetworkPolicy" else "selector"
+            role = document["spec"][key].get("matchLabels", {}).get("reft-ray.io/role")
+            assert role is None or role in known, document["metadata"]["name"]
+    classes = {d["metadata"]["name"] for d in documents if d["kind"] == "PriorityClass"}
+    claims = {d["metadata"]["name"] for d in documents if d["kind"] == "PersistentVolumeClaim"}
+    for document in documents:
+        for _, template in _ray_pods(document):
+            assert template["spec"]["priorityClassName"] in classes
+            volumes = [
+                v["persistentVolumeClaim"]["claimName"] for v in template["spec"]["volumes"] if "artefacts" in v["name"]
+            ]
+            assert set(volumes) <= claims
+
+
+def test_no_secret_is_written_down(all_documents: list[tuple[str, Document]]) -> None:
+    assert not [place for place, document in all_documents if document["kind"] == "Secret"]
+    for place, template in [(p, t) for p, d in all_documents for _, t in _ray_pods(d)]:
+        for container in template["spec"]["containers"]:
+            named = [
+                e["name"]
+                for e in container["env"]
+                if re.search("PASSWORD|TOKEN$|SECRET|KEY", e["name"]) and "value" in e
+            ]
+            assert named == [], place
+    redis = [c["gcsFaultToleranceOptions"] for _, c in _clusters(all_documents) if "gcsFaultToleranceOptions" in c]
+    assert [list(options["redisPassword"]) for options in redis] == [["valueFrom"]]
+
+
+def test_prometheus_finds_the_pods_and_names_them(manifests: Any) -> None:
+    monitor = manifests.one("overlays/production", "PodMonitor")
+    # ReftTargetDown watches jobs with this in their name, which is the monitor's.
+    assert "reft" in monitor["metadata"]["name"]
+    (template,) = [
+        t for d in manifests.build("overlays/production") for p, t in _ray_pods(d) if p.get("num-cpus") == "0"
+    ]
+    selector = monitor["spec"]["selector"]["matchLabels"]
+    # KubeRay adds this one to every pod of a Ray cluster.
+    assert selector.pop("ray.io/is-ray-node") == "yes"
+    assert selector.items() <= template["metadata"]["labels"].items()
+    ports = {port["name"] for port in template["spec"]["containers"][0]["ports"]}
+    for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+        assert endpoint["port"] in ports
+        assert "cluster" in {rule.get("targetLabel") for rule in endpoint["relabelings"]}
+
+
+def test_a_replica_fits_on_a_pod(manifests: Any) -> None:
+    """Serve would wait for ever for a node that the pods of an overlay can never be."""
+    import yaml
+
+    for overlay in ("overlays/dev-cpu", "overlays/gpu", "overlays/production"):
+        service = manifests.one(overlay, "RayService")["spec"]
+        limits = [
+            template["spec"]["containers"][0]["resources"]["limits"]
+            for group in service["rayClusterConfig"]["workerGroupSpecs"]
+            if group["maxReplicas"]
+            for template in [group["template"]]
+        ]
+        for application in yaml.safe_load(service["serveConfigV2"])["applications"]:
+            for deployment in application["deployments"]:
+                asked = deployment["ray_actor_options"]
+                assert any(
+                    asked.get("num_cpus", 1) <= float(size["cpu"])
+                    and asked.get("num_gpus", 0) <= float(size.get("nvidia.com/gpu", 0))
+                    for size in limits
+                ), f"{overlay} {deployment['name']}"
+
+
+def test_kueue_queues_jobs(all_documents: list[tuple[str, Document]]) -> None:
+    queued = [document for place, document in all_documents if place.endswith("+kueue")]
+    assert len(queued) == 2
+    for document in queued:
+        assert document["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "reft-ray"
+        assert document["spec"]["suspend"] is True
+        assert "enableInTreeAutoscaling" not in document["spec"]["rayClusterSpec"]
+
+
+def _clusters(documents: list[tuple[str, Document]]) -> list[tuple[str, Document]]:
+    found = []
+    for place, document in documents:
+        spec = document.get("spec", {})
+        cluster = spec.get("rayClusterConfig") or spec.get("rayClusterSpec") or spec
+        if "headGroupSpec" in cluster:
+            found.append((place, cluster))
+    return found
+
+
+def _ray_pods(document: Document) -> list[tuple[Document, Document]]:
+    """Start parameters and pod template of the head and of every worker group."""
+    groups = [g for _, c in _clusters([("", document)]) for g in (c["headGroupSpec"], *c["workerGroupSpecs"])]
+    return [(group["rayStartParams"], group["template"]) for group in groups]
+
+
+def _bytes(quantity: str) -> int:
+    units = {"Ki": 10, "Mi": 20, "Gi": 30}
+    return int(quantity[:-2]) << units[quantity[-2:]]

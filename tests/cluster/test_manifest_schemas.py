@@ -1,0 +1,111 @@
+"""Every document against the schema of its kind, unknown fields refused; no API server takes part."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from reft_ray.serving.strict import check_serve_config
+
+Document = dict[str, Any]
+KUBERNETES = "1.32.0"
+CUSTOM = ("ray.io/", "monitoring.coreos.com/")
+Validator = Callable[[Document], list[str]]
+
+
+def strict(schema: Any) -> Any:
+    """A structural schema as an API server with strict field validation reads it."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: strict(value) for key, value in schema.items() if key != "properties"}
+    if "properties" in schema:
+        made["properties"] = {name: strict(value) for name, value in schema["properties"].items()}
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            made.setdefault("additionalProperties", False)
+    if schema.get("x-kubernetes-int-or-string"):
+        made["type"] = ["integer", "string"]
+    return made
+
+
+@pytest.fixture(scope="session")
+def custom(crd_schemas: dict[tuple[str, str], Document]) -> Validator:
+    validators: dict[tuple[str, str], Draft202012Validator] = {}
+
+    def validate(document: Document) -> list[str]:
+        key = (document["apiVersion"], document["kind"])
+        if key not in validators:
+            schema = strict(crd_schemas[key])
+            # The API server checks metadata itself; kinds are checked by the look-up.
+            schema["properties"]["metadata"] = {"type": "object", "required": ["name"]}
+            validators[key] = Draft202012Validator(schema)
+        return [f"{'/'.join(map(str, e.absolute_path))}: {e.message}" for e in validators[key].iter_errors(document)]
+
+    return validate
+
+
+def test_custom_kinds_fit_the_operators_schemas(all_documents: list[tuple[str, Document]], custom: Validator) -> None:
+    checked = [(part, d) for part, d in all_documents if d["apiVersion"].startswith(CUSTOM)]
+    assert {d["kind"] for _, d in checked} == {"RayService", "RayJob", "RayCluster", "PodMonitor", "PrometheusRule"}
+    # 2,000 characters: an error that quotes a whole pod is no help.
+    assert [f"{part}: {line[:2000]}" for part, d in checked for line in custom(d)] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("rayClusterConfig", "headGroupSpec", "template", "spec", "containers", 0, "redinessProbe"), {}),
+        (("rayClusterConfig", "workerGroupSpecs", 0, "maxReplicas"), "many"),
+        (("rayClusterConfig", "autoscalerOptions", "version"), "v3"),
+        (("serveConfig",), ""),
+    ],
+)
+def test_the_custom_check_can_fail(manifests: Any, custom: Validator, path: tuple, value: Any) -> None:
+    document = manifests.one("overlays/production", "RayService")
+    assert custom(document) == []
+    *parents, last = path
+    target = document["spec"]
+    for step in parents:
+        target = target[step]
+    target[last] = value
+    assert custom(document)
+
+
+def test_native_kinds_fit_the_core_schemas(all_documents: list[tuple[str, Document]]) -> None:
+    native = [(part, d) for part, d in all_documents if not d["apiVersion"].startswith(CUSTOM)]
+    assert len({d["kind"] for _, d in native}) >= 7
+    for part, document in native:
+        try:
+            kubernetes_validate.validate(document, KUBERNETES, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            pytest.fail(f"{part} {document['kind']} {document['metadata']['name']}: {error.message}")
+
+
+def test_pods_fit_the_core_schema_too(all_pods: list[tuple[str, Document]]) -> None:
+    """The operators' schemas leave out what the core knows, such as which fields exclude each other's types."""
+    for place, template in all_pods:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod", **template["metadata"]}}
+        try:
+            kubernetes_validate.validate({**pod, "spec": template["spec"]}, KUBERNETES, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            pytest.fail(f"{place}: {error.message}")
+
+
+def test_the_native_check_can_fail(manifests: Any) -> None:
+    document = copy.deepcopy(manifests.one("overlays/dev-cpu", "Job"))
+    document["spec"]["template"]["spec"]["containers"][0]["resource"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("overlay", ["overlays/dev-cpu", "overlays/gpu", "overlays/production"])
+def test_serve_configs_are_read_strictly(manifests: Any, overlay: str) -> None:
+    text = manifests.one(overlay, "RayService")["spec"]["serveConfigV2"]
+    assert check_serve_config(yaml.safe_load(text)) == []
