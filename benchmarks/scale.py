@@ -3,7 +3,7 @@
     python benchmarks/scale.py --calibrate [--json FILE]          # measures the service times of a stand-in here
     python benchmarks/scale.py --call-ms 12 --row-ms 0.8 --peak-rows 5000 [--price 2.5]
 
-A replica takes what waits as one batch, which lasts `call` + rows x `row` seconds; this is how serving/batcher.py works.
+A replica takes what waits as one batch of `call` + rows x `row` seconds; this is how serving/batcher.py works.
 Two models use it, both under Serve's autoscaling rule (a test compares that rule with the installed Ray):
 
 - a day of diurnal load with bursts, as a fluid in steps of a second, for any number of replicas;
