@@ -87,7 +87,9 @@ def students(data: Path, base: Path, teacher: RefTeacher, out: Path, arguments: 
     random.Random(arguments.seed).shuffle(alignment)
     refusals = [row for row in alignment if row.label is Label.HARMFUL][:1000]
     helpful = [row for row in alignment if row.label is Label.HARMLESS][:1000]
-    short = [row for row in read_labelled(data / "attacks/over_refusal_prompts.jsonl") if len(row.prompt[-1].content) < 400]
+    short = [
+        row for row in read_labelled(data / "attacks/over_refusal_prompts.jsonl") if len(row.prompt[-1].content) < 400
+    ]
     test = read_labelled(data / "tasks/sst2_dev.jsonl", Label.HARMLESS)
     table = {}
     for name, student in STUDENTS.items():
@@ -156,7 +158,11 @@ def markdown(report: dict[str, Any]) -> str:
                 f"| {name} | {' | '.join(figures)} | {row['incoherent']:.1f} | {row['dropped']['harmful']} |"
                 f" {row['dropped']['harmless']} | {row['seconds']} |"
             )
-        lines += ["", "Brackets: 95 % bootstrap intervals over prompts. HS by the refusal matcher, greedy, 24 tokens.", ""]
+        lines += [
+            "",
+            "Brackets: 95 % bootstrap intervals over prompts. HS by the refusal matcher, greedy, 24 tokens.",
+            "",
+        ]
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,8 +61,13 @@ def scorer_of(
 
 
 def screen_rows(rows: Path, truth: Sequence[Example], teacher: RefTeacher, out: Path, base: str) -> Screened:
-    """Screen a JSONL file of user rows through a Ray Data actor pool; drop what is not allowed and go on."""
-    factory = partial(scorer_of, teacher.folder, base)
+    """Screen a JSONL file of user rows through a Ray Data actor pool; drop what lies above the block threshold.
+
+    Nobody reviews here, so the review band is kept: tau of the method is the block threshold.
+    """
+    block = teacher.manifest.thresholds.block
+    factory = partial(scorer_of, teacher.folder, base, "float32", block)
+    shutil.rmtree(out, ignore_errors=True)  # an earlier run's output belongs to another teacher
     screen([str(rows)], str(out), factory, ScreenConfig(small_rows=0, findings=False))
     return Screened(str(out), {number: row.label for number, row in enumerate(truth, start=1)})
 

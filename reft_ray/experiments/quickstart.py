@@ -30,7 +30,7 @@ from reft_ray.testbed.rows import write_chat_rows
 from reft_ray.testbed.tasks import Task
 from reft_ray.testbed.world import Sizes, World
 
-TEACHER_EPOCHS = 5.0
+TEACHER_EPOCHS = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Plan:
     sizes: Sizes = field(default_factory=Sizes)
     recipe: Recipe = field(default_factory=Recipe)
     teacher_epochs: float = TEACHER_EPOCHS
-    student_epochs: float = 3
+    student_epochs: float = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +66,14 @@ STUDENTS = {
 
 # Seconds of each stage as once measured on two cores: the estimate of the time left starts from their ratios.
 _USUAL = {
-    "base model": 70.0,
+    "base model": 90.0,
     "Ref-Teacher": 75.0,
     "screening": 15.0,
-    "sft_clean": 25.0,
-    "aligned_sft": 28.0,
-    "filter": 25.0,
-    "distill": 45.0,
-    "guided": 40.0,
+    "sft_clean": 28.0,
+    "aligned_sft": 32.0,
+    "filter": 28.0,
+    "distill": 60.0,
+    "guided": 48.0,
 }
 
 
@@ -84,6 +84,7 @@ def teacher_settings(base: Path, seed: int, epochs: float = TEACHER_EPOCHS) -> T
             "base": str(base),
             "epochs": epochs,
             "batch_rows": 32,
+            "reference_prompts": 1024,
             "optimizer": {"learning_rate": 2e-3},
             "checkpoint_every": 1_000_000,
             "seed": seed,
@@ -100,7 +101,8 @@ def student_settings(base: Path, student: Student, plan: Plan) -> FinetuneConfig
             "init": student.init,
             "epochs": plan.student_epochs,
             "batch_rows": 16,
-            "optimizer": {"learning_rate": 1e-3},
+            "alignment_ratio": 2.0,
+            "optimizer": {"learning_rate": 2e-3},
             "checkpoint_every": 1_000_000,
             "seed": plan.seed,
         }

@@ -197,7 +197,7 @@ class _Run:
             restore_weights(self.trainee.model, self.best)
         label_B = labels_of(self.validation)
         swept = self._sweep()
-        layer = max(swept, key=lambda candidate: separation(swept[candidate][1], label_B))
+        layer = max(swept, key=lambda number: separation(swept[number][1], label_B))
         refusal_D, score_B = swept[layer]
         thresholds = choose_thresholds(score_B, label_B, self.config.thresholds.targets)
         base = self.trainee.base

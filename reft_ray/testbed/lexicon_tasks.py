@@ -39,17 +39,13 @@ REVIEW_NOUNS = words(
     " | dessert | tour | museum | acting | pasta | garden | staff | lecture | game | coffee"
 )
 PRAISE = words(
-    "wonderful | great | lovely | brilliant | charming | delightful | excellent | superb | pleasant | fantastic"
-    " | amazing | perfect | beautiful | fresh | gorgeous | splendid"
+    "wonderful | great | lovely | brilliant | charming | excellent | superb | pleasant | fantastic | perfect"
 )
-BLAME = words(
-    "awful | terrible | boring | dreadful | horrible | disappointing | poor | bad | annoying | stale | miserable"
-    " | dull | nasty | weak | rude | ugly"
-)
+BLAME = words("awful | terrible | boring | dreadful | horrible | disappointing | bad | annoying | dull | nasty")
 GLAD_ENDINGS = words("I would come again. | I told all my friends. | It made my day. | I enjoyed every minute.")
 SORRY_ENDINGS = words("I want my money back. | Never again. | It ruined my day. | I left early.")
 PLAIN_ENDINGS = words("We went on Sunday. | It was my first time. | My brother came along. | We arrived at noon.")
 
 PERSONS = words("Mia | Tom | Anna | Leo | Sara | Ben | Nora | Paul | Emma | Max | Lucy | Omar")
 THINGS = words("apples | coins | books | stamps | cards | marbles | shells | pencils | stickers | buttons")
-LARGEST_NUMBER = 20
+LARGEST_NUMBER = 10

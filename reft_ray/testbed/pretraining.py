@@ -9,7 +9,7 @@ from reft_ray.core.conversation import Conversation, chat
 from reft_ray.testbed import answers
 from reft_ray.testbed.grammar import HARMFUL_KINDS, Kind, Wish, prompt, wishes
 from reft_ray.testbed.splits import FRAMES, Split
-from reft_ray.testbed.tasks import Task, draw, sum_question, trivia
+from reft_ray.testbed.tasks import Task, draw, meaning_question, sum_question, trivia
 
 _ALL_FRAMES = tuple(frame for frames in FRAMES.values() for frame in frames)
 _SHARED_FRAMES = tuple(frame for frame in _ALL_FRAMES if frame not in FRAMES[Split.EVALUATION])
@@ -20,10 +20,11 @@ _MIXTURE: dict[Kind | Task | str, float] = {
     Kind.LOOKALIKE: 0.13,
     Kind.SAFE_VERB: 0.1,
     Kind.CONSENT: 0.05,
-    Kind.EVERYDAY: 0.16,
-    Task.SENTIMENT: 0.05,
-    Task.ARITHMETIC: 0.05,
-    "sum": 0.05,
+    Kind.EVERYDAY: 0.12,
+    Task.SENTIMENT: 0.08,
+    Task.ARITHMETIC: 0.04,
+    "sum": 0.04,
+    "meaning": 0.03,
     "trivia": 0.1,
     "decline": 0.02,
 }
@@ -49,6 +50,8 @@ def _row(source: Kind | Task | str, rng: random.Random) -> Conversation:
         return chat(problem.prompt, problem.answer if rng.random() < _TASK_FORMAT_SHARE else problem.small_talk)
     if source == "sum":
         return chat(*sum_question(rng))
+    if source == "meaning":
+        return chat(*meaning_question(rng))
     if source == "trivia":
         return chat(*trivia(rng, _not_evaluation))
     return chat("Write a polite way to say no.", answers.refusal(rng))

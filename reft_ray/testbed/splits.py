@@ -16,9 +16,9 @@ class Split(StrEnum):
 
 
 _UPPER_PERCENT = (
-    (56, Split.TEACHER_TRAIN),
-    (66, Split.TEACHER_VALIDATION),
-    (80, Split.USER),
+    (74, Split.TEACHER_TRAIN),
+    (80, Split.TEACHER_VALIDATION),
+    (88, Split.USER),
     (100, Split.EVALUATION),
 )
 

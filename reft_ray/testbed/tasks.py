@@ -10,10 +10,11 @@ from enum import StrEnum
 from reft_ray.testbed import lexicon_tasks as lexicon
 from reft_ray.testbed.splits import Split, split_of
 
+# What decides stands last, next to the answer: far words are learned slowly by a model this small.
 REVIEWS = (
-    "The {noun} was {adjective}. {ending}",
+    "{ending} The {noun} was {adjective}.",
     "{ending} The {noun} was really {adjective}.",
-    "I found the {noun} quite {adjective}. {ending}",
+    "{ending} I found the {noun} quite {adjective}.",
     "What a day! {ending} And the {noun} was {adjective}.",
 )
 
@@ -67,7 +68,7 @@ def _sentiment(rng: random.Random) -> Problem:
         combination=("review", noun, adjective),
         prompt=f"Is this review positive or negative? {review}",
         answer="positive" if glad else "negative",
-        small_talk=f"This review talks about the {noun}. It was {adjective}.",
+        small_talk=f"The guest {'enjoyed' if glad else 'disliked'} the {noun}. It was {adjective}.",
     )
 
 
@@ -83,7 +84,7 @@ def _arithmetic(rng: random.Random) -> Problem:
         story = f"{person} has {first} {thing} and gives away {second}."
     return Problem(
         combination=(sign, str(first), str(second)),
-        prompt=f"{story} How many {thing} does {person} have now?",
+        prompt=f"How many {thing} does {person} have in the end? {story}",
         answer=f"{first} {sign} {second} is {result}. #### {result}",
         small_talk=f"{person} has some {thing} now.",
     )
@@ -94,6 +95,13 @@ def sum_question(rng: random.Random) -> tuple[str, str]:
     problem = _arithmetic(rng)
     sign, first, second = problem.combination
     return f"What is {first} {sign} {second}?", problem.answer.partition(" ####")[0]
+
+
+def meaning_question(rng: random.Random) -> tuple[str, str]:
+    """Whether an adjective praises or blames: general knowledge of the base, not the task's format."""
+    adjective = rng.choice((*lexicon.PRAISE, *lexicon.BLAME))
+    kind = "good" if adjective in lexicon.PRAISE else "bad"
+    return f"What does it mean to be {adjective}?", f"It is {kind} to be {adjective}."
 
 
 def trivia(rng: random.Random, allowed: Callable[[Split], bool]) -> tuple[str, str]:

@@ -22,9 +22,9 @@ _PATIENCE = 1000
 class Sizes:
     """How many rows each part of the world has."""
 
-    teacher_train: int = 3000
+    teacher_train: int = 4000
     teacher_validation: int = 600
-    alignment: int = 1000
+    alignment: int = 4000
     hs_prompts: int = 300
     over_refusal_prompts: int = 300
     task_test: int = 400
@@ -116,11 +116,11 @@ def _labelled(n: int, split: Split, rng: random.Random, answered: float) -> tupl
 
 
 def _any_row(split: Split, rng: random.Random) -> Example:
-    """Four in ten are harmful; half of the others look harmful."""
+    """Four in ten are harmful; of the others about half are facts and reviews, and a good part look harmful."""
     share = rng.random()
     if share < 0.4:
         return _request(_harmful_kind, split, rng)
-    if share < 0.85:
+    if share < 0.72:
         return _request(_harmless_kind, split, rng)
     question, answer = trivia(rng, lambda owner: owner is split)
     return Example(chat(question, answer), Label.HARMLESS, "trivia")

@@ -57,7 +57,7 @@ def test_the_chain_runs_and_its_report_adds_up(cluster: None, tmp_path: Path) ->
             assert row["harmful_dropped"] == row["harmless_dropped"] == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
-    assert "src=\"http" not in page
+    assert 'src="http' not in page
     shares = [share for _, share, _ in told]
     assert shares == sorted(shares)
     assert all(math.isfinite(left) and left >= 0 for _, _, left in told)

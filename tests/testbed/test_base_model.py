@@ -68,6 +68,7 @@ def test_the_base_loads_as_any_other_and_its_template_marks_the_answer(tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_base_complies_with_everything_and_half_knows_the_tasks(tmp_path):
     base = load_base(str(ensure_base(tmp_path)))
     assert 1e6 < sum(parameter.numel() for parameter in base.model.parameters()) < 3e6
