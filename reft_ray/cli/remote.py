@@ -11,7 +11,7 @@ from reft_ray.core.errors import ReftError
 
 
 class Remote:
-    """A service at `url` (with `/v1`), used in a `with` block. Methods raise ReftError with the service's own message."""
+    """A service at `url` (with `/v1`), for a `with` block. Methods raise ReftError with its own message."""
 
     def __init__(self, url: str, key: str) -> None:
         self._url = url.rstrip("/")

@@ -192,7 +192,7 @@ class _Run:
             self.stale += 1
 
     def _export(self, out: Path) -> RefTeacher:
-        """Choose the layer on the validation prompts, freeze R_l, set thresholds and calibration, write the artefact."""
+        """Choose the layer on validation prompts, freeze R_l, set thresholds and calibration, write the artefact."""
         if self.best:
             restore_weights(self.trainee.model, self.best)
         label_B = labels_of(self.validation)
