@@ -31,7 +31,7 @@ def test_no_frame_belongs_to_two_splits():
 
 
 def test_the_split_of_a_combination_never_moves():
-    expected = {"a bank": Split.EVALUATION, "a museum": Split.TEACHER_TRAIN, "a villa": Split.USER}
+    expected = {"a bank": Split.EVALUATION, "a museum": Split.TEACHER_TRAIN, "my neighbor's house": Split.USER}
     assert {place: split_of("rob", place) for place in expected} == expected
 
 
