@@ -8,7 +8,7 @@ import warnings
 
 import typer
 
-from reft_ray.cli import audit, files, jobs, keys, review, teacher, telemetry
+from reft_ray.cli import audit, files, jobs, keys, manifests, review, teacher, telemetry
 from reft_ray.cli.evaluate import evaluate
 from reft_ray.cli.finetune import finetune
 from reft_ray.cli.quickstart import quickstart
@@ -34,6 +34,7 @@ app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(telemetry.app, name="telemetry")
+app.add_typer(manifests.app, name="manifests")
 
 
 def main() -> None:
