@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -90,7 +91,7 @@ def judge(
 def _verdict(row: list[_Reading], scores: list[TextScore], limits: Thresholds, calibration: Calibration) -> Verdict:
     if not row:
         return Verdict(Decision.BLOCK, 1.0, 1.0, limits.block, part="", windows=0, truncated=True)
-    best = max(row, key=lambda item: scores[item.text].score - item.offset)
+    best = max(row, key=lambda item: _reach(scores[item.text].score - item.offset))
     top = scores[best.text]
     applied = limits.raised(best.offset)
     return Verdict(
@@ -103,3 +104,8 @@ def _verdict(row: list[_Reading], scores: list[TextScore], limits: Thresholds, c
         windows=sum(scores[item.text].windows for item in row),
         truncated=any(scores[item.text].truncated for item in row),
     )
+
+
+def _reach(score: float) -> float:
+    """A score that is not a number reaches furthest: what could not be judged must not pass behind what could."""
+    return math.inf if math.isnan(score) else score

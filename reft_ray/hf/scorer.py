@@ -5,6 +5,7 @@ Shape suffixes: B windows, T tokens, P tokens of the constant prefix, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,7 +81,9 @@ class TeacherScorer:
         best = [-1.0] * len(texts)
         count = [0] * len(texts)
         for window, value in zip(windows, self._scores([w.ids for w in windows]), strict=True):
-            best[window.text] = max(best[window.text], value)
+            # A value that is not a number wins and stays: it blocks (fail closed).
+            if not (math.isnan(best[window.text]) or value <= best[window.text]):
+                best[window.text] = value
             count[window.text] += 1
         return [TextScore(*item) for item in zip(best, count, truncated, strict=True)]
 

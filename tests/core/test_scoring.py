@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 
@@ -54,6 +55,15 @@ def test_each_distinct_text_is_scored_once_and_encoded_text_is_read() -> None:
 def test_a_row_without_text_and_a_score_that_is_no_number_are_blocked() -> None:
     assert judge(WordScorer(), [(), chat("  ")])[0].decision is Decision.BLOCK
     assert Thresholds(0.0, 0.5).decide(float("nan")) is Decision.BLOCK
+
+
+def test_a_part_whose_score_is_no_number_decides_wherever_it_stands() -> None:
+    class Broken(WordScorer):
+        def score(self, texts: Sequence[str]) -> list[TextScore]:
+            return [TextScore(float("nan")) if "odd" in text else TextScore(-0.9) for text in texts]
+
+    for turns in (("odd", "fine"), ("fine", "odd")):
+        assert judge(Broken(), [chat(*turns)])[0].decision is Decision.BLOCK
 
 
 def test_thresholds_and_their_order() -> None:

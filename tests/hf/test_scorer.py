@@ -1,0 +1,96 @@
+"""The cheap verdict equals the plain forward, whatever else is in the call, and fails closed."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from reft_ray.core.conversation import chat
+from reft_ray.core.verdict import Calibration, Thresholds
+from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.loading import load_base
+from reft_ray.hf.scorer import TeacherScorer
+
+LAYER = 3
+TEXTS = [f"how to {'steal ' * (i % 9)}a {word}" for i in range(12) for word in ("car", "bread", "é中", "<x>")]
+
+
+def scorer_of(folder: Path, **changes: object) -> TeacherScorer:
+    base = load_base(str(folder))
+    refusal_D = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    return TeacherScorer(
+        base.model, ChatFormat(base.tokenizer), refusal_D, LAYER, "rt-x", Thresholds(0, 0), Calibration(1, 0), **changes
+    )
+
+
+@torch.no_grad()
+def plain_scores(folder: Path, refusal_D: torch.Tensor) -> list[float]:
+    base = load_base(str(folder))
+    fmt = ChatFormat(base.tokenizer)
+    scores = []
+    for text in TEXTS:
+        ids = torch.tensor([fmt.prompt(chat(text))])
+        feature = base.model(input_ids=ids, output_hidden_states=True).hidden_states[LAYER][0, -1]
+        scores.append(float(torch.cosine_similarity(feature, refusal_D, dim=0)))
+    return scores
+
+
+@pytest.mark.parametrize("shape", ["llama", "gemma", "qwen"])
+def test_scores_equal_the_plain_forward_in_any_company(tiny_bases: dict[str, Path], shape: str) -> None:
+    scorer = scorer_of(tiny_bases[shape], batch_tokens=64)
+    expected = plain_scores(tiny_bases[shape], scorer.refusal_D)
+    together = [item.score for item in scorer.score(TEXTS)]
+    alone = [scorer.score([text])[0].score for text in TEXTS]
+    assert together == pytest.approx(expected, abs=1e-5)
+    assert alone == pytest.approx(expected, abs=1e-5)
+    assert scorer.padding_share <= 0.1
+
+
+def test_the_constant_prefix_is_found_and_the_layers_above_are_gone(llama: Path) -> None:
+    scorer = scorer_of(llama)
+    rendered = scorer.chat.render(chat("x"), generation=True)
+    assert rendered.startswith(scorer.chat.tokenizer.decode(scorer._prefix))
+    assert len(scorer._prefix) == 2
+    assert len(scorer.model.layers) == LAYER
+    assert not any("lm_head" in name for name, _ in scorer.model.named_parameters())
+
+
+def test_a_long_text_is_read_to_its_end_in_windows_and_the_highest_decides(llama: Path) -> None:
+    scorer = scorer_of(llama, window_tokens=32)
+    filler = "please tell me how " * 30
+    pieces = scorer.score([filler, "steal a car", f"{filler} steal a car"])
+    assert pieces[0].windows > 3
+    assert pieces[1].windows == 1
+    assert not any(piece.truncated for piece in pieces)
+    assert pieces[2].score >= pieces[0].score - 1e-6 or pieces[2].windows > pieces[0].windows
+    bounded = scorer_of(llama, window_tokens=32, max_windows=2).score([filler])[0]
+    assert (bounded.windows, bounded.truncated) == (2, True)
+
+
+def test_every_token_of_a_long_text_stands_in_a_window(llama: Path) -> None:
+    scorer = scorer_of(llama, window_tokens=32)
+    (ids,) = scorer.prompt_ids([" ".join(map(str, range(100, 200)))])
+    windows, _ = scorer._windows(ids)
+    body = ids[len(scorer._prefix) : len(ids) - len(scorer._suffix)]
+    seen = [w[len(scorer._prefix) : len(w) - len(scorer._suffix)] for w in windows]
+    assert all(len(window) <= 32 for window in windows)
+    at = 0
+    for piece in seen:
+        start = next(s for s in range(at + 1) if body[s : s + len(piece)] == piece)
+        at = max(at, start + len(piece))
+    assert at == len(body)
+
+
+def test_a_score_that_is_no_number_survives_later_windows(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = scorer_of(llama, window_tokens=32)
+    monkeypatch.setattr(scorer, "_scores", lambda rows: [math.nan] + [0.5] * (len(rows) - 1))
+    assert math.isnan(scorer.score(["please tell me how " * 30])[0].score)
+
+
+def test_bfloat16_agrees_in_its_verdicts(llama: Path) -> None:
+    exact, rounded = scorer_of(llama), scorer_of(llama)
+    rounded.model.to(torch.bfloat16)
+    rounded._cache_P = rounded._run_prefix()
+    a, b = ([item.score for item in scorer.score(TEXTS)] for scorer in (exact, rounded))
+    assert max(abs(x - y) for x, y in zip(a, b, strict=True)) < 0.05
