@@ -10,8 +10,10 @@ OUT ?= out/quickstart
 quickstart: $(STAMP)  ## A poisoned dataset, with and without the Ref-Teacher: the whole method in minutes, offline, on CPU
 	$(BIN)/reft-ray quickstart --out $(OUT)
 
-test: $(STAMP)  ## The fast lane, then the tests that start Ray
+test: $(STAMP)  ## The fast lane: everything that starts no cluster
 	$(BIN)/python -m pytest
+
+test-ray: $(STAMP)  ## Tests on real Ray clusters, loopback only
 	$(BIN)/python -m pytest -m "ray and not slow" --timeout 600
 
 test-slow: $(STAMP)  ## Long tests, and those on real rows

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from reft_ray.core.errors import UsageError
 from reft_ray.core.guided import Method
@@ -75,6 +76,12 @@ class Training(Config):
     seed: int = Field(0, ge=0, lt=2**31)
     checkpoint_every: int = Field(200, ge=1)
     log_every: int = Field(10, ge=1)
+
+    @field_validator("base")
+    @classmethod
+    def _absolute(cls, base: str) -> str:
+        """A local directory by its absolute path: workers run in directories of their own."""
+        return str(Path(base).absolute()) if Path(base).is_dir() else base
 
 
 class TeacherConfig(Training):

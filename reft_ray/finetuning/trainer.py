@@ -106,7 +106,8 @@ Loop = Callable[[Runtime, "ray.data.DataIterator | None"], None]
 
 
 def _storage(resources: Resources, out: Path) -> str:
-    return resources.storage or str(out.absolute().parent / ".runs")
+    storage = resources.storage or str(out.parent / ".runs")
+    return storage if "://" in storage else str(Path(storage).absolute())
 
 
 def _run(

@@ -89,7 +89,8 @@ class RefTeacher:
     @classmethod
     def load(cls, folder: str | Path) -> RefTeacher:
         """Read and verify an artefact. Raises ReftError when it is absent, changed or of another format."""
-        folder = Path(folder)
+        # Absolute, because workers that read it again run in directories of their own.
+        folder = Path(folder).absolute()
         if not (folder / MANIFEST).is_file():
             raise ReftError(f"no Ref-Teacher at {folder}: {MANIFEST} is missing")
         try:

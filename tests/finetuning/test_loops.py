@@ -173,6 +173,16 @@ def test_what_is_missing_is_said_before_training(llama: Path, tmp_path: Path) ->
         FinetuneConfig.of({"base": "b", "weights": "full", "teacher_forward": "live"})
 
 
+def test_relative_paths_are_made_absolute_because_workers_run_elsewhere(
+    teacher: RefTeacher, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(llama.parent)
+    assert finetune_config(Path(llama.name)).base == str(llama)
+    assert FinetuneConfig.of({"base": "org/model-on-a-hub"}).base == "org/model-on-a-hub"
+    monkeypatch.chdir(teacher.folder.parent)
+    assert RefTeacher.load(teacher.folder.name).folder == teacher.folder
+
+
 def test_rows_come_once_per_epoch_in_an_order_of_the_seed_alone() -> None:
     order = list(shuffled(range(100), 16, "a"))
     assert sorted(order) == list(range(100))
