@@ -137,11 +137,14 @@ def test_a_client_that_vanishes_leaves_nothing_behind(make_filter: Callable[...,
 
     async def vanish(port: int, body: bytes) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"POST /v1/screenings HTTP/1.1\r\nhost: filter\r\ncontent-length: 100000\r\n\r\n" + body)
-        if body:
-            await asyncio.wait_for(reader.readuntil(b'"verdict"'), 5)
-        writer.close()
-        await writer.wait_closed()
+        try:
+            writer.write(b"POST /v1/screenings HTTP/1.1\r\nhost: filter\r\ncontent-length: 100000\r\n\r\n" + body)
+            if body:
+                await asyncio.wait_for(reader.readuntil(b'"verdict"'), 60)
+        finally:
+            # A socket left open would fail whichever test is running when it is collected.
+            writer.close()
+            await writer.wait_closed()
 
     async def run(port: int) -> None:
         for _ in range(3):
