@@ -14,7 +14,7 @@ test: $(STAMP)  ## The fast lane: everything that starts no cluster
 	$(BIN)/python -m pytest
 
 test-ray: $(STAMP)  ## Tests on real Ray clusters, loopback only
-	$(BIN)/python -m pytest -m "ray and not slow" --timeout 600
+	$(BIN)/python -m pytest -m "ray and not slow and not gpu" --timeout 600
 
 test-slow: $(STAMP)  ## Long tests, and those on real rows
 	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600
