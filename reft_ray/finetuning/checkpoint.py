@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from reft_ray.core.errors import ReftError
+from reft_ray.finetuning.config import Training
 from reft_ray.hf.tensor_files import read_tensors, write_tensors
 
 _STATE = "state.json"
@@ -95,3 +96,19 @@ def restore_rng(folder: Path, rank: int) -> None:
         torch.set_rng_state(rng["cpu"])
         if "cuda" in rng and torch.cuda.is_available():
             torch.cuda.set_rng_state(rng["cuda"])
+
+
+def restore(
+    folder: Path, rank: int, config: Training, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Put weights, optimiser and random numbers back; returns the checkpoint for what is a loop's own.
+
+    Raises ReftError when another configuration wrote it.
+    """
+    groups, state = read_state(folder)
+    if state["config"] != config.model_dump(mode="json"):
+        raise ReftError(f"{folder} was written by another configuration: choose a new run id or remove it")
+    restore_weights(model, groups["weights"])
+    restore_optimizer(model, optimizer, groups["optimizer"])
+    restore_rng(folder, rank)
+    return groups, state

@@ -17,10 +17,7 @@ from reft_ray.core.guided import AlignmentLoss, GuidedTerms, cached_teacher, gui
 from reft_ray.core.optimization import adamw, clip_gradients, learning_rate_at, reduce_gradients, set_learning_rate
 from reft_ray.finetuning.checkpoint import (
     gather_state,
-    read_state,
-    restore_optimizer,
-    restore_rng,
-    restore_weights,
+    restore,
     trainable,
     write_state,
 )
@@ -240,12 +237,7 @@ class _Run:
         folder = self.runtime.latest_checkpoint()
         if folder is None:
             return
-        groups, state = read_state(folder)
-        if state["config"] != self.config.model_dump(mode="json"):
-            raise ReftError(f"{folder} was written by another configuration: choose a new run id or remove it")
-        restore_weights(self.model, groups["weights"])
-        restore_optimizer(self.model, self.optimizer, groups["optimizer"])
-        restore_rng(folder, self.runtime.rank)
+        _, state = restore(folder, self.runtime.rank, self.config, self.model, self.optimizer)
         self.step, self.rows_done = state["step"], state["rows_done"]
         self.tokens_done = state["tokens_done"]
         if self.aligned:

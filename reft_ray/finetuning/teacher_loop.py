@@ -20,9 +20,7 @@ from reft_ray.core.refusal import RunningRefusal, refusal_score
 from reft_ray.core.teacher import TeacherTerms, teacher_step
 from reft_ray.finetuning.checkpoint import (
     gather_state,
-    read_state,
-    restore_optimizer,
-    restore_rng,
+    restore,
     restore_weights,
     trainable,
     whole,
@@ -277,12 +275,7 @@ class _Run:
         folder = self.runtime.latest_checkpoint()
         if folder is None:
             return
-        groups, state = read_state(folder)
-        if state["config"] != self.config.model_dump(mode="json"):
-            raise ReftError(f"{folder} was written by another configuration: choose a new run id or remove it")
-        restore_weights(self.trainee.model, groups["weights"])
-        restore_optimizer(self.trainee.model, self.optimizer, groups["optimizer"])
-        restore_rng(folder, self.runtime.rank)
+        groups, state = restore(folder, self.runtime.rank, self.config, self.trainee.model, self.optimizer)
         self.running.load_state_dict({k: v.to(self.runtime.device) for k, v in groups["running"].items()})
         self.best = groups.get("best", {})
         self.step, self.stale = state["step"], state["stale"]

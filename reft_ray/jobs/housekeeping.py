@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import httpx
@@ -15,6 +14,7 @@ from reft_ray.jobs.files import FileStore, job_key, scratch_key
 from reft_ray.jobs.job import Status
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.models import ModelStore
+from reft_ray.jobs.ticking import ticking
 from reft_ray.jobs.uploads import UploadStore
 from reft_ray.jobs.webhooks import Webhooks
 from reft_ray.telemetry import catalog
@@ -74,26 +74,9 @@ class Housekeeping:
         if verification.fault is not None:
             logger.error("the audit log is broken: %s", verification.fault)
 
-    @contextmanager
-    def background(self, seconds: float = 5.0) -> Iterator[None]:
+    def background(self, seconds: float = 5.0) -> AbstractContextManager[None]:
         """Tick in a thread of its own while the block runs; a round that fails is logged."""
-        over = threading.Event()
-
-        def loop() -> None:
-            while not over.is_set():
-                try:
-                    self.tick()
-                except Exception:
-                    logger.exception("housekeeping failed; trying again in %.0f s", seconds)
-                over.wait(seconds)
-
-        thread = threading.Thread(target=loop, name="housekeeping", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        return ticking(self.tick, "housekeeping", seconds, logger)
 
     def _gauges(self) -> None:
         # Gauges fade when they are not set again, so every state is, also at 0.

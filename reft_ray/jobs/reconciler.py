@@ -7,10 +7,8 @@ was killed finds every job again by looking.
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from reft_ray.jobs.errors import ConflictError
@@ -18,6 +16,7 @@ from reft_ray.jobs.job import ACTIVE, TERMINAL, Event, Job, JobError, Status
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.launcher import Launcher
 from reft_ray.jobs.lease import Leases, Slots
+from reft_ray.jobs.ticking import ticking
 
 logger = logging.getLogger(__name__)
 
@@ -70,26 +69,9 @@ class Reconciler:
             if self._start(job):
                 validating[job.project_id] += 1
 
-    @contextmanager
-    def background(self, seconds: float = 1.0) -> Iterator[None]:
+    def background(self, seconds: float = 1.0) -> AbstractContextManager[None]:
         """Tick in a thread of its own while the block runs. A tick that fails is logged, the next one tries again."""
-        over = threading.Event()
-
-        def loop() -> None:
-            while not over.is_set():
-                try:
-                    self.tick()
-                except Exception:
-                    logger.exception("reconciling failed; trying again in %.0f s", seconds)
-                over.wait(seconds)
-
-        thread = threading.Thread(target=loop, name="reconciler", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        return ticking(self.tick, "reconciling", seconds, logger)
 
     def _is_driven(self, job: Job) -> bool:
         if not self.leases.is_driven(job):
