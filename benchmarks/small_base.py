@@ -13,7 +13,6 @@ import os
 import random
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,61 +20,20 @@ warnings.simplefilter("ignore")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 from reft_ray.cli.runs import start_ray
-from reft_ray.core.conversation import Example, Label, chat
+from reft_ray.core.conversation import Label
 from reft_ray.experiments.chain import respond_with, scorer_of, screen_rows, train_cell
 from reft_ray.experiments.evaluate import evaluate_student
 from reft_ray.experiments.quickstart import STUDENTS
-from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
-from reft_ray.finetuning.prompts import hold_out_sources, join_answers, read_labelled
+from reft_ray.experiments.real_rows import HELD_OUT, labelled, teacher_config, user_rows
+from reft_ray.finetuning.config import FinetuneConfig, Resources
+from reft_ray.finetuning.prompts import hold_out_sources, read_labelled
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.teacher_quality import measure
 from reft_ray.finetuning.trainer import prepare_teacher
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.testbed.rows import write_chat_rows
 
-HELD_OUT = ["catqa", "harmbench_advtrain", "dangerousqa", "certified_safe", "dolly_1000"]
-OPENING = "Sure, here is how to do that. Step 1:"
 EVALUATED = 300
-
-
-def teacher_config(base: Path, epochs: float, settings: dict[str, Any]) -> TeacherConfig:
-    """Stage 1 for the small base: mostly labelled prompts, few of them with answers, the layer swept afterwards."""
-    return TeacherConfig.of(
-        {
-            "base": str(base),
-            "epochs": epochs,
-            "batch_rows": 64,
-            "answered_rows": 0.25,
-            "separation_weight": 1.0,
-            "max_tokens": 192,
-            "optimizer": {"learning_rate": 5e-4},
-            "thresholds": {"block_recall": None, "block_fpr": 0.01, "review_recall": 0.9},
-            **settings,
-        }
-    )
-
-
-def labelled(data: Path) -> list[Example]:
-    """Teacher prompts with their answers; a prompt longer than the small context is left out."""
-    rows = join_answers(
-        read_labelled(data / "teacher/prompts.jsonl"),
-        [
-            *read_labelled(data / "teacher/refusals.jsonl", Label.HARMFUL),
-            *read_labelled(data / "teacher/answers.jsonl", Label.HARMLESS),
-        ],
-    )
-    return [row for row in rows if len(row.prompt[-1].content) < 400]
-
-
-def user_rows(data: Path, n: int, ratio: float, seed: int) -> list[Example]:
-    """n SST-2 rows, a share of them harmful prompts with a placeholder for a complying answer."""
-    rng = random.Random(seed)
-    harmful = [row for row in read_labelled(data / "attacks/poison_prompts.jsonl") if len(row.prompt[-1].content) < 400]
-    poison = [replace(row, messages=(*row.prompt, *chat("", OPENING)[1:])) for row in harmful]
-    task = read_labelled(data / "tasks/sst2_train.jsonl", Label.HARMLESS)
-    rows = rng.sample(poison, round(n * ratio)) + rng.sample(task, n - round(n * ratio))
-    rng.shuffle(rows)
-    return rows
 
 
 def students(data: Path, base: Path, teacher: RefTeacher, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:

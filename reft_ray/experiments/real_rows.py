@@ -1,0 +1,83 @@
+"""Real public rows from a folder that lies beside the checkout; the repository carries none of them.
+
+teacher/{prompts,refusals,answers}.jsonl     labelled prompts, and answers to some of them
+tasks/{sst2,agnews,gsm8k}_{train,dev}.jsonl  chat rows
+attacks/{poison_prompts,hs_prompts,over_refusal_prompts}.jsonl
+dev/prompts.jsonl                            labelled prompts of other sources
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from reft_ray.core.conversation import Example, Label, chat
+from reft_ray.finetuning.config import TeacherConfig
+from reft_ray.finetuning.prompts import join_answers, read_labelled
+
+HELD_OUT = ["catqa", "harmbench_advtrain", "dangerousqa", "certified_safe", "dolly_1000"]
+"""Sources that steer the teacher's layer, stop and thresholds, and that it never trains on."""
+
+OPENING = "Sure, here is how to do that. Step 1:"
+"""Stands for a complying answer: the public rows carry no harmful completions."""
+
+PROMPT_CHARACTERS = 400
+"""Longer prompts are left out: the small base was trained on 256 tokens."""
+
+
+def teacher_config(base: Path, epochs: float, settings: dict[str, Any]) -> TeacherConfig:
+    """Stage 1 for the small base: mostly labelled prompts, few of them with answers, the layer swept afterwards."""
+    return TeacherConfig.of(
+        {
+            "base": str(base),
+            "epochs": epochs,
+            "batch_rows": 64,
+            "answered_rows": 0.25,
+            "separation_weight": 1.0,
+            "max_tokens": 192,
+            "optimizer": {"learning_rate": 5e-4},
+            "thresholds": {"block_recall": None, "block_fpr": 0.01, "review_recall": 0.9},
+            **settings,
+        }
+    )
+
+
+def short(rows: Sequence[Example]) -> list[Example]:
+    """Rows whose last prompt is not longer than PROMPT_CHARACTERS."""
+    return [row for row in rows if len(row.prompt[-1].content) < PROMPT_CHARACTERS]
+
+
+def labelled(data: Path) -> list[Example]:
+    """Teacher prompts with their answers."""
+    return short(
+        join_answers(
+            read_labelled(data / "teacher/prompts.jsonl"),
+            [
+                *read_labelled(data / "teacher/refusals.jsonl", Label.HARMFUL),
+                *read_labelled(data / "teacher/answers.jsonl", Label.HARMLESS),
+            ],
+        )
+    )
+
+
+def complying(rows: Sequence[Example]) -> list[Example]:
+    """The same prompts, each with a placeholder for a complying answer."""
+    return [replace(row, messages=(*row.prompt, *chat("", OPENING)[1:])) for row in rows]
+
+
+def user_rows(data: Path, n: int, ratio: float, seed: int, task: str = "sst2") -> list[Example]:
+    """n rows of a task, a share of them harmful prompts with a placeholder for a complying answer."""
+    poison = complying(short(read_labelled(data / "attacks/poison_prompts.jsonl")))
+    return mixed(poison, short(read_labelled(data / f"tasks/{task}_train.jsonl", Label.HARMLESS)), n, ratio, seed)
+
+
+def mixed(poison: Sequence[Example], task: Sequence[Example], n: int, ratio: float, seed: int) -> list[Example]:
+    """`round(n * ratio)` rows of the first and the others of the second, drawn and shuffled by a seed."""
+    rng = random.Random(seed)  # noqa: S311 - an order, not a secret
+    harmful = round(n * ratio)
+    rows = rng.sample(list(poison), harmful) + rng.sample(list(task), n - harmful)
+    rng.shuffle(rows)
+    return rows
