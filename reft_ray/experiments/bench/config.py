@@ -1,0 +1,83 @@
+"""One frozen description of a comparison: rows, base, teacher, how students are trained, and which cells there are."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from reft_ray.core.errors import UsageError
+from reft_ray.experiments.bench.methods import METHODS
+from reft_ray.finetuning.config import Config, FinetuneConfig, TeacherConfig
+from reft_ray.testbed.base_model import Recipe
+from reft_ray.testbed.world import Sizes
+
+
+class Block(Config):
+    """A product of cells; a grid is the union of its blocks. `filters`: without and with the filter in front."""
+
+    methods: tuple[str, ...] = Field(min_length=1)
+    tasks: tuple[str, ...] = Field(min_length=1)
+    harmful_ratios: tuple[float, ...] = (0.0, 0.1, 0.3)
+    sizes: tuple[int, ...] = (1000,)
+    seeds: tuple[int, ...] = (0,)
+    filters: tuple[bool, ...] = (False,)
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        for name in methods:
+            if name not in METHODS:
+                raise ValueError(f"no method {name!r}; there are {', '.join(METHODS)}")
+        return methods
+
+    @field_validator("harmful_ratios")
+    @classmethod
+    def _shares(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0.0 <= ratio <= 1.0 for ratio in ratios):
+            raise ValueError("a harmful ratio is a share in [0, 1]")
+        return ratios
+
+
+class Evaluated(Config):
+    """How many prompts of each kind a student answers, at most, and how long its answers may be."""
+
+    harmful: int = Field(300, ge=1)
+    harmless: int = Field(300, ge=1)
+    task: int = Field(300, ge=1)
+    max_new_tokens: int = Field(24, ge=1)
+
+
+class BenchConfig(Config):
+    """`rows` is a folder with `data/` (see `experiments.real_rows`); without one the built-in world is used.
+
+    `teacher` is a finished artefact; without one it is trained once, by `teacher_settings`. `student` and
+    `alignment_stage` are FinetuneConfig keys of the students and of the aligned adapters that some baselines make
+    first.
+    """
+
+    name: str
+    rows: str | None = None
+    base: str | None = None
+    teacher: str | None = None
+    teacher_settings: dict[str, Any] = Field({})
+    student: dict[str, Any] = Field({})
+    alignment_stage: dict[str, Any] = Field({})
+    alignment_rows: int = Field(2000, ge=2, description="refusals and helpful answers, half each")
+    blocks: tuple[Block, ...] = Field(min_length=1)
+    evaluation: Evaluated = Evaluated()
+    world: Sizes = Sizes()
+    recipe: Recipe = Recipe()
+    device: Literal["cpu", "cuda"] = "cpu"
+    count_flops: bool = True
+    sections: dict[str, dict[str, Any]] = Field({}, description="settings of report sections, by their names")
+
+    @model_validator(mode="after")
+    def _trainable(self) -> Self:
+        try:
+            TeacherConfig.of({"base": "base", **self.teacher_settings})
+            for settings in (self.student, self.alignment_stage):
+                FinetuneConfig.of({"base": "base", **settings})
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return self

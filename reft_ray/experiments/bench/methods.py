@@ -1,0 +1,55 @@
+"""Every method of the comparison in one mapping: from which weights it starts, how it trains, what is done to its rows
+before and to its weights after.
+
+Each may be trained behind the Ref-Teacher's filter too. Behind it, `sft` is the ablation "filter only" and `distill`
+is the method of this project, guided finetuning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Start = Literal["base", "teacher", "vaccine", "booster"]
+"""`teacher`: the Ref-Teacher's weights, which are safety-aligned. The last two are aligned by the defence itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchMethod:
+    """`student` are FinetuneConfig keys; `before` edits the user's rows, `after` the trained adapter."""
+
+    title: str
+    start: Start = "base"
+    student: Mapping[str, Any] = field(default_factory=dict)
+    before: Literal["safe_instruct", "larf"] | None = None
+    after: Literal["safe_lora", "antidote"] | None = None
+    filtered_title: str | None = None
+    ours: bool = False
+
+    def name(self, filtered: bool) -> str:
+        """What tables call it."""
+        return (self.filtered_title or f"{self.title} + filter") if filtered else self.title
+
+
+_SFT: Mapping[str, Any] = {"method": "sft"}
+_HARD: Mapping[str, Any] = {"method": "distill", "labels": "hard"}
+_SOFT: Mapping[str, Any] = {"method": "distill", "labels": "soft"}
+
+METHODS: Mapping[str, BenchMethod] = {
+    "sft": BenchMethod("base → SFT", student=_SFT, filtered_title="filter only"),
+    "sft_aligned": BenchMethod("aligned → SFT", "teacher", _SFT),
+    "joint": BenchMethod("base → safety + user (hard labels)", student=_HARD, filtered_title="hard labels + filter"),
+    "safe_instruct": BenchMethod("SafeInstruct", "teacher", _SFT, before="safe_instruct"),
+    "lisa": BenchMethod("Lisa", "teacher", {**_HARD, "step": "lisa"}),
+    "vaccine": BenchMethod("Vaccine", "vaccine", _SFT),
+    "booster": BenchMethod("Booster", "booster", _SFT),
+    "ldifs": BenchMethod("LDIFS", "teacher", {**_SFT, "step": "ldifs"}),
+    "safe_lora": BenchMethod("SafeLoRA", "teacher", _SFT, after="safe_lora"),
+    "antidote": BenchMethod("Antidote", "teacher", _SFT, after="antidote"),
+    "larf": BenchMethod("LARF", "teacher", _SFT, before="larf"),
+    "distill": BenchMethod("distillation only", student=_SOFT, filtered_title="**guided** (ours)", ours=True),
+    "distill_aligned": BenchMethod(
+        "distillation from aligned", "teacher", _SOFT, filtered_title="**guided from aligned** (ours)", ours=True
+    ),
+}

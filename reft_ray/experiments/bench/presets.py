@@ -1,0 +1,154 @@
+"""Comparisons by name. A preset is a function of nothing but where rows, base and teacher lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from reft_ray.core.errors import UsageError
+from reft_ray.experiments.bench.config import BenchConfig
+from reft_ray.experiments.bench.methods import METHODS
+from reft_ray.experiments.quickstart import TEACHER_EPOCHS
+from reft_ray.experiments.real_rows import teacher_config
+
+OURS = ("sft", "sft_aligned", "joint", "distill")
+"""The rows that the method's claim stands on; each without and with the filter."""
+
+_BUILTIN_TASKS = ("sentiment", "arithmetic")
+_REAL_TASKS = ("sst2", "agnews", "gsm8k")
+
+
+def _builtin_settings() -> dict[str, Any]:
+    """Teacher and students as the quickstart trains them."""
+    return {
+        "teacher_settings": {
+            "epochs": TEACHER_EPOCHS,
+            "batch_rows": 32,
+            "reference_prompts": 1024,
+            "optimizer": {"learning_rate": 2e-3},
+        },
+        "student": {
+            "epochs": 4,
+            "batch_rows": 16,
+            "alignment_ratio": 2.0,
+            "optimizer": {"learning_rate": 2e-3},
+        },
+        "alignment_stage": {"epochs": 2, "batch_rows": 16, "optimizer": {"learning_rate": 2e-3}},
+        "evaluation": {"max_new_tokens": 48},
+    }
+
+
+def quick() -> dict[str, Any]:
+    """Every method once in the built-in world; ends in 20 minutes on 2 cores."""
+    return {
+        **_builtin_settings(),
+        "blocks": [
+            {"methods": list(METHODS), "tasks": ["sentiment"], "harmful_ratios": [0.3], "sizes": [500]},
+            {"methods": list(OURS), "tasks": ["sentiment"], "harmful_ratios": [0.3], "sizes": [500], "filters": [True]},
+        ],
+        "evaluation": {"harmful": 100, "harmless": 100, "task": 100, "max_new_tokens": 32},
+    }
+
+
+def builtin() -> dict[str, Any]:
+    """The whole grid in the built-in world: offline, nothing else needed."""
+    return {
+        **_builtin_settings(),
+        "blocks": [
+            {
+                "methods": list(METHODS),
+                "tasks": list(_BUILTIN_TASKS),
+                "harmful_ratios": [0, 0.1, 0.3, 0.5],
+                "sizes": [1000],
+                "filters": [False, True],
+            },
+            {
+                "methods": list(OURS),
+                "tasks": list(_BUILTIN_TASKS),
+                "harmful_ratios": [0, 0.1, 0.3, 0.5],
+                "sizes": [500, 1000],
+                "seeds": [0, 1, 2],
+                "filters": [False, True],
+            },
+        ],
+    }
+
+
+def small() -> dict[str, Any]:
+    """The 7 M base on real rows: every method on SST-2, the claim's rows on all tasks and with three seeds."""
+    teacher = teacher_config(Path("base"), 1.0, {}).model_dump(mode="json", exclude_defaults=True, exclude={"base"})
+    return {
+        "teacher_settings": teacher,
+        "student": {
+            "epochs": 3,
+            "max_tokens": 192,
+            "alignment_ratio": 0.5,
+            "optimizer": {"learning_rate": 5e-4},
+        },
+        "alignment_stage": {"epochs": 3, "max_tokens": 192, "optimizer": {"learning_rate": 5e-4}},
+        "blocks": [
+            {"methods": list(METHODS), "tasks": ["sst2"], "sizes": [500], "filters": [False, True]},
+            {"methods": list(OURS), "tasks": list(_REAL_TASKS), "sizes": [500], "filters": [False, True]},
+            {
+                "methods": list(OURS),
+                "tasks": list(_REAL_TASKS),
+                "sizes": [500],
+                "seeds": [0, 1, 2],
+                "filters": [False, True],
+            },
+        ],
+    }
+
+
+def llm_8b() -> dict[str, Any]:
+    """An 8B base on one accelerator per cell: the whole grid of the issue, with the peers' usual LoRA settings."""
+    lora = {"rank": 32, "scale": 2.0, "dropout": 0.1}
+    common = {"lora": lora, "max_tokens": 512, "optimizer": {"learning_rate": 1e-4}, "gradient_checkpointing": True}
+    return {
+        "device": "cuda",
+        "teacher_settings": {**common, "epochs": 1, "batch_rows": 32},
+        "student": {**common, "epochs": 3, "batch_rows": 16, "alignment_ratio": 0.25},
+        "alignment_stage": {**common, "epochs": 3, "batch_rows": 16},
+        "alignment_rows": 5000,
+        "evaluation": {"harmful": 1000, "harmless": 1000, "task": 1500, "max_new_tokens": 256},
+        "blocks": [
+            {
+                "methods": list(METHODS),
+                "tasks": list(_REAL_TASKS),
+                "harmful_ratios": [0, 0.1, 0.3, 0.5],
+                "sizes": [500, 1000, 2500],
+                "seeds": [0, 1, 2],
+                "filters": [False, True],
+            }
+        ],
+    }
+
+
+PRESETS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "quick": quick,
+    "builtin": builtin,
+    "small": small,
+    "8b": llm_8b,
+}
+_NEEDS_ROWS = ("small", "8b")
+
+
+def preset(name: str, changes: Mapping[str, Any]) -> BenchConfig:
+    """A preset with changes, `rows`, `base` and `teacher` among them. Raises UsageError for what it cannot do."""
+    if name not in PRESETS:
+        raise UsageError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    if name in _NEEDS_ROWS and not changes.get("rows"):
+        raise UsageError(f"preset {name} reads real rows: name their folder with --rows")
+    if name == "8b" and not changes.get("base"):
+        raise UsageError("preset 8b needs a base model: name it with --base")
+    return BenchConfig.of(_merged({"name": name, **PRESETS[name]()}, changes))
+
+
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes replace values; mappings are merged key by key."""
+    merged = dict(values)
+    for key, change in changes.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, change) if isinstance(old, Mapping) and isinstance(change, Mapping) else change
+    return merged

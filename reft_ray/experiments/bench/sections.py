@@ -1,0 +1,57 @@
+"""The parts of a report. A section computes a JSON value once and writes Markdown from it, as often as one likes.
+
+To add one: write a module with `run(workspace, settings)` and `render(result, pictures)`, and name it in SECTIONS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reft_ray.experiments.bench.workspace import Workspace
+
+Run = Callable[[Workspace, Mapping[str, Any]], dict[str, Any]]
+"""(workspace, the section's settings) -> a JSON value; cached by the workspace's identity and the settings."""
+
+Render = Callable[[Mapping[str, Any], Path], str]
+"""(result, folder for pictures) -> Markdown below the section's title. Pictures are linked as `FOLDER.name/file`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the report. `version` is raised when a change of the code makes older results wrong.
+
+    A section with `gather` caches its own parts (cells): `run` makes what is missing, `gather` reads what is there.
+    """
+
+    name: str
+    title: str
+    run: Run
+    render: Render
+    version: int = 1
+    gather: Run | None = None
+
+    def key(self, workspace: Workspace) -> dict[str, Any]:
+        """What its result depends on."""
+        return {**workspace.identity(), "version": self.version, "settings": workspace.settings(self.name)}
+
+    def make(self, workspace: Workspace) -> None:
+        """Compute what was not computed before."""
+        settings = workspace.settings(self.name)
+        if self.gather:
+            self.run(workspace, settings)
+        else:
+            workspace.cached("sections", self.name, self.key(workspace), lambda: self.run(workspace, settings))
+
+    def result(self, workspace: Workspace) -> dict[str, Any] | None:
+        """What was computed before; None where nothing was."""
+        if self.gather:
+            return self.gather(workspace, workspace.settings(self.name)) or None
+        return workspace.known("sections", self.name, self.key(workspace))
+
+
+def sections() -> tuple[Section, ...]:
+    """All sections, in the order of the report."""
+    return ()

@@ -1,0 +1,109 @@
+"""The frame of a comparison: what is cached, what a report says of what is missing, and strict settings."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reft_ray.core.errors import UsageError
+from reft_ray.experiments.bench.presets import PRESETS, preset
+from reft_ray.experiments.bench.report import write_results
+from reft_ray.experiments.bench.sections import Section
+from reft_ray.experiments.bench.workspace import Workspace
+
+
+class Known(Workspace):
+    """A workspace whose rows, base and teacher are those of a test."""
+
+    def __init__(self, out: Path, **changes: Any) -> None:
+        super().__init__(preset("quick", changes), out)
+
+    def identity(self) -> dict[str, str]:
+        return {"rows": "r", "base": "b", "teacher": "t"}
+
+    def title(self) -> str:
+        return "Of a test."
+
+
+def count_calls(calls: list[dict[str, Any]]) -> Section:
+    def run(_workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
+        calls.append(dict(settings))
+        return {"calls": len(calls)}
+
+    def render(result: Mapping[str, Any], pictures: Path) -> str:
+        (pictures / "one.png").write_bytes(b"png")
+        return f"Made {result['calls']} times.\n\n![one]({pictures.name}/one.png)"
+
+    return Section("counted", "Counted", run, render)
+
+
+def test_a_section_is_made_once_per_settings_and_version(tmp_path: Path) -> None:
+    calls: list[dict[str, Any]] = []
+    section = count_calls(calls)
+    workspace = Known(tmp_path)
+    assert section.result(workspace) is None
+    section.make(workspace)
+    section.make(Known(tmp_path))
+    assert len(calls) == 1
+    assert section.result(Known(tmp_path)) == {"calls": 1}
+    section.make(Known(tmp_path, sections={"counted": {"rows": 3}}))
+    assert calls == [{}, {"rows": 3}]
+    dataclasses.replace(section, version=2).make(workspace)
+    assert len(calls) == 3
+
+
+def test_a_report_holds_what_was_made_and_names_what_was_not(tmp_path: Path) -> None:
+    workspace = Known(tmp_path / "out")
+    made, absent = count_calls([]), dataclasses.replace(count_calls([]), name="absent")
+    made.make(workspace)
+    report = tmp_path / "docs" / "results.md"
+    assert write_results(workspace, [made, absent], report, "reft-ray bench run") == ["absent"]
+    text = report.read_text()
+    assert "## Counted\n\nMade 1 times." in text
+    assert "Not run: absent." in text
+    assert "`reft-ray bench run`" in text
+    assert (report.parent / "results" / "one.png").is_file()
+    assert sorted(path.name for path in report.parent.iterdir()) == ["results", "results.md"]
+
+
+def test_what_a_section_raises_is_not_kept(tmp_path: Path) -> None:
+    def broken(_workspace: Workspace, _settings: Mapping[str, Any]) -> dict[str, Any]:
+        raise ValueError("broken")
+
+    section = dataclasses.replace(count_calls([]), run=broken)
+    with pytest.raises(ValueError, match="broken"):
+        section.make(Known(tmp_path))
+    assert section.result(Known(tmp_path)) is None
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_complete(name: str) -> None:
+    config = preset(name, {"rows": "rows", "base": "base"})
+    assert config.name == name
+    assert config.blocks
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("smal", {}, "no preset 'smal'"),
+        ("small", {}, "preset small reads real rows: name their folder with --rows"),
+        ("8b", {"rows": "rows"}, "preset 8b needs a base model"),
+        ("quick", {"evaluation": {"tasks": 3}}, "evaluation.tasks: unknown key, did you mean task?"),
+        ("quick", {"student": {"epoch": 3}}, "epoch: unknown key, did you mean epochs?"),
+        ("quick", {"blocks": [{"methods": ["sfft"], "tasks": ["sst2"]}]}, "no method 'sfft'"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_one_line(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        preset(name, changes)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_changes_go_into_a_preset_key_by_key() -> None:
+    config = preset("quick", {"evaluation": {"task": 7}})
+    assert config.evaluation.task == 7
+    assert config.evaluation.harmful == 100
