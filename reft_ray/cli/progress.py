@@ -26,6 +26,8 @@ class Bar:
         loss = metrics.get("loss", metrics.get("total"))
         note = f"loss {loss:.3f}" if loss is not None else ""
         self._progress.update(self._task, completed=share, note=note)
+        if told := metrics.get("note"):
+            self._progress.console.print(f"note: {told}", markup=False, highlight=False, soft_wrap=True)
         # Without a terminal a line every ten seconds tells a log that the run lives.
         if self._lines and (time.monotonic() >= self._next_line or share >= 1.0):
             self._next_line = time.monotonic() + 10.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -48,12 +48,13 @@ class Example:
     """A row of training data.
 
     A labelled prompt without an answer still takes part in the refusal feature and its regulariser;
-    an answered one also in the cross entropy.
+    an answered one also in the cross entropy. `place` is where the row was read, e.g. `rows.jsonl:17`, for messages.
     """
 
     messages: Conversation
     label: Label | None = None
     source: str = ""
+    place: str = field(default="", compare=False)
 
     @property
     def prompt(self) -> Conversation:

@@ -15,6 +15,10 @@ class UsageError(ReftError):
     exit_code = 2
 
 
+class PromptTooLongError(ReftError):
+    """A prompt that leaves no room for an answer in the model's context."""
+
+
 class BlockedByPolicyError(ReftError):
     """The work ran, and the operator's policy refuses its outcome."""
 

@@ -46,13 +46,13 @@ class ShardRows:
     def __iter__(self) -> Iterator[Example]:
         for batch in self._shard.iter_batches(batch_size=_READ_ROWS, batch_format="pyarrow"):
             assert isinstance(batch, pa.Table)
-            for messages in batch.column("messages").to_pylist():
-                yield example_of(messages)
+            for row in batch.to_pylist():
+                yield example_of(row["messages"], f"row {row['row_number']}")
 
 
-def example_of(messages: str) -> Example:
-    """One row's JSON as an Example."""
+def example_of(messages: str, place: str = "") -> Example:
+    """One row's JSON as an Example; `place` names it in messages."""
     parsed: Any = json.loads(messages)
     if not isinstance(parsed, list):
         raise ReftError("a kept row must hold a list of messages")
-    return Example(conversation_from(parsed))
+    return Example(conversation_from(parsed), place=place)

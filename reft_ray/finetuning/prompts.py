@@ -30,7 +30,7 @@ def read_labelled(path: str | Path, label: Label | None = None) -> list[Example]
     problems: list[str] = []
     for number, values in _objects(Path(path), problems):
         try:
-            rows.append(_example(values, label))
+            rows.append(replace(_example(values, label), place=f"{path}:{number}"))
         except ValueError as error:
             problems.append(f"{path}:{number}: {error}")
     if problems:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reft_ray.core.batch import Batch, Encoded, answered, collate, micro_batches, numbered
+from reft_ray.core.batch import Batch, Encoded, answered, collate, micro_batches
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
 from reft_ray.core.guided import AlignmentLoss, GuidedTerms, cached_teacher, guided_step, hard_labels, live_teacher
@@ -22,6 +22,7 @@ from reft_ray.finetuning.checkpoint import (
     write_state,
 )
 from reft_ray.finetuning.config import FinetuneConfig
+from reft_ray.finetuning.encoding import LeftOut, alignment_rows, fitting
 from reft_ray.finetuning.export import EXPORT, export_student
 from reft_ray.finetuning.model import Trainee, load_trainee, shard
 from reft_ray.finetuning.rows import Cycle, RowSource, global_batches, share, shuffled
@@ -54,22 +55,19 @@ def train_student(
         start_from_teacher(trainee, teacher)
     aligned: Cycle | None = None
     alignment_loss: AlignmentLoss = hard_labels
+    alignment_left_out = LeftOut()
     if config.method.distills:
-        encoded = encode_alignment(trainee, alignment)
+        encoded, alignment_left_out = alignment_rows(trainee.chat, alignment, trainee.max_tokens)
+        if not encoded:
+            raise ReftError("distillation needs alignment rows with answers that fit the model's context")
         aligned = Cycle(encoded, f"{config.seed}/alignment")
         alignment_loss = _alignment_loss(config, trainee, encoded, teacher, targets_folder)
     if sharded:
         shard(trainee.model)
-    _Run(runtime, config, trainee, rows, aligned, alignment_loss, sharded).train()
+    run = _Run(runtime, config, trainee, rows, aligned, alignment_loss, sharded)
+    run.notes = [alignment_left_out.note]
+    run.train()
     return trainee
-
-
-def encode_alignment(trainee: Trainee, alignment: Sequence[Example]) -> list[Encoded]:
-    """The answered alignment rows as tokens; soft labels are stored by their place among these."""
-    encoded = numbered(answered(trainee.chat.encode(row, max_tokens=trainee.max_tokens) for row in alignment))
-    if not encoded:
-        raise ReftError("distillation needs alignment rows with answers (refusals and helpful answers)")
-    return encoded
 
 
 def start_from_teacher(trainee: Trainee, teacher: RefTeacher | None) -> None:
@@ -130,6 +128,9 @@ class _Run:
         self.step = 0
         self.rows_done = 0
         self.tokens_done = 0
+        self.user_tokens = 0
+        self.left_out = LeftOut()
+        self.notes: list[str] = []
         self.total_rows = round(config.epochs * len(rows))
         if self.total_rows < 1:
             raise ReftError("no rows to train on: screening kept none, or the dataset is empty")
@@ -151,11 +152,15 @@ class _Run:
             if self.step == trained:
                 raise ReftError(f"the dataset ended at row {position} of {len(self.rows)}: it is not what was screened")
             trained = self.step
+        if not self.user_tokens:
+            raise ReftError(self.left_out.note or "no row has an answer to learn")
         self._report(terms, 0.0, last=True)
 
     def _train_on(self, batch: Sequence[Example]) -> GuidedTerms:
         runtime, config, chat = self.runtime, self.config, self.trainee.chat
-        encoded = [chat.encode(row, max_tokens=self.trainee.max_tokens) for row in batch]
+        # Rows are counted in the first epoch only: the others bring the same ones.
+        counted = self.left_out if self.rows_done < len(self.rows) else LeftOut()
+        encoded = fitting(chat, batch, self.trainee.max_tokens, counted).encoded
         tokens = sum(map(len, encoded))
         aligned = self.aligned.take_tokens(tokens * config.alignment_ratio) if self.aligned else []
         user, alignment = (
@@ -189,6 +194,7 @@ class _Run:
         self.step += 1
         self.rows_done += len(batch)
         self.tokens_done += tokens + sum(map(len, aligned))
+        self.user_tokens += terms.user_tokens
         return terms
 
     def _even(self, batches: list[Batch]) -> list[Batch]:
@@ -205,13 +211,15 @@ class _Run:
         due = last or self.step % config.checkpoint_every == 0
         if not (due or self.step % config.log_every == 0 or self.step == 1):
             return
-        metrics = {
+        metrics: dict[str, Any] = {
             "step": self.step,
             "progress": self.rows_done / self.total_rows,
             "rows": self.rows_done,
             "tokens": self.tokens_done,
             "step_seconds": seconds,
         }
+        if last:
+            metrics["note"] = "; ".join(filter(None, [*self.notes, self.left_out.note]))
         if terms is not None:
             metrics |= {"loss": terms.total, "task": terms.task, "distill": terms.distill}
         if not due:
@@ -222,6 +230,8 @@ class _Run:
             "step": self.step,
             "rows_done": self.rows_done,
             "tokens_done": self.tokens_done,
+            "user_tokens": self.user_tokens,
+            "left_out": [self.left_out.count, self.left_out.first],
             "alignment_position": self.aligned.position if self.aligned else 0,
             "config": config.model_dump(mode="json"),
         }
@@ -239,6 +249,7 @@ class _Run:
             return
         _, state = restore(folder, self.runtime.rank, self.config, self.model, self.optimizer)
         self.step, self.rows_done = state["step"], state["rows_done"]
-        self.tokens_done = state["tokens_done"]
+        self.tokens_done, self.user_tokens = state["tokens_done"], state["user_tokens"]
+        self.left_out = LeftOut(*state["left_out"])
         if self.aligned:
             self.aligned.position = state["alignment_position"]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from reft_ray.core.batch import answered, numbered
 from reft_ray.core.conversation import Example
 from reft_ray.finetuning.config import FinetuneConfig
+from reft_ray.finetuning.encoding import alignment_rows
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward
 from reft_ray.hf.loading import load_tokenizer
@@ -28,7 +28,7 @@ def ensure_soft_targets(
     chat = ChatFormat(load_tokenizer(config.base))
     base = teacher.base(config.base, device=str(device))
     limit = min(config.max_tokens or base.context, base.context)
-    rows = numbered(answered(chat.encode(row, max_tokens=limit) for row in alignment))
+    rows, _ = alignment_rows(chat, alignment, limit)
     key = alignment_key(rows, teacher.id, config.temperature, config.topk)
     path = folder / key_name(key)
     if not path.is_file():

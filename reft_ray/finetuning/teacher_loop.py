@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from reft_ray.finetuning.checkpoint import (
     write_state,
 )
 from reft_ray.finetuning.config import TeacherConfig
+from reft_ray.finetuning.encoding import fitting
 from reft_ray.finetuning.export import EXPORT
 from reft_ray.finetuning.model import Trainee, load_trainee
 from reft_ray.finetuning.rows import Cycle, share
@@ -68,13 +69,17 @@ def sweep_layers(depth: int, sweep: tuple[float, float]) -> list[int]:
 
 class _Run:
     def __init__(self, runtime: Runtime, config: TeacherConfig, trainee: Trainee, data: TeacherData) -> None:
-        self.runtime, self.config, self.trainee, self.data = runtime, config, trainee, data
+        self.runtime, self.config, self.trainee = runtime, config, trainee
         depth = trainee.base.layers
         self.layers = sweep_layers(depth, config.sweep)
         self.layer = config.layer or max(1, round(depth / 2))
-        encode = trainee.chat.encode
-        self.rows = [encode(row, i, trainee.max_tokens) for i, row in enumerate(data.train)]
-        self.validation = [encode(row, i, trainee.max_tokens).prompt_only() for i, row in enumerate(data.validation)]
+        train = fitting(trainee.chat, data.train, trainee.max_tokens)
+        validation = fitting(trainee.chat, data.validation, trainee.max_tokens, train.left_out)
+        # Whether both labels are there is asked again: rows may have been left out.
+        self.data = TeacherData(train.rows, validation.rows)
+        self.left_out = train.left_out
+        self.rows = train.encoded
+        self.validation = [row.prompt_only() for row in validation.encoded]
         self.reference = _sample_per_class(self.rows, config.reference_prompts, config.seed)
         self.cycles = self._cycles()
         steps = config.epochs * len(self.rows) / config.batch_rows
@@ -241,13 +246,15 @@ class _Run:
         due = last or self.step % self.config.checkpoint_every == 0
         if not (due or self.step % self.config.log_every == 0 or self.step in (1, self.total_steps)):
             return
-        metrics: Mapping[str, object] = {
+        metrics: dict[str, object] = {
             "step": self.step,
             "progress": 1.0 if last else self.step / self.total_steps,
             "step_seconds": seconds,
             "validation_auroc": self.best_auroc if self.best else None,
             **(asdict(terms) if terms else {}),
         }
+        if last:
+            metrics["note"] = self.left_out.note
         if not due:
             self.runtime.report(metrics)
             return

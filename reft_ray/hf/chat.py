@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from reft_ray.core.batch import Encoded
 from reft_ray.core.conversation import Conversation, Example, Message
-from reft_ray.core.errors import ReftError
+from reft_ray.core.errors import PromptTooLongError, ReftError
 
 # For base models without a template: the Alpaca layout, which the finetuning literature uses for such models.
 FALLBACK_TEMPLATE = (
@@ -81,8 +81,8 @@ class ChatFormat:
     def encode(self, example: Example, index: int = 0, max_tokens: int | None = None) -> Encoded:
         """One training row: every trained assistant turn is learned, with the token that ends it.
 
-        `prompt_end` belongs to the last prompt. Raises ReftError when the prompt alone does not leave room for an
-        answer within `max_tokens`; a longer answer is cut.
+        `prompt_end` belongs to the last prompt. Raises PromptTooLongError when the prompt alone does not leave
+        room for an answer within `max_tokens`; a longer answer is cut.
         """
         prompt_text = self.render(example.prompt, generation=True)
         ids, trained = self._history(example.prompt, prompt_text)
@@ -90,7 +90,7 @@ class ChatFormat:
         if not ids:
             raise ReftError("the chat template renders this prompt to no tokens")
         if max_tokens is not None and len(ids) + int(example.answered) > max_tokens:
-            raise ReftError(f"the prompt has {len(ids)} tokens, the context holds {max_tokens}: shorten the row")
+            raise PromptTooLongError(f"the prompt has {len(ids)} tokens, the context holds {max_tokens}")
         if example.answered:
             answer = self.tokens(self._answer(example.messages, prompt_text))
             if answer and example.messages[-1].trained and answer[-1] not in self.stop_ids:

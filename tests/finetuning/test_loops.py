@@ -223,3 +223,38 @@ def test_the_teachers_gradient_reaches_only_its_adapter(teacher: RefTeacher, lla
     model = teacher.attach(load_base(str(llama)).model, trainable=True)
     assert {n.split(".")[-2] for n, p in model.named_parameters() if p.requires_grad} == {"teacher"}
     assert ModelForward(model).model is model
+
+
+LONG = "how " * 300
+
+
+def test_rows_that_do_not_fit_are_left_out_and_named(llama: Path, teacher: RefTeacher, tmp_path: Path) -> None:
+    told: list[dict] = []
+    long = Example(chat(LONG, "sorry i cannot"), Label.HARMFUL, "a", place="rows.jsonl:9")
+    data = TeacherData([*HARMFUL, *HARMLESS, long, long], [*HARMFUL, *HARMLESS, long])
+    made = prepare_teacher(teacher_config(llama), data, tmp_path / "teacher", LOCAL, progress=told.append)
+    assert told[-1]["note"].startswith("rows.jsonl:9: the prompt has ")
+    assert told[-1]["note"].endswith("tokens, the context holds 256: left out, and 2 more")
+    assert made.manifest.quality.rows == 8
+
+    student = FinetuneInputs(
+        [*USER, Example(chat(LONG, "no"), place="row 11")], 11, [*HARMFUL, *HARMLESS, long], teacher
+    )
+    whole = FinetuneInputs([*USER], 10, [*HARMFUL, *HARMLESS], teacher)
+    finetune(finetune_config(llama, batch_rows=11, epochs=2), student, tmp_path / "a", LOCAL, progress=told.append)
+    first, second = told[-1]["note"].split("; ")
+    assert first.startswith("rows.jsonl:9: the prompt has")
+    assert second.startswith("row 11: the prompt has")
+    assert second.endswith(": left out")
+    finetune(finetune_config(llama, batch_rows=10, epochs=2), whole, tmp_path / "b", LOCAL, progress=told.append)
+    assert told[-1]["note"] == ""
+    assert told[-1]["step"] == 2
+
+
+def test_a_dataset_of_which_no_row_fits_is_an_error(llama: Path, tmp_path: Path) -> None:
+    inputs = FinetuneInputs([Example(chat(LONG, "no"), place="row 1")] * 2, 2)
+    with pytest.raises(
+        ReftError, match=r"row 1: the prompt has 903 tokens, the context holds 256: left out, and 1 more"
+    ):
+        finetune(finetune_config(llama, method="sft"), inputs, tmp_path / "x", LOCAL)
+    assert not (tmp_path / "x").exists()
