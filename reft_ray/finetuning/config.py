@@ -121,10 +121,29 @@ class Thresholding(Config):
         return Targets(self.block_recall, self.block_fpr, self.review_recall)
 
 
+class Baselines(Config):
+    """Settings of other defences' steps, as their released code has them; see `reft_ray.baselines`."""
+
+    lisa_alignment_steps: int = Field(100, ge=1)
+    lisa_user_steps: int = Field(900, ge=1)
+    lisa_rho: float = Field(1.0, ge=0)
+    vaccine_rho: float = Field(2.0, ge=0)
+    booster_weight: float = Field(5.0, ge=0)
+    booster_alpha: float = Field(0.1, ge=0)
+    ldifs_weight: float = Field(0.01, ge=0)
+
+
 class FinetuneConfig(Training):
-    """Stage 2: how a student is finetuned on user rows."""
+    """Stage 2: how a student is finetuned on user rows.
+
+    `step` other than guided trains by another defence, for comparisons. `init_adapter` is a PEFT directory to start
+    from, with the same rank.
+    """
 
     method: Method = Method.GUIDED
+    step: Literal["guided", "lisa", "vaccine", "booster", "ldifs"] = "guided"
+    baselines: Baselines = Baselines()
+    init_adapter: str | None = None
     labels: Literal["soft", "hard"] = "soft"
     init: Literal["base", "aligned"] = "base"
     teacher_forward: Literal["cached", "live"] = "cached"
@@ -141,7 +160,16 @@ class FinetuneConfig(Training):
             raise ValueError(
                 "a live teacher needs the student to be an adapter on the same base: use teacher_forward=cached"
             )
+        if self.step in ("lisa", "booster") and not (self.method.distills and self.labels == "hard"):
+            raise ValueError(f"step={self.step} reads alignment rows by hard labels: set method=distill, labels=hard")
+        if self.init_adapter and (self.init == "aligned" or self.weights == "full"):
+            raise ValueError("init_adapter is a start of its own: leave init=base and weights=lora")
         return self
+
+    @property
+    def needs_alignment(self) -> bool:
+        """Whether alignment rows are read."""
+        return self.method.distills
 
 
 class Resources(Config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 from reft_ray.core.batch import Batch, Encoded, answered, collate, micro_batches
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
-from reft_ray.core.guided import AlignmentLoss, GuidedTerms, cached_teacher, guided_step, hard_labels, live_teacher
+from reft_ray.core.guided import AlignmentLoss, GuidedTerms, cached_teacher, hard_labels, live_teacher
 from reft_ray.core.optimization import adamw, clip_gradients, learning_rate_at, reduce_gradients, set_learning_rate
 from reft_ray.finetuning.checkpoint import (
     gather_state,
@@ -27,8 +28,9 @@ from reft_ray.finetuning.export import EXPORT, export_student
 from reft_ray.finetuning.model import Trainee, load_trainee, shard
 from reft_ray.finetuning.rows import Cycle, RowSource, global_batches, share, shuffled
 from reft_ray.finetuning.runtime import Runtime
+from reft_ray.finetuning.steps import step_of
 from reft_ray.hf.forward import ModelForward
-from reft_ray.hf.lora import acting, load_adapter_state, read_adapter
+from reft_ray.hf.lora import acting, adapter_state, load_adapter_state, read_adapter
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.soft_targets import StoredTargets, alignment_key, key_name
 
@@ -51,8 +53,12 @@ def train_student(
     """
     torch.manual_seed(config.seed + runtime.rank)
     trainee = load_trainee(config, runtime, STUDENT)
+    if sharded and config.step != "guided":
+        raise ReftError(f"step={config.step} keeps whole weights: use strategy=data_parallel")
     if config.init == "aligned":
         start_from_teacher(trainee, teacher)
+    if config.init_adapter:
+        start_from(trainee, Path(config.init_adapter))
     aligned: Cycle | None = None
     alignment_loss: AlignmentLoss = hard_labels
     alignment_left_out = LeftOut()
@@ -76,6 +82,17 @@ def start_from_teacher(trainee: Trainee, teacher: RefTeacher | None) -> None:
         raise ReftError("init=aligned needs a Ref-Teacher to start from")
     teacher.check(trainee.base, trainee.chat)
     load_adapter_state(trainee.model, STUDENT, read_adapter(teacher.folder / "adapter"))  # type: ignore[arg-type]
+
+
+def start_from(trainee: Trainee, adapter: Path) -> None:
+    """Start from an adapter's weights. Raises ReftError where its shape is another."""
+    state = read_adapter(adapter)
+    mine = adapter_state(trainee.model, STUDENT)  # type: ignore[arg-type]
+    odd = [name for name in mine.keys() | state.keys() if name not in mine or name not in state]
+    odd += [name for name in mine if name in state and mine[name].shape != state[name].shape]
+    if odd:
+        raise ReftError(f"{adapter} does not fit this adapter's rank and layers: {min(odd)} differs")
+    load_adapter_state(trainee.model, STUDENT, state)  # type: ignore[arg-type]
 
 
 def _alignment_loss(
@@ -122,7 +139,7 @@ class _Run:
         sharded: bool,
     ) -> None:
         self.runtime, self.config, self.trainee = runtime, config, trainee
-        self.rows, self.aligned, self.alignment_loss, self.sharded = rows, aligned, alignment_loss, sharded
+        self.rows, self.aligned, self.sharded = rows, aligned, sharded
         self.model: nn.Module = trainee.model
         self.optimizer = adamw(self.model.parameters(), config.optimizer.learning_rate, config.optimizer.weight_decay)
         self.step = 0
@@ -134,6 +151,8 @@ class _Run:
         self.total_rows = round(config.epochs * len(rows))
         if self.total_rows < 1:
             raise ReftError("no rows to train on: screening kept none, or the dataset is empty")
+        steps = math.ceil(self.total_rows / config.batch_rows)
+        self.learn = step_of(config, self.model, alignment_loss, runtime.all_reduce, steps)
 
     def train(self) -> None:
         """Train to the end, from the latest checkpoint where there is one."""
@@ -162,7 +181,12 @@ class _Run:
         counted = self.left_out if self.rows_done < len(self.rows) else LeftOut()
         encoded = fitting(chat, batch, self.trainee.max_tokens, counted).encoded
         tokens = sum(map(len, encoded))
-        aligned = self.aligned.take_tokens(tokens * config.alignment_ratio) if self.aligned else []
+        streams = self.learn.streams
+        aligned = []
+        if self.aligned and streams.alignment:
+            aligned = self.aligned.take_tokens(tokens * config.alignment_ratio)
+        if not streams.user:
+            encoded, tokens = [], 0
         user, alignment = (
             micro_batches(
                 answered(share(rows, runtime.rank, runtime.world)),
@@ -182,9 +206,7 @@ class _Run:
         )
         if self.sharded:
             user, alignment = self._even(user), self._even(alignment)
-        terms = guided_step(
-            self.trainee.forward, user, alignment, self.alignment_loss, config.distill_weight, runtime.all_reduce
-        )
+        terms = self.learn(user, alignment)
         parameters = list(trainable(self.model).values())
         if runtime.world > 1 and not self.sharded:
             reduce_gradients(parameters, runtime.all_reduce)
@@ -226,6 +248,8 @@ class _Run:
             self.runtime.report(metrics)
             return
         tensors = gather_state(self.model, self.optimizer)
+        if method := self.learn.state():
+            tensors["method"] = method
         state = {
             "step": self.step,
             "rows_done": self.rows_done,
@@ -247,9 +271,10 @@ class _Run:
         folder = self.runtime.latest_checkpoint()
         if folder is None:
             return
-        _, state = restore(folder, self.runtime.rank, self.config, self.model, self.optimizer)
+        groups, state = restore(folder, self.runtime.rank, self.config, self.model, self.optimizer)
         self.step, self.rows_done = state["step"], state["rows_done"]
         self.tokens_done, self.user_tokens = state["tokens_done"], state["user_tokens"]
         self.left_out = LeftOut(*state["left_out"])
+        self.learn.restore(groups.get("method", {}))
         if self.aligned:
             self.aligned.position = state["alignment_position"]

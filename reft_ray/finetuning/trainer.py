@@ -14,6 +14,7 @@ from typing import Any
 
 import ray.data
 import ray.train
+import torch
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -86,7 +87,8 @@ def finetune(
     targets: Path | None = None
     if inputs.teacher and config.method.distills and config.labels == "soft" and config.teacher_forward == "cached":
         shared = Path(resources.shared or _storage(resources, out)) / "targets"
-        targets = ensure_soft_targets(config, inputs.teacher, inputs.alignment, shared).parent
+        device = "cuda" if resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
+        targets = ensure_soft_targets(config, inputs.teacher, inputs.alignment, shared, device).parent
     rows = inputs.rows
     local = resources.workers == 0
     dataset = rows if isinstance(rows, ray.data.Dataset) else None if local else dataset_of(rows)
@@ -120,7 +122,8 @@ def _run(
 ) -> Path:
     storage = _storage(resources, out)
     if resources.workers == 0:
-        runtime = LocalRuntime(Path(storage) / run_id, progress)
+        device = "cuda" if resources.gpus_per_worker else "cpu"
+        runtime = LocalRuntime(Path(storage) / run_id, progress, device)
         loop(runtime, dataset.iterator() if dataset is not None else None)
         checkpoint = runtime.latest_checkpoint()
         assert checkpoint is not None

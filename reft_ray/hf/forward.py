@@ -34,6 +34,11 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return found[0]
 
 
+def attention_blocks(model: nn.Module) -> list[nn.Module]:
+    """The attention block of every decoder layer; the layer itself where it names none."""
+    return [getattr(layer, "self_attn", layer) for layer in decoder_layers(model)]
+
+
 def _unwrapped(model: nn.Module) -> PreTrainedModel:
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(bare, PreTrainedModel):

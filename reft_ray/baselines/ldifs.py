@@ -1,0 +1,86 @@
+"""LDIFS: finetune while the features stay near those of the weights it started from.
+
+    min_w  L_user(w) + lambda / N * sum over trained positions, layers  || phi_l(x; w) - phi_l(x; w_0) ||^2
+
+phi_l: output of decoder layer l. A forward pass without gradients at w_0 comes on top of each step.
+
+Source: Mukhoti et al., "Fine-tuning can cripple your foundation model; preserving features may be the solution",
+arXiv 2308.13320; as a baseline of harmful finetuning with lambda 0.01.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from reft_ray.baselines.step import Streams
+from reft_ray.baselines.vaccine import captured
+from reft_ray.core.batch import Batch
+from reft_ray.core.forward import Forward
+from reft_ray.core.guided import GuidedTerms
+from reft_ray.core.losses import cross_entropy_sum
+from reft_ray.core.refusal import AllReduce, single_rank
+
+
+class Ldifs:
+    """`layers` are the modules whose outputs are kept near; `parameters` the trained ones by name."""
+
+    streams = Streams(alignment=False)
+
+    def __init__(
+        self,
+        student: Forward,
+        layers: Sequence[nn.Module],
+        parameters: Mapping[str, nn.Parameter],
+        weight: float,
+        all_reduce: AllReduce = single_rank,
+    ) -> None:
+        self.student = student
+        self.layers = layers
+        self.parameters = parameters
+        self.weight = weight
+        self.all_reduce = all_reduce
+        self.start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    def __call__(self, user: Sequence[Batch], alignment: Sequence[Batch]) -> GuidedTerms:
+        """The gradient of both terms; `distill` reports the distance of the features."""
+        trained = sum(int(batch.trained_BT.sum()) for batch in user)
+        tokens = int(self.all_reduce(torch.tensor([trained], dtype=torch.float64)))
+        terms = torch.zeros(2, dtype=torch.float64)
+        for batch in user:
+            with torch.no_grad(), self._at_start(), captured(self.layers) as anchors:
+                self.student(batch)
+            with captured(self.layers) as features:
+                logits_NV = self.student(batch).logits_NV
+            assert logits_NV is not None
+            task = cross_entropy_sum(logits_NV, batch.targets_N) / tokens
+            mask_BT = batch.trained_BT
+            gaps = [(now[mask_BT] - old[mask_BT]).square().sum() for now, old in zip(features, anchors, strict=True)]
+            drift = torch.stack(gaps).sum() / tokens
+            (task + self.weight * drift).backward()
+            terms += torch.tensor([float(task.detach()), float(drift.detach())], dtype=torch.float64)
+        task_term, drift_term = (float(term) for term in self.all_reduce(terms))
+        return GuidedTerms(task_term, drift_term, task_term + self.weight * drift_term, tokens, 0)
+
+    @contextmanager
+    def _at_start(self) -> Iterator[None]:
+        """The starting weights for a while."""
+        current = {name: parameter.data for name, parameter in self.parameters.items()}
+        try:
+            for name, parameter in self.parameters.items():
+                parameter.data = self.start[name]
+            yield
+        finally:
+            for name, parameter in self.parameters.items():
+                parameter.data = current[name]
+
+    def state(self) -> dict[str, Tensor]:
+        """The starting weights."""
+        return {name: tensor.clone() for name, tensor in self.start.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Measure from the same start again."""
+        self.start = {name: state[name].to(parameter.device) for name, parameter in self.parameters.items()}

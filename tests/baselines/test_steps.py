@@ -1,0 +1,245 @@
+"""Each defence's step against its equation written out on a toy model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reft_ray.baselines.booster import Booster
+from reft_ray.baselines.ldifs import Ldifs
+from reft_ray.baselines.lisa import Lisa
+from reft_ray.baselines.step import GuidedStep, Step
+from reft_ray.baselines.vaccine import Vaccine, perturbation
+from reft_ray.core.batch import Batch, Encoded, collate
+from reft_ray.core.forward import Output
+from reft_ray.core.guided import guided_step
+
+VOCABULARY, WIDTH = 11, 5
+
+
+class Toy(nn.Module):
+    """Embedding, two residual blocks, head; `self(batch)` is a `core.forward.Forward`."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.blocks = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+
+    def forward(self, batch: Batch, *, logits: bool = True, layer: int | None = None) -> Output:
+        hidden = self.embed(batch.ids_BT)
+        for block in self.blocks:
+            hidden = torch.tanh(hidden) + block(hidden)
+        return Output(self.head(hidden)[batch.trained_BT])
+
+    def cross_entropy(self, batch: Batch) -> Tensor:
+        """The mean over trained tokens, written out."""
+        logits_NV = self(batch).logits_NV
+        return -torch.log_softmax(logits_NV, -1)[torch.arange(len(batch.targets_N)), batch.targets_N].mean()
+
+    def gradients(self) -> list[Tensor]:
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters()]
+        self.zero_grad(set_to_none=True)
+        return found
+
+
+def rows(seed: int, lengths: tuple[int, ...] = (4, 6, 3)) -> list[Encoded]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        Encoded(torch.randint(1, VOCABULARY, (n,), generator=generator).tolist(), [False] + [True] * (n - 1), 0)
+        for n in lengths
+    ]
+
+
+def one_batch(seed: int) -> Batch:
+    return collate(rows(seed), 0)
+
+
+def split(seed: int) -> list[Batch]:
+    return [collate([row], 0) for row in rows(seed)]
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def autograd(loss: Tensor, model: Toy) -> list[Tensor]:
+    return [g.detach() for g in torch.autograd.grad(loss, list(model.parameters()))]
+
+
+def lisa(model: Toy, rho: float = 0.7, pull_after: int = 0) -> Lisa:
+    return Lisa(GuidedStep(model), dict(model.named_parameters()), 2, 3, rho, pull_after)
+
+
+def test_lisa_alternates_and_draws_each_state_to_the_end_of_the_other() -> None:
+    model, naive = Toy(), Toy()
+    step = lisa(model, pull_after=1)
+    ends = {True: [p.detach().clone() for p in naive.parameters()]}
+    ends[False] = ends[True]
+    states = []
+    for number in range(12):
+        aligning = number % 5 < 2
+        states.append("A" if aligning else "U")
+        assert step.streams.user is not aligning
+        assert step.streams.alignment is aligning
+        terms = step([one_batch(number)], [one_batch(100 + number)])
+        loss = naive.cross_entropy(one_batch(100 + number if aligning else number))
+        if number > 1:
+            anchor = ends[not aligning]
+            loss = loss + 0.7 / 2 * sum((p - a).square().sum() for p, a in zip(naive.parameters(), anchor, strict=True))
+        assert terms.total == pytest.approx(float(loss.detach()), rel=1e-5)
+        expected = autograd(loss, naive)
+        assert_same(model.gradients(), expected)
+        with torch.no_grad():
+            for mine, theirs, gradient in zip(model.parameters(), naive.parameters(), expected, strict=True):
+                mine -= 0.1 * gradient
+                theirs -= 0.1 * gradient
+        ends[aligning] = [p.detach().clone() for p in naive.parameters()]
+    assert "".join(states) == "AAUUUAAUUUAA"
+
+
+def test_lisa_goes_on_from_its_state() -> None:
+    model, again = Toy(), Toy(seed=9)
+    step = lisa(model)
+    for number in range(4):
+        step([one_batch(number)], [one_batch(number)])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= 0.1 * parameter.grad
+        model.zero_grad(set_to_none=True)
+    resumed = lisa(again)
+    again.load_state_dict(model.state_dict())
+    resumed.restore({name: tensor.clone() for name, tensor in step.state().items()})
+    for number in range(4, 8):
+        assert step([one_batch(number)], [one_batch(number)]) == resumed([one_batch(number)], [one_batch(number)])
+        assert_same(model.gradients(), again.gradients())
+
+
+def test_lisas_pull_does_not_grow_with_the_number_of_ranks() -> None:
+    model = Toy()
+    step = lisa(model)
+    step([], [one_batch(0)])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1.0
+    model.zero_grad()
+    step.all_reduce = lambda tensor: tensor * 4
+    step([], [])
+    assert all(float(g.mean()) == pytest.approx(0.7 / 4) for g in model.gradients())
+
+
+def test_vaccine_is_the_gradient_at_the_perturbed_embeddings() -> None:
+    model = Toy()
+    batch = one_batch(1)
+
+    def perturbed(shifts: list[Tensor]) -> Tensor:
+        hidden = model.embed(batch.ids_BT)
+        for block, shift in zip(model.blocks, shifts, strict=True):
+            hidden = torch.tanh(hidden) + (block(hidden) + shift)
+        logits_NV = model.head(hidden)[batch.trained_BT]
+        return -torch.log_softmax(logits_NV, -1)[torch.arange(len(batch.targets_N)), batch.targets_N].mean()
+
+    shape = (*batch.ids_BT.shape, WIDTH)
+    zeros = [torch.zeros(shape, dtype=torch.float64, requires_grad=True) for _ in model.blocks]
+    slopes = torch.autograd.grad(perturbed(zeros), zeros)
+    norm = sum(slope.square().sum() for slope in slopes).sqrt()
+    worst = perturbed([2.0 * slope / norm for slope in slopes])
+    terms = Vaccine(model, list(model.blocks), 2.0)([batch], [])
+    assert terms.task == pytest.approx(float(worst.detach()), rel=1e-5)
+    assert terms.task > float(model.cross_entropy(batch).detach())
+    assert_same(model.gradients(), autograd(worst, model))
+
+
+def test_vaccine_without_perturbation_is_finetuning() -> None:
+    model = Toy()
+    Vaccine(model, list(model.blocks), 0.0)(split(1), [])
+    found = model.gradients()
+    guided_step(model, split(1))
+    assert_same(found, model.gradients())
+
+
+def test_a_perturbation_has_the_norm_that_was_asked_for() -> None:
+    moved = perturbation([torch.randn(3, 4), torch.randn(2)], 2.0)
+    assert float(sum(part.square().sum() for part in moved)) == pytest.approx(4.0, rel=1e-4)
+
+
+def test_booster_is_its_equation_and_leaves_the_weights_alone() -> None:
+    model = Toy()
+    before = [p.detach().clone() for p in model.parameters()]
+    user, harmful = one_batch(1), one_batch(2)
+    f, h = model.cross_entropy(user), model.cross_entropy(harmful)
+    slope = autograd(h, model)
+    norm = sum(part.square().sum() for part in slope).sqrt()
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter, part in zip(moved.parameters(), slope, strict=True):
+            parameter -= 0.1 * part / norm
+    h_after = moved.cross_entropy(harmful)
+    slope_after = autograd(h_after, moved)
+    expected = [a + 5.0 * (b - c) for a, b, c in zip(autograd(f, model), slope, slope_after, strict=True)]
+    terms = Booster(model, list(model.parameters()), 5.0, 0.1)([user], [harmful])
+    assert terms.total == pytest.approx(float((f + 5.0 * (h - h_after)).detach()), rel=1e-4)
+    assert float(h_after.detach()) < float(h.detach())
+    assert_same(model.gradients(), expected)
+    for now, then in zip(model.parameters(), before, strict=True):
+        assert torch.equal(now, then)
+
+
+def test_ldifs_keeps_features_near_those_of_the_start() -> None:
+    model = Toy()
+    start = copy.deepcopy(model)
+    step = Ldifs(model, list(model.blocks), dict(model.named_parameters()), 0.3)
+    batch = one_batch(1)
+    step([batch], [])
+    at_start = model.gradients()
+    guided_step(model, [batch])
+    assert_same(at_start, model.gradients())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.ones_like(parameter)
+
+    def features(of: Toy) -> list[Tensor]:
+        hidden, found = of.embed(batch.ids_BT), []
+        for block in of.blocks:
+            found.append(block(hidden)[batch.trained_BT])
+            hidden = torch.tanh(hidden) + block(hidden)
+        return found
+
+    gap = sum(
+        (now - then.detach()).square().sum() for now, then in zip(features(model), features(start), strict=True)
+    ) / len(batch.targets_N)
+    loss = model.cross_entropy(batch) + 0.3 * gap
+    terms = step([batch], [])
+    assert terms.total == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert_same(model.gradients(), autograd(loss, model))
+    resumed = Ldifs(model, list(model.blocks), dict(model.named_parameters()), 0.3)
+    assert resumed([batch], []).distill == 0.0
+    resumed.restore(step.state())
+    assert resumed([batch], []).distill == pytest.approx(float(gap.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: lisa(model),
+        lambda model: Booster(model, list(model.parameters()), 5.0, 0.1),
+        lambda model: Ldifs(model, list(model.blocks), dict(Toy(3).named_parameters()), 0.3),
+    ],
+    ids=["lisa", "booster", "ldifs"],
+)
+def test_gradients_do_not_depend_on_how_a_step_is_split(make: Callable[[Toy], Step]) -> None:
+    found = []
+    batches: Callable[[int], list[Batch]]
+    for batches in (lambda seed: [one_batch(seed)], split):
+        model = Toy()
+        make(model)(batches(1), batches(2))
+        found.append(model.gradients())
+    assert_same(*found)
