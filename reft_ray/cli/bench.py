@@ -39,11 +39,18 @@ def run(
 ) -> None:
     """Make every cell and section that is missing; what was made before is kept, so an interrupted run goes on."""
     with user_errors():
+        from reft_ray.core.errors import ReftError
         from reft_ray.experiments.bench.workspace import Workspace
 
         workspace = Workspace(_config(preset, rows, base, teacher, set_), out, _say, workers)
+        if workers:
+            from reft_ray.cli.runs import start_ray
+
+            start_ray(workers)
         for part in _chosen(section):
             part.make(workspace)
+        if failed := workspace.failures:
+            raise ReftError(f"{len(failed)} cells failed, the first: {failed[0]}; the next run tries them again")
 
 
 @app.command()

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from reft_ray.core.conversation import Conversation, Example, Label
 from reft_ray.core.verdict import Thresholds
 from reft_ray.finetuning.config import FinetuneConfig, Resources
@@ -19,7 +21,7 @@ from reft_ray.finetuning.trainer import FinetuneInputs, finetune
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.generate import Responder
 from reft_ray.hf.loading import load_base
-from reft_ray.hf.lora import attach_saved, merge
+from reft_ray.hf.lora import ADAPTER_WEIGHTS, attach_saved, merge
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.scorer import TeacherScorer
 from reft_ray.screening.config import ScreenConfig
@@ -103,8 +105,12 @@ def train_cell(
     return Cell(student, count, time.perf_counter() - started)
 
 
-def respond_with(base: str, adapter: Path | None, max_new_tokens: int = 48) -> Respond:
-    """A model that answers: the base, or the base with a finetuned adapter merged in."""
-    loaded = load_base(base)
-    model: Any = merge(attach_saved(loaded.model, "student", adapter)) if adapter else loaded.model
+def respond_with(base: str, student: Path | None, max_new_tokens: int = 48, device: str = "cpu") -> Respond:
+    """A model that answers: the base, the base with a finetuned adapter merged in, or a student with whole weights."""
+    whole = student is not None and not (student / ADAPTER_WEIGHTS).is_file()
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    loaded = load_base(str(student) if whole else base, dtype, device)
+    model: Any = loaded.model
+    if student is not None and not whole:
+        model = merge(attach_saved(loaded.model, "student", student))
     return Responder(model, ChatFormat(loaded.tokenizer), max_new_tokens)

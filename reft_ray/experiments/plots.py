@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.lines import Line2D
 
 from reft_ray.core.verdict import Thresholds
 
@@ -51,3 +52,45 @@ def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def plot_grid(ratios: Mapping[float, Sequence[tuple[str, bool, float, float]]], path: Path) -> None:
+    """HS against FA, a panel per harmful ratio; points are (method, behind the filter, FA, HS).
+
+    A line leads from a method without the filter (hollow) to the same behind it (filled).
+    """
+    figure, panels = plt.subplots(1, len(ratios), figsize=(4.2 * len(ratios), 4.6), squeeze=False, sharey=True)
+    names = list(dict.fromkeys(name for points in ratios.values() for name, _, _, _ in points))
+    colours = {name: plt.get_cmap("tab20")(place % 20) for place, name in enumerate(names)}
+    for axes, (ratio, points) in zip(panels[0], ratios.items(), strict=True):
+        bare = {name: (fa, hs) for name, filtered, fa, hs in points if not filtered}
+        behind = {name: (fa, hs) for name, filtered, fa, hs in points if filtered}
+        for name in bare.keys() & behind.keys():
+            axes.plot(*zip(bare[name], behind[name], strict=True), color=colours[name], linewidth=0.8, alpha=0.6)
+        for found, face in ((bare, "none"), (behind, None)):
+            for name, (fa, hs) in found.items():
+                axes.plot(fa, hs, "o", color=colours[name], markerfacecolor=face or colours[name], markersize=7)
+        axes.set(title=f"harmful ratio {ratio:g}", xlabel="finetune accuracy, %", ylim=(-4, 104))
+        axes.grid(alpha=0.25)
+    panels[0][0].set_ylabel("harmful score, %")
+    handles = [Line2D([], [], color=colour, marker="o", linestyle="") for colour in colours.values()]
+    figure.legend(handles, names, frameon=False, fontsize=7, ncol=5, loc="lower center")
+    figure.tight_layout(rect=(0, 0.04 + 0.04 * ((len(names) + 4) // 5), 1, 1))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def plot_costs(ratios: Mapping[str, tuple[float, float]], path: Path) -> None:
+    """Bars of time and operations relative to plain finetuning, by method."""
+    figure, axes = plt.subplots(figsize=(7, 0.45 * len(ratios) + 1.2))
+    places = range(len(ratios))
+    for offset, (label, column) in enumerate((("time", 0), ("operations", 1))):
+        axes.barh(
+            [place + 0.38 * offset for place in places], [both[column] for both in ratios.values()], 0.36, label=label
+        )
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_yticks([place + 0.19 for place in places], list(ratios), fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="relative to plain LoRA finetuning")
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)

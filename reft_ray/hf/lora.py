@@ -137,6 +137,19 @@ def save_adapter(
     config.save_pretrained(str(folder))
 
 
+def weight_deltas(folder: Path) -> dict[str, Tensor]:
+    """What an adapter adds to each linear layer of its base, [outputs, inputs] by the layer's name, in float32."""
+    config = LoraConfig.from_pretrained(str(folder))
+    tensors = read_adapter(folder)
+    scale = config.lora_alpha / config.r
+    return {
+        name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): scale
+        * (tensors[name.replace(".lora_A.", ".lora_B.")].float() @ tensor.float())
+        for name, tensor in tensors.items()
+        if name.endswith(".lora_A.weight")
+    }
+
+
 def read_adapter(folder: Path) -> dict[str, Tensor]:
     """An adapter directory's tensors."""
     if not (folder / ADAPTER_WEIGHTS).is_file():

@@ -48,6 +48,17 @@ class Evaluated(Config):
     max_new_tokens: int = Field(24, ge=1)
 
 
+class Edits(Config):
+    """Settings of the defences that edit rows or weights; see `reft_ray.baselines`."""
+
+    safe_instruct_share: float = Field(0.1, ge=0)
+    larf_references: int = Field(100, ge=1)
+    larf_drop_share: float = Field(0.2, ge=0, lt=1)
+    safe_lora_threshold: float = Field(0.5, ge=-1, le=1)
+    antidote_dense: float = Field(0.1, ge=0, lt=1)
+    antidote_rows: int = Field(1000, ge=1)
+
+
 class BenchConfig(Config):
     """`rows` is a folder with `data/` (see `experiments.real_rows`); without one the built-in world is used.
 
@@ -65,6 +76,7 @@ class BenchConfig(Config):
     alignment_stage: dict[str, Any] = Field({})
     alignment_rows: int = Field(2000, ge=2, description="refusals and helpful answers, half each")
     blocks: tuple[Block, ...] = Field(min_length=1)
+    edits: Edits = Edits()
     evaluation: Evaluated = Evaluated()
     world: Sizes = Sizes()
     recipe: Recipe = Recipe()

@@ -15,6 +15,9 @@ from reft_ray.experiments.real_rows import teacher_config
 OURS = ("sft", "sft_aligned", "joint", "distill")
 """The rows that the method's claim stands on; each without and with the filter."""
 
+_SHORT_LISA = {"lisa_alignment_steps": 2, "lisa_user_steps": 18}
+"""Lisa's shares of steps, 1 to 9, in turns that fit runs of a hundred steps instead of its thousands."""
+
 _BUILTIN_TASKS = ("sentiment", "arithmetic")
 _REAL_TASKS = ("sst2", "agnews", "gsm8k")
 
@@ -32,6 +35,7 @@ def _builtin_settings() -> dict[str, Any]:
             "epochs": 4,
             "batch_rows": 16,
             "alignment_ratio": 2.0,
+            "baselines": _SHORT_LISA,
             "optimizer": {"learning_rate": 2e-3},
         },
         "alignment_stage": {"epochs": 2, "batch_rows": 16, "optimizer": {"learning_rate": 2e-3}},
@@ -84,6 +88,7 @@ def small() -> dict[str, Any]:
             "epochs": 3,
             "max_tokens": 192,
             "alignment_ratio": 0.5,
+            "baselines": _SHORT_LISA,
             "optimizer": {"learning_rate": 5e-4},
         },
         "alignment_stage": {"epochs": 3, "max_tokens": 192, "optimizer": {"learning_rate": 5e-4}},
@@ -108,7 +113,7 @@ def llm_8b() -> dict[str, Any]:
     return {
         "device": "cuda",
         "teacher_settings": {**common, "epochs": 1, "batch_rows": 32},
-        "student": {**common, "epochs": 3, "batch_rows": 16, "alignment_ratio": 0.25},
+        "student": {**common, "epochs": 3, "batch_rows": 16, "alignment_ratio": 0.25, "baselines": _SHORT_LISA},
         "alignment_stage": {**common, "epochs": 3, "batch_rows": 16},
         "alignment_rows": 5000,
         "evaluation": {"harmful": 1000, "harmless": 1000, "task": 1500, "max_new_tokens": 256},

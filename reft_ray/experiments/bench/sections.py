@@ -54,4 +54,6 @@ class Section:
 
 def sections() -> tuple[Section, ...]:
     """All sections, in the order of the report."""
-    return ()
+    from reft_ray.experiments.bench import costs, grid_report
+
+    return (grid_report.SECTION, costs.SECTION)

@@ -37,6 +37,7 @@ class Workspace:
         self.workers = workers
         self.out = out.absolute()
         self.say = say
+        self.failures: list[str] = []
         self.out.mkdir(parents=True, exist_ok=True)
 
     @property

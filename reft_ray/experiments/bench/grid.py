@@ -1,0 +1,110 @@
+"""The grid: cells in this process or as Ray tasks, each kept at once, none ending the others by its failure."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from reft_ray.experiments.bench.cell import Cell, cell_key, run_cell
+from reft_ray.experiments.bench.config import BenchConfig
+from reft_ray.experiments.bench.methods import METHODS
+from reft_ray.experiments.bench.starts import start_adapter
+from reft_ray.experiments.bench.workspace import Workspace
+
+_KIND = "cells"
+_FAILED = "failed"
+
+
+def cells_of(config: BenchConfig) -> list[Cell]:
+    """Every cell once, in the order of the blocks; within one, methods change fastest."""
+    found: dict[Cell, None] = {}
+    for block in config.blocks:
+        for seed, n, task, ratio, method, filtered in itertools.product(
+            block.seeds, block.sizes, block.tasks, block.harmful_ratios, block.methods, block.filters
+        ):
+            found[Cell(method, task, ratio, n, seed, filtered)] = None
+    return list(found)
+
+
+def run(workspace: Workspace, _settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the missing cells; what cells share is made before them."""
+    todo = [cell for cell in cells_of(workspace.config) if _known(workspace, cell) is None]
+    for task in {cell.task for cell in todo}:
+        workspace.rows.task(task)
+    for start in {METHODS[cell.method].start for cell in todo}:
+        start_adapter(workspace, start)
+    outcomes = _on_ray(workspace, todo) if workspace.workers else (make_cell(workspace, cell) for cell in todo)
+    started = time.perf_counter()
+    for done, (cell, failure) in enumerate(outcomes, start=1):
+        left = (time.perf_counter() - started) / done * (len(todo) - done)
+        outcome = f"failed: {failure}" if failure else "done"
+        workspace.say(f"cell {done} of {len(todo)}, {cell.name}: {outcome}; about {left / 60:.0f} min left")
+        if failure:
+            workspace.failures.append(f"{cell.name}: {failure}")
+    return gather(workspace, _settings)
+
+
+def make_cell(workspace: Workspace, cell: Cell) -> tuple[Cell, str | None]:
+    """Run one cell and keep its figures, or its failure in one line; a failed cell is tried again by the next run."""
+    key = cell_key(workspace, cell)
+    failure = workspace.path_of(_FAILED, cell.name, key)
+    try:
+        workspace.cached(_KIND, cell.name, key, lambda: run_cell(workspace, cell))
+    except Exception as error:
+        text = (str(error).strip().splitlines() or [""])[0]
+        message = f"{type(error).__name__}: {text}"
+        failure.parent.mkdir(parents=True, exist_ok=True)
+        failure.write_text(json.dumps({"cell": asdict(cell), "error": message}) + "\n", encoding="utf-8")
+        return cell, message
+    failure.unlink(missing_ok=True)
+    return cell, None
+
+
+def _on_ray(workspace: Workspace, todo: Sequence[Cell]) -> Any:
+    """At most `workers` cells at a time; the directory of results must be one that all nodes see."""
+    import ray
+
+    from reft_ray.finetuning.ray_runtime import set_threads
+
+    @ray.remote(num_cpus=1, num_gpus=1 if workspace.config.device == "cuda" else 0, max_retries=1)
+    def task(config: dict[str, Any], out: str, cell: Cell) -> tuple[Cell, str | None]:
+        set_threads()
+        return make_cell(Workspace(BenchConfig.of(config), Path(out)), cell)
+
+    config = workspace.config.model_dump(mode="json")
+    waiting = list(reversed(todo))
+    running: dict[Any, Cell] = {}
+    while waiting or running:
+        while waiting and len(running) < workspace.workers:
+            cell = waiting.pop()
+            running[task.remote(config, str(workspace.out), cell)] = cell
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        cell = running.pop(ready)
+        try:
+            yield ray.get(ready)
+        except ray.exceptions.RayError as error:
+            yield cell, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
+
+
+def _known(workspace: Workspace, cell: Cell) -> dict[str, Any] | None:
+    return workspace.known(_KIND, cell.name, cell_key(workspace, cell))
+
+
+def gather(workspace: Workspace, _settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every cell that was made, those that failed, and how many were not run; nothing where none was run."""
+    made, failed, absent = [], [], 0
+    for cell in cells_of(workspace.config):
+        if (result := _known(workspace, cell)) is not None:
+            made.append({"cell": asdict(cell), **result})
+            continue
+        failure = workspace.path_of(_FAILED, cell.name, cell_key(workspace, cell))
+        if failure.is_file():
+            failed.append({"name": cell.name, "error": json.loads(failure.read_text(encoding="utf-8"))["error"]})
+        else:
+            absent += 1
+    return {"cells": made, "failed": failed, "not_run": absent} if made or failed else {}

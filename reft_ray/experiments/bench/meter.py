@@ -1,0 +1,64 @@
+"""What a piece of work costs: seconds, the process's peak memory, and floating-point operations where asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+_MIB = 1 << 20
+
+
+@dataclass(slots=True)
+class Cost:
+    """Filled when the work is over. `peak_mib` is the process's (or, on an accelerator, the allocator's) peak;
+    `flops` counts forward and backward, 0 where they were not counted.
+    """
+
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+    flops: int = 0
+
+
+@contextmanager
+def metered(count_flops: bool = False, device: str = "cpu") -> Iterator[Cost]:
+    """Measure the block. Counting slows small models down: seconds are then those of the counted run."""
+    cost = Cost()
+    counter = FlopCounterMode(display=False) if count_flops else None
+    _reset_peak(device)
+    started = time.perf_counter()
+    with counter or nullcontext():
+        yield cost
+    if device == "cuda":
+        torch.cuda.synchronize()
+    cost.seconds = time.perf_counter() - started
+    cost.peak_mib = _peak(device) / _MIB
+    cost.flops = counter.get_total_flops() if counter else 0
+
+
+def _reset_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    # Linux forgets a process's high-water mark on request; elsewhere the peak is that of the whole process so far.
+    marker = Path("/proc/self/clear_refs")
+    if marker.exists():
+        marker.write_text("5")
+
+
+def _peak(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,209 @@
+"""A grid of every method at a hundredth of its size: all real, cached, resumed, and one failure among the cells."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reft_ray.core.conversation import Label
+from reft_ray.core.errors import UsageError
+from reft_ray.experiments.bench import costs, grid, grid_report
+from reft_ray.experiments.bench.cell import Cell, cell_key
+from reft_ray.experiments.bench.edits import edit_student
+from reft_ray.experiments.bench.methods import METHODS
+from reft_ray.experiments.bench.presets import preset
+from reft_ray.experiments.bench.starts import start_adapter
+from reft_ray.experiments.bench.workspace import Workspace
+from reft_ray.hf.loading import load_base
+from reft_ray.hf.lora import attach_saved, merge
+
+TINY: dict[str, Any] = {
+    "world": {
+        "teacher_train": 80,
+        "teacher_validation": 40,
+        "alignment": 40,
+        "hs_prompts": 6,
+        "over_refusal_prompts": 6,
+        "task_test": 6,
+    },
+    "recipe": {"rows": 200, "shape": {"hidden": 32, "layers": 4, "heads": 2, "intermediate": 64}},
+    "teacher_settings": {"epochs": 1, "lora": {"rank": 4}},
+    "student": {
+        "epochs": 1,
+        "batch_rows": 4,
+        "lora": {"rank": 4},
+        "baselines": {"lisa_alignment_steps": 1, "lisa_user_steps": 1},
+    },
+    "alignment_stage": {"epochs": 1, "lora": {"rank": 4}},
+    "alignment_rows": 20,
+    "edits": {"larf_references": 5, "antidote_rows": 4},
+    "evaluation": {"max_new_tokens": 3},
+    "blocks": [
+        {
+            "methods": list(METHODS),
+            "tasks": ["sentiment"],
+            "harmful_ratios": [0.25],
+            "sizes": [16],
+            "filters": [False, True],
+        }
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("bench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFT_CACHE", str(root / "cache"))
+        made = Workspace(preset("quick", TINY), root / "out")
+        assert made.base
+    assert made.teacher.id
+    return made
+
+
+@pytest.fixture(scope="module")
+def result(workspace: Workspace) -> dict[str, Any]:
+    return grid.run(workspace, {})
+
+
+def test_every_method_gives_its_figures_with_and_without_the_filter(
+    workspace: Workspace, result: dict[str, Any]
+) -> None:
+    assert workspace.failures == []
+    assert {(row["cell"]["method"], row["cell"]["filtered"]) for row in result["cells"]} == {
+        (name, filtered) for name in METHODS for filtered in (False, True)
+    }
+    for row in result["cells"]:
+        for measure in ("harmful_score", "finetune_accuracy", "over_refusal"):
+            low, high = row["intervals"][measure]
+            assert 0 <= low <= row[measure] <= high <= 100
+        assert row["rows"] == {"harmful": 4, "harmless": 12}
+        if not row["cell"]["filtered"]:
+            assert row["dropped"] == {"harmful": 0, "harmless": 0}
+        kept = 16 - sum(row["dropped"].values())
+        expected = {"safe_instruct": kept + round(0.1 * kept), "larf": kept - round(0.2 * kept)}
+        assert row["trained_rows"] == expected.get(row["cell"]["method"], kept)
+        assert row["seconds"] > 0
+        assert row["peak_mib"] > 100
+        assert row["flops"] > 1e6
+
+
+def test_the_filter_is_the_same_for_all_methods(result: dict[str, Any]) -> None:
+    behind = [row["dropped"] for row in result["cells"] if row["cell"]["filtered"]]
+    assert all(dropped == behind[0] for dropped in behind)
+
+
+def test_a_second_run_makes_nothing_and_an_interrupted_one_makes_what_is_missing(
+    workspace: Workspace, result: dict[str, Any]
+) -> None:
+    lines: list[str] = []
+    again = Workspace(workspace.config.model_copy(update={"teacher": str(workspace.teacher.folder)}), workspace.out)
+    again.base = workspace.base
+    again.say = lines.append
+    assert grid.run(again, {}) == result
+    assert lines == []
+    cell = grid.cells_of(workspace.config)[0]
+    workspace.path_of("cells", cell.name, cell_key(workspace, cell)).unlink()
+    assert grid.gather(workspace, {})["not_run"] == 1
+    made = grid.run(again, {})
+    assert len(lines) == 1
+    figures = ("harmful_score", "finetune_accuracy", "over_refusal", "dropped", "flops")
+    for now, then in zip(made["cells"], result["cells"], strict=True):
+        assert {name: now[name] for name in figures} == {name: then[name] for name in figures}
+
+
+def test_a_failed_cell_is_told_and_does_not_end_the_grid(
+    workspace: Workspace, result: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = {
+        **TINY,
+        "blocks": [{"methods": ["sft"], "tasks": ["sentiment"], "harmful_ratios": [1.0], "sizes": [3, 16]}],
+        "student": {**TINY["student"], "max_tokens": 8},
+        "teacher": str(workspace.teacher.folder),
+        "base": workspace.base,
+    }
+    broken = Workspace(preset("quick", changes), tmp_path)
+    found = grid.run(broken, {})
+    assert [cell["name"] for cell in found["failed"]] == ["sentiment-1-3-s0-sft", "sentiment-1-16-s0-sft"]
+    assert "ReftError" in found["failed"][0]["error"]
+    assert len(broken.failures) == 2
+    text = grid_report.render(found, tmp_path)
+    assert "Failed cells:" in text
+    assert not list(tmp_path.glob("cells/*"))
+
+
+def test_an_unknown_task_is_told_before_anything_is_trained(workspace: Workspace, tmp_path: Path) -> None:
+    changes = {**TINY, "blocks": [{"methods": ["sft"], "tasks": ["sst2"]}], "teacher": str(workspace.teacher.folder),
+               "base": workspace.base}  # fmt: skip
+    with pytest.raises(UsageError, match="no task 'sst2' in these rows; there are sentiment, arithmetic"):
+        grid.run(Workspace(preset("quick", changes), tmp_path), {})
+
+
+def test_the_report_shows_every_cell(result: dict[str, Any], tmp_path: Path) -> None:
+    text = grid_report.render(result, tmp_path)
+    assert "### sentiment, n = 16" in text
+    assert (tmp_path / "grid-sentiment-16.png").is_file()
+    for method in METHODS.values():
+        for filtered in (False, True):
+            assert text.count(f"| {method.name(filtered)} |") == 2
+
+
+def test_a_cells_key_follows_what_its_figures_depend_on(workspace: Workspace) -> None:
+    cell = Cell("distill", "sentiment", 0.25, 16, 0, True)
+    key = cell_key(workspace, cell)
+    for changes in ({"edits": {"antidote_rows": 5}}, {"student": {"epochs": 2}}, {"evaluation": {"task": 5}}):
+        other = Workspace(
+            preset("quick", {**TINY, **changes, "teacher": str(workspace.teacher.folder), "base": workspace.base}),
+            workspace.out,
+        )
+        assert cell_key(other, cell) != key
+    assert json.dumps(key)
+
+
+@pytest.mark.parametrize("edit", ["safe_lora", "antidote"])
+def test_an_edit_without_effect_gives_the_student_itself(workspace: Workspace, tmp_path: Path, edit: Any) -> None:
+    start = start_adapter(workspace, "teacher")
+    assert start is not None
+    student = start_adapter(workspace, "vaccine")
+    assert student is not None
+    config = workspace.config
+    none = config.model_copy(
+        update={"edits": config.edits.model_copy(update={"safe_lora_threshold": -1.0, "antidote_dense": 0.0})}
+    )
+    idle = Workspace(none.model_copy(update={"teacher": str(workspace.teacher.folder)}), workspace.out)
+    idle.base = workspace.base
+    edited = load_base(str(edit_student(idle, edit, student, start, tmp_path / "edited"))).model
+    merged = merge(attach_saved(load_base(workspace.base).model, "student", student))
+    theirs = dict(merged.named_parameters())
+    for name, parameter in edited.named_parameters():
+        torch.testing.assert_close(parameter, theirs[name], atol=1e-5, rtol=0)
+
+
+def test_aligned_starts_are_made_once_and_differ(workspace: Workspace) -> None:
+    vaccine, booster = start_adapter(workspace, "vaccine"), start_adapter(workspace, "booster")
+    assert vaccine != booster
+    assert vaccine is not None
+    before = (vaccine / "adapter_model.safetensors").stat().st_mtime_ns
+    assert start_adapter(workspace, "vaccine") == vaccine
+    assert (vaccine / "adapter_model.safetensors").stat().st_mtime_ns == before
+    assert start_adapter(workspace, "base") is None
+
+
+def test_users_rows_hold_the_ratio_that_was_asked_for(workspace: Workspace) -> None:
+    rows = workspace.rows.user("arithmetic", 20, 0.1, 0)
+    assert [row.label for row in rows].count(Label.HARMFUL) == 2
+
+
+@pytest.mark.slow
+def test_costs_are_relative_to_plain_finetuning(workspace: Workspace, tmp_path: Path) -> None:
+    names = [costs.PLAIN, "guided, cached, 1:1"]
+    found = costs.run(workspace, {"task": "sentiment", "n": 40, "rounds": 1, "contenders": names})
+    plain, guided = (found["contenders"][name] for name in names)
+    assert plain["ratio"] == plain["flops_ratio"] == 1.0
+    assert 1.5 < guided["flops_ratio"] < 3.0
+    assert guided["seconds"] > 0
+    assert found["around"].keys() == {"filter in front", "LARF ranking", "SafeLoRA projection", "Antidote pruning"}
+    assert "guided, cached, 1:1" in costs.render(found, tmp_path)
