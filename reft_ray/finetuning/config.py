@@ -93,6 +93,7 @@ class TeacherConfig(Training):
     feature_decay: float = Field(0.95, ge=0, lt=1)
     refresh_every: int = Field(1, ge=1)
     reference_prompts: int = Field(4096, ge=2)
+    window_tokens: int | None = Field(None, ge=16, description="default: as long as 99 % of the training prompts")
     answered_rows: float = Field(0.5, ge=0, le=1)
     balanced: bool = True
     evaluate_every: int | None = Field(None, ge=1)

@@ -34,6 +34,7 @@ from reft_ray.finetuning.rows import Cycle, share
 from reft_ray.finetuning.runtime import Runtime
 from reft_ray.hf.features import labels_of, prompt_features, scores_by_layer
 from reft_ray.hf.ref_teacher import Manifest, RefTeacher, save_teacher
+from reft_ray.hf.windows import Windows, highest, usual_length
 
 TEACHER = "teacher"
 HISTOGRAM_BINS = 20
@@ -79,7 +80,9 @@ class _Run:
         self.data = TeacherData(train.rows, validation.rows)
         self.left_out = train.left_out
         self.rows = train.encoded
-        self.validation = [row.prompt_only() for row in validation.encoded]
+        self.windows = Windows.of(trainee.chat, config.window_tokens or usual_length(self.rows))
+        self.validation = validation.encoded
+        self.pieces, self.owner = self.windows.split_all(self.validation)
         self.reference = _sample_per_class(self.rows, config.reference_prompts, config.seed)
         self.cycles = self._cycles()
         steps = config.epochs * len(self.rows) / config.batch_rows
@@ -178,10 +181,12 @@ class _Run:
         model.eval()
         try:
             reference = prompt_features(model, self.reference, self.layers, pad_id, device)
-            validation = prompt_features(model, self.validation, self.layers, pad_id, device)
+            validation = prompt_features(model, self.pieces, self.layers, pad_id, device)
         finally:
             model.train(training)
-        return scores_by_layer(reference, labels_of(self.reference), validation)
+        scored = scores_by_layer(reference, labels_of(self.reference), validation)
+        count = len(self.validation)
+        return {layer: (refusal_D, highest(score, self.owner, count)) for layer, (refusal_D, score) in scored.items()}
 
     def _evaluate(self) -> None:
         label_B = labels_of(self.validation)
@@ -215,6 +220,7 @@ class _Run:
             calibration=fit_calibration(score_B, label_B),
             quality=filter_quality(score_B, label_B, thresholds),
             per_source=per_source(self.data.validation, score_B, thresholds.block),
+            window_tokens=self.windows.size,
             response_offset=self._response_offset(layer, refusal_D, thresholds.review),
             histogram=torch.histc(score_B, HISTOGRAM_BINS, -1.0, 1.0).long().tolist(),
             config={
@@ -233,14 +239,11 @@ class _Run:
         answers = [row.response for row in self.data.train if row.answered][: self.config.reference_prompts]
         if not answers:
             return 2.0
-        encode, limit = self.trainee.chat.encode, self.trainee.max_tokens
-        rows = [encode(Example(chat(text)), max_tokens=None) for text in answers]
-        rows = [row for row in rows if len(row) <= limit]
-        feature_BD = prompt_features(self.trainee.model, rows, [layer], self.trainee.chat.pad_id, self.runtime.device)[
-            layer
-        ]
-        reach = refusal_score(feature_BD, refusal_D).quantile(1.0 - self.config.thresholds.answer_fpr)
-        return max(0.0, float(reach) - review)
+        encode, pad_id = self.trainee.chat.encode, self.trainee.chat.pad_id
+        pieces, owner = self.windows.split_all([encode(Example(chat(text))) for text in answers])
+        feature_WD = prompt_features(self.trainee.model, pieces, [layer], pad_id, self.runtime.device)[layer]
+        score_B = highest(refusal_score(feature_WD, refusal_D), owner, len(answers))
+        return max(0.0, float(score_B.quantile(1.0 - self.config.thresholds.answer_fpr)) - review)
 
     def _report(self, terms: TeacherTerms | None, seconds: float, last: bool = False) -> None:
         due = last or self.step % self.config.checkpoint_every == 0

@@ -19,6 +19,7 @@ def teacher_card(teacher_id: str, manifest: dict[str, Any]) -> str:
         f"| base model | `{manifest['base_name']}` (fingerprint `{manifest['base_fingerprint']}`) |",
         f"| chat template | `{manifest['template_hash']}` |",
         f"| layer, position | {manifest['layer']}, {manifest['position']} |",
+        f"| window | texts longer than {manifest['window_tokens']} tokens are scored in windows, the highest decides |",
         f"| weights | {manifest['weights']} |",
         f"| thresholds | review above {limits['review']:.4f}, block above {limits['block']:.4f} |",
         f"| answers of an assistant | both thresholds higher by {manifest['response_offset']:.4f} |",

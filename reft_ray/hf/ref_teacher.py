@@ -41,7 +41,10 @@ _REFUSAL = "refusal.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an artefact is. `histogram` counts the validation scores in equal bins over [-1, 1], for drift."""
+    """What an artefact is. Texts longer than `window_tokens` are scored in windows.
+
+    `histogram` counts the validation scores in equal bins over [-1, 1], for drift.
+    """
 
     base_name: str
     base_fingerprint: str
@@ -56,6 +59,7 @@ class Manifest:
     histogram: list[int]
     config: dict[str, Any]
     response_offset: float = 0.0
+    window_tokens: int = 512
     position: str = "prompt_end"
     format: int = FORMAT
 
@@ -152,10 +156,13 @@ class RefTeacher:
         base_name: str | None = None,
         device: str | None = None,
         precision: str = "auto",
-        window_tokens: int = 512,
+        window_tokens: int | None = None,
         batch_tokens: int = 4096,
     ) -> TeacherScorer:
-        """The filter, ready to score: adapter merged in float32, cut at its layer, then cast."""
+        """The filter, ready to score: adapter merged in float32, cut at its layer, then cast.
+
+        `window_tokens` replaces the window that the teacher was measured with.
+        """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         base = self.base(base_name)
         model = self.standalone(base)
@@ -169,7 +176,7 @@ class RefTeacher:
             made.thresholds,
             made.calibration,
             made.response_offset,
-            window_tokens,
+            window_tokens or made.window_tokens,
             batch_tokens,
         )
 

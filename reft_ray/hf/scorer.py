@@ -21,9 +21,7 @@ from reft_ray.core.verdict import Calibration, Thresholds
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import captured_layer, decoder_layers
 from reft_ray.hf.loading import text_config
-
-# Probes whose renderings share nothing but the template: what all of them begin with is constant.
-_PROBES = ("a", "Z", "1", "\n", " x", "'", "é", "<", "中")
+from reft_ray.hf.windows import Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +61,10 @@ class TeacherScorer:
         self.response_offset = response_offset
         self.window_tokens = min(window_tokens, int(text_config(model).max_position_embeddings or window_tokens))
         self.batch_tokens = batch_tokens
-        self.max_windows = max_windows
         self.tokens_run = 0
         self.tokens_padded = 0
-        prompts = [chat_format.prompt(chat(probe)) for probe in _PROBES]
-        self._prefix = _common_prefix(prompts)
-        self._suffix = _common_prefix([p[::-1] for p in prompts])[::-1]
+        self._windows = Windows.of(chat_format, self.window_tokens, max_windows)
+        self._prefix = list(self._windows.head)
         self._cache_P = self._run_prefix() if self._prefix else None
 
     def score(self, texts: Sequence[str]) -> list[TextScore]:
@@ -76,7 +72,7 @@ class TeacherScorer:
         windows: list[_Window] = []
         truncated = [False] * len(texts)
         for index, ids in enumerate(self.prompt_ids(texts)):
-            pieces, truncated[index] = self._windows(ids)
+            pieces, truncated[index] = self._windows.split(ids)
             windows += [_Window(index, piece) for piece in pieces]
         best = [-1.0] * len(texts)
         count = [0] * len(texts)
@@ -95,17 +91,6 @@ class TeacherScorer:
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Templated prompt tokens per text, for whoever builds batches by budget."""
         return [len(ids) for ids in self.prompt_ids(texts)]
-
-    def _windows(self, ids: list[int]) -> tuple[list[list[int]], bool]:
-        if len(ids) <= self.window_tokens:
-            return [ids], False
-        head, tail = self._prefix, self._suffix
-        body = ids[len(head) : len(ids) - len(tail)]
-        room = max(1, self.window_tokens - len(head) - len(tail))
-        step = max(1, room - room // 4)
-        starts = list(range(0, max(1, len(body) - room + step), step))
-        pieces = [head + body[s : s + room] + tail for s in starts[: self.max_windows]]
-        return pieces, len(starts) > self.max_windows
 
     def _scores(self, rows: list[list[int]]) -> list[float]:
         scores = [0.0] * len(rows)
@@ -169,13 +154,3 @@ def cut_to_layer(model: PreTrainedModel, layer: int) -> PreTrainedModel:
     if types is not None:
         text_config(model).layer_types = types[:layer]
     return model.base_model  # type: ignore[return-value]
-
-
-def _common_prefix(rows: list[list[int]]) -> list[int]:
-    shared = 0
-    for column in zip(*rows, strict=False):
-        if len(set(column)) > 1:
-            break
-        shared += 1
-    # At least the last token must be left to run: it carries the feature.
-    return rows[0][: min(shared, min(map(len, rows)) - 1)]

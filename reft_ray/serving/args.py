@@ -36,7 +36,7 @@ class TeacherArgs(Strict):
     base: str | None = Field(default=None, description="The base model, where it is not the one the teacher names.")
     device: str | None = Field(default=None, description="`cpu`, `cuda`, ...; by default the best one present.")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    window_tokens: int = Field(default=512, ge=16)
+    window_tokens: int | None = Field(default=None, ge=16, description="By default the teacher's own.")
     batch_tokens: int = Field(default=4096, ge=16)
     cache_texts: int = Field(default=100_000, ge=0, description="Texts whose scores are remembered; 0 for none.")
     canary: CanaryArgs | None = None

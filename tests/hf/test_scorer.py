@@ -71,9 +71,10 @@ def test_a_long_text_is_read_to_its_end_in_windows_and_the_highest_decides(llama
 def test_every_token_of_a_long_text_stands_in_a_window(llama: Path) -> None:
     scorer = scorer_of(llama, window_tokens=32)
     (ids,) = scorer.prompt_ids([" ".join(map(str, range(100, 200)))])
-    windows, _ = scorer._windows(ids)
-    body = ids[len(scorer._prefix) : len(ids) - len(scorer._suffix)]
-    seen = [w[len(scorer._prefix) : len(w) - len(scorer._suffix)] for w in windows]
+    frame = scorer._windows
+    windows, _ = frame.split(ids)
+    body = ids[len(frame.head) : len(ids) - len(frame.tail)]
+    seen = [w[len(frame.head) : len(w) - len(frame.tail)] for w in windows]
     assert all(len(window) <= 32 for window in windows)
     at = 0
     for piece in seen:
