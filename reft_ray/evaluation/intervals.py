@@ -41,9 +41,9 @@ class Measure:
         return {"value": self.value, "interval": [self.low, self.high], "n": self.n}
 
 
-def bootstrap(hits: Sequence[bool], seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """Percentile bootstrap of a mean at 95 %, in [0, 1]; the same seed gives the same interval."""
-    values_B = torch.tensor([float(hit) for hit in hits], dtype=torch.float64)
+def bootstrap(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """Percentile bootstrap of a mean at 95 %; the same seed gives the same interval."""
+    values_B = torch.tensor([float(value) for value in values], dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     chunk = max(1, _CHUNK_DRAWS // len(values_B))
     means = torch.cat(
