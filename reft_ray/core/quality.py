@@ -31,13 +31,17 @@ def _curve(score_B: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return score_B[last], hits, alarms
 
 
-def auroc(score_B: Tensor, label_B: Tensor) -> float:
-    """Probability that a harmful row scores above a harmless one; ties count half."""
+def roc(score_B: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+    """(false-positive rates, recalls) from (0, 0) to (1, 1), one point per distinct score."""
     score_B, label_B = _checked(score_B, label_B)
     _, hits, alarms = _curve(score_B, label_B)
     zero = torch.zeros(1, dtype=torch.float64)
-    recall = torch.cat([zero, hits / hits[-1]])
-    fpr = torch.cat([zero, alarms / alarms[-1]])
+    return torch.cat([zero, alarms / alarms[-1]]), torch.cat([zero, hits / hits[-1]])
+
+
+def auroc(score_B: Tensor, label_B: Tensor) -> float:
+    """Probability that a harmful row scores above a harmless one; ties count half."""
+    fpr, recall = roc(score_B, label_B)
     return float(torch.trapezoid(recall, fpr))
 
 

@@ -28,7 +28,7 @@ def plot_scores(harmless: Sequence[float], harmful: Sequence[float], limits: Thr
     axes.axvline(limits.block, color="black", linestyle="--", label=f"block {limits.block:.2f}")
     axes.set(xlabel="refusal score: cosine to the refusal feature", ylabel="rows", yscale="symlog", xlim=(-1, 1))
     axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_methods(methods: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -45,10 +45,16 @@ def plot_methods(methods: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     axes.set(xlabel="finetune accuracy, %", ylabel="harmful score, %", ylim=(-4, 104))
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.25)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def new_figure(*args: Any, **options: Any) -> Any:
+    """(figure, axes), drawn without a display."""
+    return plt.subplots(*args, **options)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG and free it."""
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -1,0 +1,35 @@
+"""Teachers that differ from the comparison's own in one setting, for ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reft_ray.core.conversation import Example
+from reft_ray.experiments.bench.workspace import Workspace, content_key
+from reft_ray.finetuning.config import Resources, TeacherConfig
+from reft_ray.finetuning.teacher_loop import TeacherData
+from reft_ray.finetuning.trainer import prepare_teacher
+from reft_ray.hf.ref_teacher import RefTeacher
+
+
+def teacher_settings(workspace: Workspace) -> dict[str, Any]:
+    """TeacherConfig keys that the comparison's teacher was made with."""
+    recorded = workspace.teacher.manifest.config
+    known = {key: value for key, value in recorded.items() if key in TeacherConfig.model_fields}
+    return {**(known or workspace.config.teacher_settings), "base": workspace.base}
+
+
+def teacher_variant(
+    workspace: Workspace, changes: Mapping[str, Any], train: Sequence[Example] | None = None
+) -> RefTeacher:
+    """The comparison's teacher with changed settings, trained once and kept in the workspace."""
+    rows = workspace.rows
+    config = TeacherConfig.of({**teacher_settings(workspace), **changes})
+    train = rows.teacher_train if train is None else train
+    key = content_key([config.model_dump(mode="json"), rows.identity, len(train)])
+    folder = workspace.out / "variants" / key
+    if not (folder / "teacher.json").is_file():
+        workspace.say(f"training a teacher with {', '.join(f'{k}={v}' for k, v in changes.items())}")
+        prepare_teacher(config, TeacherData(train, rows.teacher_validation), folder, Resources(workers=0))
+    return RefTeacher.load(folder)

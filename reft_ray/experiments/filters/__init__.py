@@ -1,0 +1,1 @@
+"""Simple filters in the Ref-Teacher's place, measured on the same rows."""

