@@ -67,7 +67,7 @@ def train_student(
         if not encoded:
             raise ReftError("distillation needs alignment rows with answers that fit the model's context")
         aligned = Cycle(encoded, f"{config.seed}/alignment")
-        alignment_loss = _alignment_loss(config, trainee, encoded, teacher, targets_folder)
+        alignment_loss = alignment_loss_of(config, trainee, encoded, teacher, targets_folder)
     if sharded:
         shard(trainee.model)
     run = _Run(runtime, config, trainee, rows, aligned, alignment_loss, sharded)
@@ -95,13 +95,14 @@ def start_from(trainee: Trainee, adapter: Path) -> None:
     load_adapter_state(trainee.model, STUDENT, state)  # type: ignore[arg-type]
 
 
-def _alignment_loss(
+def alignment_loss_of(
     config: FinetuneConfig,
     trainee: Trainee,
     encoded: Sequence[Encoded],
     teacher: RefTeacher | None,
     targets_folder: Path | None,
 ) -> AlignmentLoss:
+    """The alignment term that a configuration asks for, on `encoded` rows as `alignment_rows` gives them."""
     if config.labels == "hard":
         return hard_labels
     if teacher is None:

@@ -1,0 +1,39 @@
+"""Which settings are varied, one at a time around the comparison's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """One setting at one other value; `changes` are configuration keys."""
+
+    axis: str
+    value: str
+    changes: Mapping[str, Any]
+
+
+def teacher_axes(layers: int) -> list[Variation]:
+    """Stage 1: the regulariser's weight and layer, and how often and how smoothly R_l follows the features."""
+    found = [_one("lambda", "separation_weight", value) for value in (0.0, 0.1, 0.5, 1.0, 2.0)]
+    low, high = max(1, round(0.25 * layers)), max(1, round(0.85 * layers))
+    found += [_one("layer of REG", "layer", layer) for layer in range(low, high + 1)]
+    found += [_one("refresh every n steps", "refresh_every", value) for value in (1, 10, 50)]
+    return found + [_one("decay of the class means", "feature_decay", value) for value in (0.0, 0.95, 0.99)]
+
+
+def student_axes() -> list[Variation]:
+    """Stage 2: how much, how soft and how many alignment labels, from which weights."""
+    found = [_one("alpha", "distill_weight", value) for value in (0.1, 0.3, 1.0, 3.0)]
+    found += [_one("T", "temperature", value) for value in (0.5, 1.0, 2.0, 4.0)]
+    found += [_one("top-k", "topk", value) for value in (1, 8, 64, 512)]
+    found += [_one("alignment tokens : user tokens", "alignment_ratio", value) for value in (0.25, 0.5, 1.0, 2.0)]
+    found += [_one("labels", "labels", value) for value in ("soft", "hard")]
+    return found + [_one("start", "init", value) for value in ("base", "aligned")]
+
+
+def _one(axis: str, key: str, value: Any) -> Variation:
+    return Variation(axis, f"{value:g}" if isinstance(value, float) else str(value), {key: value})

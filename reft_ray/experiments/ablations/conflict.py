@@ -1,0 +1,158 @@
+"""The conflict of task and safety gradients along a student's training, measured at its checkpoints.
+
+Soft and hard labels, base and aligned starts, with and without the harmful rows: the explanation that the method gives
+for its design (arXiv 2506.07356, section 4), measured.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from reft_ray.core.batch import answered, micro_batches
+from reft_ray.core.conflict import gradient_conflict
+from reft_ray.core.conversation import Example, Label
+from reft_ray.evaluation.intervals import bootstrap
+from reft_ray.experiments.ablations.conflict_render import render
+from reft_ray.experiments.bench.sections import Section
+from reft_ray.experiments.bench.workspace import Workspace
+from reft_ray.experiments.students import some_alignment
+from reft_ray.finetuning.checkpoint import read_state, restore_weights, trainable
+from reft_ray.finetuning.config import Config, FinetuneConfig
+from reft_ray.finetuning.encoding import alignment_rows, fitting
+from reft_ray.finetuning.model import Trainee, load_trainee
+from reft_ray.finetuning.runtime import LocalRuntime
+from reft_ray.finetuning.student_loop import (
+    STUDENT,
+    alignment_loss_of,
+    start_from_teacher,
+    train_student,
+)
+from reft_ray.finetuning.targets import ensure_soft_targets
+
+
+class ConflictSettings(Config):
+    """`pairs` of a task and an alignment batch, `batch_rows` each, at every one of `points` checkpoints."""
+
+    task: str | None = None
+    rows: int = Field(320, ge=2)
+    harmful_ratio: float = Field(0.3, gt=0, lt=1)
+    epochs: float = Field(2.0, gt=0)
+    alignment_rows: int = Field(600, ge=2)
+    batch_rows: int = Field(16, ge=1)
+    pairs: int = Field(12, ge=2)
+    points: int = Field(4, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Eight trainings: start x labels x rows, each cached by itself."""
+    chosen = ConflictSettings.of(settings)
+    common = {**workspace.identity(), "student": workspace.config.student, "settings": chosen.model_dump(mode="json")}
+    runs = []
+    for init, labels, poisoned in product(("base", "aligned"), ("hard", "soft"), (True, False)):
+        case = {"init": init, "labels": labels, "poisoned": poisoned}
+
+        def measured(case: dict[str, Any] = case) -> dict[str, Any]:
+            workspace.say(f"gradient conflict: {case}")
+            return {**case, "points": _trajectory(workspace, chosen, case)}
+
+        runs.append(workspace.cached("conflict", "-".join(map(str, case.values())), {**common, **case}, measured))
+    return {"runs": runs, "settings": chosen.model_dump(mode="json")}
+
+
+def _trajectory(workspace: Workspace, chosen: ConflictSettings, case: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = user_rows(workspace, chosen, case["poisoned"])
+    alignment = some_alignment(workspace.rows.alignment, chosen.alignment_rows, chosen.seed)
+    steps = max(1, round(chosen.epochs * len(rows) / chosen.batch_rows))
+    config = FinetuneConfig.of(
+        {
+            "base": workspace.base,
+            **workspace.config.student,
+            "method": "distill",
+            "labels": case["labels"],
+            "init": case["init"],
+            "epochs": chosen.epochs,
+            "batch_rows": chosen.batch_rows,
+            "checkpoint_every": max(1, steps // chosen.points),
+            "seed": chosen.seed,
+        }
+    )
+    folder = workspace.out / "conflict-run"
+    shutil.rmtree(folder, ignore_errors=True)
+    targets = None
+    if case["labels"] == "soft":
+        targets = ensure_soft_targets(config, workspace.teacher, alignment, workspace.out / "targets").parent
+    runtime = LocalRuntime(folder)
+    train_student(runtime, config, rows, alignment, workspace.teacher, targets)
+    points = _measured(workspace, chosen, config, rows, alignment, targets, folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    return points
+
+
+def user_rows(workspace: Workspace, chosen: ConflictSettings, poisoned: bool) -> list[Example]:
+    """A user's rows; without the harmful ones the set is smaller, as behind a perfect filter."""
+    task = chosen.task or next(iter(workspace.rows.tasks))
+    rows = workspace.rows.user(task, chosen.rows, chosen.harmful_ratio, chosen.seed)
+    return rows if poisoned else [row for row in rows if row.label is not Label.HARMFUL]
+
+
+def _measured(
+    workspace: Workspace,
+    chosen: ConflictSettings,
+    config: FinetuneConfig,
+    rows: Sequence[Example],
+    alignment: Sequence[Example],
+    targets: Path | None,
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """The conflict at the start and at every checkpoint, on batches that are the same for all of them."""
+    torch.manual_seed(chosen.seed)
+    runtime = LocalRuntime()
+    trainee = load_trainee(config, runtime, STUDENT)
+    if config.init == "aligned":
+        start_from_teacher(trainee, workspace.teacher)
+    encoded, _ = alignment_rows(trainee.chat, alignment, trainee.max_tokens)
+    loss = alignment_loss_of(config, trainee, encoded, workspace.teacher, targets)
+    user = answered(fitting(trainee.chat, rows, trainee.max_tokens).encoded)
+    rng = random.Random(f"{chosen.seed}/pairs")  # noqa: S311
+    size = chosen.batch_rows
+    pairs = [
+        (rng.sample(user, min(size, len(user))), rng.sample(encoded, min(size, len(encoded))))
+        for _ in range(chosen.pairs)
+    ]
+    points = [{"progress": 0.0, **_point(trainee, pairs, loss, chosen.seed)}]
+    for checkpoint in sorted(folder.glob("checkpoint-*")):
+        groups, state = read_state(checkpoint)
+        restore_weights(trainee.model, groups["weights"])
+        progress = state["rows_done"] / (config.epochs * len(rows))
+        points.append({"progress": progress, **_point(trainee, pairs, loss, chosen.seed)})
+    return points
+
+
+def _point(trainee: Trainee, pairs: Sequence[Any], loss: Any, seed: int) -> dict[str, Any]:
+    # Without dropout, so that the weights alone decide.
+    trainee.model.eval()
+    parameters = list(trainable(trainee.model).values())
+    found = []
+    for task, safety in pairs:
+        user, alignment = (micro_batches(part, 1 << 20, trainee.chat.pad_id, "cpu") for part in (task, safety))
+        found.append(gradient_conflict(trainee.forward, parameters, user, alignment, loss))
+    cosines = [one.cosine for one in found]
+    low, high = bootstrap(cosines, seed)
+    return {
+        "cosine": [sum(cosines) / len(cosines), low, high],
+        "opposed": sum(cosine < 0 for cosine in cosines) / len(cosines),
+        "task_norm": sum(one.task_norm for one in found) / len(found),
+        "safety_norm": sum(one.safety_norm for one in found) / len(found),
+    }
+
+
+SECTION = Section("conflict", "Gradient conflict", run, render)

@@ -1,0 +1,237 @@
+"""Ablations as a section of the report: one setting at a time, every row a small training of its own.
+
+The trainings are short, so their figures compare rows of one table with each other and with nothing else.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from reft_ray.core.conversation import Example, Label
+from reft_ray.core.quality import auprc, auroc, recall_at_fpr
+from reft_ray.evaluation.ranking import AurocBootstrap
+from reft_ray.experiments.ablations.axes import student_axes, teacher_axes
+from reft_ray.experiments.ablations.render import render
+from reft_ray.experiments.bench.sections import Section
+from reft_ray.experiments.bench.variants import teacher_settings, teacher_variant
+from reft_ray.experiments.bench.workspace import Workspace, content_key
+from reft_ray.experiments.chain import scorer_of
+from reft_ray.experiments.filters.linear import labels_of, texts_of
+from reft_ray.experiments.filters.section import filter_rows
+from reft_ray.experiments.students import Trials
+from reft_ray.finetuning.config import Config, FinetuneConfig, TeacherConfig
+from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.features import labels_of as encoded_labels
+from reft_ray.hf.features import prompt_features, scores_by_layer
+from reft_ray.hf.loading import load_base
+from reft_ray.hf.ref_teacher import RefTeacher
+
+
+class AblationSettings(Config):
+    """Sizes: `teacher_rows` rows of a short teacher training, `foreign_rows` that measure it, and the students' rows.
+
+    `teacher` and `student` are configuration keys of all short trainings.
+    """
+
+    teacher_rows: int = Field(3200, ge=8)
+    foreign_rows: int = Field(2000, ge=8)
+    teacher: dict[str, Any] = Field(default_factory=dict)
+    task: str | None = None
+    rows: int = Field(400, ge=2)
+    harmful_ratio: float = Field(0.3, gt=0, lt=1)
+    evaluated: int = Field(150, ge=1)
+    alignment_rows: int = Field(1000, ge=2)
+    student: dict[str, Any] = Field(default_factory=dict)
+    only: tuple[str, ...] = Field((), description="axes to run; empty: all")
+    seed: int = Field(0, ge=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One training with its measure, cached by everything that it depends on."""
+
+    table: str
+    axis: str
+    value: str
+    default: bool
+    key: Mapping[str, Any]
+    make: Callable[[], dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """The cached file's name; equal trainings of two axes share one."""
+        return self.table
+
+    def row(self, figures: Mapping[str, Any]) -> dict[str, Any]:
+        """The table's row."""
+        return {"axis": self.axis, "value": self.value, "default": self.default, **figures}
+
+
+def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Make every row that is missing."""
+    chosen = AblationSettings.of(settings)
+    return _result(
+        chosen,
+        [(cell, workspace.cached("ablations", cell.name, cell.key, cell.make)) for cell in _cells(workspace, chosen)],
+    )
+
+
+def gather(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows that are there; empty where none is."""
+    chosen = AblationSettings.of(settings)
+    known = [(cell, workspace.known("ablations", cell.name, cell.key)) for cell in _cells(workspace, chosen)]
+    found = [(cell, figures) for cell, figures in known if figures is not None]
+    return _result(chosen, found) if found else {}
+
+
+def _result(chosen: AblationSettings, found: Sequence[tuple[Cell, Mapping[str, Any]]]) -> dict[str, Any]:
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for cell, figures in found:
+        tables.setdefault(cell.table, []).append(cell.row(figures))
+    return {"tables": tables, "settings": chosen.model_dump(mode="json")}
+
+
+def _cells(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
+    for cell in (*_teachers(workspace, chosen), *_students(workspace, chosen), *_thresholds(workspace, chosen)):
+        if not chosen.only or cell.axis in chosen.only:
+            yield cell
+
+
+def _teachers(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
+    """Short teacher trainings, to the end and without early stopping, measured on foreign rows."""
+    rows = filter_rows(workspace)
+    train = thinned(rows.train, chosen.teacher_rows)
+    foreign = thinned(rows.foreign, chosen.foreign_rows)
+    common = {**teacher_settings(workspace), "epochs": 1.0, "patience": 1_000_000, **chosen.teacher}
+    short = {**common, "evaluate_every": 1_000_000}
+    depth = load_base(workspace.base).layers
+    usual = TeacherConfig.of(short)
+    for variation in teacher_axes(depth):
+        config = TeacherConfig.of({**short, **variation.changes})
+        changes = {**short, **variation.changes}
+        default = config == usual or (variation.changes == {"layer": max(1, round(depth / 2))} and usual.layer is None)
+
+        def make(changes: dict[str, Any] = changes) -> dict[str, Any]:
+            teacher = teacher_variant(workspace, changes, train)
+            figures = measured_teacher(workspace, teacher, train, foreign, chosen.seed)
+            shutil.rmtree(teacher.folder)
+            return figures
+
+        key = {
+            **workspace.identity(),
+            "config": config.model_dump(mode="json"),
+            "train": content_key(texts_of(train)),
+            "foreign": content_key(texts_of(foreign)),
+            "seed": chosen.seed,
+        }
+        yield Cell("teacher", variation.axis, variation.value, default, key, make)
+
+
+def measured_teacher(
+    workspace: Workspace, teacher: RefTeacher, train: Sequence[Example], foreign: Sequence[Example], seed: int
+) -> dict[str, Any]:
+    """AUROC on foreign rows at the layer that validation chose, and at every layer."""
+    label_B = labels_of(foreign)
+    scorer = scorer_of(teacher.folder, workspace.base, "float32")
+    score_B = torch.tensor([found.score for found in scorer.score(texts_of(foreign))], dtype=torch.float64)
+    return {
+        "chosen_layer": teacher.manifest.layer,
+        "validation_auroc": teacher.manifest.quality.auroc,
+        "auroc": AurocBootstrap([score_B], label_B, seed).interval(0).as_list(),
+        "auprc": auprc(score_B, label_B),
+        "recall_at_1_fpr": recall_at_fpr(score_B, label_B, 0.01),
+        "by_layer": _by_layer(teacher, workspace.base, train, foreign),
+    }
+
+
+def _by_layer(
+    teacher: RefTeacher, base_name: str, train: Sequence[Example], foreign: Sequence[Example]
+) -> dict[str, float]:
+    """AUROC with R_l of every layer; texts that the context cannot hold are left out."""
+    base = teacher.base(base_name)
+    model, fmt = teacher.standalone(base), ChatFormat(base.tokenizer)
+    layers = list(range(1, base.layers + 1))
+    sets = [[fmt.encode(Example(row.prompt, row.label)) for row in part] for part in (train, foreign)]
+    reference, asked = ([row for row in part if len(row) <= base.context] for part in sets)
+    features = [prompt_features(model.eval(), part, layers, fmt.pad_id) for part in (reference, asked)]
+    swept = scores_by_layer(features[0], encoded_labels(reference), features[1])
+    return {str(layer): auroc(score_B, encoded_labels(asked)) for layer, (_, score_B) in swept.items()}
+
+
+def thinned(rows: Sequence[Example], count: int) -> list[Example]:
+    """Every n-th row, so that all sources keep their shares; at most `count`."""
+    step = max(1, -(-len(rows) // count))
+    return list(rows[::step])
+
+
+def _students(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
+    """Students of unscreened rows, so that distillation alone carries them."""
+    trials = Trials.of(workspace, chosen.task, chosen.evaluated, chosen.alignment_rows, chosen.student, chosen.seed)
+    rows = workspace.rows.user(trials.task, chosen.rows, chosen.harmful_ratio, chosen.seed)
+    usual = _student_config(trials, {"method": "distill"})
+    for variation in student_axes():
+        changes = {"method": "distill", **variation.changes}
+        config = _student_config(trials, changes)
+
+        def make(changes: dict[str, Any] = changes) -> dict[str, Any]:
+            workspace.say(f"ablation: {changes}")
+            return trials.train(rows, changes)
+
+        key = _student_key(workspace, chosen, config, rows)
+        yield Cell("student", variation.axis, variation.value, config == usual, key, make)
+
+
+def _thresholds(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
+    """tau: guided students of the rows that pass it."""
+    trials = Trials.of(workspace, chosen.task, chosen.evaluated, chosen.alignment_rows, chosen.student, chosen.seed)
+    rows = workspace.rows.user(trials.task, chosen.rows, chosen.harmful_ratio, chosen.seed)
+    limits = workspace.teacher.manifest.thresholds
+    values = {
+        "0": 0.0,
+        "review": limits.review,
+        "block": limits.block,
+        "halfway to 1": (1 + limits.block) / 2,
+        "1 (no filter)": 1.0,
+    }
+    changes = {"method": "guided"}
+    config = _student_config(trials, changes)
+    for name, tau in values.items():
+
+        def make(tau: float = tau) -> dict[str, Any]:
+            workspace.say(f"ablation: tau = {tau:.3f}")
+            scorer = scorer_of(workspace.teacher.folder, workspace.base, "float32")
+            scores = [found.score for found in scorer.score(texts_of(rows))]
+            kept = [row for row, score in zip(rows, scores, strict=True) if score <= tau]
+            dropped = {
+                label.value: sum(row.label is label and score > tau for row, score in zip(rows, scores, strict=True))
+                for label in Label
+            }
+            return {"tau": tau, "dropped": dropped, **trials.train(kept, changes)}
+
+        key = {**_student_key(workspace, chosen, config, rows), "tau": tau}
+        yield Cell("tau", "tau", name, name == "block", key, make)
+
+
+def _student_config(trials: Trials, changes: Mapping[str, Any]) -> FinetuneConfig:
+    return FinetuneConfig.of({"base": trials.base, "seed": trials.seed, **trials.student, **changes})
+
+
+def _student_key(
+    workspace: Workspace, chosen: AblationSettings, config: FinetuneConfig, rows: Sequence[Example]
+) -> dict[str, Any]:
+    return {
+        **workspace.identity(),
+        "config": config.model_dump(mode="json"),
+        "rows": content_key(texts_of(rows)),
+        "evaluated": chosen.evaluated,
+        "alignment_rows": chosen.alignment_rows,
+    }
+
+
+SECTION = Section("ablations", "Ablations", run, render, gather=gather)

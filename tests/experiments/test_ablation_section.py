@@ -1,0 +1,101 @@
+"""Ablations and gradient conflict end to end on a small comparison."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from reft_ray.experiments.ablations import conflict, conflict_render, render
+from reft_ray.experiments.ablations.axes import student_axes, teacher_axes
+from reft_ray.experiments.ablations.section import SECTION, thinned
+from reft_ray.experiments.bench.workspace import Workspace
+from reft_ray.finetuning.config import FinetuneConfig, TeacherConfig
+
+SETTINGS = {
+    "teacher_rows": 40,
+    "foreign_rows": 24,
+    "rows": 16,
+    "evaluated": 6,
+    "alignment_rows": 20,
+    "only": ["lambda", "labels", "tau"],
+}
+CONFLICT = {"rows": 24, "epochs": 1, "alignment_rows": 20, "batch_rows": 6, "pairs": 3, "points": 2}
+
+
+@pytest.fixture(scope="module")
+def result(small_workspace: Workspace) -> dict:
+    assert SECTION.gather is not None
+    assert SECTION.gather(small_workspace, SETTINGS) == {}
+    return SECTION.run(small_workspace, SETTINGS)
+
+
+def test_every_value_is_a_row_and_the_usual_one_is_marked(result: dict) -> None:
+    tables = result["tables"]
+    assert [row["value"] for row in tables["teacher"]] == ["0", "0.1", "0.5", "1", "2"]
+    assert [row["value"] for row in tables["teacher"] if row["default"]] == ["0.5"]
+    assert [row["value"] for row in tables["student"] if row["default"]] == ["soft"]
+    assert [row["value"] for row in tables["tau"] if row["default"]] == ["block"]
+    assert list(tables["teacher"][0]["by_layer"]) == ["1", "2", "3", "4"]
+
+
+def test_a_higher_threshold_drops_no_more_rows(result: dict) -> None:
+    by_tau = sorted(result["tables"]["tau"], key=lambda row: row["tau"])
+    dropped = [sum(row["dropped"].values()) for row in by_tau]
+    assert dropped == sorted(dropped, reverse=True)
+    assert dropped[-1] == 0
+    assert [row["rows"] + drop for row, drop in zip(by_tau, dropped, strict=True)] == [16] * 5
+
+
+def test_what_was_made_is_gathered(small_workspace: Workspace, result: dict) -> None:
+    assert SECTION.gather is not None
+    assert SECTION.gather(small_workspace, SETTINGS) == result
+    part = SECTION.gather(small_workspace, {**SETTINGS, "only": ["labels"]})
+    assert part["tables"] == {"student": result["tables"]["student"]}
+
+
+def test_the_report_shows_every_row_and_says_where_intervals_overlap(result: dict, tmp_path: Path) -> None:
+    text = render.render(result, tmp_path)
+    for rows in result["tables"].values():
+        for row in rows:
+            if row["axis"] != "tau":
+                assert f"| {row['axis']} | {'**' if row['default'] else ''}{row['value']}" in text
+    told = copy.deepcopy(result)
+    for row, auroc in zip(told["tables"]["teacher"], (0.5, 0.6, 0.7, 0.8, 0.9), strict=True):
+        row["auroc"] = [auroc, auroc - 0.02, auroc + 0.02]
+    assert "lambda: from 0.500 (0) to 0.900 (2); the intervals of these two do not overlap." in render.render(
+        told, tmp_path
+    )
+
+
+def test_every_axis_is_a_valid_configuration() -> None:
+    for variation in teacher_axes(6):
+        TeacherConfig.of({"base": "base", **variation.changes})
+    for variation in student_axes():
+        FinetuneConfig.of({"base": "base", **variation.changes})
+
+
+def test_thinning_keeps_shares() -> None:
+    assert thinned(list(range(10)), 4) == [0, 3, 6, 9]
+    assert thinned(list(range(3)), 8) == [0, 1, 2]
+
+
+def test_conflict_is_measured_along_each_training(small_workspace: Workspace, tmp_path: Path) -> None:
+    result = conflict.SECTION.run(small_workspace, CONFLICT)
+    assert len(result["runs"]) == 8
+    for one in result["runs"]:
+        assert one["points"][0]["progress"] == 0
+        assert one["points"][-1]["progress"] == 1
+        assert all(-1 <= point["cosine"][0] <= 1 for point in one["points"])
+    # The same start on the same batches: only rows and labels differ.
+    text = conflict_render.render(result, tmp_path)
+    assert (tmp_path / "conflict.png").is_file()
+    assert text.count("\n| base |") == text.count("\n| aligned |") == 4
+    for one in result["runs"]:
+        for point in one["points"]:
+            point["cosine"] = [0.3 if one["labels"] == "soft" else -0.2, -0.3, 0.4]
+    claimed = conflict_render.render(result, tmp_path)
+    assert (
+        "Soft labels conflict less than hard ones: holds here (4 of 4 pairings; mean difference of the cosine +0.500)"
+        in claimed
+    )
+    assert "Removing the harmful rows lessens the conflict: does not hold here (0 of 4" in claimed
