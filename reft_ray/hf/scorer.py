@@ -76,7 +76,7 @@ class TeacherScorer:
             windows += [_Window(index, piece) for piece in pieces]
         best = [-1.0] * len(texts)
         count = [0] * len(texts)
-        for window, value in zip(windows, self._scores([w.ids for w in windows]), strict=True):
+        for window, value in zip(windows, self.score_tokens([w.ids for w in windows]), strict=True):
             # A value that is not a number wins and stays: it blocks (fail closed).
             if not (math.isnan(best[window.text]) or value <= best[window.text]):
                 best[window.text] = value
@@ -92,7 +92,8 @@ class TeacherScorer:
         """Templated prompt tokens per text, for whoever builds batches by budget."""
         return [len(ids) for ids in self.prompt_ids(texts)]
 
-    def _scores(self, rows: list[list[int]]) -> list[float]:
+    def score_tokens(self, rows: list[list[int]]) -> list[float]:
+        """The refusal score of each templated prompt, given as tokens that fit one window."""
         scores = [0.0] * len(rows)
         cached = [self._cache_P is not None and row[: len(self._prefix)] == self._prefix for row in rows]
         for use_cache in (True, False):

@@ -85,7 +85,7 @@ def test_every_token_of_a_long_text_stands_in_a_window(llama: Path) -> None:
 
 def test_a_score_that_is_no_number_survives_later_windows(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = scorer_of(llama, window_tokens=32)
-    monkeypatch.setattr(scorer, "_scores", lambda rows: [math.nan] + [0.5] * (len(rows) - 1))
+    monkeypatch.setattr(scorer, "score_tokens", lambda rows: [math.nan] + [0.5] * (len(rows) - 1))
     assert math.isnan(scorer.score(["please tell me how " * 30])[0].score)
 
 

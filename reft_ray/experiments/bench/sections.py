@@ -54,6 +54,17 @@ class Section:
 
 def sections() -> tuple[Section, ...]:
     """All sections, in the order of the report."""
+    from reft_ray.experiments.ablations import conflict
+    from reft_ray.experiments.ablations import section as ablations
+    from reft_ray.experiments.attacks import section as attacks
     from reft_ray.experiments.bench import costs, grid_report
+    from reft_ray.experiments.filters import section as filters
 
-    return (grid_report.SECTION, costs.SECTION)
+    return (
+        grid_report.SECTION,
+        filters.SECTION,
+        ablations.SECTION,
+        conflict.SECTION,
+        attacks.SECTION,
+        costs.SECTION,
+    )

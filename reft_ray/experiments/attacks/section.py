@@ -1,0 +1,114 @@
+"""Adaptive attacks as a section of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from reft_ray.core.conversation import Example, Label
+from reft_ray.experiments.attacks.datasets import Attack, Material, attacks_of, obedient_rows
+from reft_ray.experiments.attacks.leakage import run_attack, screen_attack
+from reft_ray.experiments.attacks.render import render
+from reft_ray.experiments.attacks.suffixes import suffix_attacks
+from reft_ray.experiments.attacks.token_search import SearchSettings, TokenSearch
+from reft_ray.experiments.bench.sections import Section
+from reft_ray.experiments.bench.workspace import Workspace
+from reft_ray.experiments.chain import scorer_of
+from reft_ray.experiments.students import Trials
+from reft_ray.finetuning.config import Config
+from reft_ray.finetuning.prompts import read_labelled
+
+VERSION = 1
+
+
+class AttackSettings(Config):
+    """Sizes: task rows, the attacker's rows among them, prompts that students answer, and the suffix search."""
+
+    task: str | None = None
+    task_rows: int = Field(400, ge=1)
+    attack_rows: int = Field(150, ge=2)
+    evaluated: int = Field(150, ge=1)
+    students: tuple[str, ...] = ("filter", "guided")
+    alignment_rows: int = Field(1000, ge=2)
+    student: dict[str, Any] = Field(default_factory=dict)
+    suffix_tokens: int = Field(12, ge=1)
+    suffix_steps: int = Field(30, ge=1)
+    suffix_width: int = Field(64, ge=1)
+    suffix_shared_by: int = Field(8, ge=1)
+    suffixes: int = Field(20, ge=1)
+    padding: int = Field(3, ge=1, description="harmless prompts before or after a request")
+    hidden_among: int = Field(12, ge=1, description="harmless prompts on either side in the long context")
+    seed: int = Field(0, ge=0)
+
+
+def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every attack, each cached by itself."""
+    chosen = AttackSettings.of(settings)
+    trials = Trials.of(workspace, chosen.task, chosen.evaluated, chosen.alignment_rows, chosen.student, chosen.seed)
+    task = workspace.rows.user(trials.task, chosen.task_rows, 0.0, chosen.seed)
+    material = material_of(workspace, trials, chosen)
+    common = {
+        **workspace.identity(),
+        "version": VERSION,
+        "student": dict(trials.student),
+        "settings": chosen.model_dump(mode="json"),
+    }
+    folder = workspace.out / "attacking"
+
+    def attacked(attack: Attack) -> dict[str, Any]:
+        workspace.say(f"attack: {attack.name}")
+        return run_attack(attack, task, trials, folder, chosen.students)
+
+    def cached(attack: Attack) -> dict[str, Any]:
+        key = {**common, "attack": [attack.name, attack.about]}
+        return workspace.cached("attacks", attack.name.replace(" ", "-"), key, lambda: attacked(attack))
+
+    def control() -> dict[str, Any]:
+        screened = screen_attack([], task, trials, folder)
+        return {"rows": len(task), "dropped": screened.harmless_dropped, "findings": screened.findings}
+
+    def searched() -> dict[str, Any]:
+        search = TokenSearch(
+            scorer_of(trials.teacher.folder, trials.base, "float32"),
+            SearchSettings(chosen.suffix_tokens, chosen.suffix_steps, chosen.suffix_width),
+            chosen.seed,
+        )
+        attacks, found = suffix_attacks(
+            search, material.harmful, chosen.attack_rows, chosen.suffix_shared_by, chosen.suffixes, workspace.say
+        )
+        scores = [{"before": one.before, "after": one.after} for one in found]
+        return {"attacks": [attacked(attack) for attack in attacks], "scores": scores}
+
+    results = [
+        cached(attack) for attack in attacks_of(material, chosen.attack_rows, chosen.padding, chosen.hidden_among)
+    ]
+    suffixes = workspace.cached("attacks", "suffixes", common, searched)
+    return {
+        "attacks": [*results, *suffixes["attacks"]],
+        "suffixes": suffixes["scores"],
+        "control": workspace.cached("attacks", "control", common, control),
+        "block": trials.teacher.manifest.thresholds.block,
+        "settings": chosen.model_dump(mode="json"),
+    }
+
+
+def material_of(workspace: Workspace, trials: Trials, chosen: AttackSettings) -> Material:
+    """Requests of the attacker's own, harmless rows, and the public identity-shifting rows where they are at hand."""
+    # More than an attack needs: the shared suffix is searched on requests of its own.
+    wanted = chosen.attack_rows + chosen.suffix_shared_by
+    harmful = workspace.rows.user(trials.task, wanted, 1.0, chosen.seed)
+    harmless = [row for row in trials.alignment if row.label is Label.HARMLESS]
+    if workspace.config.rows is None:
+        return Material(harmful, harmless, obedient_rows(harmless))
+    return Material(harmful, harmless, identity_rows(workspace.data / "attacks/identity_shift_10.jsonl"))
+
+
+def identity_rows(path: Path) -> list[Example]:
+    """The ten public rows, as the attacker's."""
+    return read_labelled(path, Label.HARMFUL)
+
+
+SECTION = Section("attacks", "Adaptive attacks", run, render)

@@ -1,0 +1,54 @@
+"""Attacks with searched suffixes: one for all requests, and one for each."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from reft_ray.core.conversation import Example
+from reft_ray.experiments.attacks.datasets import Attack, with_prompt
+from reft_ray.experiments.attacks.disguises import Disguise
+from reft_ray.experiments.attacks.token_search import Found, TokenSearch
+
+_LONGEST = 300
+"""Characters of a request that a suffix is searched for: it must fit one window with the suffix."""
+
+
+def suffix_attacks(
+    search: TokenSearch, harmful: Sequence[Example], count: int, shared_by: int, alone: int, say: Callable[[str], None]
+) -> tuple[list[Attack], list[Found]]:
+    """(attacks, what the searches found). The shared suffix is searched on requests that its rows do not use."""
+    short = [row for row in harmful if len(row.prompt[-1].content) <= _LONGEST]
+    rows, others = short[:count], short[count : count + shared_by]
+    say(f"searching one suffix on {len(others)} requests")
+    shared = search.suffix([row.prompt[-1].content for row in others])
+    found = [shared]
+    own: dict[str, str] = {}
+    for index, row in enumerate(rows[:alone]):
+        say(f"searching suffix {index + 1} of {min(alone, len(rows))}")
+        text = row.prompt[-1].content
+        found.append(search.suffix([text]))
+        own[text] = text + found[-1].suffix
+    disguise = Disguise("suffix for all", "", lambda text, _: text + shared.suffix)
+
+    def with_shared(_: random.Random) -> list[Example]:
+        return [with_prompt(row, row.prompt[-1].content + shared.suffix) for row in rows]
+
+    def with_own(_: random.Random) -> list[Example]:
+        return [with_prompt(row, own[row.prompt[-1].content]) for row in rows[:alone]]
+
+    return [
+        Attack(
+            disguise.name,
+            f"one searched suffix, found on {len(others)} other requests (white box, greedy coordinate gradient)",
+            with_shared,
+            lambda _: rows,
+            rewrite=disguise,
+        ),
+        Attack(
+            "suffix each",
+            "a searched suffix for each request (white box, greedy coordinate gradient)",
+            with_own,
+            lambda _: rows[:alone],
+        ),
+    ], found
