@@ -99,4 +99,4 @@ def plot_costs(ratios: Mapping[str, tuple[float, float]], path: Path) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="relative to plain LoRA finetuning")
     axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save(figure, path)

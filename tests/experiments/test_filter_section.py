@@ -80,8 +80,8 @@ def test_scores_are_kept_and_not_fitted_again(tmp_path: Path) -> None:
         return keywords.score
 
     for _ in range(2):
-        (scored,) = score_all([Rival("k", "about", fit)], rows, Targets(), tmp_path, "id")
-    score_all([Rival("k", "about", fit)], rows, Targets(), tmp_path, "another teacher")
+        (scored,) = score_all([Rival("k", "about", fit, "a teacher")], rows, Targets(), tmp_path)
+    score_all([Rival("k", "about", fit, "another")], rows, Targets(), tmp_path)
     assert len(fits) == 2
     assert scored.of(rows.foreign).tolist() == [0.0, -1.0]
     assert -1.0 <= scored.thresholds.block < 0.0

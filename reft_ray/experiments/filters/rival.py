@@ -19,11 +19,12 @@ REF_TEACHER = "Ref-Teacher"
 class Rival:
     """A filter by name. `fit` learns it when its scores are not known yet.
 
-    Without `thresholds` of its own it gets them as the Ref-Teacher does: from the validation prompts, by the same
-    targets.
+    `made_of` names what its scores depend on besides the rows: a base, a teacher. Without `thresholds` of its own it
+    gets them as the Ref-Teacher does: from the validation prompts, by the same targets.
     """
 
     name: str
     about: str
     fit: Callable[[], Score]
+    made_of: str = ""
     thresholds: Thresholds | None = None

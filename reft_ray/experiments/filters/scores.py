@@ -39,15 +39,14 @@ def score_all(
     rows: FilterRows,
     targets: Targets,
     cache: Path,
-    identity: str,
     show: Callable[[str], None] = lambda _: None,
 ) -> list[Scored]:
-    """Fit and apply the filters, one after the other. `identity` names all that they depend on besides the rows."""
+    """Fit and apply the filters, one after the other."""
     benign = [row for part in rows.benign.values() for row in part]
     texts = list(dict.fromkeys(texts_of([*rows.validation, *rows.seen, *rows.foreign, *benign])))
     learned = hashlib.sha256(
         json.dumps(
-            [identity, [[text, row.label] for text, row in zip(texts_of(rows.train), rows.train, strict=True)], texts]
+            [[[text, row.label] for text, row in zip(texts_of(rows.train), rows.train, strict=True)], texts]
         ).encode()
     ).hexdigest()
     return [_scored(rival, rows, texts, targets, cache, learned, show) for rival in rivals]
@@ -62,7 +61,7 @@ def _scored(
     learned: str,
     show: Callable[[str], None],
 ) -> Scored:
-    key = hashlib.sha256(f"{rival.name}\n{rival.about}\n{learned}".encode()).hexdigest()
+    key = hashlib.sha256(f"{rival.name}\n{rival.about}\n{rival.made_of}\n{learned}".encode()).hexdigest()
     path = cache / f"scores-{key[:16]}.safetensors"
     if path.is_file():
         with safe_open(path, framework="pt") as file:

@@ -39,18 +39,25 @@ def rivals_of(
     """The Ref-Teacher first, then what could stand in its place."""
     learned = rows.train, rows.validation
     made = teacher.manifest
+    ground = made.base_fingerprint
     rivals = [
         Rival(
             REF_TEACHER,
             f"cosine to the refusal feature at layer {made.layer}",
             partial(directions.fit_teacher, teacher.folder, base),
+            teacher.id,
             made.thresholds,
         ),
         Rival("keywords", keywords.ABOUT, lambda: keywords.score),
         Rival("TF-IDF + LR", linear.TFIDF_ABOUT, partial(linear.fit_tfidf, *learned)),
-        Rival("base direction", directions.DIRECTION_ABOUT, partial(directions.fit_direction, base, *learned)),
-        Rival("base probe", directions.PROBE_ABOUT, partial(directions.fit_probe, base, *learned)),
-        Rival("teacher's answers", directions.ANSWERS_ABOUT, partial(directions.fit_answers, teacher.folder, base)),
+        Rival("base direction", directions.DIRECTION_ABOUT, partial(directions.fit_direction, base, *learned), ground),
+        Rival("base probe", directions.PROBE_ABOUT, partial(directions.fit_probe, base, *learned), ground),
+        Rival(
+            "teacher's answers",
+            directions.ANSWERS_ABOUT,
+            partial(directions.fit_answers, teacher.folder, base),
+            teacher.id,
+        ),
     ]
     if embeddings:
         rivals.insert(3, Rival("MiniLM + LR", linear.EMBEDDING_ABOUT, partial(linear.fit_embeddings, *learned)))
@@ -60,6 +67,7 @@ def rivals_of(
                 "lambda = 0",
                 f"a teacher trained the same way without the regulariser, layer {unregularised.manifest.layer}",
                 partial(directions.fit_teacher, unregularised.folder, base),
+                unregularised.id,
                 unregularised.manifest.thresholds,
             )
         )
@@ -77,9 +85,8 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
     unregularised = None
     if chosen.unregularised:
         unregularised = teacher_variant(workspace, {"separation_weight": 0.0}, rows.train)
-    identity = f"{teacher.id} {unregularised.id if unregularised else ''} {made.base_fingerprint}"
     rivals = rivals_of(teacher, base, rows, unregularised, chosen.embeddings)
-    scored = score_all(rivals, rows, targets, workspace.out / "scores", identity, workspace.say)
+    scored = score_all(rivals, rows, targets, workspace.out / "scores", workspace.say)
     return {
         **figures(scored, rows, chosen.seed),
         "base": Path(made.base_name).name,
