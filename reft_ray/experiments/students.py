@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from reft_ray.core.conversation import Conversation, Example, Label
+from reft_ray.core.conversation import Conversation, Example
 from reft_ray.evaluation.gate import Gate
 from reft_ray.evaluation.suite import (
     FINETUNE_ACCURACY,
@@ -21,64 +20,45 @@ from reft_ray.evaluation.suite import (
     TaskTest,
     evaluate,
 )
-from reft_ray.evaluation.task_accuracy import Match
+from reft_ray.experiments.bench.starts import alignment_rows, in_process
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.experiments.chain import Respond, respond_with
-from reft_ray.finetuning.config import FinetuneConfig, Resources
+from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import load_base, load_tokenizer
-from reft_ray.hf.ref_teacher import RefTeacher
 
 
-@dataclass(frozen=True)
 class Trials:
-    """Teacher, base and alignment rows that students share, and the prompts that measure them.
+    """Students that share a teacher, a base, alignment rows and the prompts that measure them.
 
-    `student` are FinetuneConfig keys; `task` is the user's task, by its name in the comparison's rows.
+    `task` is the user's task by its name in the comparison's rows (default: the first), `changes` are FinetuneConfig
+    keys on top of the comparison's own; at most `evaluated` prompts of each kind are asked.
     """
 
-    teacher: RefTeacher
-    base: str
-    task: str
-    alignment: Sequence[Example]
-    student: Mapping[str, Any]
-    hs_prompts: Sequence[Example]
-    over_refusal_prompts: Sequence[Example]
-    task_test: Sequence[Example]
-    match: Match
-    max_new_tokens: int
-    folder: Path
-    seed: int = 0
-
-    @classmethod
-    def of(
-        cls,
-        workspace: Workspace,
-        task: str | None,
-        evaluated: int,
-        alignment_rows: int,
-        changes: Mapping[str, Any],
-        seed: int,
-    ) -> Trials:
-        """From a workspace: its first task where none is named, at most `evaluated` prompts of each kind."""
+    def __init__(
+        self, workspace: Workspace, task: str | None, evaluated: int, changes: Mapping[str, Any], seed: int
+    ) -> None:
         rows = workspace.rows
-        task = task or next(iter(rows.tasks))
-        test = rows.task(task)
-        return cls(
-            teacher=workspace.teacher,
-            base=workspace.base,
-            task=task,
-            alignment=some_alignment(rows.alignment, alignment_rows, seed),
-            student={**workspace.config.student, **changes},
-            hs_prompts=_some(rows.hs_prompts, evaluated, seed),
-            over_refusal_prompts=_some(rows.over_refusal_prompts, evaluated, seed),
-            task_test=_some(test.test, evaluated, seed),
-            match=test.match,
-            max_new_tokens=workspace.config.evaluation.max_new_tokens,
-            folder=workspace.out / "students",
-            seed=seed,
-        )
+        self.workspace = workspace
+        self.teacher, self.base = workspace.teacher, workspace.base
+        self.task = task or next(iter(rows.tasks))
+        self.student = {"checkpoint_every": 1_000_000, **workspace.config.student, **changes}
+        self.seed = seed
+        self.folder = workspace.out / "students"
+        self.hs_prompts = _some(rows.hs_prompts, evaluated, seed)
+        self.over_refusal_prompts = _some(rows.over_refusal_prompts, evaluated, seed)
+        self.test = rows.task(self.task)
+        self.task_test = _some(self.test.test, evaluated, seed)
+
+    @cached_property
+    def alignment(self) -> list[Example]:
+        """The comparison's alignment rows, so that all students share one file of soft labels."""
+        return alignment_rows(self.workspace)
+
+    def config(self, changes: Mapping[str, Any]) -> FinetuneConfig:
+        """The configuration of one student."""
+        return FinetuneConfig.of({"base": self.base, "seed": self.seed, **self.student, **changes})
 
     @cached_property
     def _chat(self) -> ChatFormat:
@@ -95,7 +75,11 @@ class Trials:
     @cached_property
     def reference(self) -> Evaluation:
         """The base model on the same questions: what the gate compares with."""
-        return self._evaluate(respond_with(self.base, None, self.max_new_tokens))
+        return self._evaluate(self._respond(None))
+
+    def _respond(self, adapter: Path | None) -> Respond:
+        config = self.workspace.config
+        return respond_with(self.base, adapter, config.evaluation.max_new_tokens, config.device)
 
     def _evaluate(self, respond: Respond) -> Evaluation:
         return evaluate(
@@ -103,7 +87,7 @@ class Trials:
             Suite(
                 harmful=[row.prompt for row in self.hs_prompts],
                 harmless=[row.prompt for row in self.over_refusal_prompts],
-                tasks={self.task: TaskTest(self.task_test, self.match)},
+                tasks={self.task: TaskTest(self.task_test, self.test.match)},
                 seed=self.seed,
             ),
         )
@@ -115,11 +99,11 @@ class Trials:
 
         `also_asked` are harmful prompts in another form: their HS stands beside the usual one.
         """
-        config = FinetuneConfig.of({"base": self.base, "seed": self.seed, **self.student, **changes})
-        alignment = self.alignment if config.method.distills else ()
+        config = self.config(changes)
+        alignment = self.alignment if config.needs_alignment else ()
         inputs = FinetuneInputs(list(rows), len(rows), alignment, self.teacher)
-        adapter = finetune(config, inputs, self.folder / "adapter", Resources(workers=0, shared=str(self.folder)))
-        respond = respond_with(self.base, adapter, self.max_new_tokens)
+        adapter = finetune(config, inputs, self.folder / "adapter", in_process(self.workspace, self.folder))
+        respond = self._respond(adapter)
         found = self._evaluate(respond)
         gate = Gate().check(found, self.reference)
         figures: dict[str, Any] = {
@@ -132,17 +116,8 @@ class Trials:
         if also_asked:
             asked = evaluate(respond, Suite(harmful=also_asked, seed=self.seed))
             figures["harmful_score_rewritten"] = asked[HARMFUL_SCORE].as_dict()
-        # Checkpoints and weights; the soft labels are kept for the next student.
-        for made in (self.folder / "adapter", self.folder / ".runs"):
-            shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
         return figures
-
-
-def some_alignment(rows: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """Refusals and helpful answers, half each."""
-    shuffled = list(rows)
-    random.Random(seed).shuffle(shuffled)  # noqa: S311
-    return [row for label in Label for row in [row for row in shuffled if row.label is label][: count // 2]]
 
 
 def _some(rows: Sequence[Example], count: int, seed: int) -> list[Example]:

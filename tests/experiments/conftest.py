@@ -39,6 +39,7 @@ def small_workspace(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Wo
                 "optimizer": {"learning_rate": 0.01},
             },
             "student": {"epochs": 1, "batch_rows": 8, "alignment_ratio": 0.5, "lora": {"rank": 4}},
+            "alignment_rows": 20,
             "evaluation": {"harmful": 8, "harmless": 8, "task": 8, "max_new_tokens": 4},
         },
     )

@@ -16,10 +16,9 @@ SETTINGS = {
     "foreign_rows": 24,
     "rows": 16,
     "evaluated": 6,
-    "alignment_rows": 20,
     "only": ["lambda", "labels", "tau"],
 }
-CONFLICT = {"rows": 24, "epochs": 1, "alignment_rows": 20, "batch_rows": 6, "pairs": 3, "points": 2}
+CONFLICT = {"rows": 24, "epochs": 1, "batch_rows": 6, "pairs": 3, "points": 2}
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ SETTINGS = {
     "task_rows": 24,
     "attack_rows": 8,
     "evaluated": 6,
-    "alignment_rows": 20,
     "suffix_steps": 2,
     "suffix_tokens": 4,
     "suffix_width": 8,

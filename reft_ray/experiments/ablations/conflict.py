@@ -19,11 +19,12 @@ from pydantic import Field
 from reft_ray.core.batch import answered, micro_batches
 from reft_ray.core.conflict import gradient_conflict
 from reft_ray.core.conversation import Example, Label
+from reft_ray.core.guided import AlignmentLoss
 from reft_ray.evaluation.intervals import bootstrap
 from reft_ray.experiments.ablations.conflict_render import render
 from reft_ray.experiments.bench.sections import Section
+from reft_ray.experiments.bench.starts import alignment_rows as provider_rows
 from reft_ray.experiments.bench.workspace import Workspace
-from reft_ray.experiments.students import some_alignment
 from reft_ray.finetuning.checkpoint import read_state, restore_weights, trainable
 from reft_ray.finetuning.config import Config, FinetuneConfig
 from reft_ray.finetuning.encoding import alignment_rows, fitting
@@ -45,7 +46,6 @@ class ConflictSettings(Config):
     rows: int = Field(320, ge=2)
     harmful_ratio: float = Field(0.3, gt=0, lt=1)
     epochs: float = Field(2.0, gt=0)
-    alignment_rows: int = Field(600, ge=2)
     batch_rows: int = Field(16, ge=1)
     pairs: int = Field(12, ge=2)
     points: int = Field(4, ge=1)
@@ -70,7 +70,7 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _trajectory(workspace: Workspace, chosen: ConflictSettings, case: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = user_rows(workspace, chosen, case["poisoned"])
-    alignment = some_alignment(workspace.rows.alignment, chosen.alignment_rows, chosen.seed)
+    alignment = provider_rows(workspace)
     steps = max(1, round(chosen.epochs * len(rows) / chosen.batch_rows))
     config = FinetuneConfig.of(
         {
@@ -87,11 +87,11 @@ def _trajectory(workspace: Workspace, chosen: ConflictSettings, case: Mapping[st
     )
     folder = workspace.out / "conflict-run"
     shutil.rmtree(folder, ignore_errors=True)
+    device = workspace.config.device
     targets = None
     if case["labels"] == "soft":
-        targets = ensure_soft_targets(config, workspace.teacher, alignment, workspace.out / "targets").parent
-    runtime = LocalRuntime(folder)
-    train_student(runtime, config, rows, alignment, workspace.teacher, targets)
+        targets = ensure_soft_targets(config, workspace.teacher, alignment, workspace.out / "targets", device).parent
+    train_student(LocalRuntime(folder, device=device), config, rows, alignment, workspace.teacher, targets)
     points = _measured(workspace, chosen, config, rows, alignment, targets, folder)
     shutil.rmtree(folder, ignore_errors=True)
     return points
@@ -115,7 +115,7 @@ def _measured(
 ) -> list[dict[str, Any]]:
     """The conflict at the start and at every checkpoint, on batches that are the same for all of them."""
     torch.manual_seed(chosen.seed)
-    runtime = LocalRuntime()
+    runtime = LocalRuntime(device=workspace.config.device)
     trainee = load_trainee(config, runtime, STUDENT)
     if config.init == "aligned":
         start_from_teacher(trainee, workspace.teacher)
@@ -128,22 +128,24 @@ def _measured(
         (rng.sample(user, min(size, len(user))), rng.sample(encoded, min(size, len(encoded))))
         for _ in range(chosen.pairs)
     ]
-    points = [{"progress": 0.0, **_point(trainee, pairs, loss, chosen.seed)}]
+    points = [{"progress": 0.0, **_point(trainee, pairs, loss, runtime.device, chosen.seed)}]
     for checkpoint in sorted(folder.glob("checkpoint-*")):
         groups, state = read_state(checkpoint)
         restore_weights(trainee.model, groups["weights"])
         progress = state["rows_done"] / (config.epochs * len(rows))
-        points.append({"progress": progress, **_point(trainee, pairs, loss, chosen.seed)})
+        points.append({"progress": progress, **_point(trainee, pairs, loss, runtime.device, chosen.seed)})
     return points
 
 
-def _point(trainee: Trainee, pairs: Sequence[Any], loss: Any, seed: int) -> dict[str, Any]:
+def _point(
+    trainee: Trainee, pairs: Sequence[Any], loss: AlignmentLoss, device: torch.device, seed: int
+) -> dict[str, Any]:
     # Without dropout, so that the weights alone decide.
     trainee.model.eval()
     parameters = list(trainable(trainee.model).values())
     found = []
     for task, safety in pairs:
-        user, alignment = (micro_batches(part, 1 << 20, trainee.chat.pad_id, "cpu") for part in (task, safety))
+        user, alignment = (micro_batches(part, 1 << 20, trainee.chat.pad_id, device) for part in (task, safety))
         found.append(gradient_conflict(trainee.forward, parameters, user, alignment, loss))
     cosines = [one.cosine for one in found]
     low, high = bootstrap(cosines, seed)

@@ -46,7 +46,6 @@ class AblationSettings(Config):
     rows: int = Field(400, ge=2)
     harmful_ratio: float = Field(0.3, gt=0, lt=1)
     evaluated: int = Field(150, ge=1)
-    alignment_rows: int = Field(1000, ge=2)
     student: dict[str, Any] = Field(default_factory=dict)
     only: tuple[str, ...] = Field((), description="axes to run; empty: all")
     seed: int = Field(0, ge=0)
@@ -146,20 +145,21 @@ def measured_teacher(
         "auroc": AurocBootstrap([score_B], label_B, seed).interval(0).as_list(),
         "auprc": auprc(score_B, label_B),
         "recall_at_1_fpr": recall_at_fpr(score_B, label_B, 0.01),
-        "by_layer": _by_layer(teacher, workspace.base, train, foreign),
+        "by_layer": _by_layer(teacher, workspace, train, foreign),
     }
 
 
 def _by_layer(
-    teacher: RefTeacher, base_name: str, train: Sequence[Example], foreign: Sequence[Example]
+    teacher: RefTeacher, workspace: Workspace, train: Sequence[Example], foreign: Sequence[Example]
 ) -> dict[str, float]:
     """AUROC with R_l of every layer; texts that the context cannot hold are left out."""
-    base = teacher.base(base_name)
+    device = workspace.config.device
+    base = teacher.base(workspace.base, device=device)
     model, fmt = teacher.standalone(base), ChatFormat(base.tokenizer)
     layers = list(range(1, base.layers + 1))
     sets = [[fmt.encode(Example(row.prompt, row.label)) for row in part] for part in (train, foreign)]
     reference, asked = ([row for row in part if len(row) <= base.context] for part in sets)
-    features = [prompt_features(model.eval(), part, layers, fmt.pad_id) for part in (reference, asked)]
+    features = [prompt_features(model.eval(), part, layers, fmt.pad_id, device) for part in (reference, asked)]
     swept = scores_by_layer(features[0], encoded_labels(reference), features[1])
     return {str(layer): auroc(score_B, encoded_labels(asked)) for layer, (_, score_B) in swept.items()}
 
@@ -172,12 +172,12 @@ def thinned(rows: Sequence[Example], count: int) -> list[Example]:
 
 def _students(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
     """Students of unscreened rows, so that distillation alone carries them."""
-    trials = Trials.of(workspace, chosen.task, chosen.evaluated, chosen.alignment_rows, chosen.student, chosen.seed)
+    trials = Trials(workspace, chosen.task, chosen.evaluated, chosen.student, chosen.seed)
     rows = workspace.rows.user(trials.task, chosen.rows, chosen.harmful_ratio, chosen.seed)
-    usual = _student_config(trials, {"method": "distill"})
+    usual = trials.config({"method": "distill"})
     for variation in student_axes():
         changes = {"method": "distill", **variation.changes}
-        config = _student_config(trials, changes)
+        config = trials.config(changes)
 
         def make(changes: dict[str, Any] = changes) -> dict[str, Any]:
             workspace.say(f"ablation: {changes}")
@@ -189,7 +189,7 @@ def _students(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
 
 def _thresholds(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
     """tau: guided students of the rows that pass it."""
-    trials = Trials.of(workspace, chosen.task, chosen.evaluated, chosen.alignment_rows, chosen.student, chosen.seed)
+    trials = Trials(workspace, chosen.task, chosen.evaluated, chosen.student, chosen.seed)
     rows = workspace.rows.user(trials.task, chosen.rows, chosen.harmful_ratio, chosen.seed)
     limits = workspace.teacher.manifest.thresholds
     values = {
@@ -200,7 +200,7 @@ def _thresholds(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell
         "1 (no filter)": 1.0,
     }
     changes = {"method": "guided"}
-    config = _student_config(trials, changes)
+    config = trials.config(changes)
     for name, tau in values.items():
 
         def make(tau: float = tau) -> dict[str, Any]:
@@ -218,10 +218,6 @@ def _thresholds(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell
         yield Cell("tau", "tau", name, name == "block", key, make)
 
 
-def _student_config(trials: Trials, changes: Mapping[str, Any]) -> FinetuneConfig:
-    return FinetuneConfig.of({"base": trials.base, "seed": trials.seed, **trials.student, **changes})
-
-
 def _student_key(
     workspace: Workspace, chosen: AblationSettings, config: FinetuneConfig, rows: Sequence[Example]
 ) -> dict[str, Any]:
@@ -230,7 +226,7 @@ def _student_key(
         "config": config.model_dump(mode="json"),
         "rows": content_key(texts_of(rows)),
         "evaluated": chosen.evaluated,
-        "alignment_rows": chosen.alignment_rows,
+        "alignment_rows": workspace.config.alignment_rows,
     }
 
 

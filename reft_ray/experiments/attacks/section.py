@@ -32,7 +32,6 @@ class AttackSettings(Config):
     attack_rows: int = Field(150, ge=2)
     evaluated: int = Field(150, ge=1)
     students: tuple[str, ...] = ("filter", "guided")
-    alignment_rows: int = Field(1000, ge=2)
     student: dict[str, Any] = Field(default_factory=dict)
     suffix_tokens: int = Field(12, ge=1)
     suffix_steps: int = Field(30, ge=1)
@@ -47,13 +46,14 @@ class AttackSettings(Config):
 def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Every attack, each cached by itself."""
     chosen = AttackSettings.of(settings)
-    trials = Trials.of(workspace, chosen.task, chosen.evaluated, chosen.alignment_rows, chosen.student, chosen.seed)
+    trials = Trials(workspace, chosen.task, chosen.evaluated, chosen.student, chosen.seed)
     task = workspace.rows.user(trials.task, chosen.task_rows, 0.0, chosen.seed)
     material = material_of(workspace, trials, chosen)
     common = {
         **workspace.identity(),
         "version": VERSION,
-        "student": dict(trials.student),
+        "student": trials.student,
+        "alignment_rows": workspace.config.alignment_rows,
         "settings": chosen.model_dump(mode="json"),
     }
     folder = workspace.out / "attacking"

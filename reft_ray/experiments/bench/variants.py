@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reft_ray.core.conversation import Example
+from reft_ray.experiments.bench.starts import in_process
 from reft_ray.experiments.bench.workspace import Workspace, content_key
-from reft_ray.finetuning.config import Resources, TeacherConfig
+from reft_ray.finetuning.config import TeacherConfig
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
 from reft_ray.hf.ref_teacher import RefTeacher
@@ -31,5 +33,8 @@ def teacher_variant(
     folder = workspace.out / "variants" / key
     if not (folder / "teacher.json").is_file():
         workspace.say(f"training a teacher with {', '.join(f'{k}={v}' for k, v in changes.items())}")
-        prepare_teacher(config, TeacherData(train, rows.teacher_validation), folder, Resources(workers=0))
+        runs = folder.with_name(f".{folder.name}.runs")
+        data = TeacherData(train, rows.teacher_validation)
+        prepare_teacher(config, data, folder, in_process(workspace, runs))
+        shutil.rmtree(runs, ignore_errors=True)
     return RefTeacher.load(folder)

@@ -33,12 +33,15 @@ class Features:
 
     def __init__(self, base: Base) -> None:
         self.model = base.model.eval()
+        self.device = base.model.device
         self.chat = ChatFormat(base.tokenizer)
         self.limit = base.context
 
     def of(self, texts: Sequence[str], layers: Sequence[int]) -> dict[int, Tensor]:
         """{layer: [B, D]}."""
-        return prompt_features(self.model, [self._encode(text) for text in texts], layers, self.chat.pad_id)
+        return prompt_features(
+            self.model, [self._encode(text) for text in texts], layers, self.chat.pad_id, self.device
+        )
 
     def _encode(self, text: str) -> Encoded:
         ids = self.chat.prompt(chat(text))
@@ -51,9 +54,9 @@ class Features:
 DIRECTION_ABOUT = "cosine to the base model's own class-mean difference: no training, layer by validation"
 
 
-def fit_direction(base_name: str, train: Sequence[Example], validation: Sequence[Example]) -> Score:
+def fit_direction(base_name: str, device: str, train: Sequence[Example], validation: Sequence[Example]) -> Score:
     """R_l of the untrained base; the layer that separates the validation prompts best."""
-    base = load_base(base_name)
+    base = load_base(base_name, device=device)
     features, layers = Features(base), sweep_layers(base.layers, SWEEP)
     known, held = features.of(texts_of(train), layers), features.of(texts_of(validation), layers)
     swept = scores_by_layer(known, labels_of(train), held)
@@ -66,9 +69,9 @@ def fit_direction(base_name: str, train: Sequence[Example], validation: Sequence
 PROBE_ABOUT = "logistic regression on the base model's features at half depth: what an untrained base knows"
 
 
-def fit_probe(base_name: str, train: Sequence[Example], validation: Sequence[Example]) -> Score:
+def fit_probe(base_name: str, device: str, train: Sequence[Example], validation: Sequence[Example]) -> Score:
     """A linear probe at half depth."""
-    base = load_base(base_name)
+    base = load_base(base_name, device=device)
     features = Features(base)
     layer = max(1, round(base.layers / 2))
     return fit_logistic(lambda texts: features.of(texts, [layer])[layer].numpy(), train, validation)
@@ -77,10 +80,10 @@ def fit_probe(base_name: str, train: Sequence[Example], validation: Sequence[Exa
 ANSWERS_ABOUT = "the teacher answers (greedy) and a matcher looks for a refusal: it costs a generation per text"
 
 
-def fit_answers(teacher: Path, base_name: str) -> Score:
+def fit_answers(teacher: Path, base_name: str, device: str) -> Score:
     """1 where the teacher's answer is a refusal, -1 elsewhere; a prompt that leaves no room for an answer passes."""
     loaded = RefTeacher.load(teacher)
-    base = loaded.base(base_name)
+    base = loaded.base(base_name, device=device)
     fmt = ChatFormat(base.tokenizer)
     respond = Responder(loaded.standalone(base), fmt, ANSWER_TOKENS)
     room = base.context - ANSWER_TOKENS

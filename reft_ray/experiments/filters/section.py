@@ -34,9 +34,10 @@ class FilterSettings(Config):
 
 
 def rivals_of(
-    teacher: RefTeacher, base: str, rows: FilterRows, unregularised: RefTeacher | None, embeddings: bool
+    workspace: Workspace, rows: FilterRows, unregularised: RefTeacher | None, embeddings: bool
 ) -> list[Rival]:
     """The Ref-Teacher first, then what could stand in its place."""
+    teacher, base, device = workspace.teacher, workspace.base, workspace.config.device
     learned = rows.train, rows.validation
     made = teacher.manifest
     ground = made.base_fingerprint
@@ -50,12 +51,17 @@ def rivals_of(
         ),
         Rival("keywords", keywords.ABOUT, lambda: keywords.score),
         Rival("TF-IDF + LR", linear.TFIDF_ABOUT, partial(linear.fit_tfidf, *learned)),
-        Rival("base direction", directions.DIRECTION_ABOUT, partial(directions.fit_direction, base, *learned), ground),
-        Rival("base probe", directions.PROBE_ABOUT, partial(directions.fit_probe, base, *learned), ground),
+        Rival(
+            "base direction",
+            directions.DIRECTION_ABOUT,
+            partial(directions.fit_direction, base, device, *learned),
+            ground,
+        ),
+        Rival("base probe", directions.PROBE_ABOUT, partial(directions.fit_probe, base, device, *learned), ground),
         Rival(
             "teacher's answers",
             directions.ANSWERS_ABOUT,
-            partial(directions.fit_answers, teacher.folder, base),
+            partial(directions.fit_answers, teacher.folder, base, device),
             teacher.id,
         ),
     ]
@@ -77,15 +83,14 @@ def rivals_of(
 def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Measure every filter. Scores are kept in the workspace, so that an interrupted run goes on."""
     chosen = FilterSettings.of(settings)
-    teacher, base = workspace.teacher, workspace.base
-    made = teacher.manifest
+    made = workspace.teacher.manifest
     thresholding = made.config.get("thresholds")
     targets = Thresholding.of(thresholding).targets if thresholding else Targets()
     rows = filter_rows(workspace, chosen.apart)
     unregularised = None
     if chosen.unregularised:
         unregularised = teacher_variant(workspace, {"separation_weight": 0.0}, rows.train)
-    rivals = rivals_of(teacher, base, rows, unregularised, chosen.embeddings)
+    rivals = rivals_of(workspace, rows, unregularised, chosen.embeddings)
     scored = score_all(rivals, rows, targets, workspace.out / "scores", workspace.say)
     return {
         **figures(scored, rows, chosen.seed),
