@@ -147,6 +147,8 @@ class _Run:
         self.rows_done = 0
         self.tokens_done = 0
         self.user_tokens = 0
+        self.alignment_rows = 0
+        self.alignment_tokens = 0
         self.left_out = LeftOut()
         self.notes: list[str] = []
         self.total_rows = round(config.epochs * len(rows))
@@ -218,6 +220,8 @@ class _Run:
         self.rows_done += len(batch)
         self.tokens_done += tokens + sum(map(len, aligned))
         self.user_tokens += terms.user_tokens
+        self.alignment_rows += len(aligned)
+        self.alignment_tokens += terms.alignment_tokens
         return terms
 
     def _even(self, batches: list[Batch]) -> list[Batch]:
@@ -239,12 +243,17 @@ class _Run:
             "progress": self.rows_done / self.total_rows,
             "rows": self.rows_done,
             "tokens": self.tokens_done,
+            "user_rows": self.rows_done,
+            "user_tokens": self.user_tokens,
+            "alignment_rows": self.alignment_rows,
+            "alignment_tokens": self.alignment_tokens,
             "step_seconds": seconds,
         }
         if last:
             metrics["note"] = "; ".join(filter(None, [*self.notes, self.left_out.note]))
         if terms is not None:
             metrics |= {"loss": terms.total, "task": terms.task, "distill": terms.distill}
+            metrics["soft_labels"] = config.labels == "soft" and terms.alignment_tokens > 0
         if not due:
             self.runtime.report(metrics)
             return
@@ -256,6 +265,8 @@ class _Run:
             "rows_done": self.rows_done,
             "tokens_done": self.tokens_done,
             "user_tokens": self.user_tokens,
+            "alignment_rows": self.alignment_rows,
+            "alignment_tokens": self.alignment_tokens,
             "left_out": [self.left_out.count, self.left_out.first],
             "alignment_position": self.aligned.position if self.aligned else 0,
             "config": config.model_dump(mode="json"),
@@ -275,6 +286,7 @@ class _Run:
         groups, state = restore(folder, self.runtime.rank, self.config, self.model, self.optimizer)
         self.step, self.rows_done = state["step"], state["rows_done"]
         self.tokens_done, self.user_tokens = state["tokens_done"], state["user_tokens"]
+        self.alignment_rows, self.alignment_tokens = state["alignment_rows"], state["alignment_tokens"]
         self.left_out = LeftOut(*state["left_out"])
         self.learn.restore(groups.get("method", {}))
         if self.aligned:

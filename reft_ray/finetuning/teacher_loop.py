@@ -93,6 +93,7 @@ class _Run:
         )
         self.running = RunningRefusal(config.feature_decay)
         self.step = 0
+        self.rows_seen = 0
         self.best_auroc = 0.0
         self.best_step = 0
         self.best: dict[str, Tensor] = {}
@@ -145,7 +146,8 @@ class _Run:
 
     def _train_once(self) -> TeacherTerms:
         runtime, config = self.runtime, self.config
-        mine = share(self._next_rows(), runtime.rank, runtime.world)
+        rows = self._next_rows()
+        mine = share(rows, runtime.rank, runtime.world)
         # Prompts and answered rows apart: the former stop at the feature's layer.
         batches = [
             batch
@@ -172,6 +174,7 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self.rows_seen += len(rows)
         return terms
 
     def _sweep(self) -> dict[int, tuple[Tensor, Tensor]]:
@@ -253,8 +256,9 @@ class _Run:
             "step": self.step,
             "progress": 1.0 if last else self.step / self.total_steps,
             "step_seconds": seconds,
+            "alignment_rows": self.rows_seen,
             "validation_auroc": self.best_auroc if self.best else None,
-            **(asdict(terms) if terms else {}),
+            **(asdict(terms) | {"cross_entropy": terms.refusal + terms.helpful} if terms else {}),
         }
         if last:
             metrics["note"] = self.left_out.note
@@ -267,6 +271,7 @@ class _Run:
             tensors["best"] = self.best
         state = {
             "step": self.step,
+            "rows_seen": self.rows_seen,
             "best_auroc": self.best_auroc,
             "best_step": self.best_step,
             "stale": self.stale,
@@ -288,7 +293,7 @@ class _Run:
         groups, state = restore(folder, self.runtime.rank, self.config, self.trainee.model, self.optimizer)
         self.running.load_state_dict({k: v.to(self.runtime.device) for k, v in groups["running"].items()})
         self.best = groups.get("best", {})
-        self.step, self.stale = state["step"], state["stale"]
+        self.step, self.stale, self.rows_seen = state["step"], state["stale"], state["rows_seen"]
         self.best_auroc, self.best_step = state["best_auroc"], state["best_step"]
         for name, position in state["positions"].items():
             self.cycles[name].position = position

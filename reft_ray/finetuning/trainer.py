@@ -21,6 +21,7 @@ from ray.train.torch import TorchTrainer
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
+from reft_ray.finetuning.counting import Counting
 from reft_ray.finetuning.data import ShardRows, dataset_of
 from reft_ray.finetuning.export import collect_export
 from reft_ray.finetuning.progress import Channel, Sender
@@ -30,6 +31,7 @@ from reft_ray.finetuning.student_loop import train_student
 from reft_ray.finetuning.targets import ensure_soft_targets
 from reft_ray.finetuning.teacher_loop import TeacherData, train_teacher
 from reft_ray.hf.ref_teacher import RefTeacher
+from reft_ray.telemetry.recorder import Recorder
 
 _USER = "user"
 _KEPT_CHECKPOINTS = 2
@@ -55,9 +57,11 @@ def prepare_teacher(
     resources: Resources | None = None,
     run_id: str | None = None,
     progress: Progress | None = None,
+    recorder: Recorder | None = None,
 ) -> RefTeacher:
     """Stage 1: train a Ref-Teacher and write its artefact to `out`. The same `run_id` resumes."""
     resources = resources or Resources()
+    progress = Counting(recorder, "teacher", progress) if recorder else progress
 
     def loop(runtime: Runtime, _rows: ray.data.DataIterator | None) -> None:
         train_teacher(runtime, config, data)
@@ -73,12 +77,14 @@ def finetune(
     resources: Resources | None = None,
     run_id: str | None = None,
     progress: Progress | None = None,
+    recorder: Recorder | None = None,
 ) -> Path:
     """Stage 2: finetune a student and export it to `out`. The same `run_id` on the same storage resumes.
 
     Raises ReftError when something is missing, or when the run fails more often than its resources allow.
     """
     resources = resources or Resources()
+    progress = Counting(recorder, "student", progress) if recorder else progress
     if inputs.teacher is None and (config.init == "aligned" or (config.method.distills and config.labels == "soft")):
         raise ReftError(f"method={config.method} with labels={config.labels}, init={config.init} needs a Ref-Teacher")
     # Said here, once: a worker that raises it would be started again as often as failures are allowed.
