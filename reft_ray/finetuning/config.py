@@ -85,8 +85,14 @@ class Training(Config):
 
 
 class TeacherConfig(Training):
-    """Stage 1. `layer` is where REG acts (default: half depth); the verdict's layer is swept afterwards."""
+    """Stage 1. `layer` is where REG acts (default: half depth); the verdict's layer is swept afterwards.
 
+    With `feature=base` the layer is swept before training and only what lies above it is trained: the features and
+    R_l stay the base's own, REG has no part, and the teacher learns its answers alone. For bases that training
+    on few sources makes worse at telling other sources apart.
+    """
+
+    feature: Literal["trained", "base"] = "trained"
     separation_weight: float = Field(0.5, ge=0)
     layer: int | None = Field(None, ge=1)
     sweep: tuple[float, float] = (0.3, 0.7)
@@ -100,6 +106,12 @@ class TeacherConfig(Training):
     patience: int = Field(5, ge=1)
     tolerance: float = Field(0.005, ge=0, description="checkpoints rank alike within this much AUROC")
     thresholds: Thresholding = Field(default_factory=lambda: Thresholding())
+
+    @model_validator(mode="after")
+    def _lora_above(self) -> Self:
+        if self.feature == "base" and self.weights == "full":
+            raise ValueError("feature=base trains adapters above the verdict's layer: it needs weights=lora")
+        return self
 
 
 class Thresholding(Config):

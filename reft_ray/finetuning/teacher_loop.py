@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reft_ray.core.batch import Encoded, micro_batches
+from reft_ray.core.batch import Encoded, answered, micro_batches
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError
 from reft_ray.core.optimization import adamw, clip_gradients, learning_rate_at, reduce_gradients, set_learning_rate
@@ -33,6 +33,7 @@ from reft_ray.finetuning.model import Trainee, load_trainee
 from reft_ray.finetuning.rows import Cycle, share
 from reft_ray.finetuning.runtime import Runtime
 from reft_ray.hf.features import labels_of, prompt_features, scores_by_layer
+from reft_ray.hf.forward import freeze_up_to
 from reft_ray.hf.ref_teacher import Manifest, RefTeacher, save_teacher
 from reft_ray.hf.windows import Windows, highest, usual_length
 
@@ -84,9 +85,15 @@ class _Run:
         self.validation = validation.encoded
         self.pieces, self.owner = self.windows.split_all(self.validation)
         self.reference = _sample_per_class(self.rows, config.reference_prompts, config.seed)
+        if config.feature == "base":
+            self.layer = self._best_layer(self._sweep())
+            self.layers = [self.layer]
+            freeze_up_to(trainee.model, self.layer)
         self.cycles = self._cycles()
-        steps = config.epochs * len(self.rows) / config.batch_rows
-        self.total_steps = max(1, round(steps))
+        learned = self.rows if config.feature == "trained" else answered(self.rows)
+        if not learned:
+            raise ReftError("feature=base learns from answers alone, and no row has one: add refusals and answers")
+        self.total_steps = max(1, round(config.epochs * len(learned) / config.batch_rows))
         self.evaluate_every = config.evaluate_every or max(1, self.total_steps // 10)
         self.optimizer = adamw(
             trainee.model.parameters(), config.optimizer.learning_rate, config.optimizer.weight_decay
@@ -104,7 +111,8 @@ class _Run:
         cycles = {}
         for label in Label:
             of_class = [row for row in self.rows if row.label == label]
-            cycles[f"prompt-{label}"] = Cycle([r.prompt_only() for r in of_class], f"{self.config.seed}/p/{label}")
+            if self.config.feature == "trained":
+                cycles[f"prompt-{label}"] = Cycle([r.prompt_only() for r in of_class], f"{self.config.seed}/p/{label}")
             if with_answer := [row for row in of_class if row.trained_tokens]:
                 cycles[f"answer-{label}"] = Cycle(with_answer, f"{self.config.seed}/a/{label}")
         return cycles
@@ -125,8 +133,10 @@ class _Run:
     def _next_rows(self) -> list[Encoded]:
         config = self.config
         count = config.batch_rows // 2
-        answered = round(count * config.answered_rows)
-        if config.balanced:
+        answers_each = round(count * config.answered_rows)
+        if config.feature == "base":
+            answers_each, prompts = count, []
+        elif config.balanced:
             prompts = [row for label in Label for row in self.cycles[f"prompt-{label}"].take_rows(max(1, count))]
         else:
             harmful = sum(row.label == Label.HARMFUL for row in self.rows) / len(self.rows)
@@ -139,8 +149,8 @@ class _Run:
         answers = [
             row
             for label in Label
-            if answered and f"answer-{label}" in self.cycles
-            for row in self.cycles[f"answer-{label}"].take_rows(answered)
+            if answers_each and f"answer-{label}" in self.cycles
+            for row in self.cycles[f"answer-{label}"].take_rows(answers_each)
         ]
         return prompts + answers
 
@@ -191,6 +201,10 @@ class _Run:
         count = len(self.validation)
         return {layer: (refusal_D, highest(score, self.owner, count)) for layer, (refusal_D, score) in scored.items()}
 
+    def _best_layer(self, swept: dict[int, tuple[Tensor, Tensor]]) -> int:
+        label_B = labels_of(self.validation)
+        return max(swept, key=lambda number: separation(swept[number][1], label_B))
+
     def _evaluate(self) -> None:
         label_B = labels_of(self.validation)
         found = max(auroc(score_B, label_B) for _, score_B in self._sweep().values())
@@ -208,7 +222,7 @@ class _Run:
             restore_weights(self.trainee.model, self.best)
         label_B = labels_of(self.validation)
         swept = self._sweep()
-        layer = max(swept, key=lambda number: separation(swept[number][1], label_B))
+        layer = self._best_layer(swept)
         refusal_D, score_B = swept[layer]
         thresholds = choose_thresholds(score_B, label_B, self.config.thresholds.targets)
         base = self.trainee.base

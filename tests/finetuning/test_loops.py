@@ -272,3 +272,25 @@ def test_the_filter_reads_in_windows_as_long_as_the_prompts_it_learned_from(llam
     limit = made.manifest.thresholds.block
     blocked = sum(item.score > limit for item in found[:4] + found[-1:]) / 5
     assert blocked == pytest.approx(made.manifest.quality.recall)
+
+
+def test_a_teacher_may_keep_the_features_of_its_base(llama: Path, tmp_path: Path) -> None:
+    data = TeacherData(HARMFUL + HARMLESS + UNANSWERED, HARMFUL + HARMLESS)
+    made = prepare_teacher(teacher_config(llama, feature="base"), data, tmp_path / "teacher", LOCAL)
+    layer = made.manifest.layer
+    for name, tensor in weights(made.folder / "adapter").items():
+        below = int(name.split(".layers.")[1].split(".")[0]) < layer
+        assert (not tensor.any()) == below or "lora_A" in name
+    base = load_base(str(llama))
+    texts = [row.prompt[-1].content for row in data.validation]
+    ids = [torch.tensor([ChatFormat(base.tokenizer).prompt(chat(text))]) for text in texts]
+    with torch.no_grad():
+        features = [base.model(input_ids=row, output_hidden_states=True).hidden_states[layer][0, -1] for row in ids]
+    expected = [float(torch.cosine_similarity(feature, made.refusal_D, dim=0)) for feature in features]
+    assert [item.score for item in made.scorer(precision="float32").score(texts)] == pytest.approx(expected, abs=1e-5)
+
+    prompts = TeacherData(UNANSWERED, UNANSWERED)
+    with pytest.raises(ReftError, match="feature=base learns from answers alone"):
+        prepare_teacher(teacher_config(llama, feature="base"), prompts, tmp_path / "none", LOCAL)
+    with pytest.raises(UsageError, match="it needs weights=lora"):
+        teacher_config(llama, feature="base", weights="full")
