@@ -16,6 +16,9 @@ from reft_ray.hf.lora import is_adapted, save_adapter
 EXPORT = "export"
 """Where in a run's last checkpoint its product lies."""
 
+ADAPTER = "adapter"
+"""Where in an earlier checkpoint the adapter lies as it was then, for whoever wants to try it."""
+
 
 def export_student(trainee: Trainee, weights: Mapping[str, Tensor], folder: Path) -> None:
     """Write gathered trainable weights as a PEFT directory, or as a whole model with its tokenizer."""

@@ -1,4 +1,4 @@
-"""Metrics of a running worker group, brought to the process that started it."""
+"""Between a running worker group and the process that started it: metrics one way, the word to stop the other."""
 
 from __future__ import annotations
 
@@ -8,19 +8,39 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+import ray
+from ray.actor import ActorHandle
 from ray.util.queue import Empty, Full, Queue
 
-from reft_ray.finetuning.runtime import Progress
+from reft_ray.finetuning.runtime import Progress, Stop
 
 _WAIT_SECONDS = 0.2
 
 
-class Channel:
-    """A bounded queue from rank 0 to a callback in this process; losing a metric never stops a run."""
+class _Flag:
+    """A word that is said once and heard by whoever asks."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self) -> None:
+        self._raised = False
+
+    def set(self) -> None:
+        self._raised = True
+
+    def is_set(self) -> bool:
+        return self._raised
+
+
+class Channel:
+    """A bounded queue from rank 0 to a callback in this process; losing a metric never stops a run.
+
+    With `stop`, this process asks it every now and then and raises a flag that rank 0 sees.
+    """
+
+    def __init__(self, progress: Progress | None, stop: Stop | None = None) -> None:
         self.queue = Queue(maxsize=1000, actor_options={"num_cpus": 0})
+        self.flag: ActorHandle | None = ray.remote(num_cpus=0)(_Flag).remote() if stop else None
         self._progress = progress
+        self._stop = stop
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._drain, name="progress", daemon=True)
 
@@ -37,17 +57,32 @@ class Channel:
 
     def _drain(self) -> None:
         while not (self._closed.is_set() and self.queue.empty()):
+            if self.flag is not None and self._stop is not None and self._stop():
+                self.flag.set.remote()
+                self._stop = None
             with contextlib.suppress(Empty):
-                self._progress(self.queue.get(timeout=_WAIT_SECONDS))
+                metrics = self.queue.get(timeout=_WAIT_SECONDS)
+                if self._progress is not None:
+                    self._progress(metrics)
 
 
 class Sender:
-    """The worker's end: a `Progress` that never blocks training."""
+    """The worker's end: a `Progress` that never blocks training, and a `Stop`."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, flag: ActorHandle | None = None) -> None:
         self._queue = queue
+        self._flag = flag
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
         """Put metrics on the queue, or drop them where nobody drains it."""
         with contextlib.suppress(Full):
             self._queue.put_nowait(dict(metrics))
+
+    def stop_asked(self) -> bool:
+        """Whether the process that started the run wants it to end."""
+        return self._flag is not None and bool(ray.get(self._flag.is_set.remote()))
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether anybody can ask."""
+        return self._flag is not None

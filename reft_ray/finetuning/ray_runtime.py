@@ -14,18 +14,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from reft_ray.finetuning.runtime import Progress
+from reft_ray.finetuning.progress import Sender
 
 
 class RayRuntime:
-    """Inside a Ray Train worker. Rank 0 also hands its metrics and its `pid` to `progress`."""
+    """Inside a Ray Train worker. Rank 0 also hands its metrics and its `pid` to the `sender`."""
 
-    def __init__(self, progress: Progress | None = None) -> None:
+    def __init__(self, sender: Sender | None = None) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world = context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self._progress = progress
+        self._sender = sender
         self._restored: tempfile.TemporaryDirectory[str] | None = None
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
@@ -46,10 +46,17 @@ class RayRuntime:
         self._restored = tempfile.TemporaryDirectory(prefix="reft-resume-")
         return Path(checkpoint.to_directory(self._restored.name))
 
+    def stop_asked(self) -> bool:
+        """Rank 0 asks, the others hear it in a reduction, so that all end at the same step."""
+        if self._sender is None or not self._sender.stoppable:
+            return False
+        asked = self.rank == 0 and self._sender.stop_asked()
+        return bool(self.all_reduce(torch.tensor([float(asked)])).item())
+
     def report(self, metrics: Mapping[str, Any], write: Callable[[Path], None] | None = None) -> None:
         """Report on every rank; checkpoint directories of the ranks are merged by Ray Train."""
-        if self.rank == 0 and self._progress is not None:
-            self._progress({**metrics, "pid": os.getpid()})
+        if self.rank == 0 and self._sender is not None:
+            self._sender({**metrics, "pid": os.getpid()})
         if write is None:
             ray.train.report(dict(metrics))
             return

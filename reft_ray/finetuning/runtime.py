@@ -11,8 +11,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from reft_ray.core.errors import ReftError
+
 Progress = Callable[[Mapping[str, Any]], None]
 """Receives metrics of a step: `step`, `progress` in [0, 1] and the loss terms."""
+
+Stop = Callable[[], bool]
+"""Asked between two steps; True ends the run behind a checkpoint, from which the same run id goes on."""
+
+
+class TrainingStoppedError(ReftError):
+    """A run was asked to stop and saved its state; not a failure."""
 
 
 class Runtime(Protocol):
@@ -30,6 +39,10 @@ class Runtime(Protocol):
         """A local directory with the checkpoint to resume from, or None for a fresh start."""
         ...
 
+    def stop_asked(self) -> bool:
+        """Whether to save and end now. Every rank calls it at the same steps and gets the same answer."""
+        ...
+
     def report(self, metrics: Mapping[str, Any], write: Callable[[Path], None] | None = None) -> None:
         """Report metrics; with `write`, also a checkpoint. Every rank calls it at the same steps.
 
@@ -45,11 +58,16 @@ class LocalRuntime:
     world = 1
 
     def __init__(
-        self, folder: Path | None = None, progress: Progress | None = None, device: torch.device | str = "cpu"
+        self,
+        folder: Path | None = None,
+        progress: Progress | None = None,
+        device: torch.device | str = "cpu",
+        stop: Stop | None = None,
     ) -> None:
         self.folder = folder
         self.device = torch.device(device)
         self._progress = progress
+        self._stop = stop
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """One rank: the tensor itself."""
@@ -60,6 +78,10 @@ class LocalRuntime:
         if self.folder is None or not self.folder.is_dir():
             return None
         return max(self.folder.glob("checkpoint-*"), default=None)
+
+    def stop_asked(self) -> bool:
+        """See Runtime."""
+        return self._stop is not None and self._stop()
 
     def report(self, metrics: Mapping[str, Any], write: Callable[[Path], None] | None = None) -> None:
         """Write the checkpoint under a temporary name, rename it, and tell the progress callback."""

@@ -24,13 +24,13 @@ from reft_ray.finetuning.checkpoint import (
 )
 from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.encoding import LeftOut, alignment_rows, fitting
-from reft_ray.finetuning.export import EXPORT, export_student
+from reft_ray.finetuning.export import ADAPTER, EXPORT, export_student
 from reft_ray.finetuning.model import Trainee, load_trainee, shard
 from reft_ray.finetuning.rows import Cycle, RowSource, global_batches, share, shuffled
 from reft_ray.finetuning.runtime import Runtime
 from reft_ray.finetuning.steps import step_of
 from reft_ray.hf.forward import ModelForward
-from reft_ray.hf.lora import acting, adapter_state, load_adapter_state, read_adapter
+from reft_ray.hf.lora import acting, adapter_state, is_adapted, load_adapter_state, read_adapter
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.soft_targets import StoredTargets, alignment_key, key_name
 
@@ -146,6 +146,7 @@ class _Run:
         self.step = 0
         self.rows_done = 0
         self.tokens_done = 0
+        self.row_tokens = 0
         self.user_tokens = 0
         self.alignment_rows = 0
         self.alignment_tokens = 0
@@ -158,7 +159,7 @@ class _Run:
         self.learn = step_of(config, self.model, alignment_loss, runtime.all_reduce, steps)
 
     def train(self) -> None:
-        """Train to the end, from the latest checkpoint where there is one."""
+        """Train to the end or until asked to stop, from the latest checkpoint where there is one."""
         self._resume()
         terms: GuidedTerms | None = None
         trained = self.step
@@ -170,7 +171,10 @@ class _Run:
                 terms = self._train_on(batch[: self.total_rows - self.rows_done])
                 if self.rows_done >= self.total_rows:
                     break
-                self._report(terms, time.perf_counter() - started)
+                stop = self.runtime.stop_asked()
+                self._report(terms, time.perf_counter() - started, save=stop)
+                if stop:
+                    return
             if self.step == trained:
                 raise ReftError(f"the dataset ended at row {position} of {len(self.rows)}: it is not what was screened")
             trained = self.step
@@ -219,6 +223,7 @@ class _Run:
         self.step += 1
         self.rows_done += len(batch)
         self.tokens_done += tokens + sum(map(len, aligned))
+        self.row_tokens += tokens
         self.user_tokens += terms.user_tokens
         self.alignment_rows += len(aligned)
         self.alignment_tokens += terms.alignment_tokens
@@ -233,9 +238,9 @@ class _Run:
         idle = collate([nothing], self.trainee.chat.pad_id, self.runtime.device)
         return batches + [idle] * (most - len(batches))
 
-    def _report(self, terms: GuidedTerms | None, seconds: float, last: bool = False) -> None:
+    def _report(self, terms: GuidedTerms | None, seconds: float, last: bool = False, save: bool = False) -> None:
         config = self.config
-        due = last or self.step % config.checkpoint_every == 0
+        due = last or save or self.step % config.checkpoint_every == 0
         if not (due or self.step % config.log_every == 0 or self.step == 1):
             return
         metrics: dict[str, Any] = {
@@ -247,6 +252,8 @@ class _Run:
             "user_tokens": self.user_tokens,
             "alignment_rows": self.alignment_rows,
             "alignment_tokens": self.alignment_tokens,
+            "row_tokens": self.row_tokens,
+            "saved": due,
             "step_seconds": seconds,
         }
         if last:
@@ -267,6 +274,7 @@ class _Run:
             "user_tokens": self.user_tokens,
             "alignment_rows": self.alignment_rows,
             "alignment_tokens": self.alignment_tokens,
+            "row_tokens": self.row_tokens,
             "left_out": [self.left_out.count, self.left_out.first],
             "alignment_position": self.aligned.position if self.aligned else 0,
             "config": config.model_dump(mode="json"),
@@ -274,8 +282,8 @@ class _Run:
 
         def write(folder: Path) -> None:
             write_state(folder, self.runtime.rank, tensors, state)
-            if last and self.runtime.rank == 0:
-                export_student(self.trainee, tensors["weights"], folder / EXPORT)
+            if self.runtime.rank == 0 and (last or is_adapted(self.model)):
+                export_student(self.trainee, tensors["weights"], folder / (EXPORT if last else ADAPTER))
 
         self.runtime.report(metrics, write)
 
@@ -287,6 +295,7 @@ class _Run:
         self.step, self.rows_done = state["step"], state["rows_done"]
         self.tokens_done, self.user_tokens = state["tokens_done"], state["user_tokens"]
         self.alignment_rows, self.alignment_tokens = state["alignment_rows"], state["alignment_tokens"]
+        self.row_tokens = state["row_tokens"]
         self.left_out = LeftOut(*state["left_out"])
         self.learn.restore(groups.get("method", {}))
         if self.aligned:

@@ -23,10 +23,10 @@ from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
 from reft_ray.finetuning.counting import Counting
 from reft_ray.finetuning.data import ShardRows, dataset_of
-from reft_ray.finetuning.export import collect_export
+from reft_ray.finetuning.export import EXPORT, collect_export
 from reft_ray.finetuning.progress import Channel, Sender
 from reft_ray.finetuning.ray_runtime import RayRuntime, set_threads
-from reft_ray.finetuning.runtime import LocalRuntime, Progress, Runtime
+from reft_ray.finetuning.runtime import LocalRuntime, Progress, Runtime, Stop, TrainingStoppedError
 from reft_ray.finetuning.student_loop import train_student
 from reft_ray.finetuning.targets import ensure_soft_targets
 from reft_ray.finetuning.teacher_loop import TeacherData, train_teacher
@@ -78,10 +78,12 @@ def finetune(
     run_id: str | None = None,
     progress: Progress | None = None,
     recorder: Recorder | None = None,
+    stop: Stop | None = None,
 ) -> Path:
     """Stage 2: finetune a student and export it to `out`. The same `run_id` on the same storage resumes.
 
-    Raises ReftError when something is missing, or when the run fails more often than its resources allow.
+    Raises TrainingStoppedError once `stop` was True and a checkpoint is written; ReftError when something is missing,
+    or when the run fails more often than its resources allow.
     """
     resources = resources or Resources()
     progress = Counting(recorder, "student", progress) if recorder else progress
@@ -107,7 +109,7 @@ def finetune(
         assert source is not None
         train_student(runtime, config, source, alignment, teacher, targets, sharded)
 
-    return _run(loop, dataset, out, resources, run_id or f"finetune-{uuid.uuid4().hex[:12]}", progress)
+    return _run(loop, dataset, out, resources, run_id or f"finetune-{uuid.uuid4().hex[:12]}", progress, stop)
 
 
 Loop = Callable[[Runtime, "ray.data.DataIterator | None"], None]
@@ -125,17 +127,18 @@ def _run(
     resources: Resources,
     run_id: str,
     progress: Progress | None,
+    stop: Stop | None = None,
 ) -> Path:
     storage = _storage(resources, out)
     if resources.workers == 0:
         device = "cuda" if resources.gpus_per_worker else "cpu"
-        runtime = LocalRuntime(Path(storage) / run_id, progress, device)
+        runtime = LocalRuntime(Path(storage) / run_id, progress, device, stop)
         loop(runtime, dataset.iterator() if dataset is not None else None)
         checkpoint = runtime.latest_checkpoint()
         assert checkpoint is not None
-        return collect_export(checkpoint, out)
-    with Channel(progress) if progress else nullcontext() as channel:
-        sender = Sender(channel.queue) if channel else None
+        return _collected(checkpoint, out, run_id, stop)
+    with Channel(progress, stop) if progress or stop else nullcontext() as channel:
+        sender = Sender(channel.queue, channel.flag) if channel else None
 
         def worker(_config: Mapping[str, Any]) -> None:
             set_threads()
@@ -167,7 +170,13 @@ def _run(
     if result.checkpoint is None:
         raise ReftError(f"run {run_id} ended without a checkpoint")
     with result.checkpoint.as_directory() as folder:
-        return collect_export(Path(folder), out)
+        return _collected(Path(folder), out, run_id, stop)
+
+
+def _collected(checkpoint: Path, out: Path, run_id: str, stop: Stop | None) -> Path:
+    if stop is not None and not (checkpoint / EXPORT).is_dir():
+        raise TrainingStoppedError(f"run {run_id} was stopped; its state is saved")
+    return collect_export(checkpoint, out)
 
 
 def _every_rank_reads_all() -> DataConfig:

@@ -11,7 +11,7 @@ from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError, UsageError
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
 from reft_ray.finetuning.rows import Cycle, global_batches, share, shuffled
-from reft_ray.finetuning.runtime import LocalRuntime
+from reft_ray.finetuning.runtime import LocalRuntime, TrainingStoppedError
 from reft_ray.finetuning.teacher_loop import TeacherData, sweep_layers
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune, prepare_teacher
 from reft_ray.hf.chat import ChatFormat
@@ -294,3 +294,33 @@ def test_a_teacher_may_keep_the_features_of_its_base(llama: Path, tmp_path: Path
         prepare_teacher(teacher_config(llama, feature="base"), prompts, tmp_path / "none", LOCAL)
     with pytest.raises(UsageError, match="it needs weights=lora"):
         teacher_config(llama, feature="base", weights="full")
+
+
+def test_a_stopped_run_goes_on_at_the_exact_row(llama: Path, tmp_path: Path) -> None:
+    config = finetune_config(llama, method="sft", log_every=1)
+    inputs = FinetuneInputs(USER, len(USER))
+    whole = weights(finetune(config, inputs, tmp_path / "whole", LOCAL, "whole"))
+    seen: list[int] = []
+
+    def run() -> Path:
+        return finetune(
+            config,
+            inputs,
+            tmp_path / "stopped",
+            LOCAL,
+            "stopped",
+            lambda metrics: seen.append(metrics["rows"]),
+            # Asked before the step is told: true behind the second step, and not again after the restart.
+            lambda: len(seen) == 1,
+        )
+
+    with pytest.raises(TrainingStoppedError, match="its state is saved"):
+        run()
+    assert seen == [4, 8]
+    assert not (tmp_path / "stopped").exists()
+    resumed = weights(run())
+    assert seen == [4, 8, 10, 14, 18, 20]
+    for name, tensor in whole.items():
+        assert torch.equal(resumed[name], tensor), name
+    saved = tmp_path / ".runs" / "stopped" / "checkpoint-00000002" / "adapter"
+    assert (saved / "adapter_config.json").is_file() and weights(saved).keys() == whole.keys()
