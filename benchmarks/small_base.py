@@ -19,12 +19,12 @@ from typing import Any
 warnings.simplefilter("ignore")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
-from reft_ray.cli.runs import start_ray
 from reft_ray.core.conversation import Label
 from reft_ray.experiments.chain import respond_with, scorer_of, screen_rows, train_cell
 from reft_ray.experiments.evaluate import evaluate_student
 from reft_ray.experiments.quickstart import STUDENTS
 from reft_ray.experiments.real_rows import HELD_OUT, labelled, teacher_config, user_rows
+from reft_ray.finetuning.cluster import start_ray
 from reft_ray.finetuning.config import FinetuneConfig, Resources
 from reft_ray.finetuning.prompts import hold_out_sources, read_labelled
 from reft_ray.finetuning.teacher_loop import TeacherData

@@ -44,7 +44,7 @@ def run(
 
         workspace = Workspace(_config(preset, rows, base, teacher, set_), out, _say, workers)
         if workers:
-            from reft_ray.cli.runs import start_ray
+            from reft_ray.finetuning.cluster import start_ray
 
             start_ray(workers)
         for part in _chosen(section):

@@ -36,10 +36,10 @@ def finetune(
     """Finetune a base model on user rows behind the filter (stage 2)."""
     with user_errors():
         from reft_ray.cli.progress import bar
-        from reft_ray.cli.runs import start_ray
         from reft_ray.cli.settings import parsed
         from reft_ray.core.conversation import Label
         from reft_ray.experiments.service_run import ServiceRun
+        from reft_ray.finetuning.cluster import start_ray
         from reft_ray.finetuning.config import FinetuneConfig, Resources
         from reft_ray.finetuning.prompts import read_labelled
 

@@ -26,9 +26,9 @@ def quickstart(
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        from reft_ray.cli.runs import start_ray
         from reft_ray.experiments.quickstart import Plan, run_quickstart
         from reft_ray.experiments.report import table_of
+        from reft_ray.finetuning.cluster import start_ray
         from reft_ray.serving.builtin import cache_root
 
         console = Console(stderr=True)

@@ -33,9 +33,9 @@ def train(
     """Train a Ref-Teacher for a base model (stage 1)."""
     with user_errors():
         from reft_ray.cli.progress import bar
-        from reft_ray.cli.runs import start_ray
         from reft_ray.cli.settings import parsed
         from reft_ray.core.conversation import Label
+        from reft_ray.finetuning.cluster import start_ray
         from reft_ray.finetuning.config import Resources, TeacherConfig
         from reft_ray.finetuning.prompts import hold_out_rows, hold_out_sources, join_answers, read_labelled
         from reft_ray.finetuning.teacher_loop import TeacherData

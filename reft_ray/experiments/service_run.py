@@ -6,19 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import UsageError
 from reft_ray.experiments.chain import scorer_of
 from reft_ray.experiments.passing import PassingScorer
 from reft_ray.finetuning.config import FinetuneConfig, Resources
-from reft_ray.finetuning.runtime import Progress
+from reft_ray.finetuning.runtime import Progress, Stop
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
 from reft_ray.screening.dataset import Progress as ScreenProgress
 from reft_ray.screening.dataset import screen
-from reft_ray.screening.kept import kept_count, kept_dataset
+from reft_ray.screening.kept import kept_count, kept_dataset, kept_rows
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 
 @dataclass
@@ -72,5 +76,27 @@ class ServiceRun:
     def train(self, run_id: str | None = None, progress: Progress | None = None) -> Path:
         """Finetune on the kept rows."""
         folder = str(self.screening_folder)
-        inputs = FinetuneInputs(kept_dataset(folder), kept_count(folder), self.alignment, self.teacher)
-        return finetune(self.config, inputs, self.out, self.resources, run_id, progress)
+        return train_on_kept(
+            self.config, folder, self.alignment, self.teacher, self.out, self.resources, run_id, progress
+        )
+
+
+def train_on_kept(
+    config: FinetuneConfig,
+    screening: str,
+    alignment: Sequence[Example],
+    teacher: RefTeacher | None,
+    out: Path,
+    resources: Resources,
+    run_id: str | None = None,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
+) -> Path:
+    """Finetune on what a finished screening kept; without workers the rows are read here, and no cluster starts."""
+    rows: Dataset | list[Example]
+    if resources.workers:
+        rows = kept_dataset(screening)
+    else:
+        rows = [Example(turns, place=f"row {number}") for number, turns in kept_rows(screening)]
+    inputs = FinetuneInputs(rows, kept_count(screening), alignment, teacher)
+    return finetune(config, inputs, out, resources, run_id, progress, stop=stop)

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import ray
-from ray.actor import ActorHandle
 from ray.util.queue import Empty, Full, Queue
 
 from reft_ray.finetuning.runtime import Progress, Stop
@@ -38,7 +37,7 @@ class Channel:
 
     def __init__(self, progress: Progress | None, stop: Stop | None = None) -> None:
         self.queue = Queue(maxsize=1000, actor_options={"num_cpus": 0})
-        self.flag: ActorHandle | None = ray.remote(num_cpus=0)(_Flag).remote() if stop else None
+        self.flag: Any = ray.remote(num_cpus=0)(_Flag).remote() if stop else None
         self._progress = progress
         self._stop = stop
         self._closed = threading.Event()
@@ -69,7 +68,7 @@ class Channel:
 class Sender:
     """The worker's end: a `Progress` that never blocks training, and a `Stop`."""
 
-    def __init__(self, queue: Queue, flag: ActorHandle | None = None) -> None:
+    def __init__(self, queue: Queue, flag: Any = None) -> None:
         self._queue = queue
         self._flag = flag
 

@@ -47,12 +47,21 @@ class Base:
     @property
     def context(self) -> int:
         """The longest input in tokens."""
-        return int(getattr(text_config(self.model), "max_position_embeddings", None) or 2**31)
+        return _context(text_config(self.model))
 
 
 def text_config(model: PreTrainedModel) -> Any:
     """The configuration of the language model, also inside a multimodal one."""
     return model.config.get_text_config()
+
+
+def _context(config: Any) -> int:
+    return int(getattr(config, "max_position_embeddings", None) or 2**31)
+
+
+def context_of(name: str) -> int:
+    """The longest input of a base model in tokens, from its configuration alone. Raises ReftError."""
+    return _context(_config(name).get_text_config())
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -60,7 +60,12 @@ def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None) -> None
             recorder.count(catalog.GATE_RESULTS, result="passed" if evaluation.passed else "withheld")
         withhold_unsafe_model(evaluation)
 
-        export = run.once("export", Export, lambda: steps.export(run, screening, training, evaluation))
+        export = run.once(
+            "export",
+            Export,
+            lambda: steps.export(run, screening, training, evaluation),
+            result_files=lambda result: [result.archive_file],
+        )
         run.succeed(export)
     except JobFailedError as failure:
         run.fail(failure.error)

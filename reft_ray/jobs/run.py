@@ -59,6 +59,18 @@ class JobRun:
         """What was saved so far, newest first; training goes on from the first."""
         return self._store.checkpoints(self.job.id, limit=1000).items
 
+    @property
+    def told_metrics(self) -> list[Mapping[str, Any]]:
+        """The data of all metrics events so far, those of earlier drivers too, in the order of their steps."""
+        found: list[Mapping[str, Any]] = []
+        after = None
+        while True:
+            page = self._store.events(self.job.id, after=after, limit=1000)
+            found += [item.event.data for item in page.items if item.event.type == "metrics"]
+            if not page.has_more:
+                return sorted(found, key=lambda data: data["step"])
+            after = page.items[-1].id
+
     # For the steps
 
     def should_stop(self) -> bool:

@@ -114,9 +114,10 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """The student was packed as a PEFT directory with card and provenance."""
+    """The student was packed as a PEFT directory with card and provenance; `archive_file` is the same as a zip."""
 
     uri: str
+    archive_file: str | None = None
 
 
 class Steps(Protocol):

@@ -29,7 +29,7 @@ SMALL = Plan(
 def cluster() -> Iterator[None]:
     import ray
 
-    from reft_ray.cli.runs import start_ray
+    from reft_ray.finetuning.cluster import start_ray
 
     start_ray()
     yield

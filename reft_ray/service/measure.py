@@ -1,0 +1,71 @@
+"""What the release gate asks a model, in a process of its own where jobs have a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reft_ray.core.batch import answered, micro_batches
+from reft_ray.core.conversation import Example
+from reft_ray.core.losses import cross_entropy_sum
+from reft_ray.evaluation.suite import Evaluation, Suite, evaluate
+from reft_ray.finetuning.encoding import fitting
+from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.forward import ModelForward
+from reft_ray.hf.generate import Responder
+from reft_ray.hf.loading import load_base
+from reft_ray.hf.lora import ADAPTER_WEIGHTS, attach_saved, merge
+
+_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Everything that a model is asked. `loss_rows` are answered rows whose cross entropy is taken."""
+
+    suite: Suite
+    loss_rows: Sequence[Example] = ()
+    max_new_tokens: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The figures of one model; `loss` in nats per token, None without rows."""
+
+    evaluation: Evaluation
+    loss: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form of reports."""
+        return {**self.evaluation.as_dict(), "valid_loss": self.loss}
+
+
+def measure(base: str, student: str | None, question: Question, device: str) -> Answer:
+    """Ask the base, or the base with a student's adapter (or the student, where it has whole weights)."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    whole = student is not None and not (Path(student) / ADAPTER_WEIGHTS).is_file()
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    loaded = load_base(str(student) if whole else base, dtype, device)
+    model: Any = loaded.model
+    if student is not None and not whole:
+        model = merge(attach_saved(model, "student", Path(student)))
+    chat = ChatFormat(loaded.tokenizer)
+    evaluation = evaluate(Responder(model, chat, question.max_new_tokens), question.suite)
+    return Answer(evaluation, _loss(model, chat, question.loss_rows, loaded.context, device))
+
+
+@torch.inference_mode()
+def _loss(model: torch.nn.Module, chat: ChatFormat, rows: Sequence[Example], context: int, device: str) -> float | None:
+    encoded = answered(fitting(chat, rows, context).encoded)
+    forward, total, tokens = ModelForward(model), 0.0, 0
+    for batch in micro_batches(encoded, _BATCH_TOKENS, chat.pad_id, device):
+        logits_NV = forward(batch).logits_NV
+        assert logits_NV is not None
+        total += float(cross_entropy_sum(logits_NV, batch.targets_N))
+        tokens += len(batch.targets_N)
+    return total / tokens if tokens else None
