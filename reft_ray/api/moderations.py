@@ -12,9 +12,8 @@ from fastapi.responses import JSONResponse
 from reft_ray.api.context import Filter, finite
 from reft_ray.api.errors import ApiError, invalid
 from reft_ray.api.judging import JudgeError
-from reft_ray.api.rows import readable
 from reft_ray.api.schema import HARMFUL, OPENAI_CATEGORIES, Moderation, ModerationRequest
-from reft_ray.core.conversation import Message
+from reft_ray.core.conversation import Message, readable
 from reft_ray.core.verdict import Decision, Verdict
 
 # The names that OpenAI's clients send by default; each means the teacher that answers here.

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from reft_ray.core.conversation import ROLES, Conversation, Message, chat, conversation_from, row_id
+from reft_ray.core.conversation import (
+    ROLES,
+    Conversation,
+    chat,
+    conversation_from,
+    parts,
+    readable,
+    row_id,
+    tool_definitions,
+)
 
 _SHAPES = "a row is {'messages': [...]}, {'prompt': ..., 'completion': ...} or {'text': ...}"
 
@@ -37,13 +46,10 @@ def parse_row(number: int, line: bytes) -> Row:
         conversation = _conversation(_json(line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line))
     except RowError as error:
         return Row(number, len(line), error=error)
-    cleaned = tuple(Message(turn.role, readable(turn.content), turn.trained) for turn in conversation)
+    cleaned = tuple(
+        turn if turn.content.isascii() else replace(turn, content=readable(turn.content)) for turn in conversation
+    )
     return Row(number, len(line), row_id(conversation), cleaned)
-
-
-def readable(text: str) -> str:
-    """The text without lone surrogates, which JSON can carry and no tokenizer can read."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 async def lines(chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes | None]:
@@ -91,7 +97,7 @@ def _conversation(value: Any) -> Conversation:
     if not isinstance(value, dict):
         raise RowError("data_type", f"not a JSON object: {_SHAPES}")
     if "messages" in value:
-        return _messages(value["messages"])
+        return (*_messages(value["messages"]), *tool_definitions(value))
     if "prompt" in value:
         response = value.get("completion", value.get("response"))
         if response is not None and not isinstance(response, str):
@@ -116,7 +122,7 @@ def _messages(value: Any) -> Conversation:
     for index, turn in enumerate(value):
         _check_turn(f"messages[{index}]", turn)
     conversation = conversation_from(value)
-    if not any(turn.content.strip() for turn in conversation):
+    if not parts(conversation):
         raise RowError("missing_content", "no message has any text")
     return conversation
 

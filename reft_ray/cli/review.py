@@ -55,6 +55,7 @@ def show(
 ) -> None:
     """Show one withheld row with its text. It may be disturbing."""
     with user_errors():
+        from reft_ray.core.conversation import conversation_from, parts
         from reft_ray.screening.reviews import Reviews
 
         item = Reviews(out).item(row)
@@ -63,8 +64,8 @@ def show(
             return
         for name in ("row_number", "source", "line", "decision", "reason", "part", "encoding", "score", "probability"):
             print(f"{name}: {item[name]}")
-        for index, turn in enumerate(item["messages"]):
-            print(f"\nmessages[{index}].{turn['role']}:\n{_printable(turn['content'])}")
+        for part in parts(conversation_from(item["messages"])):
+            print(f"\n{part.name}:\n{_printable(part.text)}")
         if item["review"]:
             print(f"\n{item['review']['action']} by {item['review']['reviewer']}: {item['review']['reason']}")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_CALL_KEYS = ("", "function", "custom", "name", "arguments", "input")
 
 
 class Label(StrEnum):
@@ -19,28 +21,36 @@ class Label(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One turn. `trained` is False for assistant turns whose `weight` is 0: read, but not learned."""
-
-    role: str
-    content: str
-    trained: bool = True
-
-
-Conversation = tuple[Message, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Part:
-    """A text that is scored on its own: `name` says where it stands, e.g. `messages[1].user`."""
+    """A text that is scored on its own: `name` says where it stands, e.g. `messages[1].user`.
+
+    A tool call stands behind its turn: `messages[2].assistant.tool_calls[0]`.
+    """
 
     name: str
     text: str
 
     @property
     def role(self) -> str:
-        """The role behind the name, e.g. `user`."""
-        return self.name.rpartition(".")[2]
+        """The role of the turn in which it stands, e.g. `user`."""
+        return self.name.split(".")[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `trained` is False for assistant turns whose `weight` is 0: read, but not learned.
+
+    `calls` are the turn's tool calls, named within it (`tool_calls[0]`, `function_call`); they are scored, and no
+    chat template renders them.
+    """
+
+    role: str
+    content: str
+    trained: bool = True
+    calls: tuple[Part, ...] = ()
+
+
+Conversation = tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +94,8 @@ def chat(prompt: str, response: str | None = None, system: str | None = None) ->
 def conversation_from(messages: Sequence[Mapping[str, object]]) -> Conversation:
     """Validated OpenAI chat messages -> Conversation; content parts of type text are joined by newlines."""
     return tuple(
-        Message(str(turn["role"]), _text(turn.get("content")), turn.get("weight", 1) != 0) for turn in messages
+        Message(str(turn["role"]), _text(turn.get("content")), turn.get("weight", 1) != 0, _calls(turn))
+        for turn in messages
     )
 
 
@@ -98,13 +109,64 @@ def _text(content: object) -> str:
     return str(content)
 
 
+def _calls(turn: Mapping[str, object]) -> tuple[Part, ...]:
+    """The tool calls of a turn, as much of them as is text; a value of another shape than OpenAI's is read as well."""
+    called = turn.get("tool_calls")
+    listed = called if isinstance(called, list) else [called]
+    named = [(f"tool_calls[{index}]", call) for index, call in enumerate(listed)]
+    named.append(("function_call", turn.get("function_call")))
+    return tuple(Part(name, text) for name, call in named if call and (text := "\n".join(_leaves(call))).strip())
+
+
+def tool_definitions(row: Mapping[str, object]) -> Conversation:
+    """What a row says about its tools (`tools`, `functions`) as a turn that is read and not learned, or nothing."""
+    text = "\n".join(_leaves([row.get("tools"), row.get("functions")]))
+    return (Message("tool", text, trained=False),) if text.strip() else ()
+
+
+def _identifies(name: object, value: object) -> bool:
+    """Whether an entry of a call only tells it from others."""
+    return name in ("id", "type", "index") and not any(map(str.isspace, str(value)))
+
+
+def _leaves(call: object) -> Iterator[str]:
+    """The texts of a tool call or tool definition with the keys before them, a line each.
+
+    Arguments are JSON within JSON, whose escapes would hide words from a tokenizer, so they are read. Without
+    recursion: what a client nests must not exhaust the stack.
+    """
+    pending: list[tuple[str, object]] = [("", call)]
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+            with suppress(ValueError, RecursionError):
+                value = json.loads(value)
+        if isinstance(value, Mapping) and value:
+            pending += reversed([(str(name), inner) for name, inner in value.items() if not _identifies(name, inner)])
+        elif isinstance(value, list) and value:
+            pending += [(key, inner) for inner in reversed(value)]
+        elif value not in (None, "", {}, []):
+            yield readable(f"{key}: {value}" if key else str(value))
+        elif key not in _CALL_KEYS:
+            # An argument without a value still says its name.
+            yield readable(key)
+
+
+def readable(text: str) -> str:
+    """The text without lone surrogates, which JSON can carry and no tokenizer can read."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def parts(conversation: Conversation) -> list[Part]:
-    """Every non-empty turn as a part of its own, in order; the whole dialogue is screened, not its last prompt."""
-    return [
-        Part(f"messages[{index}].{turn.role}", turn.content)
-        for index, turn in enumerate(conversation)
-        if turn.content.strip()
-    ]
+    """Every non-empty turn and every tool call as a part of its own, in order; the whole dialogue is screened, not
+    its last prompt."""
+    found = []
+    for index, turn in enumerate(conversation):
+        name = f"messages[{index}].{turn.role}"
+        if turn.content.strip():
+            found.append(Part(name, turn.content))
+        found += [Part(f"{name}.{call.name}", call.text) for call in turn.calls]
+    return found
 
 
 def text_hash(text: str) -> str:
@@ -114,7 +176,9 @@ def text_hash(text: str) -> str:
 
 def row_id(conversation: Conversation) -> str:
     """A content id that survives key order and white space outside strings: `row-` + 24 hex digits of SHA-256."""
-    canonical = json.dumps(
-        [(turn.role, turn.content, turn.trained) for turn in conversation], ensure_ascii=True, separators=(",", ":")
-    )
+    turns = [
+        (turn.role, turn.content, turn.trained, *((call.name, call.text) for call in turn.calls))
+        for turn in conversation
+    ]
+    canonical = json.dumps(turns, ensure_ascii=True, separators=(",", ":"))
     return "row-" + hashlib.sha256(canonical.encode()).hexdigest()[:24]

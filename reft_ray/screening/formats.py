@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from reft_ray.core.conversation import Conversation, Message, conversation_from
+from reft_ray.core.conversation import Conversation, Message, conversation_from, tool_definitions
 from reft_ray.core.errors import UsageError
 
 Row = Mapping[str, Any]
@@ -109,7 +109,7 @@ def conversation_of(row: Row, fmt: Format) -> Conversation:
 
 
 def screened_of(row: Row, fmt: Format) -> Conversation:
-    """All text of a valid row that a model could learn: also tool calls, tool definitions and the answer not preferred.
+    """All text of a valid row that a model could learn: also tool definitions and the answer that is not preferred.
 
     Turns stand where `conversation_of` puts them; what it leaves out follows after the last one.
     """
@@ -118,20 +118,24 @@ def screened_of(row: Row, fmt: Format) -> Conversation:
         return (*turns, *_answer(row, "non_preferred_output", "rejected"))
     if fmt is not Format.CHAT:
         return turns
-    if any("tool_calls" in turn or "function_call" in turn for turn in row["messages"]):
-        turns = tuple(_with_calls(turn, source) for turn, source in zip(turns, row["messages"], strict=True))
-    if row.get("tools") or row.get("functions"):
-        definitions = orjson.dumps([row.get("tools"), row.get("functions")]).decode()
-        turns = (*turns, Message("tool", definitions, trained=False))
-    return turns
+    return (*turns, *tool_definitions(row))
 
 
 def messages_json(conversation: Conversation) -> str:
     """A conversation as OpenAI messages in JSON; `conversation_from` reads it back."""
-    turns: list[dict[str, object]] = []
-    for turn in conversation:
-        turns.append({"role": turn.role, "content": turn.content} | ({} if turn.trained else {"weight": 0}))
-    return orjson.dumps(turns).decode()
+    return orjson.dumps([_message(turn) for turn in conversation]).decode()
+
+
+def _message(turn: Message) -> dict[str, object]:
+    values: dict[str, object] = {"role": turn.role, "content": turn.content}
+    if not turn.trained:
+        values["weight"] = 0
+    for call in turn.calls:
+        if call.name == "function_call":
+            values["function_call"] = call.text
+        else:
+            values.setdefault("tool_calls", []).append(call.text)  # type: ignore[attr-defined]
+    return values
 
 
 def _turns(value: Any, role: str) -> Conversation:
@@ -163,11 +167,3 @@ def _holds_prompt(row: Row) -> bool:
 
 def _answer(row: Row, ours: str, theirs: str) -> Conversation:
     return _turns(row[ours] if ours in row else row[theirs], "assistant")
-
-
-def _with_calls(turn: Message, source: Row) -> Message:
-    calls = [value for key in ("tool_calls", "function_call") if (value := source.get(key))]
-    if not calls:
-        return turn
-    text = orjson.dumps(calls).decode()
-    return Message(turn.role, f"{turn.content}\n{text}" if turn.content else text, turn.trained)

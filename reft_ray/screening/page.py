@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from reft_ray.core.conversation import conversation_from, parts
 from reft_ray.screening.manifest import Manifest
 from reft_ray.screening.outputs import Output
 from reft_ray.screening.report import ScreenReport
@@ -72,8 +73,6 @@ def _quarantined(output: Output, unit: str, columns: tuple[str, ...]) -> list[di
         return []
 
 
-def _part_text(part: str, messages: str) -> str:
-    turns = orjson.loads(messages)
-    if part.startswith("messages["):
-        return str(turns[int(part[9 : part.index("]")])]["content"])
-    return "\n".join(str(turn["content"]) for turn in turns)
+def _part_text(name: str, messages: str) -> str:
+    found = parts(conversation_from(orjson.loads(messages)))
+    return "\n".join(part.text for part in found if part.name == name or not name.startswith("messages["))

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from reft_ray.api.rows import lines, parse_row
-from reft_ray.core.conversation import conversation_from, row_id
+from reft_ray.core.conversation import conversation_from, parts, row_id
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,20 @@ def test_a_good_line_is_a_conversation(value: dict[str, object], roles: list[str
     assert row.error is None
     assert row.conversation is not None
     assert [turn.role for turn in row.conversation] == roles
+
+
+def test_tool_calls_and_tool_definitions_are_parts_of_a_row() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "run", "arguments": '{"how": "a \\u0062omb"}'}}
+    turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    row = parse_row(0, json.dumps({"messages": turns, "tools": [{"description": "a knife"}]}).encode())
+    assert row.conversation is not None
+    assert [(part.name, part.text) for part in parts(row.conversation)] == [
+        ("messages[0].user", "u"),
+        ("messages[1].assistant.tool_calls[0]", "name: run\nhow: a bomb"),
+        ("messages[2].tool", "description: a knife"),
+    ]
+    alone = parse_row(0, json.dumps({"messages": turns[1:]}).encode())
+    assert alone.error is None
 
 
 def test_the_id_is_the_contents_and_surrogates_are_readable() -> None:

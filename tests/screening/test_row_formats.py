@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from reft_ray.core.conversation import chat, conversation_from
+from reft_ray.core.conversation import chat, conversation_from, parts
 from reft_ray.core.errors import UsageError
 from reft_ray.screening.formats import Format, conversation_of, detect, mapped, messages_json, screened_of
 
@@ -58,9 +58,12 @@ def test_tool_calls_and_tool_definitions_are_screened():
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "run", "arguments": "make a bomb"}}]}
     row = {"messages": [TURNS[0], call], "tools": [{"function": {"description": "poison"}}]}
     turns = screened_of(row, Format.CHAT)
-    assert "make a bomb" in turns[1].content
-    assert "poison" in turns[2].content
+    assert [(part.name, part.text) for part in parts(turns)][1:] == [
+        ("messages[1].assistant.tool_calls[0]", "name: run\narguments: make a bomb"),
+        ("messages[2].tool", "description: poison"),
+    ]
     assert not turns[2].trained
+    assert conversation_from(json.loads(messages_json(turns))) == turns
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,95 @@
+"""Conversations: what their parts are, and how tool calls are read."""
+
+import json
+from typing import Any
+
+import pytest
+
+from reft_ray.core.conversation import chat, conversation_from, parts, row_id, tool_definitions
+from reft_ray.core.scoring import judge
+from reft_ray.core.verdict import Decision
+from reft_ray.testbed.word_scorer import WordScorer
+
+
+def turn(**values: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": None} | values
+
+
+def function(arguments: Any) -> dict[str, Any]:
+    return {"id": "call_1", "type": "function", "function": {"name": "run", "arguments": arguments}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ('{"command": "rm", "flags": ["-r", "-f"]}', "command: rm\nflags: -r\nflags: -f"),
+        ({"command": "rm", "deep": {"n": 0}}, "command: rm\nn: 0"),
+        ('{"a \\u0062omb": null}', "a bomb"),
+        ('{"inner": "{\\"word\\": \\"bomb\\"}"}', "word: bomb"),
+        ("not json {", "arguments: not json {"),
+        ("{broken", "arguments: {broken"),
+        ('{"lone": "\\ud800"}', "lone: ?"),
+    ],
+)
+def test_arguments_are_read_as_text(arguments: Any, text: str) -> None:
+    (part,) = parts(conversation_from([turn(tool_calls=[function(arguments)])]))
+    assert part.text == f"name: run\n{text}"
+
+
+def test_each_call_is_a_part_of_its_own_after_its_turn() -> None:
+    turns = [
+        {"role": "user", "content": "u"},
+        turn(content="c", tool_calls=[function("{}"), {"custom": {"input": "x"}}], function_call={"name": "f"}),
+        {"role": "tool", "content": "t"},
+    ]
+    found = parts(conversation_from(turns))
+    assert [part.name for part in found] == [
+        "messages[0].user",
+        "messages[1].assistant",
+        "messages[1].assistant.tool_calls[0]",
+        "messages[1].assistant.tool_calls[1]",
+        "messages[1].assistant.function_call",
+        "messages[2].tool",
+    ]
+    assert [part.role for part in found] == ["user", *["assistant"] * 4, "tool"]
+
+
+@pytest.mark.parametrize("calls", ["a bomb", {"a": "bomb"}, [["a bomb"]], [{"id": "a bomb"}]])
+def test_calls_of_another_shape_are_read_as_well(calls: Any) -> None:
+    (part,) = parts(conversation_from([turn(tool_calls=calls)]))
+    assert "bomb" in part.text
+
+
+def test_what_is_nested_deeply_exhausts_no_stack() -> None:
+    value: Any = "bomb"
+    for _ in range(20_000):
+        value = [value]
+    (part,) = parts(conversation_from([turn(tool_calls=[{"arguments": value}])]))
+    assert part.text == "arguments: bomb"
+    text = "[" * 100_000
+    (part,) = parts(conversation_from([turn(tool_calls=[function(text)])]))
+    assert part.text.endswith(text)
+
+
+def test_a_harmful_call_blocks_its_row_and_the_verdict_names_it() -> None:
+    rows = [
+        conversation_from([{"role": "user", "content": "Good morning."}, turn(tool_calls=[function(arguments)])])
+        for arguments in (json.dumps({"note": "tea"}), '{"note": "build a \\u0062omb"}')
+    ]
+    good, bad = judge(WordScorer(), rows)
+    assert good.decision is Decision.ALLOW
+    assert (bad.decision, bad.part) == (Decision.BLOCK, "messages[1].assistant.tool_calls[0]")
+
+
+def test_calls_change_the_id_of_a_row_and_their_absence_does_not() -> None:
+    plain = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    with_call = [plain[0], plain[1] | {"tool_calls": [function("x")]}]
+    other = [plain[0], plain[1] | {"tool_calls": [function("y")]}]
+    assert row_id(conversation_from(plain)) == row_id(chat("u", "a")) == "row-5082a5f17b291a2c43f8700e"
+    assert len({row_id(conversation_from(turns)) for turns in (plain, with_call, other)}) == 3
+
+
+def test_tool_definitions_are_a_turn_that_is_not_learned() -> None:
+    assert tool_definitions({"messages": []}) == ()
+    (turn,) = tool_definitions({"tools": [{"type": "function", "function": {"description": "d", "name": "n"}}]})
+    assert (turn.role, turn.content, turn.trained) == ("tool", "description: d\nname: n", False)
