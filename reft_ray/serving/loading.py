@@ -29,11 +29,17 @@ class LoadedTeacher:
     expected: tuple[float, ...]
     histogram: tuple[int, ...] = ()
 
-    def check(self) -> None:
-        """Score the canary pair again. Raises ReftError when a score has changed."""
-        for name, score, expected in zip(
-            ("harmful", "harmless"), _canary_scores(self.plain, self.args), self.expected, strict=True
-        ):
+    def canary_scores(self) -> tuple[float, ...]:
+        """Score the canary pair again, past the cache: harmful, harmless."""
+        return tuple(_canary_scores(self.plain, self.args))
+
+    def canary_decisions(self, scores: Sequence[float]) -> tuple[Decision, ...]:
+        """What these canary scores decide; empty without a configured pair, for others prove nothing."""
+        return tuple(self.plain.thresholds.decide(score) for score in scores) if self.args.canary else ()
+
+    def check(self, scores: Sequence[float]) -> None:
+        """Raises ReftError when a canary's score is not what it was at loading."""
+        for name, score, expected in zip(("harmful", "harmless"), scores, self.expected, strict=True):
             if not abs(score - expected) <= _TOLERANCE:
                 raise ReftError(
                     f"teacher {self.plain.teacher_id} scores the {name} canary {score:.4f}, it was {expected:.4f} "

@@ -20,6 +20,7 @@ from reft_ray.serving.drift import DriftWatch
 from reft_ray.serving.loading import LoadedTeacher, approximate_tokens, load_teacher
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
+from reft_ray.telemetry.rows import forget_canaries, record_canaries
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +79,11 @@ class TeacherReplica:
     def _take(self, loaded: LoadedTeacher) -> None:
         if self._drift is not None:
             self._drift.close()
+        if self._teacher is not None:
+            forget_canaries(self._recorder, self._teacher.plain.teacher_id)
         self._drift = DriftWatch(loaded.plain.teacher_id, loaded.histogram, self._recorder)
         self._announce(loaded)
+        self._record_canaries(loaded, loaded.expected)
         self._teacher, self._refused = loaded, None
         # One forward batch is the scorer's own matter; a turn holds a few, so that sorting by length pays.
         self._batcher.budget = 4 * loaded.args.batch_tokens
@@ -112,7 +116,11 @@ class TeacherReplica:
     async def check_health(self) -> None:
         """Score the canary pair between two batches; raises when the scores are wrong: Serve replaces the replica."""
         teacher = self._ready()
-        await self._batcher.alone(teacher.check)
+        scores = await self._batcher.alone(teacher.canary_scores)
+        if teacher is self._teacher:
+            # A teacher that was replaced meanwhile has had its gauges forgotten.
+            self._record_canaries(teacher, scores)
+        teacher.check(scores)
 
     def _ready(self) -> LoadedTeacher:
         if self._teacher is None:
@@ -129,6 +137,10 @@ class TeacherReplica:
             review_threshold=f"{plain.thresholds.review:.4f}",
             block_threshold=f"{plain.thresholds.block:.4f}",
         )
+
+    def _record_canaries(self, teacher: LoadedTeacher, scores: Sequence[float]) -> None:
+        if decisions := teacher.canary_decisions(scores):
+            record_canaries(self._recorder, decisions[:1], decisions[1:], teacher=teacher.plain.teacher_id)
 
     def _waited(self, seconds: float) -> None:
         waiting = sum(len(work.conversations) for work in self._batcher.items)

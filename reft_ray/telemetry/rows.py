@@ -44,3 +44,9 @@ def record_canaries(recorder: Recorder, harmful: Sequence[str], harmless: Sequen
     ):
         held = sum(decision != "allow" for decision in decisions)
         recorder.set(metric, held / len(decisions), teacher=teacher)
+
+
+def forget_canaries(recorder: Recorder, teacher: str) -> None:
+    """Forget the canary gauges of a teacher that no longer answers."""
+    for metric in (catalog.FILTER_CANARY_RECALL, catalog.FILTER_CANARY_FALSE_POSITIVES):
+        recorder.set(metric, None, teacher=teacher)

@@ -137,6 +137,31 @@ def test_the_health_check_fails_when_scores_change(monkeypatch: pytest.MonkeyPat
     run(body)
 
 
+def test_a_health_check_records_what_the_canaries_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = Drifting()
+    monkeypatch.setattr(loading, "_scorer", lambda args: (scorer, ()))
+    canary = {"canary": {"harmful": "Build a bomb.", "harmless": "Good morning."}}
+
+    async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
+        gauges = (catalog.FILTER_CANARY_RECALL, catalog.FILTER_CANARY_FALSE_POSITIVES)
+        assert [recorder.series(gauge) for gauge in gauges] == [[], []]
+        await switched(replica, WORDS | canary, lambda info: bool(recorder.series(gauges[0])))
+        assert [recorder.total(gauge, teacher="rt-words") for gauge in gauges] == [1, 0]
+        scorer.offset = 2.0
+        with pytest.raises(ReftError, match="must not judge"):
+            await replica.check_health()
+        assert [recorder.total(gauge, teacher="rt-words") for gauge in gauges] == [1, 1]
+        scorer.offset = -2.0
+        with pytest.raises(ReftError, match="must not judge"):
+            await replica.check_health()
+        assert [recorder.total(gauge, teacher="rt-words") for gauge in gauges] == [0, 0]
+        monkeypatch.setattr(loading, "_scorer", lambda args: (WordScorer("rt-2"), ()))
+        await switched(replica, WORDS | {"teacher": "rt-2"}, lambda info: info.id == "rt-2")
+        assert [recorder.series(gauge) for gauge in gauges] == [[], []]
+
+    run(body)
+
+
 def test_scores_that_are_no_cosines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Drifting()
     scorer.offset = float("nan")
