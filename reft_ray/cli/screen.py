@@ -5,20 +5,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from reft_ray.cli.console import JsonOption, print_json, user_errors
+from reft_ray.cli.store import KeyOption
 from reft_ray.core.errors import BlockedByPolicyError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reft_ray.core.scoring import Scorer
-    from reft_ray.screening.cascade import Guard
-    from reft_ray.screening.config import ScreenConfig
+    from reft_ray.screening.cascade import Guard, Teacher
+    from reft_ray.screening.config import ScorerFactory, ScreenConfig
     from reft_ray.screening.report import ScreenReport
 
 READING, DECIDING, GUARD, RUNNING = "Reading", "Deciding", "Second guard", "Running"
@@ -26,8 +28,12 @@ READING, DECIDING, GUARD, RUNNING = "Reading", "Deciding", "Second guard", "Runn
 
 def screen(
     inputs: Annotated[list[str], typer.Argument(help="Files, directories, globs or pyarrow.fs URIs such as s3://...")],
-    teacher: Annotated[Path, typer.Option(help="The Ref-Teacher's directory.")],
     out: Annotated[str, typer.Option(help="A new directory, or one to resume.")],
+    teacher: Annotated[Path | None, typer.Option(help="The Ref-Teacher's directory.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A running service that judges instead, e.g. http://127.0.0.1:8000.")
+    ] = None,
+    key: KeyOption = "none",
     base: Annotated[str | None, typer.Option(help="The base model, where it is not where the teacher says.")] = None,
     row_format: Annotated[
         str | None, typer.Option("--format", help="Row format instead of detecting it.", rich_help_panel=READING)
@@ -78,7 +84,7 @@ def screen(
     guard_threshold: Annotated[
         float, typer.Option(help="The guard's probability of harm.", rich_help_panel=GUARD)
     ] = 0.5,
-    actors: Annotated[int, typer.Option(help="Scorers in parallel.", rich_help_panel=RUNNING)] = 1,
+    actors: Annotated[int, typer.Option(help="Scorers in parallel; with --url requests.", rich_help_panel=RUNNING)] = 1,
     gpus: Annotated[float, typer.Option(help="GPUs per scorer, fractions allowed.", rich_help_panel=RUNNING)] = 0.0,
     cpus: Annotated[float, typer.Option(help="CPUs per scorer.", rich_help_panel=RUNNING)] = 1.0,
     small_rows: Annotated[
@@ -103,8 +109,7 @@ def screen(
 
         if (review_threshold is None) != (block_threshold is None):
             raise UsageError("--review-threshold and --block-threshold come together")
-        if not teacher.is_dir():
-            raise UsageError(f"no Ref-Teacher at {teacher}")
+        factory = _factory(teacher, base, url, key)
         config = ScreenConfig(
             format=_named(Format, row_format, "--format"),
             container=_named(Container, container, "--container"),
@@ -125,10 +130,13 @@ def screen(
             cpus_per_actor=cpus,
             gpus_per_actor=gpus,
         )
+        if url:
+            # A whole unit goes over at once, and the next one is read meanwhile.
+            config = replace(config, threads=max(2, actors), batch_rows=config.limits.rows)
         refused: BlockedByPolicyError | None = None
         with _bar(shown=not (quiet or as_json)) as progress:
             try:
-                report = run(inputs, out, functools.partial(load_scorer, str(teacher), base), config, progress)
+                report = run(inputs, out, factory, config, progress)
             except BlockedByPolicyError as error:
                 refused, report = error, load_report(out)
         print_json(report.to_dict()) if as_json else _print(report, config, out)
@@ -141,6 +149,25 @@ def load_scorer(teacher: str, base: str | None) -> Scorer:
     from reft_ray.hf.ref_teacher import RefTeacher
 
     return RefTeacher.load(teacher).scorer(base)
+
+
+def remote_teacher(url: str, key: str) -> Teacher:
+    """The teacher behind a service."""
+    from reft_ray.screening.remote import RemoteTeacher
+
+    return RemoteTeacher(url, key)
+
+
+def _factory(teacher: Path | None, base: str | None, url: str | None, key: str) -> ScorerFactory:
+    if (teacher is None) == (url is None):
+        raise UsageError("name who judges: --teacher DIRECTORY, or --url of a running service")
+    if url is not None:
+        if base is not None:
+            raise UsageError("--base belongs to --teacher: a service has its own base model")
+        return functools.partial(remote_teacher, url, key)
+    if teacher is None or not teacher.is_dir():
+        raise UsageError(f"no Ref-Teacher at {teacher}")
+    return functools.partial(load_scorer, str(teacher), base)
 
 
 def _guard(text: str, threshold: float) -> Callable[[], Guard]:

@@ -17,6 +17,25 @@ Decode = Callable[[str], list[tuple[str | None, str]]]
 
 
 @runtime_checkable
+class Teacher(Protocol):
+    """A Ref-Teacher that judges whole conversations itself, as the one behind a service does."""
+
+    @property
+    def teacher_id(self) -> str:
+        """Which teacher judges."""
+        ...
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """Its own thresholds."""
+        ...
+
+    def judge(self, conversations: Sequence[Conversation], thresholds: Thresholds | None) -> list[Verdict]:
+        """One verdict per conversation, in order; `thresholds` of None are its own. An error stops the run."""
+        ...
+
+
+@runtime_checkable
 class Guard(Protocol):
     """A second opinion: the probability in [0, 1] that a conversation is harmful; `threshold` and above is flagged."""
 
@@ -74,7 +93,7 @@ class Cascade:
 
     def __init__(
         self,
-        scorer: Scorer,
+        teacher: Scorer | Teacher,
         guard: Guard | None = None,
         combine: Combine = Combine.ANY,
         order: Order = Order.AFTER,
@@ -83,11 +102,12 @@ class Cascade:
     ) -> None:
         if combine is Combine.GREY_BAND and order is Order.BEFORE:
             raise UsageError("grey-band asks the guard about the teacher's unsure rows, so the guard comes after")
-        self.scorer = scorer
+        self.teacher = teacher
         self.guard = guard
         self.combine = combine
         self.order = order
-        self.thresholds = thresholds or scorer.thresholds
+        self.thresholds = thresholds or teacher.thresholds
+        self._asked = thresholds
         self._decode = decode
 
     def rule(self, conversations: Sequence[Conversation]) -> list[Ruling]:
@@ -124,7 +144,7 @@ class Cascade:
 
     def _combined(self, guard: Guard, verdict: Verdict, score: float) -> Ruling:
         """Both opinions are known; the ruling names whoever settled it."""
-        teacher, other = self.scorer.teacher_id, guard.guard_id
+        teacher, other = self.teacher.teacher_id, guard.guard_id
         flagged = score >= guard.threshold
         if self.combine is Combine.ALL:
             if verdict.decision is Decision.ALLOW:
@@ -141,13 +161,20 @@ class Cascade:
         """The teacher was not asked: the verdict carries the guard's probability, mapped to [-1, 1], as its score."""
         decision = Decision.BLOCK if score >= guard.threshold else Decision.ALLOW
         verdict = Verdict(decision, 2 * score - 1, score, 2 * guard.threshold - 1, part="", windows=0)
-        return Ruling(verdict, self.scorer.teacher_id, guard.guard_id, score)
+        return Ruling(verdict, self.teacher.teacher_id, guard.guard_id, score)
 
     def _by_teacher(self, verdict: Verdict, score: float | None = None) -> Ruling:
-        return Ruling(verdict, self.scorer.teacher_id, self.scorer.teacher_id, score)
+        return Ruling(verdict, self.teacher.teacher_id, self.teacher.teacher_id, score)
 
     def _teacher(self, conversations: Sequence[Conversation]) -> list[Verdict]:
-        return judge(self.scorer, conversations, self.thresholds, self._decode)
+        if isinstance(self.teacher, Teacher):
+            verdicts = self.teacher.judge(conversations, self._asked) if conversations else []
+            if len(verdicts) != len(conversations):
+                raise ReftError(
+                    f"teacher {self.teacher.teacher_id}: {len(conversations)} rows, {len(verdicts)} verdicts"
+                )
+            return verdicts
+        return judge(self.teacher, conversations, self.thresholds, self._decode)
 
     def _ask(self, guard: Guard, conversations: Sequence[Conversation]) -> list[float]:
         scores = guard.probabilities(conversations) if conversations else []

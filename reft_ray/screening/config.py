@@ -12,12 +12,12 @@ from reft_ray.core.decoding import readings
 from reft_ray.core.errors import UsageError
 from reft_ray.core.scoring import Scorer
 from reft_ray.core.verdict import Thresholds
-from reft_ray.screening.cascade import Combine, Decode, Guard, Order
+from reft_ray.screening.cascade import Combine, Decode, Guard, Order, Teacher
 from reft_ray.screening.formats import Format
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.sources import Container, Source
 
-ScorerFactory = Callable[[], Scorer]
+ScorerFactory = Callable[[], Scorer | Teacher]
 
 
 class Policy(StrEnum):
@@ -42,7 +42,8 @@ class ScreenConfig:
     - `languages`: ISO 639-1 codes that the teacher covers. `findings_off`: names of findings not to report;
       `findings=False` spares the work of looking for them.
     - Up to `small_rows` rows are screened in this process; above it `actors` Ray actors, each with `cpus_per_actor`
-      and `gpus_per_actor` (fractions allowed), build a scorer of their own.
+      and `gpus_per_actor` (fractions allowed), build a scorer of their own. With `threads` above 0 no actor is made:
+      as many threads of this process each hold a teacher, which then had better work elsewhere.
     - `batch_rows` rows go to the scorer at a time; the scores of the last `cache_texts` texts are remembered.
     """
 
@@ -65,6 +66,7 @@ class ScreenConfig:
     cache_texts: int = 100_000
     small_rows: int = 10_000
     actors: int = 1
+    threads: int = 0
     cpus_per_actor: float = 1.0
     gpus_per_actor: float = 0.0
     decode: Decode = readings

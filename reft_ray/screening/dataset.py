@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from reft_ray.core.errors import BlockedByPolicyError, ReftError
@@ -14,7 +17,7 @@ from reft_ray.screening.outputs import UNITS, Output, done_units
 from reft_ray.screening.page import PAGE, render
 from reft_ray.screening.parsing import shape_of
 from reft_ray.screening.policy import Status
-from reft_ray.screening.reading import FilePlan, groups, plan_files, read_units
+from reft_ray.screening.reading import FilePlan, Unit, groups, plan_files, read_units
 from reft_ray.screening.report import REPORT, ScreenReport, compose
 from reft_ray.screening.reviews import Reviews
 from reft_ray.screening.sources import find_sources
@@ -90,7 +93,12 @@ def _run(
     total = sum(plan.cuts.rows for plan in plans)
     resumed = count = sum(lines[unit] for unit in done)
     start = time.monotonic()
-    finished = _in_process(plans, done, job) if total <= job.config.small_rows else _on_ray(plans, done, job)
+    if job.config.threads:
+        finished = _in_threads(plans, done, job)
+    elif total <= job.config.small_rows:
+        finished = _in_process(plans, done, job)
+    else:
+        finished = _on_ray(plans, done, job)
     for unit in finished:
         count += lines[unit.unit]
         if progress:
@@ -103,6 +111,30 @@ def _in_process(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> It
         for ranges in groups(plan, done):
             worker = worker or UnitWorker(job)
             yield from map(worker.work, read_units(plan, ranges))
+
+
+def _in_threads(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> Iterator[Finished]:
+    """A worker per thread, and as many units in memory as there are threads."""
+    own = threading.local()
+
+    def work(unit: Unit) -> Finished:
+        if not hasattr(own, "worker"):
+            own.worker = UnitWorker(job)
+        finished: Finished = own.worker.work(unit)
+        return finished
+
+    units = (unit for plan in plans for ranges in groups(plan, done) for unit in read_units(plan, ranges))
+    flying: deque[Future[Finished]] = deque()
+    pool = ThreadPoolExecutor(job.config.threads)
+    try:
+        for unit in units:
+            flying.append(pool.submit(work, unit))
+            if len(flying) >= job.config.threads:
+                yield flying.popleft().result()
+        while flying:
+            yield flying.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> Iterator[Finished]:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from reft_ray.core.conversation import row_id
+from reft_ray.core.conversation import parts, row_id
 from reft_ray.core.errors import UsageError
 from reft_ray.screening.formats import messages_json
 from reft_ray.screening.parsing import FileShape
@@ -266,7 +266,7 @@ def reason_of(row: ScreenedRow) -> str:
     if not row.ruling.by_teacher:
         return "flagged_by_guard"
     if not verdict.part:
-        return "no_text"
+        return "not_judged" if parts(row.screened) else "no_text"
     encoded = "_when_decoded" if verdict.encoding else ""
     return ("score_above_block" if row.outcome is Outcome.BLOCKED else "score_above_review") + encoded
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from reft_ray.core.cache import CachedScorer
 from reft_ray.core.conversation import Conversation
+from reft_ray.core.scoring import Scorer
 from reft_ray.core.verdict import Decision
 from reft_ray.screening.cascade import Cascade, Ruling
 from reft_ray.screening.checks import Fault
@@ -61,8 +62,9 @@ class Screener:
     """Parses, validates and judges the rows of units."""
 
     def __init__(self, scorer_factory: ScorerFactory, config: ScreenConfig, shapes: Sequence[FileShape]) -> None:
+        teacher = scorer_factory()
         self.cascade = Cascade(
-            CachedScorer(scorer_factory(), config.cache_texts),
+            CachedScorer(teacher, config.cache_texts) if isinstance(teacher, Scorer) else teacher,
             config.guard() if config.guard else None,
             config.guard_combine,
             config.guard_order,
@@ -78,7 +80,7 @@ class Screener:
         """Who judges, and by which thresholds: equal in all units of one screening."""
         cascade = self.cascade
         return {
-            "teacher": cascade.scorer.teacher_id,
+            "teacher": cascade.teacher.teacher_id,
             "guard": cascade.guard.guard_id if cascade.guard else None,
             "combine": str(cascade.combine) if cascade.guard else None,
             "order": str(cascade.order) if cascade.guard else None,

@@ -1,0 +1,62 @@
+"""The teacher behind a running service: conversations go over HTTP, verdicts come back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import httpx
+
+from reft_ray.api.client import ScreeningClient
+from reft_ray.core.conversation import Conversation
+from reft_ray.core.errors import ReftError
+from reft_ray.core.verdict import Decision, Thresholds, Verdict
+from reft_ray.screening.formats import messages_json
+
+PARALLEL_CHUNKS = 2
+
+
+class RemoteTeacher:
+    """`cascade.Teacher` over the screening resource of a service at `url`; lost answers are asked for again.
+
+    All verdicts of one object are by the teacher that answered first: a service that changes its teacher meanwhile
+    raises ReftError, as does one that cannot be reached or refuses.
+    """
+
+    def __init__(self, url: str, key: str | None = None, transport: httpx.BaseTransport | None = None) -> None:
+        self._connect = partial(ScreeningClient, url, key, parallel=PARALLEL_CHUNKS, transport=transport)
+        with self._connect() as client:
+            about = client.teacher()
+        self.teacher_id = str(about["id"])
+        self.thresholds = Thresholds(**about["thresholds"])
+
+    def judge(self, conversations: Sequence[Conversation], thresholds: Thresholds | None) -> list[Verdict]:
+        """One verdict per conversation, in order; `thresholds` of None are the service's own."""
+        review, block = (thresholds.review, thresholds.block) if thresholds else (None, None)
+        lines = (f'{{"messages":{messages_json(turns)}}}'.encode() for turns in conversations)
+        with self._connect() as client:
+            return [self._verdict(record, thresholds) for record in client.screen(lines, review=review, block=block)]
+
+    def _verdict(self, record: dict[str, Any], thresholds: Thresholds | None) -> Verdict:
+        if record["decision"] == "invalid":
+            # The row could be read here and not there (it is empty, or too large to send): nothing was seen.
+            block = (thresholds or self.thresholds).block
+            return Verdict(Decision.BLOCK, 1.0, 1.0, block, part="", windows=0, truncated=True)
+        if record["teacher"] != self.teacher_id:
+            raise ReftError(
+                f"the service changed its teacher from {self.teacher_id} to {record['teacher']}; screen the dataset "
+                "anew, into another output directory"
+            )
+        score, probability = record["score"], record["probability"]
+        return Verdict(
+            Decision(record["decision"]),
+            math.nan if score is None else score,
+            1.0 if probability is None else probability,
+            record["threshold"],
+            record["part"],
+            record["encoding"],
+            record["windows"],
+            record["truncated"],
+        )
