@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -135,28 +136,41 @@ def test_a_client_that_vanishes_leaves_nothing_behind(make_filter: Callable[...,
     service = make_filter(idle_seconds=30)
     line = b'{"text": "Good morning."}\n'
 
-    async def vanish(port: int, body: bytes) -> None:
+    async def vanish(port: int, body: bytes) -> bool:
+        """Whether the stream was under way when its client left; the place of an earlier one may not be free yet."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             writer.write(b"POST /v1/screenings HTTP/1.1\r\nhost: filter\r\ncontent-length: 100000\r\n\r\n" + body)
             if body:
+                status = await asyncio.wait_for(reader.readuntil(b"\r\n"), 60)
+                if b" 429 " in status:
+                    return False
                 await asyncio.wait_for(reader.readuntil(b'"verdict"'), 60)
+            return True
         finally:
             # A socket left open would fail whichever test is running when it is collected.
             writer.close()
             await writer.wait_closed()
 
+    async def insist(port: int, body: bytes) -> None:
+        until = time.monotonic() + 60
+        while not await vanish(port, body):
+            assert time.monotonic() < until, "a place was never freed"
+
     async def run(port: int) -> None:
         for _ in range(3):
-            await asyncio.gather(*(vanish(port, line * number) for number in range(8)))
+            await asyncio.gather(*(insist(port, line * number) for number in range(8)))
 
     with live(service.app) as url, httpx.Client(base_url=url) as client:
         asyncio.run(run(httpx.URL(url).port or 0))
-        # All places are free again, or this would be 429: 24 streams went through 8 places.
-        trailers = []
-        for _ in range(8):
+        # All places come free again, though 24 streams went through 8 of them and none came to its end.
+        trailers: list[str] = []
+        until = time.monotonic() + 60
+        while len(trailers) < 8:
+            assert time.monotonic() < until, "a place was never freed"
             response = client.post("/v1/screenings", content=line)
-            trailers.append(response.text.splitlines()[-1])
+            if response.status_code != 429:
+                trailers.append(response.text.splitlines()[-1])
     assert all('"done":true' in trailer for trailer in trailers)
 
 
