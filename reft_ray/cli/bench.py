@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import time
@@ -34,6 +35,7 @@ def run(
     teacher: TeacherOption = None,
     out: OutOption = Path("out/bench"),
     workers: Annotated[int, typer.Option(help="Cells at a time, as Ray tasks; 0 runs them in this process.")] = 0,
+    minutes: Annotated[float | None, typer.Option(help="Start nothing new after so long.")] = None,
     set_: SetOption = None,
     section: SectionOption = None,
 ) -> None:
@@ -42,13 +44,15 @@ def run(
         from reft_ray.core.errors import ReftError
         from reft_ray.experiments.bench.workspace import Workspace
 
-        workspace = Workspace(_config(preset, rows, base, teacher, set_), out, _say, workers)
+        seconds = math.inf if minutes is None else 60 * minutes
+        workspace = Workspace(_config(preset, rows, base, teacher, set_), out, _say, workers, seconds)
         if workers:
             from reft_ray.finetuning.cluster import start_ray
 
             start_ray(workers)
         for part in _chosen(section):
-            part.make(workspace)
+            if workspace.in_time:
+                part.make(workspace)
         if failed := workspace.failures:
             raise ReftError(f"{len(failed)} cells failed, the first: {failed[0]}; the next run tries them again")
 

@@ -38,18 +38,21 @@ TINY: dict[str, Any] = {
     },
     "alignment_stage": {"epochs": 1, "lora": {"rank": 4}},
     "alignment_rows": 20,
+    "count_flops": True,
     "edits": {"larf_references": 5, "antidote_rows": 4},
     "evaluation": {"max_new_tokens": 3},
     "blocks": [
+        {"methods": list(METHODS), "tasks": ["sentiment"], "harmful_ratios": [0.25], "sizes": [16]},
         {
-            "methods": list(METHODS),
+            "methods": ["larf", "distill"],
             "tasks": ["sentiment"],
             "harmful_ratios": [0.25],
             "sizes": [16],
-            "filters": [False, True],
-        }
+            "filters": [True],
+        },
     ],
 }
+CELLS = {(name, False) for name in METHODS} | {("larf", True), ("distill", True)}
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +76,7 @@ def test_every_method_gives_its_figures_with_and_without_the_filter(
     workspace: Workspace, result: dict[str, Any]
 ) -> None:
     assert workspace.failures == []
-    assert {(row["cell"]["method"], row["cell"]["filtered"]) for row in result["cells"]} == {
-        (name, filtered) for name in METHODS for filtered in (False, True)
-    }
+    assert {(row["cell"]["method"], row["cell"]["filtered"]) for row in result["cells"]} == CELLS
     for row in result["cells"]:
         for measure in ("harmful_score", "finetune_accuracy", "over_refusal"):
             low, high = row["intervals"][measure]
@@ -146,9 +147,8 @@ def test_the_report_shows_every_cell(result: dict[str, Any], tmp_path: Path) -> 
     text = grid_report.render(result, tmp_path)
     assert "### sentiment, n = 16" in text
     assert (tmp_path / "grid-sentiment-16.png").is_file()
-    for method in METHODS.values():
-        for filtered in (False, True):
-            assert text.count(f"| {method.name(filtered)} |") == 2
+    for name, filtered in CELLS:
+        assert text.count(f"| {METHODS[name].name(filtered)} |") == 2
 
 
 def test_a_cells_key_follows_what_its_figures_depend_on(workspace: Workspace) -> None:

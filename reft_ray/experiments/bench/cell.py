@@ -49,10 +49,11 @@ class Cell:
 
 
 def cell_key(workspace: Workspace, cell: Cell) -> dict[str, Any]:
-    """What a cell's figures depend on: rows, base and teacher by content, settings, and the method's own recipe."""
+    """What a cell's figures depend on: rows, base and, where it is used, teacher by content; settings; the recipe."""
     config = workspace.config
+    used = METHODS[cell.method].needs_teacher(cell.filtered)
     return {
-        **workspace.identity(),
+        **(workspace.identity() if used else workspace.world_identity()),
         "version": VERSION,
         "cell": asdict(cell),
         "method": asdict(METHODS[cell.method]),
@@ -126,7 +127,8 @@ def train_student_of(workspace: Workspace, settings: FinetuneConfig, rows: Seque
     """Stage 2 in this process; soft labels are shared by all cells."""
     resources = in_process(workspace, folder)
     alignment = alignment_rows(workspace) if settings.needs_alignment else ()
-    inputs = FinetuneInputs(rows, len(rows), alignment, workspace.teacher)
+    soft = settings.method.distills and settings.labels == "soft"
+    inputs = FinetuneInputs(rows, len(rows), alignment, workspace.teacher if soft else None)
     return finetune(settings, inputs, folder / "student", resources)
 
 

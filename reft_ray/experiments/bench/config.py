@@ -81,7 +81,7 @@ class BenchConfig(Config):
     world: Sizes = Sizes()
     recipe: Recipe = Recipe()
     device: Literal["cpu", "cuda"] = "cpu"
-    count_flops: bool = True
+    count_flops: bool = Field(False, description="in every cell: exact, and a third slower for small models")
     sections: dict[str, dict[str, Any]] = Field({}, description="settings of report sections, by their names")
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,13 @@ def cells_of(config: BenchConfig) -> list[Cell]:
 
 
 def run(workspace: Workspace, _settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the missing cells; what cells share is made before them."""
+    """Make the missing cells."""
     todo = [cell for cell in cells_of(workspace.config) if _known(workspace, cell) is None]
+    if not workspace.in_time:
+        return gather(workspace, _settings)
     for task in {cell.task for cell in todo}:
         workspace.rows.task(task)
-    for start in {METHODS[cell.method].start for cell in todo}:
-        start_adapter(workspace, start)
-    outcomes = _on_ray(workspace, todo) if workspace.workers else (make_cell(workspace, cell) for cell in todo)
+    outcomes = _on_ray(workspace, todo) if workspace.workers else _one_by_one(workspace, todo)
     started = time.perf_counter()
     for done, (cell, failure) in enumerate(outcomes, start=1):
         left = (time.perf_counter() - started) / done * (len(todo) - done)
@@ -47,6 +47,13 @@ def run(workspace: Workspace, _settings: Mapping[str, Any]) -> dict[str, Any]:
         if failure:
             workspace.failures.append(f"{cell.name}: {failure}")
     return gather(workspace, _settings)
+
+
+def _one_by_one(workspace: Workspace, todo: Sequence[Cell]) -> Iterator[tuple[Cell, str | None]]:
+    for cell in todo:
+        if not workspace.in_time:
+            return
+        yield make_cell(workspace, cell)
 
 
 def make_cell(workspace: Workspace, cell: Cell) -> tuple[Cell, str | None]:
@@ -65,11 +72,17 @@ def make_cell(workspace: Workspace, cell: Cell) -> tuple[Cell, str | None]:
     return cell, None
 
 
-def _on_ray(workspace: Workspace, todo: Sequence[Cell]) -> Any:
+def _on_ray(workspace: Workspace, todo: Sequence[Cell]) -> Iterator[tuple[Cell, str | None]]:
     """At most `workers` cells at a time; the directory of results must be one that all nodes see."""
     import ray
 
     from reft_ray.finetuning.ray_runtime import set_threads
+
+    # What cells share is made before them: two of them would make it twice.
+    for start in dict.fromkeys(METHODS[cell.method].start for cell in todo):
+        start_adapter(workspace, start)
+    if any(METHODS[cell.method].needs_teacher(cell.filtered) for cell in todo):
+        workspace.say(f"Ref-Teacher {workspace.teacher.id}")
 
     @ray.remote(num_cpus=1, num_gpus=1 if workspace.config.device == "cuda" else 0, max_retries=1)
     def task(config: dict[str, Any], out: str, cell: Cell) -> tuple[Cell, str | None]:
@@ -80,9 +93,13 @@ def _on_ray(workspace: Workspace, todo: Sequence[Cell]) -> Any:
     waiting = list(reversed(todo))
     running: dict[Any, Cell] = {}
     while waiting or running:
+        if not workspace.in_time:
+            waiting = []
         while waiting and len(running) < workspace.workers:
             cell = waiting.pop()
             running[task.remote(config, str(workspace.out), cell)] = cell
+        if not running:
+            return
         (ready,), _ = ray.wait(list(running), num_returns=1)
         cell = running.pop(ready)
         try:

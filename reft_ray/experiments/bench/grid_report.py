@@ -25,7 +25,7 @@ def render(result: Mapping[str, Any], pictures: Path) -> str:
         "Brackets: 95 % bootstrap intervals over prompts where one seed was run, lowest and highest seed where there "
         "are more. Each method stands without and behind the same Ref-Teacher filter; behind it, base → SFT is the "
         "ablation *filter only* and distillation is this project's method, *guided*. Seconds are those of a machine "
-        "that did other work too, with operations being counted; the section on costs measures time.",
+        "that did other work too; the section on costs measures time.",
     ]
     for task, n in sorted({(row["cell"]["task"], row["cell"]["n"]) for row in made}):
         rows = [row for row in made if (row["cell"]["task"], row["cell"]["n"]) == (task, n)]
@@ -111,7 +111,7 @@ def _details(rows: Sequence[Row]) -> list[str]:
                 f"| {_name(key)} | {len(seeds)} | {' | '.join(figures)} | "
                 f"{mean(row['incoherent'] for row in seeds):.1f} | {' | '.join(dropped)} | "
                 f"{mean(row['seconds'] for row in seeds):.0f} | {mean(row['peak_mib'] for row in seeds):.0f} | "
-                f"{flops:.2f} |"
+                f"{f'{flops:.2f}' if flops else ''} |"
             )
         lines.append("")
     return lines

@@ -27,6 +27,10 @@ class BenchMethod:
     filtered_title: str | None = None
     ours: bool = False
 
+    def needs_teacher(self, filtered: bool) -> bool:
+        """Whether anything of the Ref-Teacher goes into a student: filter, start, soft labels or features."""
+        return filtered or self.start == "teacher" or self.student.get("labels") == "soft" or self.before == "larf"
+
     def name(self, filtered: bool) -> str:
         """What tables call it."""
         return (self.filtered_title or f"{self.title} + filter") if filtered else self.title

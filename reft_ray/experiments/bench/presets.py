@@ -91,9 +91,18 @@ def small() -> dict[str, Any]:
             "baselines": _SHORT_LISA,
             "optimizer": {"learning_rate": 5e-4},
         },
-        "alignment_stage": {"epochs": 3, "max_tokens": 192, "optimizer": {"learning_rate": 5e-4}},
+        "alignment_stage": {"epochs": 1, "max_tokens": 192, "optimizer": {"learning_rate": 5e-4}},
+        "evaluation": {"harmful": 200, "harmless": 200, "task": 200},
+        # In the order of what one wants to know first: an interrupted grid has told the most.
         "blocks": [
-            {"methods": list(METHODS), "tasks": ["sst2"], "sizes": [500], "filters": [False, True]},
+            {"methods": list(OURS), "tasks": ["sst2"], "sizes": [500], "filters": [False, True]},
+            {
+                "methods": list(METHODS),
+                "tasks": ["sst2"],
+                "harmful_ratios": [0.1, 0.3, 0],
+                "sizes": [500],
+                "filters": [False, True],
+            },
             {"methods": list(OURS), "tasks": list(_REAL_TASKS), "sizes": [500], "filters": [False, True]},
             {
                 "methods": list(OURS),
@@ -112,6 +121,7 @@ def llm_8b() -> dict[str, Any]:
     common = {"lora": lora, "max_tokens": 512, "optimizer": {"learning_rate": 1e-4}, "gradient_checkpointing": True}
     return {
         "device": "cuda",
+        "count_flops": True,
         "teacher_settings": {**common, "epochs": 1, "batch_rows": 32},
         "student": {**common, "epochs": 3, "batch_rows": 16, "alignment_ratio": 0.25, "baselines": _SHORT_LISA},
         "alignment_stage": {**common, "epochs": 3, "batch_rows": 16},

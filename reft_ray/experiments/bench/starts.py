@@ -60,7 +60,7 @@ def start_adapter(workspace: Workspace, start: Start) -> Path | None:
     settings = FinetuneConfig.of(
         {"base": workspace.base, "checkpoint_every": 1_000_000, **config.alignment_stage, **_STEPS[start]}
     )
-    key = [settings.model_dump(mode="json", exclude={"base"}), config.alignment_rows, workspace.identity()]
+    key = [settings.model_dump(mode="json", exclude={"base"}), config.alignment_rows, workspace.world_identity()]
     folder = workspace.out / f"{start}-{content_key(key)}"
     if not (folder / "adapter_config.json").is_file():
         workspace.say(f"aligning the base by {start}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -16,6 +17,7 @@ from reft_ray.experiments.bench.rows import BenchRows, builtin_rows, folder_rows
 from reft_ray.finetuning.config import Resources, TeacherConfig
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
+from reft_ray.hf.loading import fingerprint
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.serving.builtin import cache_root
 from reft_ray.testbed.base_model import ensure_base
@@ -32,13 +34,26 @@ def content_key(value: Any) -> str:
 class Workspace:
     """One comparison under `out`; everything expensive is made on first use and kept there."""
 
-    def __init__(self, config: BenchConfig, out: Path, say: Say = lambda _line: None, workers: int = 0) -> None:
+    def __init__(
+        self,
+        config: BenchConfig,
+        out: Path,
+        say: Say = lambda _line: None,
+        workers: int = 0,
+        seconds: float = math.inf,
+    ) -> None:
         self.config = config
+        self._ends = time.monotonic() + seconds
         self.workers = workers
         self.out = out.absolute()
         self.say = say
         self.failures: list[str] = []
         self.out.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def in_time(self) -> bool:
+        """Whether another piece may be started; what runs is never cut off."""
+        return time.monotonic() < self._ends
 
     @property
     def data(self) -> Path:
@@ -79,11 +94,15 @@ class Workspace:
 
     def identity(self) -> dict[str, str]:
         """What all results depend on: rows, base and teacher by content."""
-        return {
-            "rows": self.rows.identity,
-            "base": self.teacher.manifest.base_fingerprint,
-            "teacher": self.teacher.id,
-        }
+        return {**self.world_identity(), "teacher": self.teacher.id}
+
+    def world_identity(self) -> dict[str, str]:
+        """The same without the teacher, for what does not use one."""
+        return {"rows": self.rows.identity, "base": self._fingerprint}
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.base)
 
     def title(self) -> str:
         """The same for people."""
