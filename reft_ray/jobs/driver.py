@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -33,6 +33,7 @@ from reft_ray.jobs.steps import Steps
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
 
 CONFIG_VARIABLE = "REFT_DRIVER"
+_VARIABLE = "env"
 LOST_LEASE_SECONDS = 10.0
 """A driver that lost its job has so long to end by itself."""
 
@@ -43,8 +44,9 @@ logger = logging.getLogger(__name__)
 class DriverConfig:
     """What a driver needs; it travels in the environment, because the database URL may hold a password.
 
-    `steps` names a factory as `module:function`, which is called with `options`; `recorder` one of a Recorder, called
-    without any. `handle` is how the launcher calls this driver, where that is not its process.
+    A `database_url` of `env:NAME` stands for the variable NAME where the driver runs. `steps` names a factory as
+    `module:function`, which is called with `options`; `recorder` one of a Recorder, called without any. `handle` is
+    how the launcher calls this driver, where that is not its process.
     """
 
     database_url: str
@@ -65,7 +67,13 @@ class DriverConfig:
         """What the launcher put there."""
         if CONFIG_VARIABLE not in os.environ:
             raise UsageError(f"{CONFIG_VARIABLE} is not set: drivers are started by the service")
-        return cls(**json.loads(os.environ[CONFIG_VARIABLE]))
+        config = cls(**json.loads(os.environ[CONFIG_VARIABLE]))
+        kind, _, name = config.database_url.partition(":")
+        if kind != _VARIABLE:
+            return config
+        if name not in os.environ:
+            raise UsageError(f"the database URL is to be found in {name}, which is not set where this driver runs")
+        return replace(config, database_url=os.environ[name])
 
     def make_steps(self) -> Steps:
         """The steps that the factory makes."""

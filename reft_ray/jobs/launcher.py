@@ -61,9 +61,10 @@ class ProcessLauncher:
 
     def stop(self, handle: str) -> None:
         """See Launcher. SIGKILL: a driver that should save its state was told so through the job's record."""
-        host, pid, _ = handle_parts(handle)
-        if host != socket.gethostname() or self._is_reused(handle):
+        parts = handle_parts(handle)
+        if parts is None or parts[0] != socket.gethostname() or _is_reused(*parts[1:]):
             return
+        pid = parts[1]
         # The leader may be dead while what it started lives on: the group is found by its number.
         for process in psutil.process_iter():
             try:
@@ -75,20 +76,14 @@ class ProcessLauncher:
 
     def is_alive(self, handle: str) -> bool | None:
         """See Launcher."""
-        host, pid, started = handle_parts(handle)
-        if host != socket.gethostname():
+        parts = handle_parts(handle)
+        if parts is None or parts[0] != socket.gethostname():
             return None
+        _, pid, started = parts
         _reap(pid, os.WNOHANG)
         try:
             process = psutil.Process(pid)
             return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
-    def _is_reused(self, handle: str) -> bool:
-        _, pid, started = handle_parts(handle)
-        try:
-            return abs(psutil.Process(pid).create_time() - started) >= 1
         except psutil.NoSuchProcess:
             return False
 
@@ -97,6 +92,13 @@ class ProcessLauncher:
             return Path(os.devnull)
         self._log_dir.mkdir(parents=True, exist_ok=True)
         return self._log_dir / f"{job_id}-{attempt}.log"
+
+
+def _is_reused(pid: int, started: float) -> bool:
+    try:
+        return abs(psutil.Process(pid).create_time() - started) >= 1
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _reap(pid: int, options: int) -> None:

@@ -12,7 +12,10 @@ def process_handle(pid: int) -> str:
     return f"process:{socket.gethostname()}:{pid}:{psutil.Process(pid).create_time():.2f}"
 
 
-def handle_parts(handle: str) -> tuple[str, int, float]:
-    """Host, process number and start time (seconds since the epoch)."""
-    _, host, pid, started = handle.split(":")
+def handle_parts(handle: str) -> tuple[str, int, float] | None:
+    """Host, process number and start time (seconds since the epoch); None for what is no process."""
+    kind, *parts = handle.split(":")
+    if kind != "process":
+        return None
+    host, pid, started = parts
     return host, int(pid), float(started)

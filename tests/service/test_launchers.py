@@ -1,0 +1,128 @@
+"""What every launcher owes the reconciler, on processes of this machine and on Ray's job server."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from reft_ray.core.errors import UsageError
+from reft_ray.jobs.content import ContentStore
+from reft_ray.jobs.database import Database
+from reft_ray.jobs.driver import DriverConfig
+from reft_ray.jobs.files import FileStore
+from reft_ray.jobs.job import JobSpec, Status
+from reft_ray.jobs.job_store import JobStore
+from reft_ray.jobs.launcher import ProcessLauncher
+from reft_ray.jobs.lease import Leases, Slots
+from reft_ray.service.launcher import RayLauncher
+
+SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def job_server() -> Iterator[str]:
+    """The address of the job server of a cluster that lives as long as these tests."""
+    import ray
+
+    context = ray.init(
+        num_cpus=4,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        _node_ip_address="127.0.0.1",
+        log_to_driver=False,
+        object_store_memory=512 << 20,
+    )
+    yield f"http://{context.dashboard_url}"
+    ray.shutdown()
+
+
+class Desk:
+    """Job records, and launchers of one kind over them."""
+
+    def __init__(self, root: Path, make):
+        self.config = DriverConfig(
+            f"sqlite:///{root / 'jobs.db'}",
+            str(root / "files"),
+            "reft_ray.jobs.fake_steps:make",
+            {"train_steps": 100_000, "step_seconds": 0.05},
+            heartbeat_seconds=0.1,
+        )
+        self.launcher = lambda: make(self.config)
+        self.database = Database.open(self.config.database_url)
+        self.jobs = JobStore(self.database)
+        files = FileStore(self.database, ContentStore(self.config.files_uri))
+        file = files.create("proj_a", "train.jsonl", "fine-tune", [b'{"messages": []}\n' * 10])
+        self.job_id = self.jobs.create("org-a", "proj_a", JobSpec("tiny", file.id, 1), {}).id
+        self.leases = Leases(self.jobs)
+
+    def start(self) -> str:
+        attempt = self.leases.claim(self.jobs.get(self.job_id))
+        assert attempt is not None
+        return self.launcher().start(self.job_id, attempt)
+
+    def until(self, condition) -> None:
+        end = time.monotonic() + SECONDS
+        while not condition():
+            assert time.monotonic() < end, [item.event.message for item in self.jobs.events(self.job_id).items]
+            time.sleep(0.05)
+
+    def processes(self) -> list[int]:
+        return [p.pid for p in psutil.process_iter(["cmdline"]) if self.job_id in (p.info["cmdline"] or [])]
+
+
+@pytest.fixture(params=["process", pytest.param("ray", marks=pytest.mark.ray)])
+def desk(request, tmp_path):
+    if request.param == "process":
+        made = Desk(tmp_path, lambda config: ProcessLauncher(config, tmp_path / "logs"))
+    else:
+        address = request.getfixturevalue("job_server")
+        made = Desk(tmp_path, lambda config: RayLauncher(config, address))
+    yield made
+    made.database.close()
+
+
+def test_a_driver_is_started_found_again_and_ended(desk):
+    handle = desk.start()
+    # It goes as far as the job can go, and ends by itself.
+    desk.until(lambda: desk.jobs.get(desk.job_id).status is Status.QUEUED)
+    assert desk.jobs.get(desk.job_id).handle == handle
+    desk.until(lambda: desk.launcher().is_alive(handle) is False)
+
+    desk.leases.grant(Slots())
+    second = desk.start()
+    assert second != handle
+    desk.until(lambda: any(item.event.type == "metrics" for item in desk.jobs.events(desk.job_id).items))
+    # By another launcher, as after a restart of the service.
+    assert desk.launcher().is_alive(second) is True
+    assert desk.processes()
+    desk.launcher().stop(second)
+    assert desk.launcher().is_alive(second) is False
+    assert desk.processes() == []
+    # Whether or not it still runs.
+    desk.launcher().stop(second)
+    desk.launcher().stop(handle)
+
+
+def test_a_driver_of_another_kind_is_left_to_its_lease(desk):
+    assert desk.launcher().is_alive("other:1") is None
+    desk.launcher().stop("other:1")
+
+
+def test_a_password_is_not_shown_on_the_dashboard(tmp_path):
+    secret = "postgresql+psycopg://reft:hidden@db/jobs"
+    with pytest.raises(UsageError, match="as env:NAME") as caught:
+        RayLauncher(DriverConfig(secret, str(tmp_path), "a:b"), "http://127.0.0.1:1")
+    assert "hidden" not in str(caught.value)
+    launcher = RayLauncher(DriverConfig("env:REFT_DATABASE", str(tmp_path), "a:b"), "http://127.0.0.1:1")
+    # Nobody answers there: the lease alone can tell.
+    assert launcher.is_alive("ray:ftjob-1-1") is None
+
+
+def test_the_database_is_named_where_the_driver_runs(monkeypatch, tmp_path):
+    monkeypatch.setenv("REFT_DRIVER", DriverConfig("env:REFT_DATABASE", str(tmp_path), "a:b").to_json())
+    with pytest.raises(UsageError, match="REFT_DATABASE, which is not set"):
+        DriverConfig.from_environment()
+    monkeypatch.setenv("REFT_DATABASE", "sqlite:///x.db")
+    assert DriverConfig.from_environment().database_url == "sqlite:///x.db"
