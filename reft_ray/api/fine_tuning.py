@@ -17,6 +17,7 @@ from reft_ray.api.services import Services
 from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.estimate import estimate
 from reft_ray.jobs.job import Event, Job, Status
+from reft_ray.jobs.speeds import measured_speed
 from reft_ray.jobs.tenants import Principal
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -60,7 +61,8 @@ def router(services: Services) -> APIRouter:
         _check_files(services, caller, spec.training_file, spec.validation_file)
         base = services.settings.base_models[spec.model]
         size = services.counter(spec.model, services.files.read(spec.training_file, caller.project_id))
-        result = estimate(size, spec.hyperparameters, base.defaults, base.speed)
+        speed = measured_speed(services.database, spec.model, base.preset, base.devices) or base.speed
+        result = estimate(size, spec.hyperparameters, base.defaults, speed)
         return {"object": "fine_tuning.job.estimate", "model": spec.model, **asdict(result)}
 
     @routes.get("/fine_tuning/jobs")

@@ -21,12 +21,17 @@ from reft_ray.telemetry.recorder import Recorder
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A model that users may chat with and finetune. `uri` is the directory that it is loaded from."""
+    """A model that users may chat with and finetune. `uri` is the directory that it is loaded from.
+
+    Estimates use the speed of the model's finished jobs, and `speed` while there are none. `devices` are those of one
+    job: accelerators, or processors where it has none.
+    """
 
     uri: str
     created_at: int = 0
     defaults: Defaults = field(default_factory=Defaults)
     speed: Speed | None = None
+    devices: int = 1
     preset: str | None = None
     trainable: bool = True
 

@@ -18,7 +18,8 @@ class Speed:
     """What was measured on the devices that jobs of one base model run on.
 
     `training_tokens` and `screening_rows` are per second over all devices of one job; `start_seconds` is what a job
-    takes before its first step; `overhead` is the share of training time that the gate and the export add.
+    takes whatever its size: starting, loading models, the gate's own prompts; `overhead` is the share of training time
+    that comes on top. See `jobs.speeds` for how they are measured.
     """
 
     training_tokens: float

@@ -227,10 +227,13 @@ class JobRun:
             after = self._store.move_in(connection, before, status, event, error=error)
         self._store.observe(before, after)
 
-    def _estimated_finish(self, step: int, total_steps: int) -> float:
+    def _estimated_finish(self, step: int, total_steps: int) -> float | None:
+        """By the pace since this driver's first report; None where that is this one."""
         now = self._store.database.now()
         if self._pace is None:
             self._pace = (now, step)
         started, first = self._pace
-        per_step = (now - started) / (step - first) if step > first else 0.0
+        if step <= first:
+            return None
+        per_step = (now - started) / (step - first)
         return now + (total_steps - step) * per_step + total_steps * per_step * GATE_SHARE

@@ -1,0 +1,65 @@
+"""How many tokens a training file has, by the base model's own tokenizer: what estimates start from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from functools import cache
+
+from reft_ray.core.conversation import Example
+from reft_ray.core.errors import ReftError
+from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.loading import load_tokenizer
+from reft_ray.jobs.estimate import Size, count_bytes
+from reft_ray.screening.checks import CHECKS, Fault
+from reft_ray.screening.formats import Row, conversation_of, readings_of
+from reft_ray.screening.validation import parse_row
+
+EXACT_ROWS = 2_000
+"""Up to so many rows are tokenised; a larger file is taken to be like its first rows, byte for byte."""
+
+
+class TokenizerCounter:
+    """A `jobs.estimate.Counter` for JSONL files; `bases` names the directory or hub id behind each model."""
+
+    def __init__(self, bases: Mapping[str, str], exact_rows: int = EXACT_ROWS) -> None:
+        self._bases = dict(bases)
+        self._exact_rows = exact_rows
+        self._chat = cache(lambda base: ChatFormat(load_tokenizer(base)))
+
+    def __call__(self, model: str, chunks: Iterable[bytes]) -> Size:
+        """See Counter. Rows that a job would refuse count as nothing; other file formats are guessed from bytes."""
+        chat = self._chat(self._bases[model])
+        rows = size = tokens = counted = 0
+        for line in _lines(chunks):
+            if not line or line.isspace():
+                continue
+            rows += 1
+            size += len(line)
+            if rows <= self._exact_rows:
+                counted += len(line)
+                tokens += _tokens(chat, parse_row(line))
+        if tokens == 0:
+            return Size(rows, count_bytes(model, [b"x" * size]).tokens, exact=False)
+        exact = rows <= self._exact_rows
+        return Size(rows, tokens if exact else math.ceil(tokens * size / counted), exact)
+
+
+def _tokens(chat: ChatFormat, row: Row | Fault) -> int:
+    if isinstance(row, Fault):
+        return 0
+    formats = readings_of(row)
+    if len(formats) != 1 or CHECKS[formats[0]](row):
+        return 0
+    try:
+        return len(chat.encode(Example(conversation_of(row, formats[0]))))
+    except ReftError:
+        return 0
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterable[bytes]:
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+    yield rest
