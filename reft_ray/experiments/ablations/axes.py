@@ -29,7 +29,7 @@ def student_axes() -> list[Variation]:
     """Stage 2: how much, how soft and how many alignment labels, from which weights."""
     found = [_one("alpha", "distill_weight", value) for value in (0.1, 0.3, 1.0, 3.0)]
     found += [_one("T", "temperature", value) for value in (0.5, 1.0, 2.0, 4.0)]
-    found += [_one("top-k", "topk", value) for value in (1, 8, 64, 512)]
+    found += [_one("top-k", "topk", value) for value in (1, 4, 16, 64)]
     found += [_one("alignment tokens : user tokens", "alignment_ratio", value) for value in (0.25, 0.5, 1.0, 2.0)]
     found += [_one("labels", "labels", value) for value in ("soft", "hard")]
     return found + [_one("start", "init", value) for value in ("base", "aligned")]

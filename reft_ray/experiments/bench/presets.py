@@ -52,6 +52,19 @@ def quick() -> dict[str, Any]:
             {"methods": list(OURS), "tasks": ["sentiment"], "harmful_ratios": [0.3], "sizes": [500], "filters": [True]},
         ],
         "evaluation": {"harmful": 100, "harmless": 100, "task": 100, "max_new_tokens": 32},
+        "sections": {
+            "filters": {"embeddings": False, "unregularised": False},
+            "ablations": {"only": ["labels", "tau"], "rows": 150, "evaluated": 50},
+            "conflict": {"rows": 120, "epochs": 1, "pairs": 6, "points": 2},
+            "attacks": {
+                "task_rows": 100,
+                "attack_rows": 40,
+                "evaluated": 50,
+                "students": ["guided"],
+                "suffixes": 5,
+                "suffix_steps": 15,
+            },
+        },
     }
 
 
@@ -127,6 +140,20 @@ def llm_8b() -> dict[str, Any]:
         "alignment_stage": {**common, "epochs": 3, "batch_rows": 16},
         "alignment_rows": 5000,
         "evaluation": {"harmful": 1000, "harmless": 1000, "task": 1500, "max_new_tokens": 256},
+        "sections": {
+            "ablations": {"teacher_rows": 20_000, "foreign_rows": 6200, "rows": 1000, "evaluated": 500},
+            "conflict": {"rows": 1000, "pairs": 32},
+            "attacks": {
+                "task_rows": 700,
+                "attack_rows": 300,
+                "evaluated": 500,
+                "suffix_tokens": 20,
+                "suffix_steps": 250,
+                "suffix_width": 256,
+                "suffixes": 50,
+                "hidden_among": 40,
+            },
+        },
         "blocks": [
             {
                 "methods": list(METHODS),
