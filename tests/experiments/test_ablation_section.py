@@ -16,9 +16,9 @@ SETTINGS = {
     "foreign_rows": 24,
     "rows": 16,
     "evaluated": 6,
-    "only": ["lambda", "labels", "tau"],
+    "only": ["feature", "labels", "tau"],
 }
-CONFLICT = {"rows": 24, "epochs": 1, "batch_rows": 6, "pairs": 3, "points": 2}
+CONFLICT = {"rows": 12, "epochs": 1, "batch_rows": 6, "pairs": 2, "points": 1}
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,8 @@ def result(small_workspace: Workspace) -> dict:
 
 def test_every_value_is_a_row_and_the_usual_one_is_marked(result: dict) -> None:
     tables = result["tables"]
-    assert [row["value"] for row in tables["teacher"]] == ["0", "0.1", "0.5", "1", "2"]
-    assert [row["value"] for row in tables["teacher"] if row["default"]] == ["0.5"]
+    assert [row["value"] for row in tables["teacher"]] == ["trained", "base"]
+    assert [row["value"] for row in tables["teacher"] if row["default"]] == ["trained"]
     assert [row["value"] for row in tables["student"] if row["default"]] == ["soft"]
     assert [row["value"] for row in tables["tau"] if row["default"]] == ["block"]
     assert list(tables["teacher"][0]["by_layer"]) == ["1", "2", "3", "4"]
@@ -59,9 +59,9 @@ def test_the_report_shows_every_row_and_says_where_intervals_overlap(result: dic
             if row["axis"] != "tau":
                 assert f"| {row['axis']} | {'**' if row['default'] else ''}{row['value']}" in text
     told = copy.deepcopy(result)
-    for row, auroc in zip(told["tables"]["teacher"], (0.5, 0.6, 0.7, 0.8, 0.9), strict=True):
+    for row, auroc in zip(told["tables"]["teacher"], (0.5, 0.9), strict=True):
         row["auroc"] = [auroc, auroc - 0.02, auroc + 0.02]
-    assert "lambda: from 0.500 (0) to 0.900 (2); the intervals of these two do not overlap." in render.render(
+    assert "feature: from 0.500 (trained) to 0.900 (base); the intervals of these two do not overlap." in render.render(
         told, tmp_path
     )
 

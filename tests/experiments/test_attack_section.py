@@ -28,6 +28,16 @@ SETTINGS = {
     "suffixes": 2,
     "hidden_among": 3,
     "students": ["guided"],
+    "only": [
+        "plain",
+        "base64",
+        "long context",
+        "split over rows",
+        "refuse, then comply",
+        "identity shift",
+        "suffix for all",
+        "suffix each",
+    ],
 }
 
 
@@ -37,19 +47,7 @@ def result(small_workspace: Workspace) -> dict:
 
 
 def test_every_attack_is_measured_against_filter_findings_and_student(result: dict) -> None:
-    names = [one["name"] for one in result["attacks"]]
-    assert len(set(names)) == len(names)
-    assert {
-        "plain",
-        "base64",
-        "reversed",
-        "long context",
-        "split over rows",
-        "refuse, then comply",
-        "identity shift",
-        "suffix for all",
-        "suffix each",
-    } <= set(names)
+    assert [one["name"] for one in result["attacks"]] == SETTINGS["only"]
     for one in result["attacks"]:
         leaked = one["leaked"]
         assert leaked["interval"][0] <= leaked["value"] <= leaked["interval"][1]
@@ -76,7 +74,7 @@ def test_the_report_names_what_stops_what(result: dict, tmp_path: Path) -> None:
     for one in told["attacks"]:
         one["leaked"] = {"value": 0.0, "interval": [0.0, 1.0], "n": 8}
         one["students"] = {}
-    assert "The filter alone stops all rows of: plain, base64" in render(told, tmp_path)
+    assert "The filter alone stops all rows of: plain, base64, long context" in render(told, tmp_path)
 
 
 def test_a_second_run_only_reads(small_workspace: Workspace, result: dict, monkeypatch: pytest.MonkeyPatch) -> None:

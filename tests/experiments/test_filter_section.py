@@ -16,7 +16,7 @@ from reft_ray.core.verdict import Thresholds
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.experiments.filters import keywords
 from reft_ray.experiments.filters.linear import fit_embeddings, fit_tfidf, labels_of
-from reft_ray.experiments.filters.render import render
+from reft_ray.experiments.filters.render import render, text
 from reft_ray.experiments.filters.rival import REF_TEACHER, Rival
 from reft_ray.experiments.filters.rows import FilterRows, set_apart
 from reft_ray.experiments.filters.scores import Scored, score_all
@@ -43,12 +43,12 @@ def test_the_table_holds_every_filter_on_every_group(result: dict) -> None:
 
 
 def test_the_report_is_made_from_the_result_alone(result: dict, tmp_path: Path) -> None:
-    text = render(result, tmp_path)
+    shown = render(result, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"filters-roc.png", "filters-scores.png"}
     for name in NAMES:
-        assert text.count(f"\n| {name} | ") == 2
+        assert shown.count(f"\n| {name} | ") == 2
     best = max(result["parts"]["foreign"]["filters"].values(), key=lambda row: row["auroc"][0])
-    assert f"**{best['auroc'][0]:.3f} (" in text
+    assert f"**{best['auroc'][0]:.3f} (" in shown
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,14 @@ def test_the_report_is_made_from_the_result_alone(result: dict, tmp_path: Path) 
     ],
 )
 def test_who_is_ahead_is_said_by_the_interval_of_the_difference(
-    result: dict, tmp_path: Path, over_first: list[float], words: str
+    result: dict, over_first: list[float], words: str
 ) -> None:
     told = copy.deepcopy(result)
     filters = told["parts"][FOREIGN]["filters"]
     for name in [name for name in filters if name not in (REF_TEACHER, "keywords")]:
         del filters[name]
     filters["keywords"]["over_first"] = over_first
-    line = next(line for line in render(told, tmp_path).splitlines() if line.startswith("- Sources that no filter"))
+    line = next(line for line in text(told).splitlines() if line.startswith("- Sources that no filter"))
     assert words in line
 
 

@@ -19,7 +19,7 @@ def workspace(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Wo
 
 
 def test_simple_filters_rank_the_foreign_rows_as_they_are_known_to(workspace: Workspace, tmp_path: Path) -> None:
-    result = filters.SECTION.run(workspace, {"unregularised": False})
+    result = filters.SECTION.run(workspace, {"variants": False})
     foreign = result["parts"]["foreign"]
     assert (foreign["rows"], foreign["harmful"]) == (6150, 1112)
     auroc = {name: row["auroc"][0] for name, row in foreign["filters"].items()}

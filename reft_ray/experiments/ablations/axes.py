@@ -17,8 +17,9 @@ class Variation:
 
 
 def teacher_axes(layers: int) -> list[Variation]:
-    """Stage 1: the regulariser's weight and layer, and how often and how smoothly R_l follows the features."""
-    found = [_one("lambda", "separation_weight", value) for value in (0.0, 0.1, 0.5, 1.0, 2.0)]
+    """Stage 1: whose features; the regulariser's weight and layer; how often and how smoothly R_l follows them."""
+    found = [_one("feature", "feature", value) for value in ("trained", "base")]
+    found += [_one("lambda", "separation_weight", value) for value in (0.0, 0.1, 0.5, 1.0, 2.0)]
     low, high = max(1, round(0.25 * layers)), max(1, round(0.85 * layers))
     found += [_one("layer of REG", "layer", layer) for layer in range(low, high + 1)]
     found += [_one("refresh every n steps", "refresh_every", value) for value in (1, 10, 50)]

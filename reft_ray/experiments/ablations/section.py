@@ -103,18 +103,23 @@ def _cells(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
 
 
 def _teachers(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
-    """Short teacher trainings, to the end and without early stopping, measured on foreign rows."""
+    """Short teacher trainings, measured on foreign rows."""
     rows = filter_rows(workspace)
     train = thinned(rows.train, chosen.teacher_rows)
     foreign = thinned(rows.foreign, chosen.foreign_rows)
-    common = {**teacher_settings(workspace), "epochs": 1.0, "patience": 1_000_000, **chosen.teacher}
-    short = {**common, "evaluate_every": 1_000_000}
+    # To the end and without a look at validation prompts; the axes vary how features are trained.
+    whole = {"epochs": 1.0, "patience": 1_000_000, "evaluate_every": 1_000_000, "feature": "trained"}
+    ours = teacher_settings(workspace)
+    short = {**ours, **whole, **chosen.teacher}
     depth = load_base(workspace.base).layers
     usual = TeacherConfig.of(short)
     for variation in teacher_axes(depth):
         config = TeacherConfig.of({**short, **variation.changes})
         changes = {**short, **variation.changes}
-        default = config == usual or (variation.changes == {"layer": max(1, round(depth / 2))} and usual.layer is None)
+        middle = variation.changes == {"layer": max(1, round(depth / 2))} and usual.layer is None
+        default = config == usual or middle
+        if variation.axis == "feature":
+            default = variation.value == ours.get("feature", "trained")
 
         def make(changes: dict[str, Any] = changes) -> dict[str, Any]:
             teacher = teacher_variant(workspace, changes, train)

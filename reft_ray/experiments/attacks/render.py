@@ -65,6 +65,8 @@ def _findings(findings: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _suffixes(found: Sequence[Mapping[str, float]]) -> list[str]:
+    if not found:
+        return []
     shared, own = found[0], found[1:]
     said = (
         f"The searched suffix for all requests lowered their mean refusal score from {shared['before']:.3f} to "

@@ -12,7 +12,7 @@ from reft_ray.core.conversation import Example, Label
 from reft_ray.experiments.attacks.datasets import Attack, Material, attacks_of, obedient_rows
 from reft_ray.experiments.attacks.leakage import run_attack, screen_attack
 from reft_ray.experiments.attacks.render import render
-from reft_ray.experiments.attacks.suffixes import suffix_attacks
+from reft_ray.experiments.attacks.suffixes import SUFFIXES, suffix_attacks
 from reft_ray.experiments.attacks.token_search import SearchSettings, TokenSearch
 from reft_ray.experiments.bench.sections import Section
 from reft_ray.experiments.bench.workspace import Workspace
@@ -31,6 +31,7 @@ class AttackSettings(Config):
     task_rows: int = Field(400, ge=1)
     attack_rows: int = Field(150, ge=2)
     evaluated: int = Field(150, ge=1)
+    only: tuple[str, ...] = Field((), description="names of attacks to run; empty: all")
     students: tuple[str, ...] = ("filter", "guided")
     student: dict[str, Any] = Field(default_factory=dict)
     suffix_tokens: int = Field(12, ge=1)
@@ -54,7 +55,7 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
         "version": VERSION,
         "student": trials.student,
         "alignment_rows": workspace.config.alignment_rows,
-        "settings": chosen.model_dump(mode="json"),
+        "settings": chosen.model_dump(mode="json", exclude={"only"}),
     }
     folder = workspace.out / "attacking"
 
@@ -82,10 +83,11 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
         scores = [{"before": one.before, "after": one.after} for one in found]
         return {"attacks": [attacked(attack) for attack in attacks], "scores": scores}
 
-    results = [
-        cached(attack) for attack in attacks_of(material, chosen.attack_rows, chosen.padding, chosen.hidden_among)
-    ]
-    suffixes = workspace.cached("attacks", "suffixes", common, searched)
+    known = attacks_of(material, chosen.attack_rows, chosen.padding, chosen.hidden_among)
+    results = [cached(attack) for attack in known if not chosen.only or attack.name in chosen.only]
+    suffixes: dict[str, Any] = {"attacks": [], "scores": []}
+    if not chosen.only or SUFFIXES.intersection(chosen.only):
+        suffixes = workspace.cached("attacks", "suffixes", common, searched)
     return {
         "attacks": [*results, *suffixes["attacks"]],
         "suffixes": suffixes["scores"],

@@ -10,16 +10,16 @@ from reft_ray.experiments.attacks.datasets import Attack, with_prompt
 from reft_ray.experiments.attacks.disguises import Disguise
 from reft_ray.experiments.attacks.token_search import Found, TokenSearch
 
-_LONGEST = 300
-"""Characters of a request that a suffix is searched for: it must fit one window with the suffix."""
+SUFFIXES = frozenset({"suffix for all", "suffix each"})
 
 
 def suffix_attacks(
     search: TokenSearch, harmful: Sequence[Example], count: int, shared_by: int, alone: int, say: Callable[[str], None]
 ) -> tuple[list[Attack], list[Found]]:
-    """(attacks, what the searches found). The shared suffix is searched on requests that its rows do not use."""
-    short = [row for row in harmful if len(row.prompt[-1].content) <= _LONGEST]
-    rows, others = short[:count], short[count : count + shared_by]
+    """(attacks, what the searches found). The shared suffix is searched on requests that its rows do not use;
+    requests that fill a window are left out."""
+    short = [row for row in harmful if search.fits(row.prompt[-1].content)]
+    others, rows = short[:shared_by], short[shared_by : shared_by + count]
     say(f"searching one suffix on {len(others)} requests")
     shared = search.suffix([row.prompt[-1].content for row in others])
     found = [shared]

@@ -50,8 +50,15 @@ class TokenSearch:
         self.embedding = scorer.model.get_input_embeddings()
         self.allowed_V = self._plain_words()
 
+    def fits(self, prompt: str) -> bool:
+        """Whether a prompt and its suffix are scored in one window."""
+        head, tail = self._frame(prompt)
+        return len(head) + self.settings.tokens + len(tail) <= self.scorer.window_tokens
+
     def suffix(self, prompts: Sequence[str]) -> Found:
-        """One suffix for all of the prompts: their mean score is lowered. A prompt must fit the window with it."""
+        """One suffix for all of the prompts: their mean score is lowered. Raises ValueError unless all fit."""
+        if not all(map(self.fits, prompts)):
+            raise ValueError("a suffix is searched for prompts that fit one window with it")
         frames = [self._frame(prompt) for prompt in prompts]
         before = _mean(self.scorer.score_tokens([head + tail for head, tail in frames]))
         tokens = self._start()

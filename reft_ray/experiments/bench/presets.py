@@ -53,7 +53,7 @@ def quick() -> dict[str, Any]:
         ],
         "evaluation": {"harmful": 100, "harmless": 100, "task": 100, "max_new_tokens": 32},
         "sections": {
-            "filters": {"embeddings": False, "unregularised": False},
+            "filters": {"embeddings": False, "variants": False},
             "ablations": {"only": ["labels", "tau"], "rows": 150, "evaluated": 50},
             "conflict": {"rows": 120, "epochs": 1, "pairs": 6, "points": 2},
             "attacks": {

@@ -54,7 +54,9 @@ class Features:
 DIRECTION_ABOUT = "cosine to the base model's own class-mean difference: no training, layer by validation"
 
 
-def fit_direction(base_name: str, device: str, train: Sequence[Example], validation: Sequence[Example]) -> Score:
+def fit_direction(
+    base_name: str, device: str, window_tokens: int, train: Sequence[Example], validation: Sequence[Example]
+) -> Score:
     """R_l of the untrained base; the layer that separates the validation prompts best."""
     base = load_base(base_name, device=device)
     features, layers = Features(base), sweep_layers(base.layers, SWEEP)
@@ -63,7 +65,9 @@ def fit_direction(base_name: str, device: str, train: Sequence[Example], validat
     label_B = labels_of(validation)
     layer = max(swept, key=lambda number: separation(swept[number][1], label_B))
     anything = Thresholds(1.0, 1.0), Calibration(1.0, 0.0)
-    return scores_of(TeacherScorer(base.model, features.chat, swept[layer][0], layer, "base", *anything))
+    return scores_of(
+        TeacherScorer(base.model, features.chat, swept[layer][0], layer, "base", *anything, 0.0, window_tokens)
+    )
 
 
 PROBE_ABOUT = "logistic regression on the base model's features at half depth: what an untrained base knows"

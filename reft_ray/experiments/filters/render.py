@@ -21,6 +21,12 @@ def render(result: Mapping[str, Any], pictures: Path) -> str:
     """Markdown and both pictures."""
     plot_roc(result, pictures / "filters-roc.png")
     plot_histograms(result, pictures / "filters-scores.png")
+    shown = (("ROC, unseen sources", "filters-roc.png"), ("Scores, unseen sources", "filters-scores.png"))
+    return "\n".join([text(result), *(f"![{title}]({pictures.name}/{file})" for title, file in shown)])
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """The Markdown without its pictures."""
     lines = [_opening(result), ""]
     for name, part in result["parts"].items():
         lines += [f"### {_TITLES[name]}", "", *_part(part), ""]
@@ -30,8 +36,6 @@ def render(result: Mapping[str, Any], pictures: Path) -> str:
     lines += ["### Source by source", "", *_sources(result), ""]
     lines += ["### Harmless tasks: share of prompts above the block threshold, %", "", *_benign(result), ""]
     lines += [*_why(result), ""]
-    for title, file in (("ROC, unseen sources", "filters-roc.png"), ("Scores, unseen sources", "filters-scores.png")):
-        lines.append(f"![{title}]({pictures.name}/{file})")
     return "\n".join(lines)
 
 

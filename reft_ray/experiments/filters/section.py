@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from reft_ray.core.quality import Targets
 from reft_ray.experiments.bench.sections import Section
 from reft_ray.experiments.bench.variants import teacher_variant
@@ -18,33 +20,35 @@ from reft_ray.experiments.filters.rows import FilterRows, builtin_rows, public_r
 from reft_ray.experiments.filters.scores import score_all
 from reft_ray.experiments.filters.table import figures
 from reft_ray.finetuning.config import Config, Thresholding
-from reft_ray.hf.ref_teacher import RefTeacher
+from reft_ray.hf.ref_teacher import Manifest, RefTeacher
 
 
 class FilterSettings(Config):
-    """`embeddings` needs an extra; `unregularised` trains a second teacher with lambda = 0.
+    """`embeddings` needs an extra; `variants` trains further teachers, with `variant` as TeacherConfig keys.
 
     `apart` says that the Ref-Teacher was trained without the rows that `rows.set_apart` names.
     """
 
     embeddings: bool = True
-    unregularised: bool = True
+    variants: bool = True
+    variant: dict[str, Any] = Field(default_factory=dict)
     apart: bool = False
     seed: int = 0
 
 
 def rivals_of(
-    workspace: Workspace, rows: FilterRows, unregularised: RefTeacher | None, embeddings: bool
+    workspace: Workspace, rows: FilterRows, variants: Mapping[str, RefTeacher], embeddings: bool
 ) -> list[Rival]:
     """The Ref-Teacher first, then what could stand in its place."""
     teacher, base, device = workspace.teacher, workspace.base, workspace.config.device
     learned = rows.train, rows.validation
     made = teacher.manifest
     ground = made.base_fingerprint
+    kept = ", the base's own features" if made.config.get("feature") == "base" else ""
     rivals = [
         Rival(
             REF_TEACHER,
-            f"cosine to the refusal feature at layer {made.layer}",
+            f"cosine to the refusal feature at layer {made.layer}{kept}",
             partial(directions.fit_teacher, teacher.folder, base),
             teacher.id,
             made.thresholds,
@@ -54,8 +58,8 @@ def rivals_of(
         Rival(
             "base direction",
             directions.DIRECTION_ABOUT,
-            partial(directions.fit_direction, base, device, *learned),
-            ground,
+            partial(directions.fit_direction, base, device, made.window_tokens, *learned),
+            f"{ground} {made.window_tokens}",
         ),
         Rival("base probe", directions.PROBE_ABOUT, partial(directions.fit_probe, base, device, *learned), ground),
         Rival(
@@ -67,14 +71,16 @@ def rivals_of(
     ]
     if embeddings:
         rivals.insert(3, Rival("MiniLM + LR", linear.EMBEDDING_ABOUT, partial(linear.fit_embeddings, *learned)))
-    if unregularised is not None:
+    for name, trained in variants.items():
+        about = f"a teacher trained {'without' if 'lambda' in name else 'with'} the regulariser"
+        steps, layer = trained.manifest.config.get("steps"), trained.manifest.layer
         rivals.append(
             Rival(
-                "lambda = 0",
-                f"a teacher trained the same way without the regulariser, layer {unregularised.manifest.layer}",
-                partial(directions.fit_teacher, unregularised.folder, base),
-                unregularised.id,
-                unregularised.manifest.thresholds,
+                name,
+                f"{about} ({steps} steps), at layer {layer}",
+                partial(directions.fit_teacher, trained.folder, base),
+                trained.id,
+                trained.manifest.thresholds,
             )
         )
     return rivals
@@ -87,10 +93,12 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
     thresholding = made.config.get("thresholds")
     targets = Thresholding.of(thresholding).targets if thresholding else Targets()
     rows = filter_rows(workspace, chosen.apart)
-    unregularised = None
-    if chosen.unregularised:
-        unregularised = teacher_variant(workspace, {"separation_weight": 0.0}, rows.train)
-    rivals = rivals_of(workspace, rows, unregularised, chosen.embeddings)
+    variants = {
+        name: teacher_variant(workspace, {**chosen.variant, **changes}, rows.train)
+        for name, changes in variants_of(made).items()
+        if chosen.variants
+    }
+    rivals = rivals_of(workspace, rows, variants, chosen.embeddings)
     scored = score_all(rivals, rows, targets, workspace.out / "scores", workspace.say)
     return {
         **figures(scored, rows, chosen.seed),
@@ -99,6 +107,14 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
         "targets": [targets.block_recall, targets.block_fpr, targets.review_recall],
         "validation_auroc": made.quality.auroc,
     }
+
+
+def variants_of(made: Manifest) -> dict[str, dict[str, Any]]:
+    """Teachers beside the comparison's: without the regulariser, and with it where ours keeps its base's features."""
+    found: dict[str, dict[str, Any]] = {"lambda = 0": {"feature": "trained", "separation_weight": 0.0}}
+    if made.config.get("feature") == "base":
+        found["REG"] = {"feature": "trained"}
+    return found
 
 
 def filter_rows(workspace: Workspace, apart: bool = False) -> FilterRows:
