@@ -6,6 +6,7 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +51,7 @@ def run(
             from reft_ray.finetuning.cluster import start_ray
 
             start_ray(workers)
-        for part in _chosen(section):
+        for part in _chosen(section or ()):
             if workspace.in_time:
                 part.make(workspace)
         if failed := workspace.failures:
@@ -76,7 +77,7 @@ def table(
         from reft_ray.experiments.bench.workspace import Workspace
 
         workspace = Workspace(_config(preset, rows, base, teacher, set_), out, _say)
-        missing = write_results(workspace, _chosen(section), markdown, _command(preset, rows, base, set_))
+        missing = write_results(workspace, _chosen(section or ()), markdown, _command(preset, rows, base, set_))
         typer.echo(f"{markdown}" + (f"; not made yet: {', '.join(missing)}" if missing else ""))
 
 
@@ -90,12 +91,12 @@ def _config(
     return preset_of(preset, {**{key: str(value) for key, value in named.items() if value}, **parsed(set_)})
 
 
-def _chosen(names: list[str] | None) -> list[Any]:
+def _chosen(names: Sequence[str]) -> list[Any]:
     from reft_ray.core.errors import UsageError
     from reft_ray.experiments.bench.sections import sections
 
     known = {part.name: part for part in sections()}
-    for name in names or ():
+    for name in names:
         if name not in known:
             raise UsageError(f"no section {name!r}; there are {', '.join(known)}")
     return [known[name] for name in names or known]

@@ -54,14 +54,18 @@ def share(rows: Sequence[T], rank: int, world: int) -> list[T]:
 
 
 class Cycle:
-    """Rows again and again, newly shuffled on each pass; the position is one number that a checkpoint keeps."""
+    """Rows again and again, newly shuffled on each pass.
 
-    def __init__(self, rows: Sequence[Encoded], seed: str, position: int = 0) -> None:
+    A checkpoint keeps two numbers: `position`, and `ahead`, the tokens taken so far beyond those asked for.
+    """
+
+    def __init__(self, rows: Sequence[Encoded], seed: str, position: int = 0, ahead: float = 0.0) -> None:
         if not rows:
             raise ValueError("cannot cycle over no rows")
         self.rows = rows
         self.seed = seed
         self.position = position
+        self.ahead = ahead
         self._order: list[int] = []
         self._pass = -1
 
@@ -70,12 +74,15 @@ class Cycle:
         return [self._next() for _ in range(count)]
 
     def take_tokens(self, tokens: float) -> list[Encoded]:
-        """The next rows until they hold at least `tokens` tokens, prompts included: the unit of cost."""
+        """The next rows, at least one, until they hold `tokens` tokens, prompts included: the unit of cost.
+
+        What a call takes too much the next one takes less; otherwise small budgets would be overdrawn every time.
+        """
         taken = [self._next()]
-        total = len(taken[0])
-        while total < tokens:
+        self.ahead += len(taken[0]) - tokens
+        while self.ahead < 0:
             taken.append(self._next())
-            total += len(taken[-1])
+            self.ahead += len(taken[-1])
         return taken
 
     def _next(self) -> Encoded:

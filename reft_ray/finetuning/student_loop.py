@@ -277,6 +277,7 @@ class _Run:
             "row_tokens": self.row_tokens,
             "left_out": [self.left_out.count, self.left_out.first],
             "alignment_position": self.aligned.position if self.aligned else 0,
+            "alignment_ahead": self.aligned.ahead if self.aligned else 0.0,
             "config": config.model_dump(mode="json"),
         }
 
@@ -299,4 +300,4 @@ class _Run:
         self.left_out = LeftOut(*state["left_out"])
         self.learn.restore(groups.get("method", {}))
         if self.aligned:
-            self.aligned.position = state["alignment_position"]
+            self.aligned.position, self.aligned.ahead = state["alignment_position"], state["alignment_ahead"]

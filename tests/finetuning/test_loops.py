@@ -205,6 +205,21 @@ def test_a_cycle_continues_at_its_position(llama: Path) -> None:
     assert sum(map(len, cycle.take_tokens(50))) >= 50
 
 
+def test_a_cycle_gives_back_what_it_took_too_much(llama: Path) -> None:
+    fmt = ChatFormat(load_base(str(llama)).tokenizer)
+    rows = [fmt.encode(row, i) for i, row in enumerate(USER)]
+    longest = max(map(len, rows))
+    cycle, budget = Cycle(rows, "s"), 1.3 * longest
+    taken = [cycle.take_tokens(budget) for _ in range(20)]
+    total = sum(len(row) for call in taken for row in call)
+    assert 20 * budget <= total < 20 * budget + longest
+    half = Cycle(rows, "s")
+    for _ in range(10):
+        half.take_tokens(budget)
+    resumed = Cycle(rows, "s", half.position, half.ahead)
+    assert [resumed.take_tokens(budget) for _ in range(10)] == taken[10:]
+
+
 def test_a_local_runtime_keeps_only_whole_checkpoints(tmp_path: Path) -> None:
     runtime = LocalRuntime(tmp_path)
 

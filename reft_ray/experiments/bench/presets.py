@@ -65,6 +65,7 @@ def quick() -> dict[str, Any]:
                 "suffix_steps": 15,
             },
         },
+        "alignment_stage": {"epochs": 1, "batch_rows": 16, "optimizer": {"learning_rate": 2e-3}},
     }
 
 
@@ -108,7 +109,13 @@ def small() -> dict[str, Any]:
         "evaluation": {"harmful": 200, "harmless": 200, "task": 200},
         # In the order of what one wants to know first: an interrupted grid has told the most.
         "blocks": [
-            {"methods": list(OURS), "tasks": ["sst2"], "sizes": [500], "filters": [False, True]},
+            {
+                "methods": list(OURS),
+                "tasks": ["sst2"],
+                "harmful_ratios": [0.1, 0.3, 0],
+                "sizes": [500],
+                "filters": [False, True],
+            },
             {
                 "methods": list(METHODS),
                 "tasks": ["sst2"],
