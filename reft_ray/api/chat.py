@@ -20,8 +20,6 @@ from reft_ray.api.chat_model import (
     ChatModel,
     ChatOverloadedError,
     ContextLengthError,
-    Piece,
-    Sampling,
     Target,
 )
 from reft_ray.api.chat_moderation import Moderator
@@ -29,6 +27,7 @@ from reft_ray.api.chat_schema import ChatRequest
 from reft_ray.api.errors import ApiError, busy, invalid
 from reft_ray.api.models import unknown_model
 from reft_ray.api.services import Services
+from reft_ray.core.completion import Piece, Sampling
 from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.tenants import Principal
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from reft_ray.core.completion import Piece, Sampling
 from reft_ray.core.conversation import Conversation
 
 
@@ -38,32 +39,6 @@ class Target:
     base_model: str
     base_uri: str
     adapter_uri: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How to choose the next token. A temperature of 0 is greedy; `seed` makes sampling repeatable."""
-
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of a completion: text, the tokens that it took, and on the last piece why it ended.
-
-    `prompt_tokens` is counted on the first piece and 0 on the others. Stop sequences are not part of the text.
-    """
-
-    text: str
-    tokens: int = 1
-    prompt_tokens: int = 0
-    finish_reason: Literal["stop", "length"] | None = None
 
 
 class ChatModel(Protocol):

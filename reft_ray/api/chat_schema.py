@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from reft_ray.api.chat_model import Sampling
 from reft_ray.api.errors import ApiError, invalid
+from reft_ray.core.completion import Sampling
 from reft_ray.core.conversation import ROLES, Conversation, conversation_from
 
 Mode = Literal["score", "block"]

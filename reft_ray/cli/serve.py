@@ -1,4 +1,4 @@
-"""`reft-ray serve`: the online filter on this machine."""
+"""`reft-ray serve`: the online filter and the finetuning service on this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import tempfile
 from pathlib import Path
 from threading import Event
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +28,23 @@ or on a dataset:
 
 Ctrl-C stops it."""
 
+_TEN_LINES = """
+Finetune, with the openai client (state in {state}):
+
+  import time
+  from openai import OpenAI
+
+  client = OpenAI(base_url="{url}/v1", api_key="none")
+  file = client.files.create(file=open("train.jsonl", "rb"), purpose="fine-tune")
+  job = client.fine_tuning.jobs.create(model="builtin", training_file=file.id, suffix="mine")
+  while job.status not in ("succeeded", "failed", "cancelled"):
+      time.sleep(1)
+      job = client.fine_tuning.jobs.retrieve(job.id)
+  messages = [{{"role": "user", "content": "Hello!"}}]
+  answer = client.chat.completions.create(model=job.fine_tuned_model, messages=messages)
+  print(answer.choices[0].message.content)
+"""
+
 
 def serve(
     teacher: Annotated[str, typer.Option(help="A teacher's directory, or `builtin`.")] = "builtin",
@@ -38,9 +55,16 @@ def serve(
     screenings: Annotated[
         Path | None, typer.Option(help="Where resumable screenings are kept; by default for this run alone.")
     ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="Finetuning jobs too: the directory of their database, files and models."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Ray Train workers of a job; 0 trains in the job's own process.")
+    ] = 0,
     logs: Annotated[bool, typer.Option("--logs", help="Show the logs of Ray and Serve.")] = False,
 ) -> None:
-    """Start Ray, Serve and the filter on this machine (loopback only), until Ctrl-C.
+    """Start Ray, Serve and the filter on this machine (loopback only), until Ctrl-C; with --state the whole service.
 
     For accelerators, several machines or autoscaling see serve_configs/.
     """
@@ -50,22 +74,51 @@ def serve(
         from reft_ray.serving.local import local_service
 
         cpus = max(1, (os.cpu_count() or 1) // replicas)
-        values = {
+        values: dict[str, Any] = {
             "teacher": {"teacher": _resolved(teacher), "base": base, "precision": precision},
             "screenings_uri": str((screenings or Path(scratch)).resolve()),
             # Ray gives a process as many compute threads as it has logical CPUs.
             "teachers": {"replicas": replicas, "cpus": cpus, "max_ongoing": 32, "max_queued": 64},
         }
+        if state is not None:
+            if teacher != "builtin":
+                raise UsageError("--state serves the built-in base: for others see `service:` in docs/service.md")
+            values["service"] = _service(state.resolve(), Path(values["teacher"]["teacher"]), workers)
         mistakes = problems(ServeArgs, values, "serve")
         if mistakes:
             raise UsageError("\n".join(mistakes))
         with local_service(ServeArgs.model_validate(values), port, quiet=not logs) as url:
             print(_EXAMPLE.format(teacher=teacher, url=url), flush=True)
+            if state is not None:
+                print(_TEN_LINES.format(url=url, state=state), flush=True)
             stop = Event()
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stop.set())
             stop.wait()
             print("Stopping.", flush=True)
+
+
+def _service(state: Path, teacher: Path, workers: int) -> dict[str, Any]:
+    """The section `service:` for the built-in world, with everything under one directory."""
+    from reft_ray.hf.ref_teacher import RefTeacher
+    from reft_ray.service.config import builtin_base
+
+    base = builtin_base(workers)
+    state.mkdir(parents=True, exist_ok=True)
+    return {
+        "database_url": f"sqlite:///{state / 'service.db'}",
+        "files_uri": str(state / "files"),
+        "logs": str(state / "logs"),
+        "gate": dict(base.gate.limits),
+        "options": {"bases": {"builtin": base.model_dump(mode="json")}},
+        "base_models": {
+            "builtin": {
+                "uri": RefTeacher.load(teacher).manifest.base_name,
+                "n_epochs": round(base.finetune["epochs"]),
+                "batch_size": base.finetune["batch_rows"],
+            }
+        },
+    }
 
 
 def _resolved(teacher: str) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -38,18 +39,22 @@ class ProcessLauncher:
     They do not end with the service: a job goes on while the gateway restarts.
     """
 
-    def __init__(self, config: DriverConfig, log_dir: Path | None = None) -> None:
+    def __init__(
+        self, config: DriverConfig, log_dir: Path | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._config = config
         self._log_dir = log_dir
+        self._environment = environment
 
     def start(self, job_id: str, attempt: int) -> str:
         """See Launcher."""
+        environment = os.environ if self._environment is None else self._environment
         command = [sys.executable, "-m", "reft_ray.jobs.driver", job_id, str(attempt)]
         log = self._log(job_id, attempt)
         pid = os.posix_spawn(
             sys.executable,
             command,
-            {**os.environ, CONFIG_VARIABLE: self._config.to_json()},
+            {**environment, CONFIG_VARIABLE: self._config.to_json()},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),

@@ -10,12 +10,14 @@ from ray.serve import Application
 
 from reft_ray.serving.args import DeploymentArgs, ServeArgs, parse_args
 from reft_ray.serving.gateway import Gateway
+from reft_ray.serving.student import StudentReplica
 from reft_ray.serving.teacher import TeacherReplica
 from reft_ray.telemetry.metric import Labeller
 from reft_ray.telemetry.ray_recorder import RayRecorder
 
 TEACHER = "Teacher"
 GATEWAY = "Gateway"
+STUDENT = "Student"
 RETRY_AFTER_SECONDS = 1.0
 
 
@@ -44,7 +46,22 @@ def build_app(args: Mapping[str, Any] | ServeArgs) -> Application:
         graceful_shutdown_timeout_s=60,
         **_size(options.gateways),
     )(serve.ingress()(Gateway))
-    return gateways.bind(teachers, options.model_dump())
+    return gateways.bind(teachers, options.model_dump(), _students(options))
+
+
+def _students(options: ServeArgs) -> dict[str, Application]:
+    """A deployment for each base model that the service offers, by its URI."""
+    if options.service is None:
+        return {}
+    uris = dict.fromkeys(base.uri for base in options.service.base_models.values())
+    return {
+        uri: serve.deployment(
+            name=f"{STUDENT}-{number}" if number else STUDENT,
+            graceful_shutdown_timeout_s=60,
+            **_size(options.students),
+        )(StudentReplica).bind(uri, options.service.chat.model_dump())
+        for number, uri in enumerate(uris)
+    }
 
 
 def _size(size: DeploymentArgs) -> dict[str, Any]:

@@ -97,6 +97,71 @@ class DeploymentArgs(Strict):
     max_queued: int = Field(ge=1)
 
 
+class ChatArgs(Strict):
+    """How students talk. `max_batch` conversations are computed together, `max_rows` at a time, `max_waiting` wait."""
+
+    device: str | None = Field(default=None, description="`cpu`, `cuda`, ...; by default the best one present.")
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_batch: int = Field(default=16, ge=1)
+    max_rows: int = Field(default=64, ge=1)
+    max_waiting: int = Field(default=256, ge=1)
+
+
+class SpeedArgs(Strict):
+    """What was measured on the devices of a base's jobs; see `jobs.estimate.Speed`."""
+
+    training_tokens: float = Field(gt=0, description="Tokens per second over all devices of a job.")
+    screening_rows: float = Field(gt=0, description="Rows per second.")
+    start_seconds: float = Field(default=30.0, ge=0)
+    devices: int = Field(default=1, ge=1)
+    overhead: float = Field(default=0.1, ge=0)
+
+
+class BaseModelArgs(Strict):
+    """A model that users chat with and finetune. `uri` is the directory, or hub id, that it is loaded from."""
+
+    uri: str = Field(min_length=1)
+    created_at: int = 0
+    trainable: bool = True
+    n_epochs: int = Field(default=3, ge=1, description="What `auto` means, for estimates.")
+    batch_size: int = Field(default=16, ge=1)
+    speed: SpeedArgs | None = None
+
+
+class SlotsArgs(Strict):
+    """How many jobs may be at work at once."""
+
+    training: int = Field(default=1, ge=1)
+    validating: int = Field(default=2, ge=1)
+    training_per_project: int = Field(default=1, ge=1)
+
+
+class ServiceArgs(Strict):
+    """Finetuning jobs, files and chat beside the filter. Without this section there is only the filter.
+
+    `options` go to the steps' factory (`service.config.StepsConfig` for ours); other keys are those of
+    `api.services.ServiceSettings`.
+    """
+
+    database_url: str = Field(min_length=1, description="sqlite:///PATH, or postgresql+psycopg:// for several gateways")
+    files_uri: str = Field(min_length=1, description="A directory or pyarrow.fs URI for files and artefacts.")
+    base_models: dict[str, BaseModelArgs] = Field(min_length=1)
+    steps: str = Field(default="reft_ray.service.steps:make", pattern=r"^[\w.]+:\w+$")
+    options: dict[str, Any] = Field(default_factory=dict)
+    logs: str | None = Field(default=None, description="A directory for the logs of drivers.")
+    slots: SlotsArgs = SlotsArgs()
+    alignment_datasets: tuple[str, ...] = ()
+    gate: dict[str, float] = Field(default_factory=dict)
+    max_reject_ratio: float = Field(default=0.5, ge=0, le=1)
+    max_file_bytes: int = Field(default=512 << 20, ge=1024)
+    max_project_bytes: int = Field(default=64 << 30, ge=1024)
+    max_upload_bytes: int = Field(default=8 << 30, ge=1024)
+    serve_checkpoints: bool = False
+    private_webhooks: bool = False
+    max_completion_tokens: int = Field(default=4096, ge=1)
+    chat: ChatArgs = ChatArgs()
+
+
 class ServeArgs(Strict):
     """`args:` of the application in a Serve config."""
 
@@ -109,6 +174,8 @@ class ServeArgs(Strict):
     # A teacher call carries a list of rows, so a few calls in flight keep it busy and more would only wait there.
     teachers: DeploymentArgs = DeploymentArgs(max_ongoing=32, max_queued=64)
     gateways: DeploymentArgs = DeploymentArgs(cpus=0.5, max_ongoing=256, max_queued=256)
+    service: ServiceArgs | None = None
+    students: DeploymentArgs = DeploymentArgs(max_ongoing=128, max_queued=128)
 
 
 def parse_args(values: Mapping[str, Any] | ServeArgs) -> ServeArgs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -12,6 +13,8 @@ from ray.serve.handle import DeploymentHandle
 from reft_ray.api.app import create_app
 from reft_ray.serving.args import ServeArgs
 from reft_ray.serving.handle import HandleJudge
+from reft_ray.serving.jobs import service_app
+from reft_ray.serving.student import HandleChat
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.metric import Labeller
 from reft_ray.telemetry.ray_recorder import RayRecorder
@@ -20,13 +23,21 @@ from reft_ray.telemetry.ray_recorder import RayRecorder
 class Gateway:
     """Made a deployment in `app`; Serve asks it for its application once it is in its own process."""
 
-    def __init__(self, teachers: DeploymentHandle, args: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        teachers: DeploymentHandle,
+        args: dict[str, Any],
+        students: Mapping[str, DeploymentHandle] | None = None,
+    ) -> None:
         self._args = ServeArgs.model_validate(args)
         self._recorder = RayRecorder(Labeller(application=self._args.application))
         self._recorder.set(catalog.BUILD_INFO, 1, version=version("reft-ray"), python=platform.python_version())
         self._judge = HandleJudge(teachers, self._recorder)
+        self._students = students or {}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        if self._args.service is not None:
+            return service_app(self._args, self._judge, HandleChat(self._students), self._recorder)
         return create_app(
             self._judge,
             self._args.filter.settings(),

@@ -54,7 +54,10 @@ def local_service(args: ServeArgs, port: int = 8000, quiet: bool = True) -> Iter
 
 def _logical_cpus(args: ServeArgs) -> int:
     """As many as the deployments ask for: on one machine they share what there is."""
-    wanted = sum(size.replicas * size.cpus for size in (args.teachers, args.gateways))
+    sizes = [args.teachers, args.gateways]
+    if args.service is not None:
+        sizes += [args.students] * len({base.uri for base in args.service.base_models.values()})
+    wanted = sum(size.replicas * size.cpus for size in sizes)
     return max(os.cpu_count() or 1, int(wanted) + 1)
 
 

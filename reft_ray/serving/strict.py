@@ -14,7 +14,7 @@ from ray.serve.schema import LoggingConfig, ServeDeploySchema
 from reft_ray.serving.args import ServeArgs, TeacherArgs, problems, suggestion
 
 IMPORT_PATH = "reft_ray.serving.app:build_app"
-_DEPLOYMENTS = ("Gateway", "Teacher")
+_DEPLOYMENTS = ("Gateway", "Teacher", "Student")
 # Serve declares these as plain dictionaries in its schema, or beside one; their keys are checked all the same.
 _MODELS: dict[str, type[BaseModel]] = {
     "autoscaling_config": AutoscalingConfig,

@@ -7,10 +7,11 @@ from contextlib import ExitStack
 import openai
 import pytest
 
-from reft_ray.api.chat_model import ChatOverloadedError, ContextLengthError, Piece
+from reft_ray.api.chat_model import ChatOverloadedError, ContextLengthError
 from reft_ray.api.judging import LocalJudge
 from reft_ray.api.service import create_service
 from reft_ray.api.services import BaseModel, Services, ServiceSettings
+from reft_ray.core.completion import Piece
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.job import Event, JobSpec, Status
 from reft_ray.testbed.word_scorer import WordScorer

@@ -1,0 +1,74 @@
+"""The finetuning service of a gateway: stores, reconciler and launcher from the operator's arguments."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from reft_ray.api.background import working
+from reft_ray.api.chat_model import ChatModel
+from reft_ray.api.judging import Judge
+from reft_ray.api.service import create_service
+from reft_ray.api.services import BaseModel, Services, ServiceSettings
+from reft_ray.jobs.database import Database
+from reft_ray.jobs.driver import DriverConfig
+from reft_ray.jobs.estimate import Defaults, Speed
+from reft_ray.jobs.launcher import Launcher, ProcessLauncher
+from reft_ray.jobs.lease import Slots
+from reft_ray.serving.args import BaseModelArgs, ServeArgs, ServiceArgs
+from reft_ray.telemetry.recorder import Recorder
+
+_RAY_OWN = ("RAY_RAYLET", "RAY_NODE", "RAY_JOB", "RAY_SERVE", "RAY_LD", "RAY_WORKER", "RAY_SESSION", "RAY_GCS")
+"""What Ray tells its workers about themselves; a driver that is started by one is none."""
+
+
+def service_app(args: ServeArgs, judge: Judge, chat: ChatModel, recorder: Recorder) -> FastAPI:
+    """The whole service over a judge and a chat model; the jobs are looked after while the application lives."""
+    service = args.service
+    assert service is not None, "the arguments have a section `service`"
+    database = Database.open(service.database_url)
+    services = Services.open(database, service.files_uri, settings_of(service), recorder=recorder)
+    return create_service(
+        judge,
+        services,
+        chat,
+        args.filter.settings(),
+        screenings_uri=args.screenings_uri,
+        recorder=recorder,
+        lifespan=working(services, launcher_of(service), Slots(**service.slots.model_dump())),
+    )
+
+
+def settings_of(args: ServiceArgs) -> ServiceSettings:
+    """The same for the API, which knows no pydantic settings."""
+    return ServiceSettings(
+        base_models={name: _base(base) for name, base in args.base_models.items()},
+        alignment_datasets=frozenset(args.alignment_datasets),
+        gate=args.gate,
+        max_reject_ratio=args.max_reject_ratio,
+        max_file_bytes=args.max_file_bytes,
+        max_project_bytes=args.max_project_bytes,
+        max_upload_bytes=args.max_upload_bytes,
+        serve_checkpoints=args.serve_checkpoints,
+        private_webhooks=args.private_webhooks,
+        max_completion_tokens=args.max_completion_tokens,
+    )
+
+
+def launcher_of(args: ServiceArgs) -> Launcher:
+    """Where drivers run."""
+    config = DriverConfig(args.database_url, args.files_uri, args.steps, args.options)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_RAY_OWN)}
+    return ProcessLauncher(config, Path(args.logs) if args.logs else None, environment)
+
+
+def _base(args: BaseModelArgs) -> BaseModel:
+    return BaseModel(
+        uri=args.uri,
+        created_at=args.created_at,
+        defaults=Defaults(args.n_epochs, args.batch_size),
+        speed=Speed(**args.speed.model_dump()) if args.speed else None,
+        trainable=args.trainable,
+    )

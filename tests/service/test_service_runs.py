@@ -1,0 +1,156 @@
+"""The whole service in one process but for the drivers: real judge, real steps, real students, the real client."""
+
+import asyncio
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+import pytest
+import uvicorn
+
+from reft_ray.api.chat_model import EchoChat, Target
+from reft_ray.api.judging import LocalJudge
+from reft_ray.core.completion import Sampling
+from reft_ray.core.conversation import chat
+from reft_ray.hf.loading import load_base
+from reft_ray.hf.ref_teacher import RefTeacher
+from reft_ray.hf.students import Students
+from reft_ray.jobs.artefacts import local_folder
+from reft_ray.serving.args import ServeArgs
+from reft_ray.serving.jobs import service_app
+from reft_ray.serving.student import LocalChat
+from reft_ray.telemetry.recorder import MemoryRecorder
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 240
+
+
+def ten_lines() -> str:
+    text = (ROOT / "docs/service.md").read_text()
+    return next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "fine_tuning" in block)
+
+
+def user_row(text: str) -> dict:
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "sure here is bread"}]
+    return {"messages": turns}
+
+
+@contextmanager
+def running(app):
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def students(llama):
+    with Students(load_base(str(llama)), local_folder) as students:
+        yield students
+
+
+@pytest.fixture
+def args(toy, llama, tmp_path, monkeypatch) -> ServeArgs:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return ServeArgs.model_validate(
+        {
+            "service": {
+                "database_url": f"sqlite:///{tmp_path / 'service.db'}",
+                "files_uri": str(tmp_path / "files"),
+                "base_models": {"toy": {"uri": str(llama)}},
+                "options": toy.options,
+                "logs": str(tmp_path / "logs"),
+            }
+        }
+    )
+
+
+@pytest.fixture
+def service(args, toy, llama, students):
+    judge = LocalJudge(RefTeacher.load(toy.folder / "teacher").scorer(precision="float32"))
+    app = service_app(args, judge, LocalChat({str(llama): students}), MemoryRecorder())
+    with running(app) as url:
+        yield url
+
+
+def logs(tmp_path: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted((tmp_path / "logs").glob("*.log")))
+
+
+def test_the_ten_lines_run_against_the_real_service(service, tmp_path) -> None:
+    rows = [user_row(f"how to bake a {thing}") for thing in ("car", "bread", "me", "that") * 4]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code = ten_lines().replace('model="builtin"', 'model="toy"') + "print(job.status, job.error)\n"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "OPENAI_BASE_URL": service, "OPENAI_API_KEY": "any"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert result.returncode == 0, result.stderr + logs(tmp_path)
+    assert result.stdout.splitlines()[-1] == "succeeded None"
+    with openai.OpenAI(base_url=service, api_key="any") as client:
+        (job,) = client.fine_tuning.jobs.list().data
+        events = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=100)]
+        assert events.count("Release gate: passed") == 1
+        names = {client.files.retrieve(id).filename for id in job.result_files}
+        assert names == {"screening_report.jsonl", "step_metrics.csv", "release_gate.json", "adapter.zip"}
+        stream = client.chat.completions.create(
+            model=job.fine_tuned_model,
+            messages=[{"role": "user", "content": "tell me"}],
+            max_tokens=5,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = list(stream)
+        assert chunks[-1].usage.completion_tokens <= 5
+        whole = client.chat.completions.create(
+            model=job.fine_tuned_model,
+            messages=[{"role": "user", "content": "tell me"}],
+            max_tokens=5,
+            temperature=0,
+        )
+        assert (
+            "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+        )
+
+
+@pytest.fixture(params=["echo", "students"])
+def talking(request, llama):
+    """A model that talks, and what it is called by."""
+    if request.param == "echo":
+        return EchoChat(), Target("toy", "toy", str(llama))
+    students = request.getfixturevalue("students")
+    return LocalChat({str(llama): students}), Target("toy", "toy", str(llama))
+
+
+async def collected(model, target, sampling):
+    return [piece async for piece in model.generate(target, chat("please tell me how to bake bread"), sampling)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_chat_model_keeps_its_contract(talking, temperature) -> None:
+    model, target = talking
+    sampling = Sampling(4, temperature, seed=3)
+    once, again = (asyncio.run(collected(model, target, sampling)) for _ in range(2))
+    assert once == again, "a seed makes an answer repeatable"
+    assert [piece.finish_reason is None for piece in once] == [True] * (len(once) - 1) + [False]
+    assert once[0].prompt_tokens > 0
+    assert not any(piece.prompt_tokens for piece in once[1:])
+    assert sum(piece.tokens for piece in once) <= 4
