@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,10 @@ from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.soft_targets import StoredTargets, alignment_key, key_name
 
 STUDENT = "student"
+
+_REMEMBERED_REPORTS = 500
+"""So many of the last reports are kept in a checkpoint. Whoever listened may have died before it heard of them, so the
+first report behind a restart brings them again, as `earlier`."""
 
 
 def train_student(
@@ -152,6 +157,8 @@ class _Run:
         self.alignment_tokens = 0
         self.left_out = LeftOut()
         self.notes: list[str] = []
+        self.told: deque[dict[str, Any]] = deque(maxlen=_REMEMBERED_REPORTS)
+        self.earlier: list[dict[str, Any]] = []
         self.total_rows = round(config.epochs * len(rows))
         if self.total_rows < 1:
             raise ReftError("no rows to train on: screening kept none, or the dataset is empty")
@@ -261,6 +268,9 @@ class _Run:
         if terms is not None:
             metrics |= {"loss": terms.total, "task": terms.task, "distill": terms.distill}
             metrics["soft_labels"] = config.labels == "soft" and terms.alignment_tokens > 0
+        self.told.append(metrics)
+        if self.earlier:
+            metrics, self.earlier = {**metrics, "earlier": self.earlier}, []
         if not due:
             self.runtime.report(metrics)
             return
@@ -278,6 +288,7 @@ class _Run:
             "left_out": [self.left_out.count, self.left_out.first],
             "alignment_position": self.aligned.position if self.aligned else 0,
             "alignment_ahead": self.aligned.ahead if self.aligned else 0.0,
+            "told": list(self.told),
             "config": config.model_dump(mode="json"),
         }
 
@@ -298,6 +309,8 @@ class _Run:
         self.alignment_rows, self.alignment_tokens = state["alignment_rows"], state["alignment_tokens"]
         self.row_tokens = state["row_tokens"]
         self.left_out = LeftOut(*state["left_out"])
+        self.earlier = state["told"]
+        self.told.extend(self.earlier)
         self.learn.restore(groups.get("method", {}))
         if self.aligned:
             self.aligned.position, self.aligned.ahead = state["alignment_position"], state["alignment_ahead"]

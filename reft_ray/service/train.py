@@ -28,6 +28,9 @@ CSV = "step_metrics.csv"
 _SAVED = re.compile(rf"checkpoint-(\d+)/(?:{ADAPTER}|{EXPORT})/{ADAPTER_WEIGHTS}")
 _COLUMNS = {"step": "step", "train_loss": "train_loss", "distill_loss": "distill_loss", "loss": "loss"}
 
+_TERMS = {"train_loss": "task", "distill_loss": "distill", "loss": "loss"}
+_VALUES = frozenset({"trained_tokens", *_TERMS})
+
 logger = logging.getLogger(__name__)
 
 
@@ -85,7 +88,10 @@ class _Watch:
         self._run = run
         self._folder = folder
         self._total = total
-        self._metrics: dict[int, dict[str, float]] = {}
+        # What drivers before this one told; a loop that goes on tells its last reports again, for one that died.
+        self._metrics = {
+            int(data["step"]): {k: v for k, v in data.items() if k in _VALUES} for data in run.told_metrics
+        }
         self._recorded = {checkpoint.step_number for checkpoint in run.checkpoints}
         self._saved_at: int | None = None
 
@@ -99,12 +105,14 @@ class _Watch:
             logger.warning("metrics of step %s were not recorded: %s", metrics.get("step"), type(error).__name__)
 
     def _tell(self, metrics: Mapping[str, Any]) -> None:
+        for report in metrics.get("earlier", ()):
+            if report["step"] not in self._metrics:
+                self._tell(report)
         step = int(metrics["step"])
         values = {"trained_tokens": float(metrics["row_tokens"])}
-        names = (("train_loss", "task"), ("distill_loss", "distill"), ("loss", "loss"))
-        values |= {ours: float(metrics[theirs]) for ours, theirs in names if theirs in metrics}
-        self._metrics[step] = values
+        values |= {ours: float(metrics[theirs]) for ours, theirs in _TERMS.items() if theirs in metrics}
         self._run.metrics(step, self._total, values)
+        self._metrics[step] = values
         if metrics.get("note"):
             self._run.event(f"Left out: {metrics['note']}", level="warn", key="train/left_out")
         if self._saved_at is not None and step > self._saved_at:

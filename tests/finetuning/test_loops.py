@@ -1,7 +1,9 @@
 """Both loops in this process: artefacts, soft targets, exact resumption."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -340,3 +342,25 @@ def test_a_stopped_run_goes_on_at_the_exact_row(llama: Path, tmp_path: Path) -> 
     saved = tmp_path / ".runs" / "stopped" / "checkpoint-00000002" / "adapter"
     assert (saved / "adapter_config.json").is_file()
     assert weights(saved).keys() == whole.keys()
+
+
+def test_reports_that_nobody_heard_come_again_behind_a_restart(llama: Path, tmp_path: Path) -> None:
+    config = finetune_config(llama, method="sft", log_every=1, checkpoint_every=2)
+    inputs = FinetuneInputs(USER, len(USER))
+    heard: list[Mapping[str, Any]] = []
+
+    def die_deaf(metrics: Mapping[str, Any]) -> None:
+        # The checkpoint of the second step is whole by now.
+        if metrics["step"] == 2:
+            raise RuntimeError("the listener died")
+        heard.append(metrics)
+
+    with pytest.raises(RuntimeError, match="died"):
+        finetune(config, inputs, tmp_path / "out", LOCAL, "run", die_deaf)
+    before = len(heard)
+    finetune(config, inputs, tmp_path / "out", LOCAL, "run", heard.append)
+    first = heard[before]
+    assert [report["step"] for report in first["earlier"]] == [1, 2]
+    assert first["earlier"][0] == heard[0]
+    assert {report["step"] for report in heard} | {2} == set(range(1, heard[-1]["step"] + 1))
+    assert not any("earlier" in report for report in heard[before + 1 :])
