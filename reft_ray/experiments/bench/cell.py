@@ -56,7 +56,7 @@ def cell_key(workspace: Workspace, cell: Cell) -> dict[str, Any]:
         **(workspace.identity() if used else workspace.world_identity()),
         "version": VERSION,
         "cell": asdict(cell),
-        "method": asdict(METHODS[cell.method]),
+        "method": METHODS[cell.method].recipe,
         "student": student_config(workspace, cell).model_dump(mode="json", exclude={"base", "init_adapter"}),
         "alignment_stage": config.alignment_stage,
         "alignment_rows": config.alignment_rows,

@@ -27,6 +27,11 @@ class BenchMethod:
     filtered_title: str | None = None
     ours: bool = False
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What decides about a student; titles may change without making cells anew."""
+        return {"start": self.start, "student": dict(self.student), "before": self.before, "after": self.after}
+
     def needs_teacher(self, filtered: bool) -> bool:
         """Whether anything of the Ref-Teacher goes into a student: filter, start, soft labels or features."""
         return filtered or self.start == "teacher" or self.student.get("labels") == "soft" or self.before == "larf"
