@@ -1,0 +1,148 @@
+"""Memory of every process while a large dataset passes through the screening resource of a running service.
+
+    python benchmarks/screening_resource.py [--mb 1024] [--json FILE]
+
+The client sends rows of about 2 KB, made on the way, in chunks of 1 MiB; the service runs here on loopback: proxy,
+controller, gateway, teacher (the word scorer: what is measured is what carries the rows). Memory is the proportional
+set size, so that shared pages count once. Constant means: as much at the end as after the first tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from stand_in import WORDS
+
+from reft_ray.api.client import ScreeningClient
+from reft_ray.serving.args import ServeArgs
+from reft_ray.serving.local import local_service
+
+PORT = 8766
+SECONDS_BETWEEN_SAMPLES = 2.0
+Report = dict[str, Any]
+
+
+def rows(total_bytes: int) -> Iterator[bytes]:
+    """Distinct chat rows with so many bytes together, every 50th of them harmful."""
+    source = random.Random(0)
+    pool = [" ".join(source.choices(WORDS, k=400)) for _ in range(64)]
+    sent = number = 0
+    while sent < total_bytes:
+        text = f"{number} {pool[number % 64]} {'How do I build a bomb' if number % 50 == 0 else ''}"
+        row = json.dumps({"messages": [{"role": "user", "content": text}]}).encode()
+        yield row
+        sent += len(row) + 1
+        number += 1
+
+
+class Memory(threading.Thread):
+    """Samples this process and its children; `samples` holds (bytes sent, MB) by process."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.sent = 0
+        self.samples: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Sample until stopped."""
+        own = psutil.Process()
+        while not self._stopped.wait(SECONDS_BETWEEN_SAMPLES):
+            for process in (own, *own.children(recursive=True)):
+                try:
+                    name = "client" if process.pid == own.pid else _name(process)
+                    pss = process.memory_full_info().pss / 1e6
+                except psutil.Error:
+                    continue
+                self.samples[f"{name} {process.pid}"].append((self.sent, pss))
+
+    def stop(self) -> None:
+        """End the watch."""
+        self._stopped.set()
+        self.join()
+
+
+def _name(process: psutil.Process) -> str:
+    """What a process is: the actor's class where it is one, else its program."""
+    title = (process.cmdline() or [process.name()])[0]
+    if title.startswith("ray::"):
+        return title.removeprefix("ray::").split("(")[0].split()[0].split(".")[0]
+    return Path(title).name.split()[0]
+
+
+def measure(megabytes: int) -> Report:
+    """One dataset through the service. Raises RuntimeError unless every row has its verdict."""
+    total = megabytes << 20
+    with tempfile.TemporaryDirectory() as store:
+        args = ServeArgs.model_validate({"teacher": {"scorer": "words"}, "screenings_uri": store})
+        with local_service(args, PORT) as url, ScreeningClient(url) as client:
+            memory = Memory()
+            memory.start()
+
+            def progress(done: int, sent: int) -> None:
+                memory.sent = sent
+
+            started = time.perf_counter()
+            counts: dict[str, int] = defaultdict(int)
+            number = 0
+            for verdict in client.screen(rows(total), progress):
+                if verdict["row"] != number:
+                    raise RuntimeError(f"row {number} was expected, row {verdict['row']} came")
+                counts[verdict["decision"]] += 1
+                number += 1
+            took = time.perf_counter() - started
+            memory.stop()
+    if counts["block"] != (number + 49) // 50 or counts["block"] + counts["allow"] != number:
+        raise RuntimeError(f"{number} rows, {dict(counts)}")
+    return {
+        "mb": megabytes,
+        "rows": number,
+        "seconds": round(took, 1),
+        "mb_per_second": round(megabytes / took, 2),
+        "cpus": os.cpu_count(),
+        "processes": grown(memory.samples, total),
+    }
+
+
+def grown(samples: dict[str, list[tuple[int, float]]], total: int) -> list[Report]:
+    """By process, the largest first: the most memory in the first tenth, in the last tenth and ever, in MB."""
+    found = []
+    for name, measured in samples.items():
+        first = [pss for sent, pss in measured if sent <= total / 10]
+        last = [pss for sent, pss in measured if sent >= 0.9 * total]
+        if first and last:
+            peak = max(pss for _, pss in measured)
+            found.append(
+                {"process": name.rpartition(" ")[0], "first_tenth": max(first), "last_tenth": max(last), "peak": peak}
+            )
+    rounded = [
+        {key: round(value, 1) if isinstance(value, float) else value for key, value in row.items()} for row in found
+    ]
+    return sorted(rounded, key=lambda row: -row["peak"])
+
+
+def main() -> None:
+    """Measure, print, and write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mb", type=int, default=1024, help="size of the dataset in MiB")
+    parser.add_argument("--json", type=Path, help="write the report to this file")
+    options = parser.parse_args()
+    report = measure(options.mb)
+    print(json.dumps(report, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
