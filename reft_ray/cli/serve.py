@@ -124,14 +124,14 @@ def _service(state: Path, teacher: Path, workers: int) -> dict[str, Any]:
 def _resolved(teacher: str) -> str:
     """An absolute path, because replicas run in other directories; a missing one is told at once."""
     if teacher == "builtin":
-        return str(_trained())
+        return str(trained_builtin())
     path = Path(teacher).resolve()
     if not path.is_dir():
         raise NotADirectoryError(20, "No such teacher directory", str(path))
     return str(path)
 
 
-def _trained() -> Path:
+def trained_builtin() -> Path:
     """The built-in teacher, trained the first time and whenever its base model has changed."""
     from reft_ray.cli.progress import bar
     from reft_ray.experiments.quickstart import teacher_settings

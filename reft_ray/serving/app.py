@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,9 @@ class Teacher(TeacherReplica):
     """The teacher with Ray's metrics: its recorder cannot travel, so it is made where it records."""
 
     def __init__(self, application: str) -> None:
+        # OpenMP's threads spin at every barrier by default. The gateway and the proxy then find no processor, and a
+        # thread that waits for one stalls all others; asleep they cost a wake-up. Read once, when torch is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         super().__init__(RayRecorder(Labeller(application=application)))
 
 

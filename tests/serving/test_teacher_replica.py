@@ -1,6 +1,8 @@
 """The teacher replica without Ray: judging, switching teachers, and proving that it is right."""
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -188,3 +190,13 @@ def test_scores_are_watched_for_drift_per_stream(monkeypatch: pytest.MonkeyPatch
         assert recorder.series(catalog.FILTER_SCORE_PSI) == []
 
     run(body)
+
+
+def test_the_replicas_module_loads_no_torch_before_its_threads_are_told_how_to_wait() -> None:
+    code = (
+        "import os, sys, reft_ray.serving.app as app\n"
+        "assert 'torch' not in sys.modules\n"
+        "app.Teacher('reft')\n"
+        "assert 'torch' not in sys.modules and os.environ['OMP_WAIT_POLICY'] == 'PASSIVE'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,0 +1,45 @@
+"""Half the bits, the same verdicts: a trained teacher on ten thousand prompts, in any company."""
+
+import random
+
+import pytest
+
+from reft_ray.cli.serve import trained_builtin
+from reft_ray.hf.ref_teacher import RefTeacher
+from reft_ray.testbed.world import Sizes, World
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+PROMPTS = 10_000
+
+
+def prompts() -> list[str]:
+    """Distinct prompts of a world with another seed than the one that the teacher was made in."""
+    world = World.make(1, Sizes(teacher_train=9000, teacher_validation=2000, alignment=1))
+    rows = (*world.teacher_train, *world.teacher_validation, *world.hs_prompts, *world.over_refusal_prompts)
+    return list(dict.fromkeys(row.prompt[-1].content for row in rows))[:PROMPTS]
+
+
+def test_bfloat16_decides_as_float32_does_whatever_the_batch() -> None:
+    texts = prompts()
+    assert len(texts) == PROMPTS
+    teacher = RefTeacher.load(trained_builtin())
+    exact = teacher.scorer(precision="float32")
+    decisions = [exact.thresholds.decide(item.score) for item in exact.score(texts)]
+    assert 0.2 < sum(decision == "block" for decision in decisions) / PROMPTS < 0.8
+
+    rounded = teacher.scorer(precision="bfloat16")
+    order = list(range(PROMPTS))
+    for shuffle in (False, True):
+        if shuffle:
+            random.Random(0).shuffle(order)
+        same = 0
+        # Once all in one call, once in random company of 37.
+        for start in range(0, PROMPTS, 37 if shuffle else PROMPTS):
+            chosen = order[start : start + (37 if shuffle else PROMPTS)]
+            scores = rounded.score([texts[index] for index in chosen])
+            same += sum(
+                rounded.thresholds.decide(item.score) == decisions[index]
+                for index, item in zip(chosen, scores, strict=True)
+            )
+        print(f"{same} of {PROMPTS} verdicts agree")
+        assert same > 0.999 * PROMPTS
