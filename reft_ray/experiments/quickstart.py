@@ -30,7 +30,7 @@ from reft_ray.testbed.rows import write_chat_rows
 from reft_ray.testbed.tasks import Task
 from reft_ray.testbed.world import Sizes, World
 
-TEACHER_EPOCHS = 4.0
+TEACHER_EPOCHS = 2.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def teacher_settings(base: Path, seed: int, epochs: float = TEACHER_EPOCHS) -> T
         {
             "base": str(base),
             "epochs": epochs,
-            "batch_rows": 32,
+            "batch_rows": 16,
             "reference_prompts": 1024,
             "optimizer": {"learning_rate": 2e-3},
             "checkpoint_every": 1_000_000,
@@ -100,8 +100,8 @@ def student_settings(base: Path, student: Student, plan: Plan) -> FinetuneConfig
             "method": student.method,
             "init": student.init,
             "epochs": plan.student_epochs,
-            "batch_rows": 16,
-            "alignment_ratio": 2.0,
+            "batch_rows": 8,
+            "alignment_ratio": 2.5,
             "optimizer": {"learning_rate": 2e-3},
             "checkpoint_every": 1_000_000,
             "seed": plan.seed,
