@@ -68,22 +68,27 @@ class DriverConfig:
         if CONFIG_VARIABLE not in os.environ:
             raise UsageError(f"{CONFIG_VARIABLE} is not set: drivers are started by the service")
         config = cls(**json.loads(os.environ[CONFIG_VARIABLE]))
-        kind, _, name = config.database_url.partition(":")
-        if kind != _VARIABLE:
-            return config
-        if name not in os.environ:
-            raise UsageError(f"the database URL is to be found in {name}, which is not set where this driver runs")
-        return replace(config, database_url=os.environ[name])
+        return replace(config, database_url=resolved(config.database_url))
 
     def make_steps(self) -> Steps:
         """The steps that the factory makes."""
-        steps: Steps = _named(self.steps)(**self.options)
+        steps: Steps = named(self.steps)(**self.options)
         return steps
 
     def make_recorder(self) -> Recorder:
         """Where this driver counts."""
-        recorder: Recorder = _named(self.recorder)() if self.recorder else NullRecorder()
+        recorder: Recorder = named(self.recorder)() if self.recorder else NullRecorder()
         return recorder
+
+
+def resolved(database_url: str) -> str:
+    """The URL itself, or what the variable holds that `env:NAME` names. Raises UsageError where it is not set."""
+    kind, _, name = database_url.partition(":")
+    if kind != _VARIABLE:
+        return database_url
+    if name not in os.environ:
+        raise UsageError(f"the database URL is to be found in {name}, which is not set here")
+    return os.environ[name]
 
 
 def drive(job_id: str, attempt: int, config: DriverConfig) -> int:
@@ -119,7 +124,8 @@ def drive(job_id: str, attempt: int, config: DriverConfig) -> int:
     return 0
 
 
-def _named(factory: str) -> Any:
+def named(factory: str) -> Any:
+    """What `module:name` names."""
     module, _, name = factory.partition(":")
     return getattr(importlib.import_module(module), name)
 

@@ -125,7 +125,8 @@ class BaseModelArgs(Strict):
     trainable: bool = True
     n_epochs: int = Field(default=3, ge=1, description="What `auto` means, for estimates.")
     batch_size: int = Field(default=16, ge=1)
-    speed: SpeedArgs | None = None
+    speed: SpeedArgs | None = Field(default=None, description="For estimates, until jobs have ended here.")
+    devices: int = Field(default=1, ge=1, description="Accelerators of one job, or processors where it has none.")
 
 
 class SlotsArgs(Strict):
@@ -148,7 +149,14 @@ class ServiceArgs(Strict):
     base_models: dict[str, BaseModelArgs] = Field(min_length=1)
     steps: str = Field(default="reft_ray.service.steps:make", pattern=r"^[\w.]+:\w+$")
     options: dict[str, Any] = Field(default_factory=dict)
-    logs: str | None = Field(default=None, description="A directory for the logs of drivers.")
+    job_server: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="Drivers run as Ray jobs of the cluster with this dashboard; by default as processes beside the "
+        "gateway.",
+    )
+    counter: str = Field(default="reft_ray.service.counting:TokenizerCounter", pattern=r"^[\w.]+:\w+$")
+    logs: str | None = Field(default=None, description="A directory for the logs of drivers that are processes.")
     slots: SlotsArgs = SlotsArgs()
     alignment_datasets: tuple[str, ...] = ()
     gate: dict[str, float] = Field(default_factory=dict)

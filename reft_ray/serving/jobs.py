@@ -13,11 +13,12 @@ from reft_ray.api.judging import Judge
 from reft_ray.api.service import create_service
 from reft_ray.api.services import BaseModel, Services, ServiceSettings
 from reft_ray.jobs.database import Database
-from reft_ray.jobs.driver import DriverConfig
-from reft_ray.jobs.estimate import Defaults, Speed
+from reft_ray.jobs.driver import DriverConfig, named, resolved
+from reft_ray.jobs.estimate import Counter, Defaults, Speed
 from reft_ray.jobs.launcher import Launcher, ProcessLauncher
 from reft_ray.jobs.lease import Slots
 from reft_ray.serving.args import BaseModelArgs, ServeArgs, ServiceArgs
+from reft_ray.serving.ray_launcher import RayLauncher
 from reft_ray.telemetry.recorder import Recorder
 
 _RAY_OWN = ("RAY_RAYLET", "RAY_NODE", "RAY_JOB", "RAY_SERVE", "RAY_LD", "RAY_WORKER", "RAY_SESSION", "RAY_GCS")
@@ -28,8 +29,8 @@ def service_app(args: ServeArgs, judge: Judge, chat: ChatModel, recorder: Record
     """The whole service over a judge and a chat model; the jobs are looked after while the application lives."""
     service = args.service
     assert service is not None, "the arguments have a section `service`"
-    database = Database.open(service.database_url)
-    services = Services.open(database, service.files_uri, settings_of(service), recorder=recorder)
+    database = Database.open(resolved(service.database_url))
+    services = Services.open(database, service.files_uri, settings_of(service), counter_of(service), recorder)
     return create_service(
         judge,
         services,
@@ -60,8 +61,16 @@ def settings_of(args: ServiceArgs) -> ServiceSettings:
 def launcher_of(args: ServiceArgs) -> Launcher:
     """Where drivers run."""
     config = DriverConfig(args.database_url, args.files_uri, args.steps, args.options)
+    if args.job_server is not None:
+        return RayLauncher(config, args.job_server)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_RAY_OWN)}
     return ProcessLauncher(config, Path(args.logs) if args.logs else None, environment)
+
+
+def counter_of(args: ServiceArgs) -> Counter:
+    """What counts the tokens of training files."""
+    counter: Counter = named(args.counter)({name: base.uri for name, base in args.base_models.items()})
+    return counter
 
 
 def _base(args: BaseModelArgs) -> BaseModel:
@@ -70,5 +79,6 @@ def _base(args: BaseModelArgs) -> BaseModel:
         created_at=args.created_at,
         defaults=Defaults(args.n_epochs, args.batch_size),
         speed=Speed(**args.speed.model_dump()) if args.speed else None,
+        devices=args.devices,
         trainable=args.trainable,
     )

@@ -16,7 +16,9 @@ from reft_ray.jobs.job import JobSpec, Status
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.launcher import ProcessLauncher
 from reft_ray.jobs.lease import Leases, Slots
-from reft_ray.service.launcher import RayLauncher
+from reft_ray.serving.args import BaseModelArgs, ServiceArgs
+from reft_ray.serving.jobs import counter_of, launcher_of
+from reft_ray.serving.ray_launcher import RayLauncher
 
 SECONDS = 60
 
@@ -122,7 +124,21 @@ def test_a_password_is_not_shown_on_the_dashboard(tmp_path):
 
 def test_the_database_is_named_where_the_driver_runs(monkeypatch, tmp_path):
     monkeypatch.setenv("REFT_DRIVER", DriverConfig("env:REFT_DATABASE", str(tmp_path), "a:b").to_json())
-    with pytest.raises(UsageError, match="REFT_DATABASE, which is not set"):
+    with pytest.raises(UsageError, match="REFT_DATABASE, which is not set here"):
         DriverConfig.from_environment()
     monkeypatch.setenv("REFT_DATABASE", "sqlite:///x.db")
     assert DriverConfig.from_environment().database_url == "sqlite:///x.db"
+
+
+def test_the_operator_chooses_where_drivers_run_and_how_tokens_are_counted(llama, tmp_path):
+    args = ServiceArgs(
+        database_url=f"sqlite:///{tmp_path / 'jobs.db'}",
+        files_uri=str(tmp_path / "files"),
+        base_models={"tiny": BaseModelArgs(uri=str(llama))},
+    )
+    assert isinstance(launcher_of(args), ProcessLauncher)
+    there = launcher_of(args.model_copy(update={"job_server": "http://127.0.0.1:8265"}))
+    assert isinstance(there, RayLauncher)
+    assert there.address == "http://127.0.0.1:8265"
+    row = b'{"messages": [{"role": "user", "content": "how"}, {"role": "assistant", "content": "no"}]}\n'
+    assert counter_of(args)("tiny", [row]).exact
