@@ -23,7 +23,7 @@ from reft_ray.experiments.filters.scores import Scored, score_all
 from reft_ray.experiments.filters.section import SECTION
 from reft_ray.experiments.filters.table import FOREIGN, lost_pairs
 
-NAMES = [REF_TEACHER, "keywords", "TF-IDF + LR", "base direction", "base probe", "teacher's answers", "lambda = 0"]
+NAMES = [REF_TEACHER, "keywords", "TF-IDF + LR", "base probe", "teacher's answers", "base direction", "lambda = 0"]
 
 
 @pytest.fixture(scope="module")

@@ -158,8 +158,16 @@ def _explained(result: Mapping[str, Any], first: str, best: str) -> str:
     if probe and direction:
         said.append(
             f"The untrained base's features carry {probe['auroc'][0]:.3f} under a probe and "
-            f"{direction['auroc'][0]:.3f} "
-            f"along its own direction; training the teacher makes {part[first]['auroc'][0]:.3f} of them."
+            f"{direction['auroc'][0]:.3f} along its own direction; training the teacher makes "
+            f"{part[first]['auroc'][0]:.3f} of them."
+        )
+    elif probe:
+        said.append(
+            f"The {first} reads the untrained base's own direction here; a probe on the same base's features reaches "
+            f"{probe['auroc'][0]:.3f}, so more training on these sources would not have helped."
+            if probe["auroc"][0] < part[first]["auroc"][0]
+            else f"The {first} reads the untrained base's own direction here; a probe on the same base's features "
+            f"reaches {probe['auroc'][0]:.3f}."
         )
     if SEEN in result["parts"]:
         seen = result["parts"][SEEN]["filters"]

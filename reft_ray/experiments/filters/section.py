@@ -44,23 +44,18 @@ def rivals_of(
     learned = rows.train, rows.validation
     made = teacher.manifest
     ground = made.base_fingerprint
-    kept = ", the base's own features" if made.config.get("feature") == "base" else ""
+    kept = made.config.get("feature") == "base"
+    whose = ", the base model's own direction" if kept else ""
     rivals = [
         Rival(
             REF_TEACHER,
-            f"cosine to the refusal feature at layer {made.layer}{kept}",
+            f"cosine to the refusal feature at layer {made.layer}{whose}",
             partial(directions.fit_teacher, teacher.folder, base),
             teacher.id,
             made.thresholds,
         ),
         Rival("keywords", keywords.ABOUT, lambda: keywords.score),
         Rival("TF-IDF + LR", linear.TFIDF_ABOUT, partial(linear.fit_tfidf, *learned)),
-        Rival(
-            "base direction",
-            directions.DIRECTION_ABOUT,
-            partial(directions.fit_direction, base, device, made.window_tokens, *learned),
-            f"{ground} {made.window_tokens}",
-        ),
         Rival("base probe", directions.PROBE_ABOUT, partial(directions.fit_probe, base, device, *learned), ground),
         Rival(
             "teacher's answers",
@@ -69,6 +64,9 @@ def rivals_of(
             teacher.id,
         ),
     ]
+    if not kept:  # a teacher that keeps its base's features is that direction
+        fit = partial(directions.fit_direction, base, device, made.window_tokens, *learned)
+        rivals.append(Rival("base direction", directions.DIRECTION_ABOUT, fit, f"{ground} {made.window_tokens}"))
     if embeddings:
         rivals.insert(3, Rival("MiniLM + LR", linear.EMBEDDING_ABOUT, partial(linear.fit_embeddings, *learned)))
     for name, trained in variants.items():
