@@ -32,7 +32,7 @@ from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import Base, load_base
 from reft_ray.hf.lora import attach_saved, merge, save_adapter
 from reft_ray.hf.precision import resolve_dtype
-from reft_ray.hf.scorer import TeacherScorer
+from reft_ray.hf.scorer import TeacherScorer, packs
 
 FORMAT = 1
 MANIFEST = "teacher.json"
@@ -167,8 +167,12 @@ class RefTeacher:
         base = self.base(base_name)
         model = self.standalone(base)
         made = self.manifest
+        dtype = resolve_dtype(precision, device)
+        packed = packs(device, dtype)
+        if packed:
+            model.set_attn_implementation("flash_attention_2")  # type: ignore[operator]
         return TeacherScorer(
-            model.to(device=device, dtype=resolve_dtype(precision, device)),  # type: ignore[arg-type]
+            model.to(device=device, dtype=dtype),  # type: ignore[arg-type]
             ChatFormat(base.tokenizer),
             self.refusal_D,
             made.layer,
@@ -178,6 +182,7 @@ class RefTeacher:
             made.response_offset,
             window_tokens or made.window_tokens,
             batch_tokens,
+            packed=packed,
         )
 
 

@@ -6,12 +6,13 @@ Shape suffixes: B windows, T tokens, P tokens of the constant prefix, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from reft_ray.core.batch import token_batches
 from reft_ray.core.conversation import chat
@@ -35,6 +36,9 @@ class TeacherScorer:
 
     Texts longer than `window_tokens` are scored in windows that overlap by a quarter; the highest score wins.
     `max_windows` bounds the work on one text; what lies behind is reported as truncated.
+
+    Batches are padded, their prefix comes from a cache. `packed` ones are one row of texts end to end without padding:
+    faster where attention knows the ends of sequences (FlashAttention), slower anywhere else.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class TeacherScorer:
         window_tokens: int = 512,
         batch_tokens: int = 4096,
         max_windows: int = 512,
+        packed: bool = False,
     ) -> None:
         self.model = cut_to_layer(model, layer).eval().requires_grad_(False)
         self.chat = chat_format
@@ -65,7 +70,8 @@ class TeacherScorer:
         self.tokens_padded = 0
         self._windows = Windows.of(chat_format, self.window_tokens, max_windows)
         self._prefix = list(self._windows.head)
-        self._cache_P = self._run_prefix() if self._prefix else None
+        self.packed = packed
+        self._cache_P = self._run_prefix() if self._prefix and not packed else None
 
     def score(self, texts: Sequence[str]) -> list[TextScore]:
         """One TextScore per text, in order; equal to a plain forward whatever else is in the call."""
@@ -94,6 +100,9 @@ class TeacherScorer:
 
     def score_tokens(self, rows: list[list[int]]) -> list[float]:
         """The refusal score of each templated prompt, given as tokens that fit one window."""
+        if self.packed:
+            batches = token_batches([len(row) for row in rows], self.batch_tokens)
+            return _in_order({index: score for batch in batches for index, score in self._packed_scores(rows, batch)})
         scores = [0.0] * len(rows)
         cached = [self._cache_P is not None and row[: len(self._prefix)] == self._prefix for row in rows]
         for use_cache in (True, False):
@@ -125,6 +134,22 @@ class TeacherScorer:
             self.model(input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=use_cache)
         return refusal_score(prompt_feature(captured[0], end_B), self.refusal_D)
 
+    def _packed_scores(self, rows: list[list[int]], indices: list[int]) -> Iterator[tuple[int, float]]:
+        return zip(indices, self._forward_packed([rows[index] for index in indices]).tolist(), strict=True)
+
+    @torch.inference_mode()
+    def _forward_packed(self, rows: list[list[int]]) -> Tensor:
+        """Scores of whole prompts run as one sequence; positions that start anew tell attention where each begins."""
+        device = self.refusal_D.device
+        ids_1T = torch.tensor([[token for row in rows for token in row]], device=device)
+        place_1T = torch.cat([torch.arange(len(row)) for row in rows])[None].to(device)
+        end_B = torch.tensor([len(row) for row in rows]).cumsum(0).to(device) - 1
+        self.tokens_run += ids_1T.numel()
+        self.tokens_padded += ids_1T.numel()
+        with captured_layer(self.model, self.layer, stop=True) as captured:
+            self.model(input_ids=ids_1T, position_ids=place_1T, use_cache=False)
+        return refusal_score(captured[0][0, end_B], self.refusal_D)
+
     @torch.inference_mode()
     def _run_prefix(self) -> list[tuple[Tensor, Tensor]]:
         ids_BT = torch.tensor([self._prefix], device=self.refusal_D.device)
@@ -144,6 +169,16 @@ class TeacherScorer:
     def padding_share(self) -> float:
         """Share of all computed tokens that were padding."""
         return 1.0 - self.tokens_run / self.tokens_padded if self.tokens_padded else 0.0
+
+
+def packs(device: torch.device | str, dtype: torch.dtype) -> bool:
+    """Whether attention without padding is to be had here: FlashAttention, on a GPU, in half precision."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return half and torch.device(device).type == "cuda" and is_flash_attn_2_available()
+
+
+def _in_order(scores: dict[int, float]) -> list[float]:
+    return [scores[index] for index in range(len(scores))]
 
 
 def cut_to_layer(model: PreTrainedModel, layer: int) -> PreTrainedModel:

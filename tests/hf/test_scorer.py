@@ -10,7 +10,7 @@ from reft_ray.core.conversation import chat
 from reft_ray.core.verdict import Calibration, Thresholds
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import load_base
-from reft_ray.hf.scorer import TeacherScorer
+from reft_ray.hf.scorer import TeacherScorer, packs
 
 LAYER = 3
 TEXTS = [f"how to {'steal ' * (i % 9)}a {word}" for i in range(12) for word in ("car", "bread", "é中", "<x>")]
@@ -45,6 +45,30 @@ def test_scores_equal_the_plain_forward_in_any_company(tiny_bases: dict[str, Pat
     assert together == pytest.approx(expected, abs=1e-5)
     assert alone == pytest.approx(expected, abs=1e-5)
     assert scorer.padding_share <= 0.1
+
+
+@pytest.mark.parametrize("shape", ["llama", "gemma", "qwen"])
+def test_packed_texts_do_not_see_each_other_and_need_no_padding(tiny_bases: dict[str, Path], shape: str) -> None:
+    """Here by a mask; on a GPU FlashAttention reads the same positions."""
+    scorer = scorer_of(tiny_bases[shape], batch_tokens=64, packed=True)
+    assert [item.score for item in scorer.score(TEXTS)] == pytest.approx(
+        plain_scores(tiny_bases[shape], scorer.refusal_D), abs=1e-5
+    )
+    assert scorer.padding_share == 0.0
+    assert not packs("cpu", torch.bfloat16)
+    assert scorer.score([]) == []
+
+
+@pytest.mark.gpu
+def test_packed_texts_on_a_gpu_score_as_on_the_processor(llama: Path) -> None:
+    if not packs("cuda", torch.bfloat16):
+        pytest.skip("flash-attn is not installed")
+    exact, packed = scorer_of(llama), scorer_of(llama, packed=True)
+    packed.model.set_attn_implementation("flash_attention_2")
+    packed.model.to(device="cuda", dtype=torch.bfloat16)
+    packed.refusal_D = packed.refusal_D.to("cuda")
+    found = [item.score for item in packed.score(TEXTS)]
+    assert found == pytest.approx([item.score for item in exact.score(TEXTS)], abs=0.05)
 
 
 def test_the_constant_prefix_is_found_and_the_layers_above_are_gone(llama: Path) -> None:
