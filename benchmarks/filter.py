@@ -9,10 +9,14 @@ tokens, and the whole service over HTTP on loopback.
 
 from __future__ import annotations
 
+import os
+
+# Before torch reads it, and for every contender alike: the service sets it for its replicas.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import argparse
 import asyncio
 import json
-import os
 import resource
 import statistics
 import tempfile
