@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 
 from reft_ray.core.errors import ReftError, UsageError
 from reft_ray.serving.app import build_app
@@ -29,6 +30,8 @@ def local_service(args: ServeArgs, port: int = 8000, quiet: bool = True) -> Iter
     """
     _check_free(port)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Serve kills a proxy that is not up in time and then gives up; its five seconds are too few for a busy machine.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     ray.init(
         num_cpus=_logical_cpus(args),
         include_dashboard=False,
@@ -38,10 +41,13 @@ def local_service(args: ServeArgs, port: int = 8000, quiet: bool = True) -> Iter
     if quiet:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
-        serve.start(
-            http_options={"host": LOOPBACK, "port": port},
-            logging_config={"enable_access_log": False, "log_level": "WARNING" if quiet else "INFO"},
-        )
+        try:
+            serve.start(
+                http_options={"host": LOOPBACK, "port": port},
+                logging_config={"enable_access_log": False, "log_level": "WARNING" if quiet else "INFO"},
+            )
+        except RayError as error:
+            raise ReftError(f"Serve did not start: {type(error).__name__}; see the logs with --logs") from error
         try:
             serve.run(build_app(args), name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
