@@ -108,6 +108,18 @@ def small() -> dict[str, Any]:
         "alignment_stage": {"epochs": 1, "max_tokens": 192, "optimizer": {"learning_rate": 5e-4}},
         "evaluation": {"harmful": 200, "harmless": 200, "task": 200},
         # In the order of what one wants to know first: an interrupted grid has told the most.
+        "sections": {
+            "filters": {"variant": {"epochs": 0.1}},
+            "ablations": {"teacher_rows": 1600, "rows": 200, "evaluated": 100, "student": {"epochs": 2}},
+            "conflict": {"rows": 160, "epochs": 1, "pairs": 8, "points": 2},
+            "attacks": {
+                "task_rows": 200,
+                "attack_rows": 100,
+                "evaluated": 100,
+                "student": {"epochs": 2},
+                "students": ["guided"],
+            },
+        },
         "blocks": [
             {
                 "methods": list(OURS),
