@@ -50,7 +50,7 @@ class Service:
 
     def deploy(self) -> None:
         """What `serve deploy` does."""
-        response = httpx.put(f"{self.dashboard}/api/serve/applications/", json=self.config, timeout=30)
+        response = httpx.put(f"{self.dashboard}/api/serve/applications/", json=self.config, timeout=180)
         assert response.status_code == 200, response.text
 
     def wait(self, ready: Callable[[], bool], seconds: float = 90) -> None:
@@ -97,12 +97,15 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         num_replicas=2, ray_actor_options={"num_cpus": 0.2}, user_config={"scorer": "words"}
     )
     found.deployment("Gateway")["ray_actor_options"] = {"num_cpus": 0.2}
-    found.deploy()
-    found.wait(found.running)
-    yield found
-    found.client.close()
-    serve.shutdown()
-    ray.shutdown()
+    try:
+        found.deploy()
+        found.wait(found.running, 180)
+        yield found
+    finally:
+        # Also where it did not come up: a Ray that is left behind fails every later module.
+        found.client.close()
+        serve.shutdown()
+        ray.shutdown()
 
 
 def row(number: int) -> bytes:
