@@ -8,13 +8,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import APIRouter, FastAPI
 from fastapi.params import Depends
 
-from reft_ray.api import document, errors, health, moderations, screenings, streaming, teacher
+from reft_ray.api import document, errors, health, metrics, moderations, screenings, streaming, teacher
 from reft_ray.api.context import Filter
 from reft_ray.api.edge import PREFIX, UNLIMITED, Edge
 from reft_ray.api.judging import Judge
 from reft_ray.api.screening_store import ScreeningStore
 from reft_ray.api.settings import FilterSettings
-from reft_ray.telemetry.recorder import NullRecorder, Recorder
+from reft_ray.telemetry.recorder import NullRecorder, PrometheusRecorder, Recorder
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -29,6 +29,8 @@ def create_app(
     dependencies: Sequence[Depends] = (),
     body_limits: Mapping[str, int] | None = None,
     lifespan: Lifespan | None = None,
+    exposed: PrometheusRecorder | None = None,
+    metrics_token: str | None = None,
 ) -> FastAPI:
     """The filter's endpoints under `/v1`, with further ones beside them.
 
@@ -37,10 +39,12 @@ def create_app(
     - `routers`: included under `/v1`, so they declare paths such as `/files`; they raise `api.errors.ApiError` or the
       errors of `jobs.errors`, which become OpenAI's envelope here, as does FastAPI's own validation (400, never 422).
     - `dependencies`: run before every `/v1` route, for authentication; they may set `request.state.project`, the
-      owner of screening resources. `/healthz`, `/readyz` and the documentation stay open.
+      owner of screening resources. `/healthz`, `/readyz`, `/metrics` and the documentation stay open.
     - `body_limits`: bytes by path prefix, e.g. `{"/v1/files": 512 << 20}`; `edge.UNLIMITED` (-1) for routes that
       bound their own bodies. Paths without an entry take `settings.max_body_bytes`.
     - `lifespan`: runs around the application, e.g. to close stores.
+    - `exposed`: what `/metrics` shows, with figures of stores where they are followed; `metrics_token`: the bearer
+      token that it asks for.
 
     Handlers find `request.state.request_id`, `request.app.state.judge` and `request.app.state.recorder`. The work of
     a handler that blocks belongs in a plain `def` route or in `asyncio.to_thread`.
@@ -78,6 +82,7 @@ def create_app(
     }
     app.add_middleware(Edge, recorder=recorder, limits=limits)
     app.include_router(health.router(judge))
+    app.include_router(metrics.router(exposed or metrics.process_metrics(), metrics_token))
     ours = [
         moderations.router(guard),
         streaming.router(guard),

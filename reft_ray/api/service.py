@@ -15,8 +15,10 @@ from reft_ray.api.auth import RateLimitHeaders, authenticator
 from reft_ray.api.chat_model import ChatModel
 from reft_ray.api.errors import answer, invalid
 from reft_ray.api.judging import Judge
+from reft_ray.api.metrics import process_metrics
 from reft_ray.api.services import Services
 from reft_ray.api.settings import FilterSettings
+from reft_ray.jobs.figures import Figures
 from reft_ray.jobs.uploads import PART_BYTES
 from reft_ray.telemetry.recorder import Recorder
 
@@ -37,8 +39,11 @@ def create_service(
     screenings_uri: str | None = None,
     recorder: Recorder | None = None,
     lifespan: Lifespan | None = None,
+    metrics_token: str | None = None,
 ) -> FastAPI:
-    """The application; `services.database` is closed with it."""
+    """The application; `services.database` is closed with it. `/metrics` shows the figures of its job store."""
+    exposed = process_metrics()
+    Figures(services.jobs).expose(exposed)
 
     @asynccontextmanager
     async def around(app: FastAPI) -> AsyncIterator[None]:
@@ -70,6 +75,8 @@ def create_service(
             "/v1/uploads": PART_BYTES + FORM_BYTES,
         },
         lifespan=around,
+        exposed=exposed,
+        metrics_token=metrics_token,
     )
     app.state.services = services
     for unstorable in (DataError, UnicodeEncodeError):

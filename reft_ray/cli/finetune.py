@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from reft_ray.cli.console import JsonOption, print_json, user_errors
+from reft_ray.cli.recording import recording
 
 
 def finetune(
@@ -58,10 +59,11 @@ def finetune(
         rows += [row for path in helpful or () for row in read_labelled(path, Label.HARMLESS)]
         run = ServiceRun(config, resources, out, teacher, rows, max_reject_ratio)
         start_ray()
-        with bar("screening", quiet=as_json) as progress:
-            counts = run.screen(data, progress.update)
-        with bar("finetuning", quiet=as_json) as progress:
-            run.train(run_id, progress.update)
+        with recording() as recorder:
+            with bar("screening", quiet=as_json) as progress:
+                counts = run.screen(data, progress.update, recorder)
+            with bar("finetuning", quiet=as_json) as progress:
+                run.train(run_id, progress.update, recorder)
         report = {"out": str(out), "method": config.method.value, "rows": counts}
         if as_json:
             print_json(report)

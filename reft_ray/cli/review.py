@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from reft_ray.cli.console import JsonOption, print_json, user_errors
+from reft_ray.cli.recording import recording
 from reft_ray.core.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Look at withheld rows and decide about them.")
@@ -99,7 +100,8 @@ def _decide(out: str, rows: list[int], action: str, reason: str, reviewer: str |
     with user_errors():
         from reft_ray.screening.reviews import Action, Reviews
 
-        made = Reviews(out).decide(rows, Action(action), reviewer or getpass.getuser(), reason)
+        with recording() as recorder:
+            made = Reviews(out, recorder).decide(rows, Action(action), reviewer or getpass.getuser(), reason)
         print(f"{len(made)} rows: {action} by {made[0].reviewer}")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from reft_ray.cli.console import JsonOption, print_json, user_errors
+from reft_ray.cli.recording import recording
 from reft_ray.cli.store import KeyOption
 from reft_ray.core.errors import BlockedByPolicyError, UsageError
 
@@ -101,6 +102,7 @@ def screen(
         from reft_ray.core.verdict import Thresholds
         from reft_ray.screening.cascade import Combine, Order
         from reft_ray.screening.config import Policy, ScreenConfig
+        from reft_ray.screening.counting import Counting
         from reft_ray.screening.dataset import screen as run
         from reft_ray.screening.formats import Format
         from reft_ray.screening.report import load_report
@@ -134,9 +136,10 @@ def screen(
             # A whole unit goes over at once, and the next one is read meanwhile.
             config = replace(config, threads=max(2, actors), batch_rows=config.limits.rows)
         refused: BlockedByPolicyError | None = None
-        with _bar(shown=not (quiet or as_json)) as progress:
+        with recording() as recorder, _bar(shown=not (quiet or as_json)) as progress:
+            counting = Counting(recorder)
             try:
-                report = run(inputs, out, factory, config, progress)
+                report = run(inputs, out, factory, config, progress, counting)
             except BlockedByPolicyError as error:
                 refused, report = error, load_report(out)
         print_json(report.to_dict()) if as_json else _print(report, config, out)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from reft_ray.cli.console import JsonOption, print_json, user_errors
+from reft_ray.cli.recording import recording
 
 app = typer.Typer(help="Prepare and inspect Ref-Teachers.", no_args_is_help=True)
 
@@ -55,9 +56,9 @@ def train(
             rows, held = hold_out_rows(rows, seed=config.seed)
         if workers:
             start_ray()
-        with bar("Ref-Teacher", quiet=as_json) as progress:
+        with recording() as recorder, bar("Ref-Teacher", quiet=as_json) as progress:
             made = prepare_teacher(
-                config, TeacherData(rows, held), out, Resources(workers=workers), run_id, progress.update
+                config, TeacherData(rows, held), out, Resources(workers=workers), run_id, progress.update, recorder
             )
         _show(made.folder, as_json)
 

@@ -17,9 +17,11 @@ from reft_ray.finetuning.runtime import Progress, Stop
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
+from reft_ray.screening.counting import Counting
 from reft_ray.screening.dataset import Progress as ScreenProgress
 from reft_ray.screening.dataset import screen
 from reft_ray.screening.kept import kept_count, kept_dataset, kept_rows
+from reft_ray.telemetry.recorder import NullRecorder, Recorder
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -50,7 +52,9 @@ class ServiceRun:
         """Where the screening's output stays, evidence included."""
         return self.out.with_name(self.out.name + ".screening")
 
-    def screen(self, data: Sequence[str], progress: Progress | None = None) -> dict[str, int]:
+    def screen(
+        self, data: Sequence[str], progress: Progress | None = None, recorder: Recorder | None = None
+    ) -> dict[str, int]:
         """Screen the files; counts of rows in, kept, withheld and invalid. Raises BlockedByPolicyError."""
         factory: ScorerFactory
         if self.config.method.filters and self.teacher is not None:
@@ -63,7 +67,12 @@ class ServiceRun:
                 progress({"progress": state.done / max(1, state.total)})
 
         report = screen(
-            data, str(self.screening_folder), factory, ScreenConfig(max_reject_ratio=self.max_reject_ratio), tell
+            data,
+            str(self.screening_folder),
+            factory,
+            ScreenConfig(max_reject_ratio=self.max_reject_ratio),
+            tell,
+            Counting(recorder or NullRecorder()),
         )
         return {
             "rows": report.rows,
@@ -73,11 +82,21 @@ class ServiceRun:
             "invalid": report.invalid,
         }
 
-    def train(self, run_id: str | None = None, progress: Progress | None = None) -> Path:
+    def train(
+        self, run_id: str | None = None, progress: Progress | None = None, recorder: Recorder | None = None
+    ) -> Path:
         """Finetune on the kept rows."""
         folder = str(self.screening_folder)
         return train_on_kept(
-            self.config, folder, self.alignment, self.teacher, self.out, self.resources, run_id, progress
+            self.config,
+            folder,
+            self.alignment,
+            self.teacher,
+            self.out,
+            self.resources,
+            run_id,
+            progress,
+            recorder=recorder,
         )
 
 
@@ -91,6 +110,7 @@ def train_on_kept(
     run_id: str | None = None,
     progress: Progress | None = None,
     stop: Stop | None = None,
+    recorder: Recorder | None = None,
 ) -> Path:
     """Finetune on what a finished screening kept; without workers the rows are read here, and no cluster starts."""
     rows: Dataset | list[Example]
@@ -99,4 +119,4 @@ def train_on_kept(
     else:
         rows = [Example(turns, place=f"row {number}") for number, turns in kept_rows(screening)]
     inputs = FinetuneInputs(rows, kept_count(screening), alignment, teacher)
-    return finetune(config, inputs, out, resources, run_id, progress, stop=stop)
+    return finetune(config, inputs, out, resources, run_id, progress, recorder, stop)

@@ -52,6 +52,8 @@ class Counting:
         for name, term in _TERMS.items():
             if name in metrics:
                 record.set(catalog.TRAIN_LOSS, float(metrics[name]), stage=stage, term=term)
+        record.count(catalog.UNSCREENED_ROWS, metrics.get("unscreened_rows", 0))
+        record.count(catalog.UNACCOUNTED_ROWS, metrics.get("missing_rows", 0), where="training")
         if metrics.get("step_seconds"):
             record.observe(catalog.TRAIN_STEP_SECONDS, float(metrics["step_seconds"]), stage=stage)
         if metrics.get("soft_labels"):

@@ -175,6 +175,7 @@ class _Run:
             order = shuffled(self.rows, self.config.shuffle_rows, f"{self.config.seed}/{epoch}")
             for batch in global_batches(order, self.config.batch_rows, skip=position):
                 started = time.perf_counter()
+                self._refuse_unscreened(self.rows_done + len(batch) - (epoch + 1) * len(self.rows))
                 terms = self._train_on(batch[: self.total_rows - self.rows_done])
                 if self.rows_done >= self.total_rows:
                     break
@@ -183,11 +184,21 @@ class _Run:
                 if stop:
                     return
             if self.step == trained:
+                self._tell(missing_rows=len(self.rows) - position)
                 raise ReftError(f"the dataset ended at row {position} of {len(self.rows)}: it is not what was screened")
             trained = self.step
         if not self.user_tokens:
             raise ReftError(self.left_out.note or "no row has an answer to learn")
         self._report(terms, 0.0, last=True)
+
+    def _refuse_unscreened(self, beyond: int) -> None:
+        """Stop before the first row that the screening did not count."""
+        if beyond > 0:
+            self._tell(unscreened_rows=beyond)
+            raise ReftError(f"the dataset has more than the {len(self.rows)} rows that were screened")
+
+    def _tell(self, **counts: int) -> None:
+        self.runtime.report({"step": self.step, "progress": self.rows_done / self.total_rows, **counts})
 
     def _train_on(self, batch: Sequence[Example]) -> GuidedTerms:
         runtime, config, chat = self.runtime, self.config, self.trainee.chat

@@ -6,6 +6,7 @@ Shape suffixes: B windows, T tokens, P tokens of the constant prefix, D width.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -68,6 +69,7 @@ class TeacherScorer:
         self.batch_tokens = batch_tokens
         self.tokens_run = 0
         self.tokens_padded = 0
+        self.tokenise_seconds = 0.0
         self._windows = Windows.of(chat_format, self.window_tokens, max_windows)
         self._prefix = list(self._windows.head)
         self.packed = packed
@@ -91,8 +93,11 @@ class TeacherScorer:
 
     def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of each text as a templated user prompt."""
+        started = time.perf_counter()
         rendered = [self.chat.render(chat(text), generation=True) for text in texts]
-        return list(self.chat.tokenizer(rendered, add_special_tokens=False)["input_ids"]) if rendered else []
+        ids = list(self.chat.tokenizer(rendered, add_special_tokens=False)["input_ids"]) if rendered else []
+        self.tokenise_seconds += time.perf_counter() - started
+        return ids
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Templated prompt tokens per text, for whoever builds batches by budget."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from reft_ray.jobs.errors import LeaseLostError, StoppedError
 from reft_ray.jobs.job import Event, Options, Status
 from reft_ray.jobs.run import JobFailedError, JobRun
 from reft_ray.jobs.steps import Evaluation, Export, Screening, Steps, Training, Validation, finite
@@ -20,6 +21,8 @@ from reft_ray.telemetry.recorder import NullRecorder, Recorder
 UNSAFE_DATA = "unsafe_training_data"
 INVALID_FILE = "invalid_training_file"
 UNSAFE_MODEL = "unsafe_model"
+SUITE = "release"
+"""What the release gate asks, as telemetry names it."""
 
 
 def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None) -> None:
@@ -37,8 +40,14 @@ def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None) -> None
         if run.job.spec.options.policy == "review" and screening.withheld:
             if not run.done("ask"):
                 run.park(Status.PAUSED, _asks_people(screening), step="ask")
-            reviewed = screening
+            reviewed, decided_before = screening, run.done("review")
             screening = run.once("review", Screening, lambda: steps.review(run, reviewed), told=_screened)
+            if not decided_before:
+                approved = screening.kept - reviewed.kept
+                recorder.count(catalog.REVIEW_DECISIONS, approved, outcome="approved")
+                recorder.count(catalog.REVIEW_DECISIONS, reviewed.withheld - approved, outcome="rejected")
+        if screening.lost_rows:
+            recorder.count(catalog.UNACCOUNTED_ROWS, screening.lost_rows, where="screening")
         refuse_unsafe_data(screening, run.job.spec.options)
 
         if run.job.status is Status.VALIDATING:
@@ -53,10 +62,18 @@ def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None) -> None
         )
 
         measured_before = run.done("evaluate")
-        evaluation = run.once(
-            "evaluate", Evaluation, lambda: steps.evaluate(run, training), told=_judged, result_files=_report
-        )
+        try:
+            evaluation = run.once(
+                "evaluate", Evaluation, lambda: steps.evaluate(run, training), told=_judged, result_files=_report
+            )
+        except (StoppedError, LeaseLostError, JobFailedError):
+            raise
+        except Exception:
+            recorder.count(catalog.SAFETY_EVALS, suite=SUITE, outcome="failed")
+            recorder.count(catalog.GATE_RESULTS, result="error")
+            raise
         if not measured_before:
+            recorder.count(catalog.SAFETY_EVALS, suite=SUITE, outcome="completed")
             recorder.count(catalog.GATE_RESULTS, result="passed" if evaluation.passed else "withheld")
         withhold_unsafe_model(evaluation)
 
@@ -85,7 +102,7 @@ def refuse_invalid_files(validation: Validation) -> None:
 
 def refuse_unsafe_data(screening: Screening, options: Options) -> None:
     """Withheld rows are dropped, up to a share above which what is left is likely a part of the attack."""
-    if screening.rows != screening.kept + screening.withheld + screening.invalid:
+    if screening.lost_rows:
         raise RuntimeError(f"screening lost rows: {screening}")
     most = 0.0 if options.policy == "fail" else options.max_reject_ratio
     if screening.reject_ratio > most or screening.kept == 0:

@@ -15,6 +15,7 @@ from reft_ray.jobs.job_store import held
 from reft_ray.jobs.lease import Leases
 from reft_ray.jobs.models import ModelStore
 from reft_ray.jobs.steps import Export, finite, record_of, result_of
+from reft_ray.telemetry.recorder import Recorder
 
 T = TypeVar("T")
 
@@ -72,6 +73,11 @@ class JobRun:
             after = page.items[-1].id
 
     # For the steps
+
+    @property
+    def recorder(self) -> Recorder:
+        """Where the steps count."""
+        return self._store.recorder
 
     def should_stop(self) -> bool:
         """Whether the job was cancelled or paused, or belongs to another driver; ask between two batches.

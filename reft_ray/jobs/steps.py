@@ -57,6 +57,11 @@ class Screening:
         return self.review + self.blocked
 
     @property
+    def lost_rows(self) -> int:
+        """Rows that went in and did not come out, or came out of nowhere: 0 unless there is a defect."""
+        return abs(self.rows - self.kept - self.withheld - self.invalid)
+
+    @property
     def reject_ratio(self) -> float:
         """The share of the valid rows that is held back."""
         valid = self.rows - self.invalid

@@ -10,7 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from reft_ray.core.errors import BlockedByPolicyError, ReftError
+from reft_ray.jobs.errors import StoppedError
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
+from reft_ray.screening.counting import Counting
 from reft_ray.screening.findings import check_names, sample_share
 from reft_ray.screening.manifest import Manifest, manifest_of, open_output
 from reft_ray.screening.outputs import UNITS, Output, done_units
@@ -18,7 +20,7 @@ from reft_ray.screening.page import PAGE, render
 from reft_ray.screening.parsing import shape_of
 from reft_ray.screening.policy import Status
 from reft_ray.screening.reading import FilePlan, Unit, groups, plan_files, read_units
-from reft_ray.screening.report import REPORT, ScreenReport, compose
+from reft_ray.screening.report import REPORT, RowsLostError, ScreenReport, compose
 from reft_ray.screening.reviews import Reviews
 from reft_ray.screening.sources import find_sources
 from reft_ray.screening.tally import UnitState
@@ -52,17 +54,42 @@ def screen(
     scorer_factory: ScorerFactory,
     config: ScreenConfig | None = None,
     progress: Callable[[Progress], None] | None = None,
+    counting: Counting | None = None,
 ) -> ScreenReport:
     """Screen every row of the inputs into the directory `out` and report.
 
     Up to `config.small_rows` rows are screened in this process, more on Ray. Work is done in units whose files appear
     whole or not at all; the same call after a crash does what is missing and ends with the same output.
-    `scorer_factory` builds a scorer in each process that judges, so it must pickle.
+    `scorer_factory` builds a scorer in each process that judges, so it must pickle; so do workers on Ray count for
+    `counting`'s project, each through Ray.
 
     Raises BlockedByPolicyError, with everything written, when the policy refuses the dataset or asks for a review;
     UsageError for input that cannot be read; ReftError when the output does not add up.
     """
     config = config or ScreenConfig()
+    counting = counting or Counting()
+    started = time.monotonic()
+    try:
+        report = _screened(inputs, out, scorer_factory, config, progress, counting)
+    except StoppedError:
+        raise
+    except ReftError as error:
+        counting.failed(config, error.rows if isinstance(error, RowsLostError) else 0)
+        raise
+    counting.ended(report, time.monotonic() - started)
+    if report.status is not Status.PASSED:
+        raise BlockedByPolicyError(f"{Output(out).name}: {report.status_reason}; see {PAGE} there")
+    return report
+
+
+def _screened(
+    inputs: Sequence[str],
+    out: str,
+    scorer_factory: ScorerFactory,
+    config: ScreenConfig,
+    progress: Callable[[Progress], None] | None,
+    counting: Counting,
+) -> ScreenReport:
     check_names(config.findings_off)
     sources = find_sources(inputs, config.container)
     plans = plan_files(sources, config.limits)
@@ -71,14 +98,12 @@ def screen(
     manifest = manifest_of(config.fingerprint(sources), config.columns, plans, shapes)
     open_output(output, manifest)
     total = sum(plan.cuts.rows for plan in plans)
-    job = Job(scorer_factory, config, shapes, output.uri, sample_share(total))
+    job = Job(scorer_factory, config, shapes, output.uri, sample_share(total), counting.project)
     done = frozenset(done_units(output))
-    _run(plans, done, job, manifest, progress)
+    _run(plans, done, job, manifest, progress, counting)
     report = compose(_states(output, manifest), plans, shapes, config, Reviews(output.uri).counts())
     output.write(PAGE, render(report, output, manifest))
     output.write(REPORT, report.to_json())
-    if report.status is not Status.PASSED:
-        raise BlockedByPolicyError(f"{output.name}: {report.status_reason}; see {PAGE} there")
     return report
 
 
@@ -88,15 +113,16 @@ def _run(
     job: Job,
     manifest: Manifest,
     progress: Callable[[Progress], None] | None,
+    counting: Counting,
 ) -> None:
     lines = {unit: last - first + 1 for unit, (first, last) in zip(manifest.units, manifest.spans, strict=True)}
     total = sum(plan.cuts.rows for plan in plans)
     resumed = count = sum(lines[unit] for unit in done)
     start = time.monotonic()
     if job.config.threads:
-        finished = _in_threads(plans, done, job)
+        finished = _in_threads(plans, done, job, counting)
     elif total <= job.config.small_rows:
-        finished = _in_process(plans, done, job)
+        finished = _in_process(plans, done, job, counting)
     else:
         finished = _on_ray(plans, done, job)
     for unit in finished:
@@ -105,21 +131,21 @@ def _run(
             progress(Progress(count, total, resumed, time.monotonic() - start))
 
 
-def _in_process(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> Iterator[Finished]:
+def _in_process(plans: Sequence[FilePlan], done: frozenset[str], job: Job, counting: Counting) -> Iterator[Finished]:
     worker = None
     for plan in plans:
         for ranges in groups(plan, done):
-            worker = worker or UnitWorker(job)
+            worker = worker or UnitWorker(job, counting)
             yield from map(worker.work, read_units(plan, ranges))
 
 
-def _in_threads(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> Iterator[Finished]:
+def _in_threads(plans: Sequence[FilePlan], done: frozenset[str], job: Job, counting: Counting) -> Iterator[Finished]:
     """A worker per thread, and as many units in memory as there are threads."""
     own = threading.local()
 
     def work(unit: Unit) -> Finished:
         if not hasattr(own, "worker"):
-            own.worker = UnitWorker(job)
+            own.worker = UnitWorker(job, counting)
         finished: Finished = own.worker.work(unit)
         return finished
 

@@ -17,8 +17,10 @@ from ray.exceptions import RayError
 
 from reft_ray.core.errors import ReftError
 from reft_ray.screening.cluster import ensure_ray
+from reft_ray.screening.counting import Counting
 from reft_ray.screening.reading import FilePlan, Unit, groups, read_units
 from reft_ray.screening.work import Finished, Job, UnitWorker
+from reft_ray.telemetry.ray_recorder import RayRecorder
 
 IN_FLIGHT_BYTES = 384 << 20
 UNITS_IN_FLIGHT = 2
@@ -118,7 +120,7 @@ class _Worker:
             return pa.table([[None], [None], [parcel["error"]]], schema=_DONE)
         native = None if parcel["native"] is None else _unpacked(parcel["native"])
         try:
-            self._worker = self._worker or UnitWorker(self._job)
+            self._worker = self._worker or UnitWorker(self._job, Counting(RayRecorder(), self._job.project))
             done = self._worker.work(Unit(parcel["id"], parcel["file"], _unpacked(parcel["rows"]), native))
         except ReftError as error:
             return pa.table([[None], [None], [_error_text(error)]], schema=_DONE)

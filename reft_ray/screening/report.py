@@ -21,6 +21,14 @@ from reft_ray.screening.tally import Tally, UnitState
 REPORT = "report.json"
 
 
+class RowsLostError(ReftError):
+    """Rows went in and did not come out, or came out of nowhere; `rows` of them."""
+
+    def __init__(self, message: str, rows: int = 0) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
 @dataclass(frozen=True, slots=True)
 class FileCounts:
     """What became of one input file."""
@@ -131,7 +139,9 @@ def compose(
         signals.add(state.signals)
     counts = _counts(total)
     if counts.rows != total.rows:
-        raise ReftError(f"rows are not conserved: {total.rows} went in and {counts.rows} came out")
+        raise RowsLostError(
+            f"rows are not conserved: {total.rows} went in and {counts.rows} came out", abs(total.rows - counts.rows)
+        )
     verdict: Standing = standing(counts, config.policy, config.max_reject_ratio, *reviewed)
     return ScreenReport(
         rows=total.rows,

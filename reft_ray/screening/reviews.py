@@ -18,7 +18,9 @@ from reft_ray.core.conversation import Conversation, conversation_from
 from reft_ray.core.errors import UsageError
 from reft_ray.screening.manifest import Manifest, load_manifest
 from reft_ray.screening.outputs import Output, approved_name, encode_raws, encode_table
-from reft_ray.screening.report import load_report
+from reft_ray.screening.report import REPORT, load_report
+from reft_ray.telemetry import catalog
+from reft_ray.telemetry.recorder import NullRecorder, Recorder
 
 LOG = "reviews.jsonl"
 APPROVED = "approved.jsonl"
@@ -62,7 +64,8 @@ class Summary:
 class Reviews:
     """The review of one screening's quarantine."""
 
-    def __init__(self, out: str) -> None:
+    def __init__(self, out: str, recorder: Recorder | None = None) -> None:
+        self._recorder = recorder or NullRecorder()
         self._output = Output(out)
         self._log = Path(self._output.local_path()) / LOG if self._output.is_local else None
 
@@ -120,7 +123,18 @@ class Reviews:
             log.flush()
             os.fsync(log.fileno())
             self._rejoin({load_manifest(self._output).unit_of(review.row_number) for review in made})
+        self._count(made)
         return made
+
+    def _count(self, made: Sequence[Review]) -> None:
+        """Decisions, and how long the rows had waited for them since the screening ended."""
+        report = Path(self._output.local_path()) / REPORT
+        for review in made:
+            outcome = "approved" if review.action is Action.APPROVE else "rejected"
+            self._recorder.count(catalog.REVIEW_DECISIONS, outcome=outcome)
+            if report.exists():
+                age = datetime.fromisoformat(review.time).timestamp() - report.stat().st_mtime
+                self._recorder.observe(catalog.REVIEW_AGE, max(0.0, age))
 
     def approved(self) -> Iterator[tuple[dict[str, Any], Review]]:
         """Approved rows, in order, with the decision that freed them."""

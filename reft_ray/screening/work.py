@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
+from reft_ray.screening.counting import Counting
 from reft_ray.screening.outputs import UNITS, Output, reason_of, write_parts
 from reft_ray.screening.parsing import FileShape
 from reft_ray.screening.reading import Unit
@@ -20,13 +21,17 @@ DECODED_TEXTS = 8_192
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything a worker needs. `sample` is the share of rows that the findings look at closely."""
+    """Everything a worker needs. `sample` is the share of rows that the findings look at closely.
+
+    A worker in another process counts for `project` by itself.
+    """
 
     scorer_factory: ScorerFactory
     config: ScreenConfig
     shapes: Sequence[FileShape]
     out: str
     sample: float = 1.0
+    project: str = "default"
 
 
 class Finished(NamedTuple):
@@ -39,7 +44,8 @@ class Finished(NamedTuple):
 class UnitWorker:
     """Holds a scorer and turns units into files."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, counting: Counting | None = None) -> None:
+        self._config, self._counting = job.config, counting
         # Judging and the findings ask for the same readings; a unit's texts are decoded once.
         decode = lru_cache(maxsize=DECODED_TEXTS)(job.config.decode)
         self._screener = Screener(job.scorer_factory, replace(job.config, decode=decode), job.shapes)
@@ -59,4 +65,6 @@ class UnitWorker:
             signals=self._inspector.inspect(result.rows) if self._inspector else {},
         )
         self._output.write(f"{UNITS}/{unit.id}.json", state.to_json())
+        if self._counting is not None:
+            self._counting.unit(result, self._config, self._screener.judges["teacher"])
         return Finished(unit.id, len(result.rows))

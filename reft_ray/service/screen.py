@@ -16,6 +16,7 @@ from reft_ray.jobs.job import Event, Status
 from reft_ray.jobs.run import JobRun
 from reft_ray.jobs.steps import REJECTED_SECONDS, Screening
 from reft_ray.screening.config import Policy, ScreenConfig
+from reft_ray.screening.counting import Counting
 from reft_ray.screening.dataset import Progress, screen
 from reft_ray.screening.manifest import load_manifest
 from reft_ray.screening.outputs import UNITS, Output, approved_name, kept_name
@@ -60,10 +61,11 @@ def screen_file(run: JobRun, world: Surroundings) -> Screening:
             raise StoppedError("told to stop")
 
     folder = screening_folder(run)
+    counting = Counting(run.recorder, run.job.project_id)
     uri = run.files.uri(spec.training_file, run.job.project_id)
     # Everything is written also then, and the pipeline says what it means.
     with suppress(BlockedByPolicyError):
-        screen([uri], folder, partial(scorer_of, world.teacher.folder, world.base), config, go_on)
+        screen([uri], folder, partial(scorer_of, world.teacher.folder, world.base), config, go_on, counting)
     return _result(run, folder)
 
 

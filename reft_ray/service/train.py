@@ -58,6 +58,7 @@ def train_student(run: JobRun, world: Surroundings, shared: Path, screening: Scr
                 run.job.id,
                 watch.tell,
                 run.should_stop,
+                run.recorder,
             )
         except TrainingStoppedError as stop:
             watch.record_checkpoints()

@@ -150,7 +150,7 @@ class TeacherReplica:
     def _run(self, works: Sequence[Work]) -> list[Judgement]:
         """One turn of the teacher; runs in a thread."""
         teacher = self._ready()
-        before = _counters(teacher)
+        before, tokenised = _counters(teacher), _tokenise_seconds(teacher)
         started = time.perf_counter()
         # Nearly always one group: overrides of the thresholds are rare, and a text seen twice is in the cache.
         groups: dict[Thresholds | None, list[int]] = {}
@@ -165,7 +165,9 @@ class TeacherReplica:
                 judgements[index] = Judgement(teacher.plain.teacher_id, own)
                 if self._drift is not None:
                     self._drift.add(works[index].stream, own)
-        self._recorder.observe(catalog.FILTER_FORWARD_SECONDS, time.perf_counter() - started)
+        tokenising = _tokenise_seconds(teacher) - tokenised
+        self._recorder.observe(catalog.FILTER_TOKENISE_SECONDS, tokenising)
+        self._recorder.observe(catalog.FILTER_FORWARD_SECONDS, time.perf_counter() - started - tokenising)
         self._recorder.observe(catalog.FILTER_BATCH_ROWS, sum(len(work.conversations) for work in works))
         self._count(before, _counters(teacher))
         return [judgements[index] for index in range(len(works))]
@@ -185,3 +187,8 @@ def _counters(teacher: LoadedTeacher) -> tuple[int, ...]:
     cached, plain = teacher.cached, teacher.plain
     counts = [(cached, "hits"), (cached, "misses"), (plain, "tokens_run"), (plain, "tokens_padded")]
     return tuple(int(getattr(owner, name, 0)) for owner, name in counts)
+
+
+def _tokenise_seconds(teacher: LoadedTeacher) -> float:
+    """Seconds that the scorer has spent on tokens so far; 0 for one that has none."""
+    return float(getattr(teacher.plain, "tokenise_seconds", 0.0))

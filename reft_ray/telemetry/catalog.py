@@ -181,7 +181,7 @@ SCREENING_FINDINGS = _counter(
     Unit.COUNT,
     "Findings beyond single rows.",
     Label("finding", limit=32),
-    Label("severity", ("info", "warning", "critical")),
+    Label("severity", ("low", "medium", "high")),
 )
 SCREENING_INVALID = _counter(
     "reft_screening_invalid_rows_total", Unit.ROWS, "Rows that failed validation, by code.", Label("code", limit=32)
@@ -232,6 +232,9 @@ JOB_FAILURES = _counter(
     "reft_job_failures_total", Unit.COUNT, "Failed jobs by error code.", Label("code", limit=32), PROJECT
 )
 JOB_QUEUE_SECONDS = _histogram("reft_job_queue_seconds", Unit.SECONDS, "Time that a job was queued.", _LONG)
+JOB_OLDEST_QUEUED = _gauge(
+    "reft_job_oldest_queued_seconds", Unit.SECONDS, "Time that the job at the head of the queue has waited."
+)
 JOB_SECONDS = _histogram(
     "reft_job_duration_seconds",
     Unit.SECONDS,

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
 from reft_ray.core.conversation import Example, Label, chat
+from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
 from reft_ray.finetuning.counting import Counting
 from reft_ray.finetuning.teacher_loop import TeacherData
@@ -48,3 +51,26 @@ def test_what_is_done_again_after_a_loss_is_counted_once() -> None:
         counting({"step": step, "user_rows": rows})
     assert recorder.total(catalog.TRAIN_ROWS) == 32
     assert recorder.total(catalog.TRAIN_RESTARTS) == 1
+
+
+class Longer(list):
+    """Rows that turn out to be more, or fewer, than their number says."""
+
+    said = 0
+
+    def __len__(self) -> int:
+        return self.said
+
+
+@pytest.mark.parametrize(
+    ("said", "metric"), [(4, catalog.UNSCREENED_ROWS), (9, catalog.UNACCOUNTED_ROWS)], ids=["more", "fewer"]
+)
+def test_rows_that_the_screening_did_not_count_stop_the_run(llama: Path, tmp_path: Path, said: int, metric) -> None:
+    recorder = MemoryRecorder()
+    rows = Longer(Example(chat(f"tell me {i}", "sure here is")) for i in range(6))
+    rows.said = said
+    config = FinetuneConfig.of({"base": str(llama), "method": "sft", "batch_rows": 2, "lora": {"rank": 2}, "epochs": 2})
+    with pytest.raises(ReftError, match="screened"):
+        finetune(config, FinetuneInputs(rows, said), tmp_path / "student", LOCAL, recorder=recorder)
+    assert recorder.total(metric) > 0
+    assert recorder.total(catalog.UNSCREENED_ROWS) + recorder.total(catalog.UNACCOUNTED_ROWS) == recorder.total(metric)

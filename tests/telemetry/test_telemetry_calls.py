@@ -1,6 +1,7 @@
 """Every recording in the source passes the labels that the catalogue declares: a mistake would raise while serving."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,3 +52,42 @@ r.count(catalog.FILTER_TRUNCATIONS, 2, stream=stream)
 r.count(catalog.FILTER_TRUNCATIONS, **labels)
 """
     assert len(list(mistakes(wrong, "wrong.py"))) == 4
+
+
+def recorded(tree: ast.AST) -> set[str]:
+    """Catalogue constants that are counted, observed, set or followed."""
+    return {
+        call.args[0].attr
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in {*METHODS, "follow"}
+        and call.args
+        and isinstance(call.args[0], ast.Attribute)
+    }
+
+
+def looped(tree: ast.AST) -> set[str]:
+    """Catalogue constants in a tuple that a loop records one by one."""
+    return {
+        node.attr
+        for loop in ast.walk(tree)
+        if isinstance(loop, ast.For)
+        for node in ast.walk(loop.iter)
+        if isinstance(node, ast.Attribute) and node.attr.isupper()
+    }
+
+
+def test_every_metric_of_the_catalogue_is_recorded_by_real_code():
+    """A metric that nobody records makes a panel that is always empty and an alert that never fires."""
+    rooms = [path for path in SOURCE.rglob("*.py") if path.parent.name not in ("telemetry", "boards")]
+    trees = [ast.parse(path.read_text()) for path in rooms]
+    found = set().union(*(recorded(tree) | looped(tree) for tree in trees))
+    # What telemetry records on behalf of a room counts where a room calls it.
+    text = "\n".join(path.read_text() for path in rooms)
+    for helper in ("rows.py", "drift.py"):
+        for node in ast.parse((SOURCE / "telemetry" / helper).read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and re.search(rf"\b{node.name}\(", text):
+                found |= recorded(node) | looped(node)
+    names = {name for name, value in vars(catalog).items() if isinstance(value, Metric)}
+    assert names - found == set()

@@ -35,6 +35,15 @@ _JOBS = Section(
             "ReftJobsStuck",
         ),
         Panel(
+            "Head of the queue",
+            "Time that the oldest queued job has waited; it survives restarts, because the job store tells it.",
+            Shown.SECONDS,
+            (Line(Q.gauge(c.JOB_OLDEST_QUEUED)),),
+            Level(14_400, 43_200),
+            Chart.STAT,
+            "ReftJobsStuck",
+        ),
+        Panel(
             "Jobs by status",
             "All finetuning jobs in the store, by status.",
             Shown.NUMBER,

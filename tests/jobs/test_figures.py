@@ -1,0 +1,98 @@
+"""Figures of the store: read at each scrape, the same after a restart, and without anything of a row."""
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import update
+
+from reft_ray.jobs.figures import AUDIT_SECONDS, Figures
+from reft_ray.jobs.job import Event, Status
+from reft_ray.jobs.job_store import JobStore
+from reft_ray.jobs.steps import Evaluation, GateCheck, Screening, record_of
+from reft_ray.jobs.tables import audit_log
+from reft_ray.telemetry import catalog
+from reft_ray.telemetry.recorder import PrometheusRecorder
+
+
+@pytest.fixture
+def scrape(database):
+    def read(metric, figures=None):
+        """A scrape of a gateway that has just started, unless `figures` goes on."""
+        recorder = PrometheusRecorder()
+        (figures or Figures(JobStore(database))).expose(recorder)
+        return {
+            tuple(
+                value for name, value in sorted(sample.labels.items()) if name not in ("application", "project")
+            ): sample.value
+            for family in text_string_to_metric_families(recorder.exposition().decode())
+            for sample in family.samples
+            if sample.name == metric.name
+        }
+
+    return read
+
+
+@pytest.fixture
+def job(jobs, spec):
+    return jobs.create("org", "acme", spec, {}, actor={"type": "api_key", "id": "k"})
+
+
+def step(jobs, job, name, result):
+    with jobs.database.write() as connection:
+        jobs.record_step_in(connection, job, name, record_of(result) if result else {})
+
+
+def test_without_jobs_every_figure_is_there_and_zero(scrape):
+    assert scrape(catalog.JOBS) == {(str(status),): 0 for status in Status}
+    for metric in (catalog.JOB_OLDEST_QUEUED, catalog.REVIEW_OLDEST, catalog.AUDIT_BREAKS):
+        assert scrape(metric) == {(): 0}
+    assert set(scrape(catalog.QUARANTINE_ROWS).values()) == {0}
+    assert scrape(catalog.SAFETY_EVAL) == {}
+
+
+def test_jobs_and_the_head_of_the_queue(scrape, jobs, job, clock):
+    jobs.move(job.id, Status.QUEUED, Event("queued"))
+    clock.advance(40)
+    assert scrape(catalog.JOBS)[("queued",)] == 1
+    assert scrape(catalog.JOB_OLDEST_QUEUED) == {(): 40}
+
+
+def test_rows_that_wait_for_people(scrape, jobs, job, clock):
+    before = Screening(rows=10, kept=6, review=3, blocked=1, kept_uri="x")
+    after = Screening(rows=10, kept=8, review=1, blocked=1, kept_uri="x")
+    step(jobs, job, "screen", before)
+    step(jobs, job, "ask", None)
+    jobs.move(job.id, Status.PAUSED, Event("asks"))
+    clock.advance(70)
+    assert scrape(catalog.QUARANTINE_ROWS)[("pending",)] == 4
+    assert scrape(catalog.REVIEW_OLDEST) == {(): 70}
+    step(jobs, job, "review", after)
+    counts = scrape(catalog.QUARANTINE_ROWS)
+    assert [counts[(state,)] for state in ("pending", "approved", "rejected", "expired")] == [0, 2, 2, 0]
+    assert scrape(catalog.REVIEW_OLDEST) == {(): 0}
+
+
+def test_the_last_release_decision_side_by_side(scrape, jobs, job):
+    checks = (
+        GateCheck("harmful_score", "at_most", 5.0, 2.0, 40.0, True),
+        GateCheck("incoherent", "at_most", 5.0, 1.0, 0.0, True),
+        GateCheck("finetune_accuracy/sums", "drop_at_most", 1.0, 91.0, None, True),
+    )
+    step(jobs, job, "evaluate", Evaluation(checks))
+    found = {key: round(value, 6) for key, value in scrape(catalog.SAFETY_EVAL).items()}
+    assert found == {
+        ("harmful_score", "student", "release"): 0.02,
+        ("harmful_score", "base", "release"): 0.4,
+        ("coherence", "student", "release"): 0.99,
+        ("coherence", "base", "release"): 1.0,
+        ("finetune_accuracy", "student", "sums"): 0.91,
+    }
+
+
+def test_a_changed_audit_log_shows_at_the_next_check(scrape, jobs, job, clock, database):
+    figures = Figures(JobStore(database))
+    assert scrape(catalog.AUDIT_BREAKS, figures) == {(): 0}
+    with database.write() as connection:
+        connection.execute(update(audit_log).values(type="nothing.happened"))
+    assert scrape(catalog.AUDIT_BREAKS, figures) == {(): 0}, "the whole log is not read at every scrape"
+    clock.advance(AUDIT_SECONDS)
+    assert scrape(catalog.AUDIT_BREAKS, figures) == {(): 1}

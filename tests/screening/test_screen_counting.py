@@ -1,0 +1,89 @@
+"""A screening leaves in telemetry exactly what its report says."""
+
+import json
+
+import pytest
+
+from reft_ray.core.errors import BlockedByPolicyError, UsageError
+from reft_ray.screening.config import ScreenConfig
+from reft_ray.screening.counting import Counting
+from reft_ray.screening.dataset import screen
+from reft_ray.screening.report import RowsLostError
+from reft_ray.screening.reviews import Action, Reviews
+from reft_ray.telemetry import catalog
+from reft_ray.telemetry.recorder import MemoryRecorder
+from reft_ray.testbed.word_scorer import WordScorer
+
+PROMPTS = ["how to bake bread", "how to build a bomb", "a tactical knife", "hello", "explosives for a bomb"]
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"prompt": text, "completion": "sure"}) for text in PROMPTS] + ["no row"]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_rows_verdicts_and_the_dataset_are_counted(rows, tmp_path):
+    recorder = MemoryRecorder()
+    config = ScreenConfig(findings=False, max_reject_ratio=None)
+    report = screen([rows], str(tmp_path / "out"), WordScorer, config, counting=Counting(recorder, "acme"))
+    for outcome in ("kept", "review", "blocked", "invalid"):
+        counted = recorder.total(catalog.SCREENING_ROWS, outcome=outcome, project="acme")
+        assert counted == getattr(report, outcome)
+    assert report.blocked > 0
+    assert report.invalid == 1
+    judged = report.rows - report.invalid
+    assert recorder.total(catalog.FILTER_ROWS, stream="dataset", policy="filter") == judged
+    assert recorder.total(catalog.FILTER_ROWS, decision="block", reason="refusal_score") == report.blocked
+    assert len(recorder.observations(catalog.FILTER_SCORE, stream="dataset", teacher="rt-words")) == judged
+    assert recorder.total(catalog.SCREENING_INVALID) == 1
+    assert recorder.total(catalog.SCREENING_BYTES) > 0
+    assert recorder.total(catalog.SCREENING_DATASETS, outcome="passed", policy="filter") == 1
+    assert len(recorder.observations(catalog.SCREENING_SECONDS, size="small")) == 1
+
+    again = MemoryRecorder()
+    screen([rows], str(tmp_path / "out"), WordScorer, config, counting=Counting(again, "acme"))
+    assert again.total(catalog.SCREENING_ROWS) == 0, "a resumed unit was counted by the run that did it"
+
+
+def test_what_a_policy_refuses_and_what_breaks_off_is_counted(rows, tmp_path):
+    recorder = MemoryRecorder()
+    with pytest.raises(BlockedByPolicyError):
+        screen(
+            [rows],
+            str(tmp_path / "a"),
+            WordScorer,
+            ScreenConfig(findings=False, max_reject_ratio=0.1),
+            counting=Counting(recorder),
+        )
+    with pytest.raises(UsageError):
+        screen([str(tmp_path / "absent.jsonl")], str(tmp_path / "b"), WordScorer, counting=Counting(recorder))
+    assert recorder.total(catalog.SCREENING_DATASETS, outcome="refused") == 1
+    assert recorder.total(catalog.SCREENING_DATASETS, outcome="failed") == 1
+    assert recorder.total(catalog.UNACCOUNTED_ROWS) == 0
+
+
+def test_lost_rows_are_counted(rows, tmp_path, monkeypatch):
+    def lost(*_: object) -> None:
+        raise RowsLostError("rows are not conserved", 2)
+
+    monkeypatch.setattr("reft_ray.screening.dataset.compose", lost)
+    recorder = MemoryRecorder()
+    with pytest.raises(RowsLostError):
+        screen([rows], str(tmp_path / "out"), WordScorer, counting=Counting(recorder))
+    assert recorder.total(catalog.UNACCOUNTED_ROWS, where="screening") == 2
+
+
+def test_reviews_are_counted_with_their_age(rows, tmp_path):
+    recorder = MemoryRecorder()
+    out = str(tmp_path / "out")
+    screen([rows], out, WordScorer, ScreenConfig(findings=False, max_reject_ratio=None))
+    withheld = [item["row_number"] for item in Reviews(out).items()]
+    reviews = Reviews(out, recorder)
+    reviews.decide(withheld[:1], Action.APPROVE, "ann", "a kitchen knife")
+    reviews.decide(withheld[1:], Action.REJECT, "ann", "harmful")
+    assert recorder.total(catalog.REVIEW_DECISIONS, outcome="approved") == 1
+    assert recorder.total(catalog.REVIEW_DECISIONS, outcome="rejected") == len(withheld) - 1
+    assert len(recorder.observations(catalog.REVIEW_AGE)) == len(withheld)
