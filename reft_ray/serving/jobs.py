@@ -58,9 +58,13 @@ def settings_of(args: ServiceArgs) -> ServiceSettings:
     )
 
 
+RECORDER = "reft_ray.telemetry.ray_recorder:RayRecorder"
+"""Drivers count through the agent of the node that they run on; training in them connects to the cluster."""
+
+
 def launcher_of(args: ServiceArgs) -> Launcher:
     """Where drivers run."""
-    config = DriverConfig(args.database_url, args.files_uri, args.steps, args.options)
+    config = DriverConfig(args.database_url, args.files_uri, args.steps, args.options, recorder=RECORDER)
     if args.job_server is not None:
         return RayLauncher(config, args.job_server)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_RAY_OWN)}

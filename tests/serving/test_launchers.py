@@ -19,6 +19,7 @@ from reft_ray.jobs.lease import Leases, Slots
 from reft_ray.serving.args import BaseModelArgs, ServiceArgs
 from reft_ray.serving.jobs import counter_of, launcher_of
 from reft_ray.serving.ray_launcher import RayLauncher
+from reft_ray.telemetry.ray_recorder import RayRecorder
 
 SECONDS = 60
 
@@ -140,5 +141,6 @@ def test_the_operator_chooses_where_drivers_run_and_how_tokens_are_counted(llama
     there = launcher_of(args.model_copy(update={"job_server": "http://127.0.0.1:8265"}))
     assert isinstance(there, RayLauncher)
     assert there.address == "http://127.0.0.1:8265"
+    assert isinstance(there.config.make_recorder(), RayRecorder), "what a driver does is counted"
     row = b'{"messages": [{"role": "user", "content": "how"}, {"role": "assistant", "content": "no"}]}\n'
     assert counter_of(args)("tiny", [row]).exact
