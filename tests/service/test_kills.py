@@ -1,0 +1,92 @@
+"""SIGKILL for drivers that train with the real steps in their own process: the job goes on and nothing is lost."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from reft_ray.jobs.driver import DriverConfig
+from reft_ray.jobs.job import TERMINAL, Event, Status
+from reft_ray.jobs.launcher import ProcessLauncher
+from reft_ray.jobs.lease import Leases
+from reft_ray.jobs.reconciler import Patience, Reconciler
+from reft_ray.service.steps import make
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 600
+EPOCHS, STEPS_PER_EPOCH = 20, 4
+STEPS = EPOCHS * STEPS_PER_EPOCH
+
+
+class Service:
+    """The reconciler of a gateway, ticking for as long as somebody waits."""
+
+    def __init__(self, world, toy, log_dir) -> None:
+        self.world, self.jobs, self.log_dir = world, world.jobs, log_dir
+        self.options = toy.with_base(finetune={**toy.options["bases"]["toy"]["finetune"], "epochs": EPOCHS})
+        config = DriverConfig(
+            world.url,
+            world.files.content.uri("x").removesuffix("/x"),
+            "reft_ray.service.steps:make",
+            self.options,
+            heartbeat_seconds=0.1,
+        )
+        launcher = ProcessLauncher(config, log_dir)
+        patience = Patience(stop=60, pause=60, backoff=0.1)
+        self.reconciler = Reconciler(self.jobs, Leases(self.jobs), launcher, patience=patience)
+
+    def until(self, job_id: str, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + SECONDS
+        while not condition():
+            self.reconciler.tick()
+            assert time.monotonic() < end, (self.jobs.get(job_id).status, self.logs())
+            time.sleep(0.02)
+
+    def in_training(self, job_id: str, step: int = 6) -> None:
+        self.until(job_id, lambda: bool(self.steps(job_id)) and self.steps(job_id)[-1] >= step)
+        assert self.steps(job_id)[-1] < STEPS, "the run was over before it could be disturbed"
+
+    def metrics(self, job_id: str) -> list[dict]:
+        return [dict(event.data) for event in self.world.events(job_id) if event.type == "metrics"]
+
+    def steps(self, job_id: str) -> list[int]:
+        return [data["step"] for data in self.metrics(job_id)]
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text()[-1500:] for path in sorted(self.log_dir.glob("*.log")))
+
+
+@pytest.fixture
+def service(world, toy, tmp_path) -> Service:
+    return Service(world, toy, tmp_path / "logs")
+
+
+def test_a_killed_and_then_paused_job_ends_as_if_nobody_had_disturbed_it(service) -> None:
+    world, job_id = service.world, service.world.job()
+    service.in_training(job_id)
+    os.kill(int(service.jobs.get(job_id).handle.split(":")[2]), signal.SIGKILL)
+    service.until(job_id, lambda: service.jobs.get(job_id).attempt == 3)
+    service.in_training(job_id, service.steps(job_id)[-1] + 4)
+    service.jobs.move(job_id, Status.PAUSED, Event("Fine-tuning job paused"))
+    service.until(job_id, lambda: not service.jobs.with_handle())
+    # The state was saved behind the very step at which it was told to stop.
+    assert service.jobs.checkpoints(job_id).items[0].step_number == service.steps(job_id)[-1] < STEPS
+    service.jobs.move(job_id, Status.QUEUED, Event("Fine-tuning job resumed"), sources={Status.PAUSED})
+    service.until(job_id, lambda: service.jobs.get(job_id).status in TERMINAL)
+    service.until(job_id, lambda: not service.jobs.with_handle())
+
+    job = service.jobs.get(job_id)
+    assert (job.status, job.error) == (Status.SUCCEEDED, None), service.logs()
+    undisturbed = world.drive(world.job(), make(**service.options))
+    # Every step was told once, in order, with the figures of a run that nobody disturbed.
+    assert service.steps(job_id) == list(range(1, STEPS + 1))
+    assert service.metrics(job_id) == service.metrics(undisturbed.id)
+    told = [event.message for event in world.events(job_id)]
+    for once in ("Validated ", "Screened ", "Release gate: passed", "The job has successfully completed"):
+        assert len([message for message in told if message.startswith(once)]) == 1
+    assert sorted(student.job_id for student in world.models.list(job.project_id)) == sorted([job_id, undisturbed.id])
+    assert not [p for p in psutil.process_iter(["cmdline"]) if job_id in (p.info["cmdline"] or [])]
