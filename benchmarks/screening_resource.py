@@ -47,12 +47,13 @@ def rows(total_bytes: int) -> Iterator[bytes]:
 
 
 class Memory(threading.Thread):
-    """Samples this process and its children; `samples` holds (bytes sent, MB) by process."""
+    """Samples this process and its children; `samples` holds (bytes sent, MB) by process id."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.sent = 0
-        self.samples: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        self.samples: dict[int, list[tuple[int, float]]] = defaultdict(list)
+        self.names: dict[int, str] = {}
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -61,11 +62,12 @@ class Memory(threading.Thread):
         while not self._stopped.wait(SECONDS_BETWEEN_SAMPLES):
             for process in (own, *own.children(recursive=True)):
                 try:
-                    name = "client" if process.pid == own.pid else _name(process)
+                    # The title of an actor tells its class only while it has one.
+                    self.names[process.pid] = "client" if process.pid == own.pid else _name(process)
                     pss = process.memory_full_info().pss / 1e6
                 except psutil.Error:
                     continue
-                self.samples[f"{name} {process.pid}"].append((self.sent, pss))
+                self.samples[process.pid].append((self.sent, pss))
 
     def stop(self) -> None:
         """End the watch."""
@@ -77,7 +79,7 @@ def _name(process: psutil.Process) -> str:
     """What a process is: the actor's class where it is one, else its program."""
     title = (process.cmdline() or [process.name()])[0]
     if title.startswith("ray::"):
-        return title.removeprefix("ray::").split("(")[0].split()[0].split(".")[0]
+        return title.removeprefix("ray::").split("(")[0].split()[0].split(".")[0].rpartition(":")[2]
     return Path(title).name.split()[0]
 
 
@@ -111,20 +113,20 @@ def measure(megabytes: int) -> Report:
         "seconds": round(took, 1),
         "mb_per_second": round(megabytes / took, 2),
         "cpus": os.cpu_count(),
-        "processes": grown(memory.samples, total),
+        "processes": grown(memory, total),
     }
 
 
-def grown(samples: dict[str, list[tuple[int, float]]], total: int) -> list[Report]:
+def grown(memory: Memory, total: int) -> list[Report]:
     """By process, the largest first: the most memory in the first tenth, in the last tenth and ever, in MB."""
     found = []
-    for name, measured in samples.items():
+    for pid, measured in memory.samples.items():
         first = [pss for sent, pss in measured if sent <= total / 10]
         last = [pss for sent, pss in measured if sent >= 0.9 * total]
         if first and last:
             peak = max(pss for _, pss in measured)
             found.append(
-                {"process": name.rpartition(" ")[0], "first_tenth": max(first), "last_tenth": max(last), "peak": peak}
+                {"process": memory.names[pid], "first_tenth": max(first), "last_tenth": max(last), "peak": peak}
             )
     rounded = [
         {key: round(value, 1) if isinstance(value, float) else value for key, value in row.items()} for row in found
