@@ -164,7 +164,8 @@ def _explained(result: Mapping[str, Any], first: str, best: str) -> str:
     elif probe:
         said.append(
             f"The {first} reads the untrained base's own direction here; a probe on the same base's features reaches "
-            f"{probe['auroc'][0]:.3f}, so more training on these sources would not have helped."
+            f"{probe['auroc'][0]:.3f}, so what a classifier learns there beyond the class means costs more on "
+            "foreign sources than it brings."
             if probe["auroc"][0] < part[first]["auroc"][0]
             else f"The {first} reads the untrained base's own direction here; a probe on the same base's features "
             f"reaches {probe['auroc'][0]:.3f}."
@@ -181,6 +182,8 @@ def _explained(result: Mapping[str, Any], first: str, best: str) -> str:
             "lost to the "
             "change of source."
         )
+    if dearer := _withholds_more(result, first, best):
+        said.append(f"At its own block threshold {best} withholds more of: {', '.join(dearer)}.")
     if rivals_ahead := [name for name, row in part.items() if row["over_first"][1] > 0]:
         if "MiniLM + LR" in rivals_ahead:
             said.append(
@@ -192,3 +195,13 @@ def _explained(result: Mapping[str, Any], first: str, best: str) -> str:
         if "TF-IDF + LR" in rivals_ahead:
             said.append("TF-IDF reads single words exactly, where a small model's features blur rare ones.")
     return " ".join(said)
+
+
+def _withholds_more(result: Mapping[str, Any], first: str, best: str) -> list[str]:
+    """Harmless tasks of which one filter withholds more than another, beyond both intervals."""
+    pairs = {task: (row["filters"][best], row["filters"][first]) for task, row in result["benign"].items()}
+    return [
+        f"{task} ({theirs['value']:.1f} % against {ours['value']:.1f} %)"
+        for task, (theirs, ours) in pairs.items()
+        if theirs["interval"][0] > ours["interval"][1]
+    ]

@@ -24,12 +24,13 @@ from reft_ray.hf.ref_teacher import Manifest, RefTeacher
 
 
 class FilterSettings(Config):
-    """`embeddings` needs an extra; `variants` trains further teachers, with `variant` as TeacherConfig keys.
+    """`embeddings` needs an extra, `answers` a generation per text; `variants` trains further teachers.
 
-    `apart` says that the Ref-Teacher was trained without the rows that `rows.set_apart` names.
+    `variant` are TeacherConfig keys of these. `apart` says that the Ref-Teacher was trained without the rows that `rows.set_apart` names.
     """
 
     embeddings: bool = True
+    answers: bool = True
     variants: bool = True
     variant: dict[str, Any] = Field(default_factory=dict)
     apart: bool = False
@@ -37,7 +38,7 @@ class FilterSettings(Config):
 
 
 def rivals_of(
-    workspace: Workspace, rows: FilterRows, variants: Mapping[str, RefTeacher], embeddings: bool
+    workspace: Workspace, rows: FilterRows, variants: Mapping[str, RefTeacher], chosen: FilterSettings
 ) -> list[Rival]:
     """The Ref-Teacher first, then what could stand in its place."""
     teacher, base, device = workspace.teacher, workspace.base, workspace.config.device
@@ -57,17 +58,14 @@ def rivals_of(
         Rival("keywords", keywords.ABOUT, lambda: keywords.score),
         Rival("TF-IDF + LR", linear.TFIDF_ABOUT, partial(linear.fit_tfidf, *learned)),
         Rival("base probe", directions.PROBE_ABOUT, partial(directions.fit_probe, base, device, *learned), ground),
-        Rival(
-            "teacher's answers",
-            directions.ANSWERS_ABOUT,
-            partial(directions.fit_answers, teacher.folder, base, device),
-            teacher.id,
-        ),
     ]
+    if chosen.answers:
+        fit_answers = partial(directions.fit_answers, teacher.folder, base, device)
+        rivals.append(Rival("teacher's answers", directions.ANSWERS_ABOUT, fit_answers, teacher.id))
     if not kept:  # a teacher that keeps its base's features is that direction
         fit = partial(directions.fit_direction, base, device, made.window_tokens, *learned)
         rivals.append(Rival("base direction", directions.DIRECTION_ABOUT, fit, f"{ground} {made.window_tokens}"))
-    if embeddings:
+    if chosen.embeddings:
         rivals.insert(3, Rival("MiniLM + LR", linear.EMBEDDING_ABOUT, partial(linear.fit_embeddings, *learned)))
     for name, trained in variants.items():
         about = f"a teacher trained {'without' if 'lambda' in name else 'with'} the regulariser"
@@ -96,7 +94,7 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
         for name, changes in variants_of(made).items()
         if chosen.variants
     }
-    rivals = rivals_of(workspace, rows, variants, chosen.embeddings)
+    rivals = rivals_of(workspace, rows, variants, chosen)
     scored = score_all(rivals, rows, targets, workspace.out / "scores", workspace.say)
     return {
         **figures(scored, rows, chosen.seed),
