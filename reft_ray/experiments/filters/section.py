@@ -26,7 +26,8 @@ from reft_ray.hf.ref_teacher import Manifest, RefTeacher
 class FilterSettings(Config):
     """`embeddings` needs an extra, `answers` a generation per text; `variants` trains further teachers.
 
-    `variant` are TeacherConfig keys of these. `apart` says that the Ref-Teacher was trained without the rows that `rows.set_apart` names.
+    `variant` are TeacherConfig keys of these. `apart` says that the Ref-Teacher was trained without the rows that
+    `rows.set_apart` names.
     """
 
     embeddings: bool = True
