@@ -14,6 +14,7 @@ from pathlib import Path
 import openai
 import pytest
 import uvicorn
+from ray import serve
 
 from reft_ray.api.chat_model import EchoChat, Target
 from reft_ray.api.judging import LocalJudge
@@ -23,9 +24,9 @@ from reft_ray.hf.loading import load_base
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.students import Students
 from reft_ray.jobs.artefacts import local_folder
-from reft_ray.serving.args import ServeArgs
+from reft_ray.serving.args import ChatArgs, ServeArgs
 from reft_ray.serving.jobs import service_app
-from reft_ray.serving.student import LocalChat
+from reft_ray.serving.student import HandleChat, LocalChat, StudentReplica
 from reft_ray.telemetry.recorder import MemoryRecorder
 
 ROOT = Path(__file__).parents[2]
@@ -131,13 +132,16 @@ def test_the_ten_lines_run_against_the_real_service(service, tmp_path) -> None:
         )
 
 
-@pytest.fixture(params=["echo", "students"])
+@pytest.fixture(params=["echo", "students", "serve"])
 def talking(request, llama):
-    """A model that talks, and what it is called by."""
+    """A model that talks, and what it is called by; the replica runs in Serve's local mode, without a cluster."""
+    uri = str(llama)
     if request.param == "echo":
-        return EchoChat(), Target("toy", "toy", str(llama))
-    students = request.getfixturevalue("students")
-    return LocalChat({str(llama): students}), Target("toy", "toy", str(llama))
+        return EchoChat(), Target("toy", "toy", uri)
+    if request.param == "students":
+        return LocalChat({uri: request.getfixturevalue("students")}), Target("toy", "toy", uri)
+    replica = serve.deployment(StudentReplica).bind(uri, ChatArgs().model_dump())
+    return HandleChat({uri: serve.run(replica, _local_testing_mode=True)}), Target("toy", "toy", uri)
 
 
 async def collected(model, target, sampling):

@@ -1,0 +1,58 @@
+"""The section `service:`: strict, off by default, and what it makes of an operator's words."""
+
+from pathlib import Path
+
+import pytest
+
+from reft_ray.core.errors import UsageError
+from reft_ray.jobs.launcher import ProcessLauncher
+from reft_ray.serving.app import build_app
+from reft_ray.serving.args import ServeArgs, ServiceArgs, parse_args
+from reft_ray.serving.jobs import launcher_of, settings_of
+from reft_ray.serving.ray_launcher import RayLauncher
+
+SERVICE = {
+    "database_url": "sqlite:////tmp/reft.db",
+    "files_uri": "/tmp/files",
+    "base_models": {
+        "small": {"uri": "/models/small"},
+        "alias": {"uri": "/models/small"},
+        "big": {"uri": "/models/big"},
+    },
+}
+
+
+def test_without_the_section_there_is_only_the_filter() -> None:
+    assert ServeArgs().service is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"databse_url": "x"}, "args.service.databse_url: unknown key; did you mean database_url?"),
+        ({"slots": {"trainin": 2}}, "args.service.slots.trainin: unknown key; did you mean training?"),
+        ({"job_server": "head:8265"}, "args.service.job_server: "),
+        ({"base_models": {}}, "args.service.base_models: "),
+        ({"steps": "not a factory"}, "args.service.steps: "),
+    ],
+)
+def test_mistakes_are_told_with_their_place(change, said) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_args({"service": {**SERVICE, **change}})
+    assert said in str(caught.value)
+
+
+def test_a_base_that_two_models_share_is_loaded_once() -> None:
+    build_app({"service": SERVICE})
+    args = parse_args({"service": SERVICE}).service
+    assert set(settings_of(args).base_models) == {"small", "alias", "big"}
+
+
+def test_drivers_run_where_the_operator_says(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RAY_RAYLET_PID", "1")
+    here = launcher_of(ServiceArgs.model_validate(SERVICE))
+    assert isinstance(here, ProcessLauncher)
+    assert "RAY_RAYLET_PID" not in (here._environment or {}), "a driver is no Ray worker"
+    there = launcher_of(ServiceArgs.model_validate({**SERVICE, "job_server": "http://h:1"}))
+    assert isinstance(there, RayLauncher)
+    assert (there.address, there.config.steps) == ("http://h:1", "reft_ray.service.steps:make")
