@@ -20,6 +20,7 @@ from reft_ray.api.chat_model import (
     ChatModel,
     ChatOverloadedError,
     ContextLengthError,
+    ConversationError,
     Target,
 )
 from reft_ray.api.chat_moderation import Moderator
@@ -270,6 +271,8 @@ def _failure(error: BaseException) -> ApiError:
             return busy("The model is at its capacity; try again later.", error.retry_after, status=503)
         case ContextLengthError():
             return invalid(str(error), "messages", "context_length_exceeded")
+        case ConversationError():
+            return invalid(str(error), "messages")
         case _:
             return ApiError(500, "The model failed on this request.", code="model_failed")
 

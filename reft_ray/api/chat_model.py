@@ -28,11 +28,15 @@ class ContextLengthError(ChatError):
     """The conversation and the asked completion do not fit into the model's context; the message says by how much."""
 
 
+class ConversationError(ChatError):
+    """The model cannot take this conversation, such as one whose turns its chat template refuses."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Which model talks: a base model, and the adapter on it (`adapter_uri` of None: the base model itself).
 
-    `name` is what the user called it: it is the key under which replicas keep adapters loaded.
+    `name` is what the user called it; replicas keep adapters by their URI, for what lies under one never changes.
     """
 
     name: str

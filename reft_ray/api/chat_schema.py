@@ -110,6 +110,7 @@ class ChatRequest(BaseModel):
             seed=self.seed,
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
+            must_fit=asked is not None,
         )
 
     def refuse_unsupported(self) -> None:

@@ -8,7 +8,11 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to choose the next token. A temperature of 0 is greedy; `seed` makes sampling repeatable."""
+    """How to choose the next token. A temperature of 0 is greedy; `seed` makes sampling repeatable.
+
+    With `must_fit` a completion of `max_tokens` that the context cannot hold is an error; otherwise it ends there.
+    Penalties count the tokens of the completion alone.
+    """
 
     max_tokens: int
     temperature: float = 1.0
@@ -17,13 +21,14 @@ class Sampling:
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    must_fit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A part of a completion: text, the tokens that it took, and on the last piece why it ended.
 
-    `prompt_tokens` is counted on the first piece and 0 on the others. Stop sequences are not part of the text.
+    `prompt_tokens` is counted on one piece and 0 on the others. Stop sequences are not part of the text.
     """
 
     text: str

@@ -1,153 +1,122 @@
-"""Token by token answers to several prompts at once: one batch on one adapter, a step at a time.
+"""Continuous batching: rows join and leave between two steps, and each step gives every row one token.
 
-Shape suffixes: B rows, T tokens, V vocabulary.
+The cache is padded on the left, so that all rows write at the same place; a row that leaves takes its share along.
+
+Shape suffixes: B rows, T tokens, C tokens in the cache, H heads, D width of a head, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
-from reft_ray.core.completion import Piece, Sampling
-from reft_ray.hf.chat import ChatFormat
-
-_BROKEN = "\ufffd"
-"""What a tokenizer writes for half of a character."""
+from reft_ray.core.token_choice import Draw, choose
+from reft_ray.hf.shared_base import SharedBase
 
 
-@dataclass(slots=True)
-class Answering:
-    """One answer as it grows: its tokens, the text that was given out, and what is held back."""
+@dataclass(slots=True, eq=False)
+class Row:
+    """A completion on its way: the prompt's ids, the adapter's key, and its tokens so far."""
 
-    sampling: Sampling
-    prompt_tokens: int
-    generator: torch.Generator | None
-    ids: list[int] = field(default_factory=list)
-    counts: Counter[int] = field(default_factory=Counter)
-    told: int = 0
-    told_tokens: int = 0
-    finished: bool = False
-
-    def add(self, token: int, chat: ChatFormat) -> Piece | None:
-        """Take the next token; the piece that can be given out now, if any.
-
-        Text that may still become a stop sequence, and half characters, are held back.
-        """
-        sampling = self.sampling
-        ended = token in chat.stop_ids
-        if not ended:
-            self.ids.append(token)
-            self.counts[token] += 1
-        text = str(chat.tokenizer.decode(self.ids, skip_special_tokens=True))
-        stops = [at for stop in sampling.stop if stop and (at := text.find(stop)) >= 0]
-        if stops:
-            return self._piece(text[: min(stops)], "stop")
-        if ended:
-            return self._piece(text, "stop")
-        if len(self.ids) >= sampling.max_tokens:
-            return self._piece(text, "length")
-        safe = len(text) - _held_back(text, sampling.stop)
-        return self._piece(text[:safe], None) if safe > self.told else None
-
-    def _piece(self, text: str, reason: str | None) -> Piece:
-        first = self.told_tokens == 0 and self.told == 0
-        piece = Piece(
-            text[self.told :],
-            len(self.ids) - self.told_tokens,
-            self.prompt_tokens if first else 0,
-            reason,  # type: ignore[arg-type]
-        )
-        self.told, self.told_tokens = max(self.told, len(text)), len(self.ids)
-        self.finished = reason is not None
-        return piece
-
-
-def _held_back(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end may be the beginning of a stop sequence, or are half a character."""
-    held = len(text) - len(text.rstrip(_BROKEN))
-    for stop in stops:
-        held = max(held, max((n for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0))
-    return held
+    prompt: list[int]
+    adapter: str | None
+    draw: Draw
 
 
 class DecodingBatch:
-    """Rows that are answered together. `step` runs the model once and gives each living row its next token."""
+    """The rows that are being completed. Methods give one token per row, None where the model gave no numbers."""
 
-    def __init__(self, prompts: Sequence[list[int]], samplings: Sequence[Sampling], chat: ChatFormat) -> None:
-        self._chat = chat
-        width = max(map(len, prompts))
-        self._next_BT = torch.tensor([[chat.pad_id] * (width - len(ids)) + ids for ids in prompts])
-        self._mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+    def __init__(self, base: SharedBase) -> None:
+        self.base = base
+        self.rows: list[Row] = []
         self._cache = DynamicCache()
-        self.rows = [
-            Answering(sampling, len(ids), _generator(sampling))
-            for ids, sampling in zip(prompts, samplings, strict=True)
-        ]
-
-    @property
-    def finished(self) -> bool:
-        """Whether every row has ended."""
-        return all(row.finished for row in self.rows)
+        self._mask_BC = torch.zeros(0, 0, dtype=torch.long, device=base.device)
 
     @torch.inference_mode()
-    def step(self, model: nn.Module) -> list[Piece | None]:
-        """One token for every row that has not ended; pieces by row, None where nothing can be told yet."""
-        device = next(model.parameters()).device
-        position_BT = (self._mask_BT.cumsum(1) - 1).clamp(min=0)[:, -self._next_BT.shape[1] :]
-        out = model(
-            input_ids=self._next_BT.to(device),
-            attention_mask=self._mask_BT.to(device),
-            position_ids=position_BT.to(device),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits_BV = out.logits[:, -1].float().cpu()
-        pieces: list[Piece | None] = []
-        tokens = []
-        for row, logits_V in zip(self.rows, logits_BV, strict=True):
-            if row.finished:
-                pieces.append(None)
-                tokens.append(self._chat.pad_id)
-                continue
-            token = choose(logits_V, row)
-            tokens.append(token)
-            pieces.append(row.add(token, self._chat))
-        self._next_BT = torch.tensor(tokens)[:, None]
-        self._mask_BT = torch.cat([self._mask_BT, torch.ones(len(tokens), 1, dtype=torch.long)], dim=1)
-        return pieces
+    def join(self, rows: Sequence[Row]) -> list[int | None]:
+        """Read the prompts of new rows and take them in; their first tokens. When it raises nothing has changed."""
+        width = max(len(row.prompt) for row in rows)
+        pad_id, device = self.base.chat.pad_id, self.base.device
+        ids_BT = torch.tensor([[pad_id] * (width - len(row.prompt)) + row.prompt for row in rows], device=device)
+        mask_BT = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows], device=device)
+        positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp_min(0)
+        cache = DynamicCache()
+        logits_BV = self.base.logits(ids_BT, mask_BT, positions_BT, cache, [row.adapter for row in rows])
+        tokens = _recorded(rows, choose(logits_BV, [row.draw for row in rows]))
+        self._take_in(cache, mask_BT)
+        self.rows += rows
+        return tokens
 
-    def drop(self, index: int) -> None:
-        """Nobody reads this row any more."""
-        self.rows[index].finished = True
+    @torch.inference_mode()
+    def step(self) -> list[int | None]:
+        """One more token for every row, in the order of `rows`."""
+        last_B1 = torch.tensor([[row.draw.tokens[-1]] for row in self.rows], device=self.base.device)
+        positions_B1 = self._mask_BC.sum(dim=1, keepdim=True)
+        mask_BC = pad(self._mask_BC, (0, 1), value=1)
+        logits_BV = self.base.logits(last_B1, mask_BC, positions_B1, self._cache, [row.adapter for row in self.rows])
+        self._mask_BC = mask_BC
+        return _recorded(self.rows, choose(logits_BV, [row.draw for row in self.rows]))
+
+    @torch.inference_mode()
+    def leave(self, rows: Sequence[Row]) -> None:
+        """Let rows go, with the padding that nobody needs any more."""
+        kept = [index for index, row in enumerate(self.rows) if row not in rows]
+        self.rows = [self.rows[index] for index in kept]
+        if not kept:
+            self.clear()
+            return
+        index_B = torch.tensor(kept, device=self.base.device)
+        self._mask_BC = self._mask_BC[index_B]
+        first = int(self._mask_BC.any(dim=0).int().argmax())
+        self._mask_BC = self._mask_BC[:, first:]
+        self._cache = _mapped(self._cache, lambda states_BHCD: states_BHCD[index_B, :, first:])
+
+    def clear(self) -> None:
+        """Let all rows go."""
+        self.rows = []
+        self._cache = DynamicCache()
+        self._mask_BC = self._mask_BC.new_zeros(0, 0)
+
+    def _take_in(self, cache: DynamicCache, mask_BT: Tensor) -> None:
+        if not self.rows:
+            self._cache, self._mask_BC = cache, mask_BT
+            return
+        width = max(self._mask_BC.shape[1], mask_BT.shape[1])
+        joined = DynamicCache()
+        for (index, *ours), (_, *theirs) in zip(_states(self._cache), _states(cache), strict=True):
+            keys, values = (
+                torch.cat([pad(states, (0, 0, width - states.shape[2], 0)) for states in pair])
+                for pair in zip(ours, theirs, strict=True)
+            )
+            joined.update(keys, values, index)
+        masks = [pad(mask, (width - mask.shape[1], 0)) for mask in (self._mask_BC, mask_BT)]
+        self._cache, self._mask_BC = joined, torch.cat(masks)
 
 
-def choose(logits_V: Tensor, row: Answering) -> int:
-    """The next token of one row, as OpenAI documents penalties, temperature and nucleus sampling."""
-    sampling = row.sampling
-    if row.counts and (sampling.presence_penalty or sampling.frequency_penalty):
-        logits_V = logits_V.clone()
-        for token, count in row.counts.items():
-            logits_V[token] -= sampling.presence_penalty + count * sampling.frequency_penalty
-    if sampling.temperature == 0:
-        return int(logits_V.argmax())
-    probability_V = torch.softmax(logits_V / sampling.temperature, dim=-1)
-    if sampling.top_p < 1:
-        sorted_V, order_V = probability_V.sort(descending=True)
-        # The token that crosses the limit still belongs to the nucleus; the first always does.
-        outside_V = sorted_V.cumsum(0) - sorted_V >= sampling.top_p
-        outside_V[0] = False
-        probability_V = probability_V.clone()
-        probability_V[order_V[outside_V]] = 0
-    return int(torch.multinomial(probability_V, 1, generator=row.generator))
+def _recorded(rows: Sequence[Row], tokens: list[int | None]) -> list[int | None]:
+    for row, token in zip(rows, tokens, strict=True):
+        # A row without a token has to leave; until then it needs one like the others.
+        row.draw.tokens.append(0 if token is None else token)
+    return tokens
 
 
-def _generator(sampling: Sampling) -> torch.Generator | None:
-    if sampling.seed is None:
-        return None
-    return torch.Generator().manual_seed(sampling.seed % 2**63)
+def _mapped(cache: DynamicCache, change: Callable[[Tensor], Tensor]) -> DynamicCache:
+    changed = DynamicCache()
+    for index, keys, values in _states(cache):
+        changed.update(change(keys), change(values), index)
+    return changed
+
+
+def _states(cache: DynamicCache) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """A layer's number, its keys [B, H, C, D] and its values; layers that read another layer's have none."""
+    for index, layer in enumerate(cache.layers):
+        if isinstance(layer, DynamicLayer) and layer.is_initialized:
+            assert layer.keys is not None
+            assert layer.values is not None
+            yield index, layer.keys, layer.values

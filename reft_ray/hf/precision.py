@@ -8,6 +8,11 @@ from functools import lru_cache
 import torch
 
 
+def best_device() -> str:
+    """The device to compute on where none is named."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def resolve_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     """`float32`, `bfloat16`, or `auto`: bfloat16 where a matrix product is at least 1.3 times as fast with it."""
     if precision == "auto":

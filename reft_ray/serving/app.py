@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from ray import serve
 from ray.serve import Application
 
-from reft_ray.serving.args import DeploymentArgs, ServeArgs, parse_args
+from reft_ray.api.chat_model import ChatError, Target
+from reft_ray.core.completion import Piece, Sampling
+from reft_ray.core.conversation import Conversation
+from reft_ray.serving.args import ChatArgs, DeploymentArgs, ServeArgs, parse_args
 from reft_ray.serving.gateway import Gateway
 from reft_ray.serving.student import StudentReplica
 from reft_ray.serving.teacher import TeacherReplica
@@ -54,18 +58,54 @@ def build_app(args: Mapping[str, Any] | ServeArgs) -> Application:
 
 
 def _students(options: ServeArgs) -> dict[str, Application]:
-    """A deployment for each base model that the service offers, by its URI."""
+    """A deployment for each base model that the service itself answers for, by its URI."""
     if options.service is None:
         return {}
-    uris = dict.fromkeys(base.uri for base in options.service.base_models.values())
+    uris = dict.fromkeys(base.uri for base in options.service.base_models.values() if base.endpoint is None)
+    student = _student_class(options.service.chat)
     return {
         uri: serve.deployment(
             name=f"{STUDENT}-{number}" if number else STUDENT,
+            health_check_period_s=10,
+            health_check_timeout_s=60,
+            # Completions that are under way may end.
             graceful_shutdown_timeout_s=60,
             **_size(options.students),
-        )(StudentReplica).bind(uri, options.service.chat.model_dump())
+        )(student).bind(uri, options.service.chat)
         for number, uri in enumerate(uris)
     }
+
+
+def _student_class(args: ChatArgs) -> type[StudentReplica]:
+    """The student with Ray's ways: failures travel as values, and the router hears which adapters are loaded."""
+
+    class Student(StudentReplica):
+        async def stream(
+            self, target: Target, conversation: Conversation, sampling: Sampling
+        ) -> AsyncIterator[Piece | ChatError]:
+            """The pieces of a completion; a ChatError as the last item, because Serve wraps and logs what is raised."""
+            announced = target.adapter_uri is None
+            try:
+                async with aclosing(self.generate(target, conversation, sampling)) as pieces:  # type: ignore[type-var]
+                    async for piece in pieces:
+                        yield piece
+                        if not announced:
+                            await self.held(target.adapter_uri)
+                            announced = True
+            except ChatError as error:
+                yield error
+
+        # Serve's own cache cannot know which adapters are in use, so it holds their names alone.
+        @serve.multiplexed(max_num_models_per_replica=args.max_adapters)
+        async def held(self, adapter: str) -> str:
+            """What Serve routes by."""
+            return adapter
+
+        def check_health(self) -> None:
+            """Serve replaces the replica when this raises."""
+            self.check()
+
+    return Student
 
 
 def _size(size: DeploymentArgs) -> dict[str, Any]:

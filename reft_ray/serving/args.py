@@ -98,13 +98,38 @@ class DeploymentArgs(Strict):
 
 
 class ChatArgs(Strict):
-    """How students talk. `max_batch` conversations are computed together, `max_rows` at a time, `max_waiting` wait."""
+    """How students talk: a replica completes up to `max_rows` conversations together, whatever adapters they are on."""
 
     device: str | None = Field(default=None, description="`cpu`, `cuda`, ...; by default the best one present.")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    max_batch: int = Field(default=16, ge=1)
-    max_rows: int = Field(default=64, ge=1)
-    max_waiting: int = Field(default=256, ge=1)
+    max_adapters: int = Field(default=8, ge=1, description="Adapters in memory; the least recently used goes first.")
+    max_adapter_bytes: int = Field(default=4 << 30, ge=1024)
+    max_rows: int = Field(default=32, ge=1, description="Completions at once, per replica.")
+    max_waiting: int = Field(default=64, ge=1, description="Completions that may wait; others are refused with 503.")
+    cache_tokens: int = Field(default=65_536, ge=256, description="Rows times the longest that one may become.")
+    prompt_tokens: int = Field(default=8192, ge=256, description="Prompt tokens that are read between two steps.")
+
+
+class EndpointArgs(Strict):
+    """A server that speaks OpenAI's API, such as vLLM's or an application of `ray.serve.llm`.
+
+    `adapters` says how it takes them: `load` asks vLLM to load one from its path (`/v1/load_lora_adapter`), `path`
+    appends its place below `adapters_root` to the model's name, as `ray.serve.llm` has it, `none` serves the base
+    alone.
+    """
+
+    url: str = Field(min_length=1, description="With /v1.")
+    model: str = Field(min_length=1, description="What the server calls the base model.")
+    key_variable: str | None = Field(default=None, description="The environment variable that holds its API key.")
+    adapters: Literal["none", "load", "path"] = "none"
+    adapters_root: str | None = None
+    seconds: float = Field(default=600.0, gt=0, description="The longest silence of the server.")
+
+    @model_validator(mode="after")
+    def _rooted(self) -> EndpointArgs:
+        if (self.adapters == "path") != (self.adapters_root is not None):
+            raise ValueError("adapters_root belongs to `adapters: path`")
+        return self
 
 
 class SpeedArgs(Strict):
@@ -127,6 +152,7 @@ class BaseModelArgs(Strict):
     batch_size: int = Field(default=16, ge=1)
     speed: SpeedArgs | None = Field(default=None, description="For estimates, until jobs have ended here.")
     devices: int = Field(default=1, ge=1, description="Accelerators of one job, or processors where it has none.")
+    endpoint: EndpointArgs | None = Field(default=None, description="Who answers, where it is not our own students.")
 
 
 class SlotsArgs(Strict):

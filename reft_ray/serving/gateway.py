@@ -12,9 +12,9 @@ from ray.serve.handle import DeploymentHandle
 
 from reft_ray.api.app import create_app
 from reft_ray.serving.args import ServeArgs
+from reft_ray.serving.chat import chat_of
 from reft_ray.serving.handle import HandleJudge
 from reft_ray.serving.jobs import service_app
-from reft_ray.serving.student import HandleChat
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.metric import Labeller
 from reft_ray.telemetry.ray_recorder import RayRecorder
@@ -37,7 +37,8 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         if self._args.service is not None:
-            return service_app(self._args, self._judge, HandleChat(self._students), self._recorder)
+            chat = chat_of(self._args.service, self._students)
+            return service_app(self._args, self._judge, chat, self._recorder)
         return create_app(
             self._judge,
             self._args.filter.settings(),

@@ -1,121 +1,85 @@
-"""Students behind the ChatModel seam: in this process, and as replicas that Serve finds by their loaded adapters."""
+"""The replica that talks: a base model with adapters on it. Plain, and a ChatModel; made a deployment in `app`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
 
-import torch
-from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
-from ray.serve.handle import DeploymentHandle
-
-from reft_ray.api.chat_model import ChatError, ChatOverloadedError, ContextLengthError, Target
+from reft_ray.api.chat_model import ChatError, ContextLengthError, ConversationError, Target
 from reft_ray.core.completion import Piece, Sampling
 from reft_ray.core.conversation import Conversation
-from reft_ray.core.errors import PromptTooLongError
+from reft_ray.core.errors import ReftError
+from reft_ray.hf.adapter_files import fetch_adapter
 from reft_ray.hf.loading import load_base
-from reft_ray.hf.precision import resolve_dtype
-from reft_ray.hf.students import FullError, Students
-from reft_ray.jobs.artefacts import local_folder
+from reft_ray.hf.precision import best_device, resolve_dtype
+from reft_ray.hf.shared_base import SharedBase
+from reft_ray.serving.adapter_cache import AdapterCache
 from reft_ray.serving.args import ChatArgs
-
-MAX_ADAPTERS = 8
-"""Adapters that a replica holds at a time; the least recently used makes room."""
-
-
-def load_students(uri: str, args: ChatArgs) -> Students:
-    """The base at a local path or hub id, ready to answer."""
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    base = load_base(uri, resolve_dtype(args.precision, device), device)
-    return Students(base, local_folder, MAX_ADAPTERS, args.max_batch, args.max_rows, args.max_waiting)
-
-
-async def pieces_of(
-    students: Students, adapter: str | None, conversation: Conversation, sampling: Sampling
-) -> AsyncIterator[Piece]:
-    """An answer as an iterator of this event loop; closing it frees its place. Raises ChatError and nothing else."""
-    loop = asyncio.get_running_loop()
-    heard: asyncio.Queue[Piece | Exception] = asyncio.Queue()
-
-    def listen(item: Piece | Exception) -> None:
-        with suppress(RuntimeError):  # the loop is gone: nobody listens
-            loop.call_soon_threadsafe(heard.put_nowait, item)
-
-    try:
-        request = students.answer(adapter, conversation, sampling, listen)
-    except PromptTooLongError as error:
-        raise ContextLengthError(str(error)) from None
-    except FullError as error:
-        raise ChatOverloadedError(str(error)) from None
-    try:
-        while True:
-            item = await heard.get()
-            if isinstance(item, Exception):
-                raise ChatError(f"the model failed: {type(item).__name__}") from item
-            yield item
-            if item.finish_reason is not None:
-                return
-    finally:
-        request.cancel()
-
-
-class LocalChat:
-    """`api.chat_model.ChatModel` over students in this process, by the URI of their base."""
-
-    def __init__(self, students: Mapping[str, Students]) -> None:
-        self._students = students
-
-    def generate(self, target: Target, conversation: Conversation, sampling: Sampling) -> AsyncIterator[Piece]:
-        """See ChatModel."""
-        return pieces_of(self._students[target.base_uri], target.adapter_uri, conversation, sampling)
+from reft_ray.serving.engine import Bounds, ChatEngine
 
 
 class StudentReplica:
-    """One base on one device; made a deployment in `app`. Serve sends an adapter's requests where it is loaded."""
+    """`api.chat_model.ChatModel` on this machine: adapters on demand, completions in one running batch.
 
-    def __init__(self, uri: str, args: dict[str, Any]) -> None:
-        self._students = load_students(uri, ChatArgs.model_validate(args))
+    Raises ReftError when the base model cannot be had.
+    """
 
-    async def generate(
-        self, adapter: str | None, conversation: Conversation, sampling: Sampling
-    ) -> AsyncIterator[Piece | ChatError]:
-        """Pieces, or the error that ended them: as an item, because Serve wraps what is raised."""
-        if adapter is not None:
-            await self.held(adapter)
-        try:
-            async for piece in pieces_of(self._students, adapter, conversation, sampling):
-                yield piece
-        except ChatError as error:
-            yield error
-
-    @serve.multiplexed(max_num_models_per_replica=MAX_ADAPTERS)
-    async def held(self, adapter: str) -> str:
-        """What Serve routes by. The adapters themselves are loaded, and let go, by the students, in the same order."""
-        return adapter
-
-
-class HandleChat:
-    """`api.chat_model.ChatModel` over Serve deployments, one for each base, by its URI."""
-
-    def __init__(self, handles: Mapping[str, DeploymentHandle]) -> None:
-        self._handles = handles
+    def __init__(self, uri: str, args: ChatArgs) -> None:
+        self._args = args
+        device = args.device or best_device()
+        base = load_base(uri, resolve_dtype(args.precision, device), device)
+        bounds = Bounds(args.max_rows, args.max_waiting, args.cache_tokens, args.prompt_tokens)
+        self.engine = ChatEngine(SharedBase(base, args.max_adapters), bounds)
+        fetch = partial(fetch_adapter, most_bytes=args.max_adapter_bytes)
+        self._files = AdapterCache(fetch, most_idle=2 * args.max_adapters)
 
     async def generate(self, target: Target, conversation: Conversation, sampling: Sampling) -> AsyncIterator[Piece]:
         """See ChatModel."""
-        handle = self._handles[target.base_uri].options(stream=True, multiplexed_model_id=target.adapter_uri or "")
-        answer: Any = handle.generate.remote(target.adapter_uri, conversation, sampling)
+        prompt = await asyncio.to_thread(self._prompt, conversation)
+        most = self._room(len(prompt), sampling)
+        async with AsyncExitStack() as stack:
+            folder = None
+            if target.adapter_uri is not None:
+                try:
+                    folder = await stack.enter_async_context(self._files.use(target.adapter_uri))
+                except ReftError as error:
+                    raise ChatError(str(error)) from None
+            pieces = self.engine.complete(prompt, target.adapter_uri, folder, sampling, most)
+            async for piece in await stack.enter_async_context(aclosing(pieces)):  # type: ignore[type-var]
+                yield piece
+
+    def under_way(self) -> int:
+        """Completions that are being written or wait."""
+        return self.engine.under_way
+
+    def close(self) -> None:
+        """End the thread and remove what was fetched."""
+        self.engine.close()
+        self._files.close()
+
+    def check(self) -> None:
+        """Raises ReftError when the thread that completes has ended: the replica must be replaced."""
+        if not self.engine.is_alive:
+            raise ReftError("the thread that completes has ended")
+
+    def _prompt(self, conversation: Conversation) -> list[int]:
         try:
-            async for item in answer:
-                if isinstance(item, ChatError):
-                    raise item
-                yield item
-        except BackPressureError:
-            raise ChatOverloadedError("the model's queue is full") from None
-        except (RayError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
-            raise ChatError(f"the model was lost: {type(error).__name__}") from error
-        finally:
-            answer.cancel()
+            prompt = self.engine.base.chat.prompt(conversation)
+        except ReftError as error:
+            raise ConversationError(str(error)) from None
+        if not prompt:
+            raise ConversationError("the chat template renders this conversation to no tokens")
+        return prompt
+
+    def _room(self, prompt: int, sampling: Sampling) -> int:
+        """How many tokens the completion may have."""
+        context = min(self.engine.base.context, self._args.cache_tokens)
+        asked = sampling.max_tokens if sampling.must_fit else 1
+        if prompt + asked > context:
+            raise ContextLengthError(
+                f"This model's maximum context length is {context} tokens. However, you requested {prompt + asked} "
+                f"tokens ({prompt} in the messages, {asked} in the completion). Please reduce either."
+            )
+        return min(sampling.max_tokens, context - prompt)

@@ -1,6 +1,5 @@
 """The whole service in one process but for the drivers: real judge, real steps, real students, the real client."""
 
-import asyncio
 import json
 import os
 import re
@@ -14,19 +13,12 @@ from pathlib import Path
 import openai
 import pytest
 import uvicorn
-from ray import serve
 
-from reft_ray.api.chat_model import EchoChat, Target
 from reft_ray.api.judging import LocalJudge
-from reft_ray.core.completion import Sampling
-from reft_ray.core.conversation import chat
-from reft_ray.hf.loading import load_base
 from reft_ray.hf.ref_teacher import RefTeacher
-from reft_ray.hf.students import Students
-from reft_ray.jobs.artefacts import local_folder
 from reft_ray.serving.args import ChatArgs, ServeArgs
 from reft_ray.serving.jobs import service_app
-from reft_ray.serving.student import HandleChat, LocalChat, StudentReplica
+from reft_ray.serving.student import StudentReplica
 from reft_ray.telemetry.recorder import MemoryRecorder
 
 ROOT = Path(__file__).parents[2]
@@ -58,8 +50,9 @@ def running(app):
 
 @pytest.fixture
 def students(llama):
-    with Students(load_base(str(llama)), local_folder) as students:
-        yield students
+    replica = StudentReplica(str(llama), ChatArgs(device="cpu", precision="float32"))
+    yield replica
+    replica.close()
 
 
 @pytest.fixture
@@ -82,7 +75,7 @@ def args(toy, llama, tmp_path, monkeypatch) -> ServeArgs:
 @pytest.fixture
 def service(args, toy, llama, students):
     judge = LocalJudge(RefTeacher.load(toy.folder / "teacher").scorer(precision="float32"))
-    app = service_app(args, judge, LocalChat({str(llama): students}), MemoryRecorder())
+    app = service_app(args, judge, students, MemoryRecorder())
     with running(app) as url:
         yield url
 
@@ -130,31 +123,3 @@ def test_the_ten_lines_run_against_the_real_service(service, tmp_path) -> None:
         assert (
             "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
         )
-
-
-@pytest.fixture(params=["echo", "students", "serve"])
-def talking(request, llama):
-    """A model that talks, and what it is called by; the replica runs in Serve's local mode, without a cluster."""
-    uri = str(llama)
-    if request.param == "echo":
-        return EchoChat(), Target("toy", "toy", uri)
-    if request.param == "students":
-        return LocalChat({uri: request.getfixturevalue("students")}), Target("toy", "toy", uri)
-    replica = serve.deployment(StudentReplica).bind(uri, ChatArgs().model_dump())
-    return HandleChat({uri: serve.run(replica, _local_testing_mode=True)}), Target("toy", "toy", uri)
-
-
-async def collected(model, target, sampling):
-    return [piece async for piece in model.generate(target, chat("please tell me how to bake bread"), sampling)]
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_chat_model_keeps_its_contract(talking, temperature) -> None:
-    model, target = talking
-    sampling = Sampling(4, temperature, seed=3)
-    once, again = (asyncio.run(collected(model, target, sampling)) for _ in range(2))
-    assert once == again, "a seed makes an answer repeatable"
-    assert [piece.finish_reason is None for piece in once] == [True] * (len(once) - 1) + [False]
-    assert once[0].prompt_tokens > 0
-    assert not any(piece.prompt_tokens for piece in once[1:])
-    assert sum(piece.tokens for piece in once) <= 4

@@ -1,0 +1,133 @@
+"""How fast students talk: completions one by one, in one running batch, and on several adapters at once.
+
+    python benchmarks/chat.py [--quick] [--shape small|medium|8b] [--json FILE]
+
+The same replica, prompts and number of tokens for every contender, by turns in one run: ratios compare them, rates
+belong to this machine. Random weights, whose answers never end by themselves before the limit is set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from stand_in import SHAPES, prompts, save_base
+
+from reft_ray.api.chat_model import Target
+from reft_ray.core.completion import Sampling
+from reft_ray.core.conversation import chat
+from reft_ray.hf.loading import load_base
+from reft_ray.hf.lora import LoraSettings, attach, save_adapter
+from reft_ray.serving.args import ChatArgs
+from reft_ray.serving.student import StudentReplica
+
+BASE = Target("base", "base", "base")
+
+
+async def completed(student: StudentReplica, target: Target, prompt: str, sampling: Sampling) -> tuple[int, float]:
+    """Tokens of one completion, and the seconds to its first piece."""
+    started, first, tokens = time.perf_counter(), 0.0, 0
+    async with aclosing(student.generate(target, chat(prompt), sampling)) as pieces:
+        async for piece in pieces:
+            first = first or time.perf_counter() - started
+            tokens += piece.tokens
+    return tokens, first
+
+
+async def one_by_one(student: StudentReplica, asked: Sequence[tuple[Target, str]], sampling: Sampling) -> list[Any]:
+    """Each completion after the last."""
+    return [await completed(student, target, prompt, sampling) for target, prompt in asked]
+
+
+async def together(student: StudentReplica, asked: Sequence[tuple[Target, str]], sampling: Sampling) -> list[Any]:
+    """All completions at once."""
+    return list(await asyncio.gather(*(completed(student, target, prompt, sampling) for target, prompt in asked)))
+
+
+def made_adapters(base: Path, folder: Path, number: int) -> list[Target]:
+    """Targets with adapters of random weights on the base."""
+    model = load_base(str(base)).model
+    targets = []
+    for seed in range(number):
+        name = f"a{seed}"
+        model = attach(model, name, LoraSettings(rank=16), seed)
+        for key, parameter in model.named_parameters():
+            if f"lora_B.{name}." in key:
+                torch.nn.init.normal_(parameter, std=0.02)
+        save_adapter(model, name, folder / name, "base")
+        targets.append(replace(BASE, name=name, adapter_uri=str(folder / name)))
+    return targets
+
+
+def measured(student: StudentReplica, adapters: list[Target], rows: int, tokens: int, rounds: int) -> dict[str, Any]:
+    """Tokens per second of every contender, the median over rounds, and the ratios that matter."""
+    sampling = Sampling(tokens, temperature=1.0, seed=0)
+    mixed = [adapters[index % len(adapters)] for index in range(rows)]
+    contenders = {
+        "base_one_by_one": (one_by_one, [BASE] * rows),
+        "base_together": (together, [BASE] * rows),
+        "one_adapter_together": (together, adapters[:1] * rows),
+        "mixed_adapters_together": (together, mixed),
+        "mixed_adapters_one_by_one": (one_by_one, mixed),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    firsts: dict[str, list[float]] = {name: [] for name in contenders}
+    # Adapters are fetched and attached before the clock runs.
+    asyncio.run(together(student, [(target, "warm up") for target in (BASE, *adapters)], Sampling(2)))
+    for turn in range(rounds):
+        texts = prompts(rows, seed=turn)
+        for name, (run, targets) in contenders.items():
+            started = time.perf_counter()
+            done = asyncio.run(run(student, list(zip(targets, texts, strict=True)), sampling))
+            rates[name].append(sum(count for count, _ in done) / (time.perf_counter() - started))
+            firsts[name].append(statistics.median(first for _, first in done))
+    rate = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        "tokens_per_second": {name: round(value, 1) for name, value in rate.items()},
+        "median_seconds_to_first_piece": {name: round(statistics.median(v), 3) for name, v in firsts.items()},
+        "together_vs_one_by_one": round(rate["base_together"] / rate["base_one_by_one"], 2),
+        "mixed_together_vs_one_by_one": round(rate["mixed_adapters_together"] / rate["mixed_adapters_one_by_one"], 2),
+        "mixed_vs_one_adapter": round(rate["mixed_adapters_together"] / rate["one_adapter_together"], 2),
+        "one_adapter_vs_base": round(rate["one_adapter_together"] / rate["base_together"], 2),
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter completions")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="small")
+    parser.add_argument("--adapters", type=int, default=4)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows, tokens, rounds = (8, 16, 3) if options.quick else (16, 64, 5)
+    with tempfile.TemporaryDirectory() as scratch:
+        base = Path(scratch) / "base"
+        save_base(base, options.shape)
+        adapters = made_adapters(base, Path(scratch), options.adapters)
+        student = StudentReplica(str(base), ChatArgs(max_rows=rows, max_adapters=options.adapters))
+        try:
+            report = measured(student, adapters, rows, tokens, rounds)
+        finally:
+            student.close()
+        device = str(student.engine.base.device)
+    report |= {"shape": options.shape, "device": device, "threads": torch.get_num_threads()}
+    report |= {"rows": rows, "tokens": tokens, "rounds": rounds, "adapters": options.adapters}
+    text = json.dumps(report, indent=2)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Students on another server: a ChatModel over any OpenAI-compatible endpoint, such as vLLM's or `ray.serve.llm`'s."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from typing import Any, Literal
+
+import httpx
+
+from reft_ray.api.chat_model import (
+    ChatError,
+    ChatOverloadedError,
+    ContextLengthError,
+    ConversationError,
+    Target,
+)
+from reft_ray.core.completion import Piece, Sampling
+from reft_ray.core.conversation import Conversation
+from reft_ray.core.errors import UsageError
+from reft_ray.serving.args import EndpointArgs
+
+
+class EndpointChat:
+    """See `EndpointArgs`. Raises UsageError when the variable of the API key is not set."""
+
+    def __init__(self, args: EndpointArgs) -> None:
+        self._args = args
+        key = os.environ.get(args.key_variable) if args.key_variable else "none"
+        if key is None:
+            raise UsageError(f"the environment variable {args.key_variable} for {args.url} is not set")
+        self._client = httpx.AsyncClient(
+            headers={"authorization": f"Bearer {key}"}, timeout=httpx.Timeout(args.seconds, connect=10.0)
+        )
+        self._loaded: set[str] = set()
+        self._loading = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def generate(self, target: Target, conversation: Conversation, sampling: Sampling) -> AsyncIterator[Piece]:
+        """See ChatModel."""
+        try:
+            body = _body(await self._model(target), conversation, sampling)
+            for last in (False, False, True):
+                async with self._client.stream("POST", self._path("chat/completions"), json=body) as answer:
+                    if last or not answer.is_error:
+                        async with aclosing(_pieces(answer)) as pieces:
+                            async for piece in pieces:
+                                yield piece
+                        return
+                    await answer.aread()
+                    failure = _failure(answer)
+                if answer.status_code == 404 and body["model"] in self._loaded:
+                    # The server was started again since, and has forgotten the adapter.
+                    self._loaded.discard(body["model"])
+                    await self._model(target)
+                elif isinstance(failure, ContextLengthError) and not sampling.must_fit and "max_tokens" in body:
+                    # The limit is the service's, not the user's, and lies behind the end of the server's context.
+                    del body["max_tokens"]
+                else:
+                    raise failure
+        except httpx.HTTPError as error:
+            raise ChatError(f"{self._args.url}: {type(error).__name__}") from None
+
+    async def _model(self, target: Target) -> str:
+        """What the server calls the target, having loaded its adapter if it has to be told."""
+        uri, args = target.adapter_uri, self._args
+        if uri is None:
+            return args.model
+        if args.adapters == "path":
+            root = str(args.adapters_root).rstrip("/") + "/"
+            if not uri.startswith(root):
+                raise ChatError(f"the adapter does not lie below {root}, where {args.url} looks for adapters")
+            return f"{args.model}:{uri.removeprefix(root)}"
+        if args.adapters == "none":
+            raise ChatError(f"{args.url} serves no adapters")
+        name = "reft-" + hashlib.sha256(uri.encode()).hexdigest()[:16]
+        async with self._loading:
+            if name not in self._loaded:
+                await self._load(name, uri)
+                self._loaded.add(name)
+        return name
+
+    async def _load(self, name: str, uri: str) -> None:
+        body = {"lora_name": name, "lora_path": uri.removeprefix("file://")}
+        answer = await self._client.post(self._path("load_lora_adapter"), json=body)
+        # Another gateway may have been first.
+        if answer.is_error and "already" not in answer.text:
+            raise ChatError(f"{self._args.url} did not load the adapter: HTTP {answer.status_code}")
+
+    def _path(self, name: str) -> str:
+        return f"{self._args.url.rstrip('/')}/{name}"
+
+
+def _body(model: str, conversation: Conversation, sampling: Sampling) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": turn.role, "content": turn.content} for turn in conversation],
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed
+    return body
+
+
+async def _pieces(answer: httpx.Response) -> AsyncGenerator[Piece, None]:
+    if answer.is_error:
+        await answer.aread()
+        raise _failure(answer)
+    counted = 0
+    reason: Literal["stop", "length"] | None = None
+    usage: dict[str, int] = {}
+    async for line in answer.aiter_lines():
+        if not line.startswith("data:"):
+            continue
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            break
+        try:
+            event = json.loads(data)
+        except ValueError:
+            raise ChatError("the server sent an event that is no JSON") from None
+        if "error" in event:
+            raise ChatError("the server failed in mid-answer")
+        usage = event.get("usage") or usage
+        for choice in event.get("choices") or ():
+            reason = _reason(choice.get("finish_reason")) or reason
+            text = choice.get("delta", {}).get("content")
+            if text:
+                counted += 1
+                yield Piece(text)
+    if reason is None:
+        raise ChatError("the server's answer broke off")
+    # What the server counted, where a piece held several tokens or none.
+    tokens = max(0, usage.get("completion_tokens", counted) - counted)
+    yield Piece("", tokens, usage.get("prompt_tokens", 0), reason)
+
+
+def _reason(name: str | None) -> Literal["stop", "length"] | None:
+    if name is None:
+        return None
+    return "length" if name == "length" else "stop"
+
+
+def _failure(answer: httpx.Response) -> ChatError:
+    error: Any = {}
+    with suppress(ValueError, AttributeError):
+        document = answer.json()
+        error = document.get("error") or document
+    message = str(error.get("message", ""))[:500] if isinstance(error, dict) else ""
+    code = error.get("code") if isinstance(error, dict) else None
+    if answer.status_code in (429, 503):
+        try:
+            after = float(answer.headers.get("retry-after", "1"))
+        except ValueError:
+            after = 1.0
+        return ChatOverloadedError("the server is at its capacity", after)
+    if answer.status_code == 400 and (code == "context_length_exceeded" or "context length" in message):
+        return ContextLengthError(message)
+    if answer.status_code == 400:
+        return ConversationError(message or "the server refuses this conversation")
+    return ChatError(f"the server answered HTTP {answer.status_code}")

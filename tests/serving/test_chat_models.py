@@ -1,0 +1,288 @@
+"""One contract for everything behind the ChatModel seam: the echo, a real student, and a server over HTTP."""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import socket
+import threading
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import uvicorn
+from safetensors.torch import load_file, save_file
+
+from reft_ray.api.chat_model import (
+    ChatError,
+    ChatOverloadedError,
+    ContextLengthError,
+    ConversationError,
+    EchoChat,
+    Target,
+)
+from reft_ray.api.judging import LocalJudge
+from reft_ray.api.service import create_service
+from reft_ray.api.services import BaseModel, Services, ServiceSettings
+from reft_ray.core.completion import Sampling
+from reft_ray.core.conversation import chat
+from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.generate import Responder
+from reft_ray.hf.loading import load_base
+from reft_ray.hf.lora import attach_saved, merge
+from reft_ray.jobs.database import Database
+from reft_ray.serving.args import ChatArgs, EndpointArgs
+from reft_ray.serving.chat import ChatByBase
+from reft_ray.serving.endpoint_chat import EndpointChat
+from reft_ray.serving.student import StudentReplica
+from reft_ray.testbed.word_scorer import WordScorer
+
+SAY = chat("how can i bake bread please tell me")
+BASE = Target("tiny", "tiny", "/m")
+GREEDY = Sampling(6, temperature=0.0)
+# Greedily the random base says special tokens alone, which are no text.
+TALKATIVE = Sampling(12, temperature=1.5, seed=3)
+
+
+@contextlib.contextmanager
+def listening(app):
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def student(llama):
+    args = ChatArgs(device="cpu", precision="float32", max_adapters=2, max_rows=4, max_waiting=8)
+    replica = StudentReplica(str(llama), args)
+    yield replica
+    replica.close()
+
+
+@pytest.fixture(scope="module")
+def server(student, tmp_path_factory):
+    """Our own service as somebody's OpenAI-compatible server."""
+    root = tmp_path_factory.mktemp("server")
+    services = Services.open(
+        Database.open(f"sqlite:///{root / 'jobs.db'}"),
+        str(root / "files"),
+        ServiceSettings({"tiny": BaseModel("/m")}),
+    )
+    with listening(create_service(LocalJudge(WordScorer()), services, student)) as url:
+        yield url
+
+
+@contextlib.asynccontextmanager
+async def opened(name, student, server):
+    if name == "endpoint":
+        model = EndpointChat(EndpointArgs(url=server, model="tiny"))
+        try:
+            yield model
+        finally:
+            await model.close()
+    else:
+        yield {"echo": EchoChat(), "student": student, "routed": ChatByBase({"tiny": student})}[name]
+
+
+async def pieces_of(model, sampling=GREEDY, target=BASE, conversation=SAY):
+    async with aclosing(model.generate(target, conversation, sampling)) as stream:
+        return [piece async for piece in stream]
+
+
+def said(pieces):
+    return "".join(piece.text for piece in pieces)
+
+
+MODELS = pytest.mark.parametrize("name", ["echo", "student", "routed", "endpoint"])
+
+
+@MODELS
+def test_the_last_piece_and_only_it_says_why_it_ended(name, student, server):
+    async def run():
+        async with opened(name, student, server) as model:
+            return await pieces_of(model), await pieces_of(model, Sampling(200, temperature=0.0))
+
+    for pieces in asyncio.run(run()):
+        assert [piece.finish_reason is not None for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+        assert sum(piece.prompt_tokens > 0 for piece in pieces) == 1
+    short = asyncio.run(run())[0]
+    assert sum(piece.tokens for piece in short) == 6
+    assert short[-1].finish_reason == "length"
+
+
+@MODELS
+def test_greedy_and_seeded_completions_repeat_themselves(name, student, server):
+    async def run():
+        async with opened(name, student, server) as model:
+            for sampling in (GREEDY, Sampling(8, temperature=1.5, seed=3), Sampling(8, top_p=0.8, seed=3)):
+                alone = said(await pieces_of(model, sampling))
+                others = [Sampling(5, temperature=2.0, seed=seed) for seed in range(3)]
+                together = await asyncio.gather(*(pieces_of(model, each) for each in (sampling, *others)))
+                assert said(together[0]) == alone
+            seeds = {said(await pieces_of(model, Sampling(8, temperature=1.5, seed=seed))) for seed in range(4)}
+            assert len(seeds) > 1
+
+    asyncio.run(run())
+
+
+@MODELS
+def test_a_stop_sequence_ends_the_text_and_is_no_part_of_it(name, student, server):
+    async def run():
+        async with opened(name, student, server) as model:
+            whole = said(await pieces_of(model, TALKATIVE))
+            # Across the borders of tokens, and not at the beginning.
+            stop = whole[4:7]
+            pieces = await pieces_of(model, replace(TALKATIVE, stop=("never said", stop)))
+            return whole, stop, pieces
+
+    whole, stop, pieces = asyncio.run(run())
+    assert stop not in said(pieces)
+    assert whole.startswith(said(pieces))
+    assert pieces[-1].finish_reason == "stop"
+
+
+@MODELS
+def test_who_leaves_frees_the_place(name, student, server):
+    async def run():
+        async with opened(name, student, server) as model:
+            async with aclosing(model.generate(BASE, SAY, Sampling(200, temperature=2.0))) as stream:
+                await anext(stream)
+            for _ in range(200):
+                if student.engine.under_way == 0:
+                    break
+                await asyncio.sleep(0.05)
+            assert student.engine.under_way == 0
+            assert said(await pieces_of(model, TALKATIVE))
+
+    asyncio.run(run())
+
+
+def test_what_does_not_fit_into_the_context_is_refused_and_says_by_how_much(student, server):
+    async def run():
+        endpoint = EndpointChat(EndpointArgs(url=server, model="tiny"))
+        for model in (student, endpoint):
+            with pytest.raises(ContextLengthError, match="maximum context length is 256 tokens"):
+                await pieces_of(model, Sampling(250, must_fit=True))
+            with pytest.raises(ContextLengthError):
+                await pieces_of(model, Sampling(5), conversation=chat("bread " * 300))
+        await endpoint.close()
+        # Nobody asked for 4096: the completion ends with the context.
+        return await pieces_of(student, Sampling(4096, temperature=2.0, seed=1))
+
+    pieces = asyncio.run(run())
+    assert sum(piece.tokens + piece.prompt_tokens for piece in pieces) <= 256
+
+
+def test_a_conversation_that_the_template_refuses_is_the_users_mistake(student, monkeypatch):
+    monkeypatch.setattr(student.engine.base.chat, "template", "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(ConversationError, match="roles must alternate"):
+        asyncio.run(pieces_of(student))
+
+
+def merged(base, adapter):
+    """What plain transformers says, with the adapter folded into the base."""
+    loaded = load_base(str(base))
+    model = merge(attach_saved(loaded.model, "student", Path(adapter))) if adapter else loaded.model
+    return Responder(model, ChatFormat(loaded.tokenizer), 12)([SAY])[0].rstrip("\ufffd")
+
+
+def test_rows_of_several_adapters_share_a_batch_and_do_not_mix(student, adapters, llama):
+    targets = [BASE, *(Target(f"ft:{i}", "tiny", "/m", uri) for i, uri in enumerate(adapters))]
+    sampling = Sampling(12, temperature=0.0)
+
+    async def run():
+        alone = [said(await pieces_of(student, sampling, target)) for target in targets]
+        # Five targets on two places for adapters, three requests each, all at once.
+        order = targets * 3
+        # Twelve may be there at once: four rows, eight waiting.
+        together = await asyncio.gather(*(pieces_of(student, sampling, target) for target in order[:12]))
+        return alone, [said(pieces) for pieces in together]
+
+    alone, together = asyncio.run(run())
+    # A limit may cut a character in two: transformers shows the half, the stream does not.
+    assert [text.strip() for text in alone] == [merged(llama, adapter) for adapter in (None, *adapters)]
+    assert len(set(alone)) == 5
+    assert together == (alone * 3)[:12]
+    assert len(student.engine.base.adapters) <= 2
+
+
+def test_a_full_queue_refuses_and_forgets_nobody(student):
+    async def one():
+        try:
+            return (await pieces_of(student, Sampling(30, temperature=0.0)))[-1].finish_reason
+        except ChatOverloadedError:
+            return "full"
+
+    async def run():
+        return await asyncio.gather(*(one() for _ in range(40)))
+
+    ends = asyncio.run(run())
+    assert ends.count("full") > 0
+    assert len(ends) - ends.count("full") >= 8
+    assert student.engine.under_way == 0
+
+
+@pytest.mark.parametrize("damage", ["missing", "pickle", "base", "shape", "json"])
+def test_an_adapter_that_cannot_be_trusted_is_one_error_and_the_others_go_on(student, adapters, tmp_path, damage):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    config = json.loads((Path(adapters[0]) / "adapter_config.json").read_text())
+    weights = (Path(adapters[0]) / "adapter_model.safetensors").read_bytes()
+    if damage == "base":
+        config["modules_to_save"] = ["lm_head"]
+    if damage == "shape":
+        config["r"] = 8
+    (folder / "adapter_config.json").write_text("no" if damage == "json" else json.dumps(config))
+    if damage == "pickle":
+        (folder / "adapter_model.bin").write_bytes(weights)
+    elif damage != "missing":
+        (folder / "adapter_model.safetensors").write_bytes(weights)
+
+    async def run():
+        bad = pieces_of(student, target=Target("ft:bad", "tiny", "/m", str(folder)))
+        return await asyncio.gather(bad, pieces_of(student), return_exceptions=True)
+
+    error, pieces = asyncio.run(run())
+    assert isinstance(error, ChatError), error
+    assert str(folder) in str(error)
+    assert said(pieces) == said(asyncio.run(pieces_of(student)))
+
+
+def test_a_model_that_gives_no_numbers_fails_its_own_row_alone(student, adapters, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapters[0], folder)
+    state = load_file(folder / "adapter_model.safetensors")
+    save_file({key: tensor * float("nan") for key, tensor in state.items()}, folder / "adapter_model.safetensors")
+
+    async def run():
+        bad = pieces_of(student, target=Target("ft:nan", "tiny", "/m", str(Path(folder))))
+        return await asyncio.gather(bad, pieces_of(student), return_exceptions=True)
+
+    error, pieces = asyncio.run(run())
+    assert isinstance(error, ChatError)
+    assert "no numbers" in str(error)
+    assert pieces[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize("shape", ["gemma", "qwen"])
+def test_other_architectures_join_and_leave_as_well(tiny_bases, shape):
+    replica = StudentReplica(str(tiny_bases[shape]), ChatArgs(device="cpu", precision="float32", max_rows=3))
+    samplings = [Sampling(size, temperature=0.0) for size in (3, 40, 12, 7, 25)]
+
+    async def run():
+        alone = [said(await pieces_of(replica, sampling)) for sampling in samplings]
+        talks = [pieces_of(replica, sampling) for sampling in samplings]
+        return alone, [said(pieces) for pieces in await asyncio.gather(*talks)]
+
+    try:
+        alone, together = asyncio.run(run())
+    finally:
+        replica.close()
+    assert alone == together
