@@ -6,7 +6,7 @@ import pytest
 
 from reft_ray.core.errors import UsageError
 from reft_ray.jobs.launcher import ProcessLauncher
-from reft_ray.serving.app import build_app
+from reft_ray.serving.app import _students, build_app
 from reft_ray.serving.args import ServeArgs, ServiceArgs, parse_args
 from reft_ray.serving.jobs import launcher_of, settings_of
 from reft_ray.serving.ray_launcher import RayLauncher
@@ -56,3 +56,14 @@ def test_drivers_run_where_the_operator_says(tmp_path: Path, monkeypatch) -> Non
     there = launcher_of(ServiceArgs.model_validate({**SERVICE, "job_server": "http://h:1"}))
     assert isinstance(there, RayLauncher)
     assert (there.address, there.config.steps) == ("http://h:1", "reft_ray.service.steps:make")
+
+
+def test_a_base_with_an_endpoint_needs_no_students() -> None:
+    endpoint = {"url": "http://127.0.0.1:8100/v1", "model": "small"}
+    models = {"small": {"uri": "/models/small", "endpoint": endpoint}, "big": {"uri": "/models/big"}}
+    args = parse_args({"service": {**SERVICE, "base_models": models}})
+    assert list(_students(args)) == ["/models/big"]
+    with pytest.raises(UsageError, match="adapters_root belongs to"):
+        parse_args(
+            {"service": {**SERVICE, "base_models": {"s": {"uri": "/s", "endpoint": {**endpoint, "adapters": "path"}}}}}
+        )
