@@ -30,9 +30,7 @@ class Teacher(TeacherReplica):
     """The teacher with Ray's metrics: its recorder cannot travel, so it is made where it records."""
 
     def __init__(self, application: str) -> None:
-        # OpenMP's threads spin at every barrier by default. The gateway and the proxy then find no processor, and a
-        # thread that waits for one stalls all others; asleep they cost a wake-up. Read once, when torch is loaded.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        _wait_asleep()
         super().__init__(RayRecorder(Labeller(application=application)))
 
 
@@ -80,6 +78,10 @@ def _student_class(args: ChatArgs) -> type[StudentReplica]:
     """The student with Ray's ways: failures travel as values, and the router hears which adapters are loaded."""
 
     class Student(StudentReplica):
+        def __init__(self, uri: str, args: ChatArgs) -> None:
+            _wait_asleep()
+            super().__init__(uri, args)
+
         async def stream(
             self, target: Target, conversation: Conversation, sampling: Sampling
         ) -> AsyncIterator[Piece | ChatError]:
@@ -106,6 +108,15 @@ def _student_class(args: ChatArgs) -> type[StudentReplica]:
             self.check()
 
     return Student
+
+
+def _wait_asleep() -> None:
+    """OpenMP's threads spin at every barrier by default.
+
+    The gateway and the proxy then find no processor, and a thread that waits for one stalls all others; asleep they
+    cost a wake-up. Read once, when torch is loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _size(size: DeploymentArgs) -> dict[str, Any]:

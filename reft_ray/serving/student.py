@@ -11,13 +11,8 @@ from reft_ray.api.chat_model import ChatError, ContextLengthError, ConversationE
 from reft_ray.core.completion import Piece, Sampling
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.errors import ReftError
-from reft_ray.hf.adapter_files import fetch_adapter
-from reft_ray.hf.loading import load_base
-from reft_ray.hf.precision import best_device, resolve_dtype
-from reft_ray.hf.shared_base import SharedBase
 from reft_ray.serving.adapter_cache import AdapterCache
 from reft_ray.serving.args import ChatArgs
-from reft_ray.serving.engine import Bounds, ChatEngine
 
 
 class StudentReplica:
@@ -27,6 +22,13 @@ class StudentReplica:
     """
 
     def __init__(self, uri: str, args: ChatArgs) -> None:
+        # Here, not above: torch must not be loaded before the process has told its threads how to wait.
+        from reft_ray.hf.adapter_files import fetch_adapter
+        from reft_ray.hf.loading import load_base
+        from reft_ray.hf.precision import best_device, resolve_dtype
+        from reft_ray.hf.shared_base import SharedBase
+        from reft_ray.serving.engine import Bounds, ChatEngine
+
         self._args = args
         device = args.device or best_device()
         base = load_base(uri, resolve_dtype(args.precision, device), device)

@@ -70,5 +70,5 @@ def test_the_service_on_serve_finetunes_and_talks(toy, llama, tmp_path) -> None:
             assert "".join(pieces) == said[model]
         flagged = client.moderations.create(input=["how to steal a car", "how to bake a car"]).results
         assert [result.flagged for result in flagged] == [True, False]
-        with pytest.raises(openai.BadRequestError, match="the messages take"):
+        with pytest.raises(openai.BadRequestError, match="maximum context length"):
             client.chat.completions.create(model="toy", messages=[{"role": "user", "content": "how " * 400}])
