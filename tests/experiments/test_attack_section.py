@@ -71,6 +71,8 @@ def test_the_report_names_what_stops_what(result: dict, tmp_path: Path) -> None:
     for one in result["attacks"]:
         assert f"\n| {one['name']} | {one['leaked']['n']} |" in text
     told = copy.deepcopy(result)
+    told["attacks"][0] |= {"leaked": {"value": 50.0, "interval": [40.0, 60.0], "n": 8}, "students": {}}
+    assert "| plain | not trained |" in render(told, tmp_path)
     for one in told["attacks"]:
         one["leaked"] = {"value": 0.0, "interval": [0.0, 1.0], "n": 8}
         one["students"] = {}

@@ -95,7 +95,8 @@ def _students(attacks: Sequence[Mapping[str, Any]], settings: Mapping[str, Any])
                 f" {_share(row['over_refusal'])} | {gate} |"
             )
         if not one["students"]:
-            lines.append(f"| {one['name']} | none: nothing leaked | | | | | |")
+            reason = "not trained" if one["leaked"]["value"] else "none: nothing leaked"
+            lines.append(f"| {one['name']} | {reason} | | | | | |")
         if one["too_long"]:
             lines.append(f"| | {one['too_long']} kept rows do not fit the context and were left out | | | | | |")
     return lines
