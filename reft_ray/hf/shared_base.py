@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from reft_ray.core.errors import ReftError
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import Base
-from reft_ray.hf.lora import attach_saved
+from reft_ray.hf.lora import LoraSettings, attach, attach_saved
 
 _BASE = "__base__"
 """How PEFT calls the base without any adapter."""
+_RESIDENT = "resident"
+"""An adapter that does nothing and never leaves: PEFT cannot be left with none, nor undo a first one that failed."""
 
 
 class SharedBase:
@@ -37,10 +38,10 @@ class SharedBase:
         self.chat = ChatFormat(base.tokenizer)
         self.context = base.context
         self.most_adapters = most_adapters
-        self._model: nn.Module = base.model
+        self._model = attach(base.model, _RESIDENT, LoraSettings(rank=1)).requires_grad_(False).eval()
+        self._active = _RESIDENT
         self._names: OrderedDict[str, str] = OrderedDict()
         self._made = 0
-        self._active: str | None = None
         self._probe(base.name)
 
     @property
@@ -87,11 +88,11 @@ class SharedBase:
         """Logits [B, V] behind the last of `ids_BT`; `mask_BC` covers the cache and the new tokens."""
         names = [_BASE if key is None else self._names[key] for key in adapters]
         options: dict[str, Any] = {}
-        if isinstance(self._model, PeftModel):
-            if len(set(names)) == 1 and names[0] != _BASE:
-                self._activate(names[0])
-            else:
-                options["adapter_names"] = names
+        if len(set(names)) == 1 and names[0] != _BASE:
+            # One adapter for the whole batch needs no sorting of rows, which every layer would repeat.
+            self._activate(names[0])
+        else:
+            options["adapter_names"] = names
         output = self._model(
             input_ids=ids_BT,
             attention_mask=mask_BC,
@@ -105,9 +106,7 @@ class SharedBase:
         return logits_BV
 
     def _activate(self, name: str) -> None:
-        """One adapter for the whole batch needs no sorting of rows, which every layer would repeat."""
         if name != self._active:
-            assert isinstance(self._model, PeftModel)
             self._model.set_adapter(name)
             self._active = name
 
@@ -115,10 +114,10 @@ class SharedBase:
         self._forget(self._names.pop(key))
 
     def _forget(self, name: str) -> None:
-        if isinstance(self._model, PeftModel) and name in self._model.peft_config:
+        if name in self._model.peft_config:
+            # PEFT would choose another one itself, with a warning, and only inside its layers.
+            self._activate(_RESIDENT)
             self._model.delete_adapter(name)
-        if self._active == name:
-            self._active = None
 
     def _probe(self, name: str) -> None:
         cache = DynamicCache()
