@@ -25,7 +25,8 @@ class AdapterCache:
     def __init__(self, fetch: Callable[[str, Path], Path], most_idle: int = 16) -> None:
         self._fetch = fetch
         self._most_idle = most_idle
-        self._root = Path(tempfile.mkdtemp(prefix="reft-adapters-"))
+        # Removed when the process ends as well: nobody closes a replica that is scaled down.
+        self._home = tempfile.TemporaryDirectory(prefix="reft-adapters-", ignore_cleanup_errors=True)
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._made = 0
 
@@ -35,7 +36,7 @@ class AdapterCache:
         entry = self._entries.get(uri)
         if entry is None:
             self._made += 1
-            folder = self._root / str(self._made)
+            folder = Path(self._home.name) / str(self._made)
             entry = _Entry(folder, asyncio.create_task(asyncio.to_thread(self._fetch, uri, folder)))
             self._entries[uri] = entry
         self._entries.move_to_end(uri)
@@ -54,7 +55,7 @@ class AdapterCache:
 
     def close(self) -> None:
         """Remove all directories."""
-        shutil.rmtree(self._root, ignore_errors=True)
+        self._home.cleanup()
 
     def _shrink(self) -> None:
         idle = [uri for uri, entry in self._entries.items() if entry.users == 0 and entry.fetched.done()]
