@@ -23,10 +23,9 @@ from schemathesis.specs.openapi.checks import (  # noqa: E402
 
 # Rows of JSONL are bytes to schemathesis.
 schemathesis.serializer.alias("application/jsonl", "application/octet-stream")
-EXAMPLES = settings(
-    max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
-CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
+UNAVAILABLE = {503, 504}
+"""Documented answers of a service that has no place, or no time within a caller's own deadline."""
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -43,7 +42,9 @@ def test_answers_conform_to_the_document(tmp_path: Path) -> None:
         )
         @given(case=operation.as_strategy())
         def conforms(case: Any) -> None:
-            case.call_and_validate(checks=CHECKS)
+            response = case.call()
+            checks = CHECKS if response.status_code in UNAVAILABLE else [not_a_server_error, *CHECKS]
+            case.validate_response(response, checks=checks)
 
         conforms()
 
