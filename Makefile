@@ -11,7 +11,7 @@ quickstart: $(STAMP)  ## A poisoned dataset, with and without the Ref-Teacher: t
 	$(BIN)/reft-ray quickstart --out $(OUT)
 
 test: $(STAMP)  ## The fast lane: everything that starts no cluster
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-ray: $(STAMP)  ## Tests on real Ray clusters, loopback only
 	$(BIN)/python -m pytest -m "ray and not slow and not gpu" --timeout 600
