@@ -3,16 +3,12 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import openai
 import pytest
-import uvicorn
 
 from reft_ray.api.judging import LocalJudge
 from reft_ray.hf.ref_teacher import RefTeacher
@@ -33,19 +29,6 @@ def ten_lines() -> str:
 def user_row(text: str) -> dict:
     turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "sure here is bread"}]
     return {"messages": turns}
-
-
-@contextmanager
-def running(app):
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture
@@ -73,11 +56,11 @@ def args(toy, llama, tmp_path, monkeypatch) -> ServeArgs:
 
 
 @pytest.fixture
-def service(args, toy, llama, students):
+def service(args, toy, llama, students, serving):
     judge = LocalJudge(RefTeacher.load(toy.folder / "teacher").scorer(precision="float32"))
     app = service_app(args, judge, students, MemoryRecorder())
-    with running(app) as url:
-        yield url
+    with serving(app) as url:
+        yield f"{url}/v1"
 
 
 def logs(tmp_path: Path) -> str:

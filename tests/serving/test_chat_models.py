@@ -4,14 +4,11 @@ import asyncio
 import contextlib
 import json
 import shutil
-import socket
-import threading
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import uvicorn
 from safetensors.torch import load_file, save_file
 
 from reft_ray.api.chat_model import (
@@ -45,19 +42,6 @@ GREEDY = Sampling(6, temperature=0.0)
 TALKATIVE = Sampling(12, temperature=1.5, seed=3)
 
 
-@contextlib.contextmanager
-def listening(app):
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
 @pytest.fixture(scope="module")
 def student(llama):
     args = ChatArgs(device="cpu", precision="float32", max_adapters=2, max_rows=4, max_waiting=8)
@@ -67,7 +51,7 @@ def student(llama):
 
 
 @pytest.fixture(scope="module")
-def server(student, tmp_path_factory):
+def server(student, tmp_path_factory, serving):
     """Our own service as somebody's OpenAI-compatible server."""
     root = tmp_path_factory.mktemp("server")
     services = Services.open(
@@ -75,8 +59,8 @@ def server(student, tmp_path_factory):
         str(root / "files"),
         ServiceSettings({"tiny": BaseModel("/m")}),
     )
-    with listening(create_service(LocalJudge(WordScorer()), services, student)) as url:
-        yield url
+    with serving(create_service(LocalJudge(WordScorer()), services, student)) as url:
+        yield f"{url}/v1"
 
 
 @contextlib.asynccontextmanager

@@ -2,12 +2,9 @@
 
 import contextlib
 import json
-import socket
-import threading
 
 import openai
 import pytest
-import uvicorn
 
 from reft_ray.api.chat_model import EchoChat
 from reft_ray.api.judging import LocalJudge
@@ -29,26 +26,6 @@ SETTINGS = ServiceSettings(
     max_file_bytes=2 << 20,
     private_webhooks=True,
 )
-
-
-@contextlib.contextmanager
-def _serving(app):
-    """The address of an application that is answered for by uvicorn in a thread."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-@pytest.fixture
-def serving():
-    """Start further services."""
-    return _serving
 
 
 class Service:
@@ -83,12 +60,12 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory):
+def service(tmp_path_factory, serving):
     root = tmp_path_factory.mktemp("service")
     services = Services.open(Database.open(f"sqlite:///{root / 'jobs.db'}"), str(root / "files"), SETTINGS)
     recorder = MemoryRecorder()
     app = create_service(LocalJudge(WordScorer()), services, EchoChat(), recorder=recorder)
-    with _serving(app) as url:
+    with serving(app) as url:
         service = Service(url, services, recorder)
         yield service
         service.close()
