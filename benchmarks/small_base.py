@@ -23,11 +23,10 @@ from reft_ray.core.conversation import Label
 from reft_ray.experiments.chain import respond_with, scorer_of, screen_rows, train_cell
 from reft_ray.experiments.evaluate import evaluate_student
 from reft_ray.experiments.quickstart import STUDENTS
-from reft_ray.experiments.real_rows import HELD_OUT, labelled, teacher_config, user_rows
+from reft_ray.experiments.real_rows import teacher_config, teacher_rows, user_rows
 from reft_ray.finetuning.cluster import start_ray
 from reft_ray.finetuning.config import FinetuneConfig, Resources
-from reft_ray.finetuning.prompts import hold_out_sources, read_labelled
-from reft_ray.finetuning.teacher_loop import TeacherData
+from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.finetuning.teacher_quality import measure
 from reft_ray.finetuning.trainer import prepare_teacher
 from reft_ray.hf.ref_teacher import RefTeacher
@@ -41,7 +40,8 @@ def students(data: Path, base: Path, teacher: RefTeacher, out: Path, arguments: 
     user = user_rows(data, arguments.n, arguments.harmful_ratio, arguments.seed)
     write_chat_rows(out / "user.jsonl", user)
     screened = screen_rows(out / "user.jsonl", user, teacher, out / "screened", str(base))
-    alignment = [row for row in labelled(data) if row.answered]
+    provided = teacher_rows(data)
+    alignment = [row for row in (*provided.train, *provided.answers) if row.answered]
     random.Random(arguments.seed).shuffle(alignment)
     refusals = [row for row in alignment if row.label is Label.HARMFUL][:1000]
     helpful = [row for row in alignment if row.label is Label.HARMLESS][:1000]
@@ -140,7 +140,6 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.perf_counter()
     data, base = arguments.rows / "data", arguments.rows / "models/base-7m"
-    train, held = hold_out_sources(labelled(data), HELD_OUT)
     config = teacher_config(base, arguments.epochs, {"seed": arguments.seed, **arguments.set})
     last = 0.0
 
@@ -151,7 +150,7 @@ def main() -> None:
             print({k: round(v, 3) for k, v in metrics.items() if isinstance(v, float | int)}, flush=True)
 
     teacher = prepare_teacher(
-        config, TeacherData(train, held), arguments.work / "teacher", Resources(workers=0), progress=tell
+        config, teacher_rows(data), arguments.work / "teacher", Resources(workers=0), progress=tell
     )
     report: dict[str, Any] = {
         "command": "python benchmarks/small_base.py --rows ../shared",

@@ -46,7 +46,7 @@ def train(
         rows = [row for path in prompts for row in read_labelled(path)]
         answers = [row for path in refusals or () for row in read_labelled(path, Label.HARMFUL)]
         answers += [row for path in helpful or () for row in read_labelled(path, Label.HARMLESS)]
-        rows = join_answers(rows, answers)
+        rows, answers = join_answers(rows, answers)
         if validation:
             held = [row for path in validation for row in read_labelled(path)]
         elif holdout_source:
@@ -58,7 +58,13 @@ def train(
             start_ray()
         with recording() as recorder, bar("Ref-Teacher", quiet=as_json) as progress:
             made = prepare_teacher(
-                config, TeacherData(rows, held), out, Resources(workers=workers), run_id, progress.update, recorder
+                config,
+                TeacherData(rows, held, answers),
+                out,
+                Resources(workers=workers),
+                run_id,
+                progress.update,
+                recorder,
             )
         _show(made.folder, as_json)
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.finetuning.config import TeacherConfig
-from reft_ray.finetuning.prompts import join_answers, read_labelled
+from reft_ray.finetuning.prompts import hold_out_sources, join_answers, read_labelled
+from reft_ray.finetuning.teacher_loop import TeacherData
 
 HELD_OUT = ["catqa", "harmbench_advtrain", "dangerousqa", "certified_safe", "dolly_1000"]
 """Sources that steer the teacher's layer, stop and thresholds, and that it never trains on."""
@@ -50,17 +51,17 @@ def short(rows: Sequence[Example]) -> list[Example]:
     return [row for row in rows if len(row.prompt[-1].content) < PROMPT_CHARACTERS]
 
 
-def labelled(data: Path) -> list[Example]:
-    """Teacher prompts with their answers."""
-    return short(
-        join_answers(
-            read_labelled(data / "teacher/prompts.jsonl"),
-            [
-                *read_labelled(data / "teacher/refusals.jsonl", Label.HARMFUL),
-                *read_labelled(data / "teacher/answers.jsonl", Label.HARMLESS),
-            ],
-        )
+def teacher_rows(data: Path) -> TeacherData:
+    """What the teacher learns from and is steered by. Prompts that come with an answer file alone teach answers."""
+    prompts, answers = join_answers(
+        read_labelled(data / "teacher/prompts.jsonl"),
+        [
+            *read_labelled(data / "teacher/refusals.jsonl", Label.HARMFUL),
+            *read_labelled(data / "teacher/answers.jsonl", Label.HARMLESS),
+        ],
     )
+    train, validation = hold_out_sources(short(prompts), HELD_OUT)
+    return TeacherData(train, validation, [row for row in short(answers) if row.source not in HELD_OUT])
 
 
 def complying(rows: Sequence[Example]) -> list[Example]:

@@ -87,9 +87,9 @@ class Training(Config):
 class TeacherConfig(Training):
     """Stage 1. `layer` is where REG acts (default: half depth); the verdict's layer is swept afterwards.
 
-    With `feature=base` the layer is swept before training and only what lies above it is trained: the features and
-    R_l stay the base's own, REG has no part, and the teacher learns its answers alone. For bases that training
-    on few sources makes worse at telling other sources apart.
+    With `feature=base` the filter reads the base model without the adapter: layer and R_l are found before training,
+    REG has no part, and the teacher learns its answers alone. For bases that training on few sources makes worse at
+    telling other sources apart.
     """
 
     feature: Literal["trained", "base"] = "trained"
@@ -108,9 +108,9 @@ class TeacherConfig(Training):
     thresholds: Thresholding = Field(default_factory=lambda: Thresholding())
 
     @model_validator(mode="after")
-    def _lora_above(self) -> Self:
+    def _base_beside_adapter(self) -> Self:
         if self.feature == "base" and self.weights == "full":
-            raise ValueError("feature=base trains adapters above the verdict's layer: it needs weights=lora")
+            raise ValueError("feature=base reads the base beside the adapter: it needs weights=lora")
         return self
 
 

@@ -86,8 +86,8 @@ def _conversation(values: dict[str, Any]) -> Conversation:
     return conversation
 
 
-def join_answers(prompts: Sequence[Example], answers: Sequence[Example]) -> list[Example]:
-    """Give labelled prompts their answers; an answered row whose prompt is not among them is a row of its own.
+def join_answers(prompts: Sequence[Example], answers: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """(the labelled prompts, with their answers where there are any; the answered rows to other prompts).
 
     The first answer to a prompt counts.
     """
@@ -100,7 +100,7 @@ def join_answers(prompts: Sequence[Example], answers: Sequence[Example]) -> list
         same = found is not None and found.label == prompt.label
         joined.append(replace(prompt, messages=found.messages) if found and same else prompt)
     taken = {_key(prompt) for prompt in prompts}
-    return joined + [answer for key, answer in known.items() if key not in taken]
+    return joined, [answer for key, answer in known.items() if key not in taken]
 
 
 def _key(row: Example) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reft_ray.core.batch import Encoded, answered, micro_batches
 from reft_ray.core.conversation import Example, Label, chat
@@ -33,7 +34,7 @@ from reft_ray.finetuning.model import Trainee, load_trainee
 from reft_ray.finetuning.rows import Cycle, share
 from reft_ray.finetuning.runtime import Runtime
 from reft_ray.hf.features import labels_of, prompt_features, scores_by_layer
-from reft_ray.hf.forward import freeze_up_to
+from reft_ray.hf.lora import is_adapted
 from reft_ray.hf.ref_teacher import Manifest, RefTeacher, save_teacher
 from reft_ray.hf.windows import Windows, highest, usual_length
 
@@ -43,10 +44,14 @@ HISTOGRAM_BINS = 20
 
 @dataclass(frozen=True, slots=True)
 class TeacherData:
-    """Labelled prompts to learn from (with answers where there are any), and validation prompts of other sources."""
+    """Labelled prompts to learn from (with answers where there are any), and validation prompts of other sources.
+
+    `answers` are further answered rows: the cross entropy learns from them, REG and R_l do not see their prompts.
+    """
 
     train: Sequence[Example]
     validation: Sequence[Example]
+    answers: Sequence[Example] = ()
 
     def __post_init__(self) -> None:
         for name, rows in (("training", self.train), ("validation", self.validation)):
@@ -77,10 +82,12 @@ class _Run:
         self.layer = config.layer or max(1, round(depth / 2))
         train = fitting(trainee.chat, data.train, trainee.max_tokens)
         validation = fitting(trainee.chat, data.validation, trainee.max_tokens, train.left_out)
+        further = fitting(trainee.chat, data.answers, trainee.max_tokens, train.left_out)
         # Whether both labels are there is asked again: rows may have been left out.
-        self.data = TeacherData(train.rows, validation.rows)
+        self.data = TeacherData(train.rows, validation.rows, further.rows)
         self.left_out = train.left_out
         self.rows = train.encoded
+        self.answered = answered(train.encoded + further.encoded)
         self.windows = Windows.of(trainee.chat, config.window_tokens or usual_length(self.rows))
         self.validation = validation.encoded
         self.pieces, self.owner = self.windows.split_all(self.validation)
@@ -88,9 +95,8 @@ class _Run:
         if config.feature == "base":
             self.layer = self._best_layer(self._sweep())
             self.layers = [self.layer]
-            freeze_up_to(trainee.model, self.layer)
         self.cycles = self._cycles()
-        learned = self.rows if config.feature == "trained" else answered(self.rows)
+        learned = self.rows if config.feature == "trained" else self.answered
         if not learned:
             raise ReftError("feature=base learns from answers alone, and no row has one: add refusals and answers")
         self.total_steps = max(1, round(config.epochs * len(learned) / config.batch_rows))
@@ -110,10 +116,10 @@ class _Run:
         """Prompts per class for REG (all of them), and answered rows per class for the cross entropy."""
         cycles = {}
         for label in Label:
-            of_class = [row for row in self.rows if row.label == label]
             if self.config.feature == "trained":
-                cycles[f"prompt-{label}"] = Cycle([r.prompt_only() for r in of_class], f"{self.config.seed}/p/{label}")
-            if with_answer := [row for row in of_class if row.trained_tokens]:
+                prompts = [row.prompt_only() for row in self.rows if row.label == label]
+                cycles[f"prompt-{label}"] = Cycle(prompts, f"{self.config.seed}/p/{label}")
+            if with_answer := [row for row in self.answered if row.label == label]:
                 cycles[f"answer-{label}"] = Cycle(with_answer, f"{self.config.seed}/a/{label}")
         return cycles
 
@@ -173,7 +179,7 @@ class _Run:
             batches,
             self.running,
             self.layer,
-            config.separation_weight,
+            config.separation_weight if config.feature == "trained" else 0.0,
             runtime.all_reduce,
             refresh=self.step % config.refresh_every == 0,
         )
@@ -187,16 +193,24 @@ class _Run:
         self.rows_seen += len(rows)
         return terms
 
-    def _sweep(self) -> dict[int, tuple[Tensor, Tensor]]:
-        """Per layer R_l over the reference prompts and the scores of the validation prompts, with present weights."""
-        model, pad_id, device = self.trainee.model, self.trainee.chat.pad_id, self.runtime.device
+    @contextmanager
+    def _scoring(self) -> Iterator[nn.Module]:
+        """The model as the filter will run it."""
+        model = self.trainee.model
         training = model.training
         model.eval()
         try:
-            reference = prompt_features(model, self.reference, self.layers, pad_id, device)
-            validation = prompt_features(model, self.pieces, self.layers, pad_id, device)
+            with model.disable_adapter() if self.config.feature == "base" and is_adapted(model) else nullcontext():
+                yield model
         finally:
             model.train(training)
+
+    def _sweep(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Per layer R_l over the reference prompts and the scores of the validation prompts, with present weights."""
+        pad_id, device = self.trainee.chat.pad_id, self.runtime.device
+        with self._scoring() as model:
+            reference = prompt_features(model, self.reference, self.layers, pad_id, device)
+            validation = prompt_features(model, self.pieces, self.layers, pad_id, device)
         scored = scores_by_layer(reference, labels_of(self.reference), validation)
         count = len(self.validation)
         return {layer: (refusal_D, highest(score, self.owner, count)) for layer, (refusal_D, score) in scored.items()}
@@ -206,6 +220,9 @@ class _Run:
         return max(swept, key=lambda number: separation(swept[number][1], label_B))
 
     def _evaluate(self) -> None:
+        if self.config.feature == "base":
+            # Nothing that is trained changes a score.
+            return
         label_B = labels_of(self.validation)
         found = max(auroc(score_B, label_B) for _, score_B in self._sweep().values())
         self.best_auroc = max(self.best_auroc, found)
@@ -238,6 +255,7 @@ class _Run:
             quality=filter_quality(score_B, label_B, thresholds),
             per_source=per_source(self.data.validation, score_B, thresholds.block),
             window_tokens=self.windows.size,
+            feature=self.config.feature,
             response_offset=self._response_offset(layer, refusal_D, thresholds.review),
             histogram=torch.histc(score_B, HISTOGRAM_BINS, -1.0, 1.0).long().tolist(),
             config={
@@ -253,12 +271,14 @@ class _Run:
 
         Refusals count as harmless answers. Without any answered row the offset lets no answer be withheld.
         """
-        answers = [row.response for row in self.data.train if row.answered][: self.config.reference_prompts]
+        rows = (*self.data.train, *self.data.answers)
+        answers = [row.response for row in rows if row.answered][: self.config.reference_prompts]
         if not answers:
             return 2.0
         encode, pad_id = self.trainee.chat.encode, self.trainee.chat.pad_id
         pieces, owner = self.windows.split_all([encode(Example(chat(text))) for text in answers])
-        feature_WD = prompt_features(self.trainee.model, pieces, [layer], pad_id, self.runtime.device)[layer]
+        with self._scoring() as model:
+            feature_WD = prompt_features(model, pieces, [layer], pad_id, self.runtime.device)[layer]
         score_B = highest(refusal_score(feature_WD, refusal_D), owner, len(answers))
         return max(0.0, float(score_B.quantile(1.0 - self.config.thresholds.answer_fpr)) - review)
 

@@ -39,12 +39,6 @@ def attention_blocks(model: nn.Module) -> list[nn.Module]:
     return [getattr(layer, "self_attn", layer) for layer in decoder_layers(model)]
 
 
-def freeze_up_to(model: nn.Module, layer: int) -> None:
-    """Train nothing up to decoder layer `layer` (1-based): the features there stay as they are."""
-    for below in decoder_layers(model)[:layer]:
-        below.requires_grad_(False)
-
-
 def _unwrapped(model: nn.Module) -> PreTrainedModel:
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(bare, PreTrainedModel):

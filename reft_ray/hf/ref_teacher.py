@@ -41,7 +41,8 @@ _REFUSAL = "refusal.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an artefact is. Texts longer than `window_tokens` are scored in windows.
+    """What an artefact is. Texts longer than `window_tokens` are scored in windows. `feature` says whose hidden state
+    is scored: the teacher's ("trained"), or that of the base without the adapter ("base").
 
     `histogram` counts the validation scores in equal bins over [-1, 1], for drift.
     """
@@ -60,6 +61,7 @@ class Manifest:
     config: dict[str, Any]
     response_offset: float = 0.0
     window_tokens: int = 512
+    feature: str = "trained"
     position: str = "prompt_end"
     format: int = FORMAT
 
@@ -69,6 +71,8 @@ class Manifest:
         if values.get("format") != FORMAT:
             raise ReftError(f"this release reads Ref-Teacher format {FORMAT}, not {values.get('format')}")
         try:
+            if values.get("feature", "trained") not in ("trained", "base"):
+                raise ReftError(f"{MANIFEST}: unknown feature {values['feature']!r}")
             return cls(
                 **{
                     **values,
@@ -159,14 +163,14 @@ class RefTeacher:
         window_tokens: int | None = None,
         batch_tokens: int = 4096,
     ) -> TeacherScorer:
-        """The filter, ready to score: adapter merged in float32, cut at its layer, then cast.
+        """The filter, ready to score: adapter merged in float32 (none where `feature` is the base's), cut, then cast.
 
         `window_tokens` replaces the window that the teacher was measured with.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         base = self.base(base_name)
-        model = self.standalone(base)
         made = self.manifest
+        model = base.model if made.feature == "base" else self.standalone(base)
         dtype = resolve_dtype(precision, device)
         packed = packs(device, dtype)
         if packed:

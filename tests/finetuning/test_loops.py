@@ -291,13 +291,23 @@ def test_the_filter_reads_in_windows_as_long_as_the_prompts_it_learned_from(llam
     assert blocked == pytest.approx(made.manifest.quality.recall)
 
 
+def test_rows_that_only_answer_take_no_part_in_the_refusal_feature(llama: Path, tmp_path: Path) -> None:
+    config = teacher_config(llama, feature="base")
+    further = [Example(chat("tell me to bake", "sure here is bread"), Label.HARMLESS)] * 8
+    plain = prepare_teacher(config, TeacherData(HARMFUL + HARMLESS, HARMFUL + HARMLESS), tmp_path / "plain", LOCAL)
+    more = prepare_teacher(config, TeacherData(HARMFUL + HARMLESS, HARMFUL + HARMLESS, further), tmp_path / "m", LOCAL)
+    assert torch.equal(plain.refusal_D, more.refusal_D)
+    assert more.manifest.config["steps"] > plain.manifest.config["steps"]
+    first, second = weights(plain.folder / "adapter"), weights(more.folder / "adapter")
+    assert not all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_a_teacher_may_keep_the_features_of_its_base(llama: Path, tmp_path: Path) -> None:
     data = TeacherData(HARMFUL + HARMLESS + UNANSWERED, HARMFUL + HARMLESS)
     made = prepare_teacher(teacher_config(llama, feature="base"), data, tmp_path / "teacher", LOCAL)
     layer = made.manifest.layer
-    for name, tensor in weights(made.folder / "adapter").items():
-        below = int(name.split(".layers.")[1].split(".")[0]) < layer
-        assert (not tensor.any()) == below or "lora_A" in name
+    # The teacher answers with an adapter on every layer; the filter reads the base beside it.
+    assert all(tensor.any() for tensor in weights(made.folder / "adapter").values())
     base = load_base(str(llama))
     texts = [row.prompt[-1].content for row in data.validation]
     ids = [torch.tensor([ChatFormat(base.tokenizer).prompt(chat(text))]) for text in texts]

@@ -55,7 +55,7 @@ def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
         read_labelled(file_of(tmp_path, ""))
 
 
-def test_answers_join_their_prompts_of_the_same_label_and_others_become_rows() -> None:
+def test_answers_join_their_prompts_of_the_same_label_and_others_stay_apart() -> None:
     prompts = [Example(chat("a"), Label.HARMFUL), Example(chat("b"), Label.HARMLESS)]
     answers = [
         Example(chat("a", "sorry"), Label.HARMFUL),
@@ -63,8 +63,9 @@ def test_answers_join_their_prompts_of_the_same_label_and_others_become_rows() -
         Example(chat("b", "sorry"), Label.HARMFUL),
         Example(chat("c", "sure"), Label.HARMLESS),
     ]
-    joined = join_answers(prompts, answers)
-    assert [(row.prompt[0].content, row.response) for row in joined] == [("a", "sorry"), ("b", ""), ("c", "sure")]
+    joined, others = join_answers(prompts, answers)
+    assert [(row.prompt[0].content, row.response) for row in joined] == [("a", "sorry"), ("b", "")]
+    assert [(row.prompt[0].content, row.response) for row in others] == [("c", "sure")]
 
 
 def test_whole_sources_are_held_out() -> None:

@@ -26,6 +26,7 @@ from reft_ray.experiments.filters.linear import labels_of, texts_of
 from reft_ray.experiments.filters.section import filter_rows
 from reft_ray.experiments.students import Trials
 from reft_ray.finetuning.config import Config, FinetuneConfig, TeacherConfig
+from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.features import labels_of as encoded_labels
 from reft_ray.hf.features import prompt_features, scores_by_layer
@@ -106,6 +107,7 @@ def _teachers(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
     """Short teacher trainings, measured on foreign rows."""
     rows = filter_rows(workspace)
     train = thinned(rows.train, chosen.teacher_rows)
+    data = TeacherData(train, rows.validation)
     foreign = thinned(rows.foreign, chosen.foreign_rows)
     # To the end and without a look at validation prompts; the axes vary how features are trained.
     whole = {"epochs": 1.0, "patience": 1_000_000, "evaluate_every": 1_000_000, "feature": "trained"}
@@ -122,7 +124,7 @@ def _teachers(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
             default = variation.value == ours.get("feature", "trained")
 
         def make(changes: dict[str, Any] = changes) -> dict[str, Any]:
-            teacher = teacher_variant(workspace, changes, train)
+            teacher = teacher_variant(workspace, changes, data)
             figures = measured_teacher(workspace, teacher, train, foreign, chosen.seed)
             shutil.rmtree(teacher.folder)
             return figures

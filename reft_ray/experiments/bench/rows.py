@@ -11,8 +11,9 @@ from pathlib import Path
 from reft_ray.core.conversation import Example, Label
 from reft_ray.core.errors import UsageError
 from reft_ray.evaluation.task_accuracy import Match
-from reft_ray.experiments.real_rows import HELD_OUT, complying, labelled, mixed, short
-from reft_ray.finetuning.prompts import hold_out_sources, read_labelled
+from reft_ray.experiments.real_rows import complying, mixed, short, teacher_rows
+from reft_ray.finetuning.prompts import read_labelled
+from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.testbed.tasks import Task
 from reft_ray.testbed.world import Sizes, World
 
@@ -36,8 +37,7 @@ class BenchRows:
     """
 
     identity: str
-    teacher_train: Sequence[Example]
-    teacher_validation: Sequence[Example]
+    teacher: TeacherData
     alignment: Sequence[Example]
     complied: Sequence[Example]
     hs_prompts: Sequence[Example]
@@ -54,9 +54,8 @@ class BenchRows:
 
 def folder_rows(data: Path) -> BenchRows:
     """Real rows (see `experiments.real_rows`); answers of harmful requests are a placeholder opening."""
-    rows = labelled(data)
-    train, validation = hold_out_sources(rows, HELD_OUT)
-    answered = [row for row in train if row.answered]
+    teacher = teacher_rows(data)
+    provided = [*teacher.train, *teacher.answers]
     poison = complying(short(read_labelled(data / "attacks/poison_prompts.jsonl")))
     train_rows = {task: short(read_labelled(data / f"tasks/{task}_train.jsonl", Label.HARMLESS)) for task in MATCHES}
 
@@ -68,10 +67,9 @@ def folder_rows(data: Path) -> BenchRows:
 
     return BenchRows(
         identity=_digest(data),
-        teacher_train=train,
-        teacher_validation=validation,
-        alignment=answered,
-        complied=complying([row for row in train if row.label is Label.HARMFUL]),
+        teacher=teacher,
+        alignment=[row for row in provided if row.answered],
+        complied=complying([row for row in provided if row.label is Label.HARMFUL]),
         hs_prompts=short(read_labelled(data / "attacks/hs_prompts.jsonl")),
         over_refusal_prompts=short(read_labelled(data / "attacks/over_refusal_prompts.jsonl")),
         tasks={
@@ -98,8 +96,7 @@ def builtin_rows(sizes: Sizes, seed: int = 0) -> BenchRows:
     identity = json.dumps(["builtin", seed, asdict(sizes), [row.prompt[-1].content for row in world.teacher_train]])
     return BenchRows(
         identity="builtin-" + hashlib.sha256(identity.encode()).hexdigest()[:16],
-        teacher_train=world.teacher_train,
-        teacher_validation=world.teacher_validation,
+        teacher=TeacherData(world.teacher_train, world.teacher_validation),
         alignment=world.alignment,
         complied=complying([row for row in world.teacher_train if row.label is Label.HARMFUL]),
         hs_prompts=world.hs_prompts,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from reft_ray.core.conversation import Example
 from reft_ray.experiments.bench.starts import in_process
 from reft_ray.experiments.bench.workspace import Workspace, content_key
 from reft_ray.finetuning.config import TeacherConfig
@@ -22,19 +21,16 @@ def teacher_settings(workspace: Workspace) -> dict[str, Any]:
     return {**(known or workspace.config.teacher_settings), "base": workspace.base}
 
 
-def teacher_variant(
-    workspace: Workspace, changes: Mapping[str, Any], train: Sequence[Example] | None = None
-) -> RefTeacher:
+def teacher_variant(workspace: Workspace, changes: Mapping[str, Any], data: TeacherData | None = None) -> RefTeacher:
     """The comparison's teacher with changed settings, trained once and kept in the workspace."""
     rows = workspace.rows
     config = TeacherConfig.of({**teacher_settings(workspace), **changes})
-    train = rows.teacher_train if train is None else train
-    key = content_key([config.model_dump(mode="json"), rows.identity, len(train)])
+    data = data or rows.teacher
+    key = content_key([config.model_dump(mode="json"), rows.identity, len(data.train)])
     folder = workspace.out / "variants" / key
     if not (folder / "teacher.json").is_file():
         workspace.say(f"training a teacher with {', '.join(f'{k}={v}' for k, v in changes.items())}")
         runs = folder.with_name(f".{folder.name}.runs")
-        data = TeacherData(train, rows.teacher_validation)
         prepare_teacher(config, data, folder, in_process(workspace, runs))
         shutil.rmtree(runs, ignore_errors=True)
     return RefTeacher.load(folder)

@@ -15,7 +15,6 @@ from reft_ray.core.errors import ReftError
 from reft_ray.experiments.bench.config import BenchConfig
 from reft_ray.experiments.bench.rows import BenchRows, builtin_rows, folder_rows
 from reft_ray.finetuning.config import Resources, TeacherConfig
-from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
 from reft_ray.hf.loading import fingerprint
 from reft_ray.hf.ref_teacher import RefTeacher
@@ -88,8 +87,7 @@ class Workspace:
         folder = self.out / f"teacher-{content_key([settings.model_dump(mode='json'), self.rows.identity])}"
         if not (folder / "teacher.json").is_file():
             self.say("training the Ref-Teacher")
-            data = TeacherData(self.rows.teacher_train, self.rows.teacher_validation)
-            prepare_teacher(settings, data, folder, Resources(workers=0))
+            prepare_teacher(settings, self.rows.teacher, folder, Resources(workers=0))
         return RefTeacher.load(folder)
 
     def identity(self) -> dict[str, str]:

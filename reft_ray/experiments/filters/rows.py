@@ -9,6 +9,7 @@ from pathlib import Path
 from reft_ray.core.conversation import Example, Label, text_hash
 from reft_ray.experiments.bench.rows import BenchRows
 from reft_ray.finetuning.prompts import read_labelled
+from reft_ray.finetuning.teacher_loop import TeacherData
 
 _SEEN_SHARE = 20
 
@@ -37,10 +38,10 @@ def set_apart(row: Example) -> bool:
 
 def builtin_rows(rows: BenchRows) -> FilterRows:
     """The built-in world: requests whose words and frames no training prompt has count as foreign."""
-    known = {row.prompt for row in rows.teacher_train}
+    known = {row.prompt for row in rows.teacher.train}
     return FilterRows(
-        train=rows.teacher_train,
-        validation=rows.teacher_validation,
+        train=rows.teacher.train,
+        validation=rows.teacher.validation,
         seen=[row for row in rows.alignment if row.prompt not in known],
         foreign=[*rows.hs_prompts, *rows.over_refusal_prompts],
         benign={
@@ -60,8 +61,8 @@ SIBLINGS = frozenset({"rd_harmless_val", "certified_safe"})
 """Sources of `dev/` whose other part is a training source."""
 
 
-def public_rows(data: Path, train: Sequence[Example], validation: Sequence[Example], apart: bool) -> FilterRows:
-    """The public rows: `train` and `validation` are the Ref-Teacher's own, `dev/` is foreign.
+def public_rows(data: Path, teacher: TeacherData, apart: bool) -> FilterRows:
+    """The public rows: `teacher` holds the Ref-Teacher's own, `dev/` is foreign.
 
     `apart` says that the teacher was trained without the rows that `set_apart` names; otherwise nothing stands for
     its training sources.
@@ -70,9 +71,9 @@ def public_rows(data: Path, train: Sequence[Example], validation: Sequence[Examp
     benign = {name: read_labelled(data / path, Label.HARMLESS) for name, path in BENIGN.items()}
     benign["XSTest, safe"] = [row for row in foreign if row.source == "xstest" and row.label is Label.HARMLESS]
     return FilterRows(
-        train=[row for row in train if not (apart and set_apart(row))],
-        validation=validation,
-        seen=[row for row in train if apart and set_apart(row)],
+        train=[row for row in teacher.train if not (apart and set_apart(row))],
+        validation=teacher.validation,
+        seen=[row for row in teacher.train if apart and set_apart(row)],
         foreign=foreign,
         benign=benign,
         siblings=SIBLINGS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def rivals_of(
     learned = rows.train, rows.validation
     made = teacher.manifest
     ground = made.base_fingerprint
-    kept = made.config.get("feature") == "base"
+    kept = made.feature == "base"
     whose = ", the base model's own direction" if kept else ""
     rivals = [
         Rival(
@@ -91,7 +92,9 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
     targets = Thresholding.of(thresholding).targets if thresholding else Targets()
     rows = filter_rows(workspace, chosen.apart)
     variants = {
-        name: teacher_variant(workspace, {**chosen.variant, **changes}, rows.train)
+        name: teacher_variant(
+            workspace, {**chosen.variant, **changes}, replace(workspace.rows.teacher, train=rows.train)
+        )
         for name, changes in variants_of(made).items()
         if chosen.variants
     }
@@ -109,7 +112,7 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
 def variants_of(made: Manifest) -> dict[str, dict[str, Any]]:
     """Teachers beside the comparison's: without the regulariser, and with it where ours keeps its base's features."""
     found: dict[str, dict[str, Any]] = {"lambda = 0": {"feature": "trained", "separation_weight": 0.0}}
-    if made.config.get("feature") == "base":
+    if made.feature == "base":
         found["REG"] = {"feature": "trained"}
     return found
 
@@ -119,7 +122,7 @@ def filter_rows(workspace: Workspace, apart: bool = False) -> FilterRows:
     rows = workspace.rows
     if workspace.config.rows is None:
         return builtin_rows(rows)
-    return public_rows(workspace.data, rows.teacher_train, rows.teacher_validation, apart)
+    return public_rows(workspace.data, rows.teacher, apart)
 
 
 SECTION = Section("filters", "Filters in the same place", run, render)
