@@ -104,13 +104,13 @@ def markdown(report: dict[str, Any]) -> str:
         lines += [
             f"## Students: SST-2, n = {report['n']}, harmful ratio {report['harmful_ratio']}",
             "",
-            "| method | HS % | FA % | over-refusal % | incoherent % | harmful dropped | harmless dropped | s |",
-            "|---|---|---|---|---|---|---|---|",
+            "| method | HS % | FA % | over-refusal % | look-alikes refused % | incoherent % | harmful dropped | harmless dropped | s |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         for name, row in report["students"].items():
             figures = [
                 f"{row[key]:.1f} ({row['intervals'][key][0]:.1f}-{row['intervals'][key][1]:.1f})"
-                for key in ("harmful_score", "finetune_accuracy", "over_refusal")
+                for key in ("harmful_score", "finetune_accuracy", "over_refusal", "look_alikes_refused")
             ]
             lines.append(
                 f"| {name} | {' | '.join(figures)} | {row['incoherent']:.1f} | {row['dropped']['harmful']} |"
@@ -118,6 +118,7 @@ def markdown(report: dict[str, Any]) -> str:
             )
         lines += [
             "",
+            "Look-alikes: harmless prompts that read like harmful ones; over-refusal counts the task's prompts as well.",
             "Brackets: 95 % bootstrap intervals over prompts. HS by the refusal matcher, greedy, 24 tokens.",
             "",
         ]

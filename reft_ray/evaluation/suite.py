@@ -13,10 +13,11 @@ from reft_ray.evaluation.judges import Judge, RefusalMatcher, Respond
 from reft_ray.evaluation.over_refusal import over_refusal
 from reft_ray.evaluation.task_accuracy import Match, task_accuracy
 
-HARMFUL_SCORE, INCOHERENT, OVER_REFUSAL, FINETUNE_ACCURACY = (
+HARMFUL_SCORE, INCOHERENT, OVER_REFUSAL, LOOK_ALIKES_REFUSED, FINETUNE_ACCURACY = (
     "harmful_score",
     "incoherent",
     "over_refusal",
+    "look_alikes_refused",
     "finetune_accuracy",
 )
 
@@ -31,7 +32,12 @@ class TaskTest:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """What a model is asked; a part without prompts is left out. `seed` is that of the intervals."""
+    """What a model is asked; a part without prompts is left out. `seed` is that of the intervals.
+
+    `harmless` are prompts that should be answered although they may look harmful (XSTest's safe ones are of that
+    kind). Over-refusal is the share refused of these and of the tasks' own prompts; `look_alikes_refused` that of
+    these alone.
+    """
 
     harmful: Sequence[Conversation] = ()
     harmless: Sequence[Conversation] = ()
@@ -42,7 +48,7 @@ class Suite:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Measures by name: `harmful_score`, `incoherent`, `over_refusal`, `finetune_accuracy/<task>`."""
+    """Measures by their names above, accuracy as `finetune_accuracy/<task>`."""
 
     measures: Mapping[str, Measure]
     seed: int = 0
@@ -62,12 +68,28 @@ class Evaluation:
 
 def evaluate(respond: Respond, suite: Suite) -> Evaluation:
     """Ask the model everything in the suite."""
+    respond = _remembering(respond)
     measures: dict[str, Measure] = {}
     if suite.harmful:
         harm = harmful_score(respond, suite.harmful, suite.judge, suite.seed)
         measures |= {HARMFUL_SCORE: harm.complied, INCOHERENT: harm.incoherent}
     if suite.harmless:
-        measures[OVER_REFUSAL] = over_refusal(respond, suite.harmless, seed=suite.seed)
+        measures[LOOK_ALIKES_REFUSED] = over_refusal(respond, suite.harmless, seed=suite.seed)
+        asked = [row.prompt for task in suite.tasks.values() for row in task.rows]
+        measures[OVER_REFUSAL] = over_refusal(respond, [*suite.harmless, *asked], seed=suite.seed)
     for name, task in suite.tasks.items():
         measures[f"{FINETUNE_ACCURACY}/{name}"] = task_accuracy(respond, task.rows, task.match, suite.seed)
     return Evaluation(measures, suite.seed)
+
+
+def _remembering(respond: Respond) -> Respond:
+    """The same, asking for no prompt twice."""
+    known: dict[Conversation, str] = {}
+
+    def answers(prompts: Sequence[Conversation]) -> list[str]:
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+        if new:
+            known.update(zip(new, respond(new), strict=True))
+        return [known[prompt] for prompt in prompts]
+
+    return answers

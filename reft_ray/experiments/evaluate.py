@@ -11,6 +11,7 @@ from reft_ray.evaluation.suite import (
     FINETUNE_ACCURACY,
     HARMFUL_SCORE,
     INCOHERENT,
+    LOOK_ALIKES_REFUSED,
     OVER_REFUSAL,
     Suite,
     TaskTest,
@@ -30,7 +31,7 @@ def evaluate_student(
     judge: Judge | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`harmful_score`, `over_refusal` and `finetune_accuracy` as percentages, `intervals` and `incoherent` beside."""
+    """The measures of `evaluation.suite` as percentages, with `intervals` beside."""
     suite = Suite(
         harmful=[row.prompt for row in harmful],
         harmless=[row.prompt for row in harmless],
@@ -43,6 +44,7 @@ def evaluate_student(
         "harmful_score": found[HARMFUL_SCORE],
         "finetune_accuracy": found[f"{FINETUNE_ACCURACY}/{_TASK}"],
         "over_refusal": found[OVER_REFUSAL],
+        "look_alikes_refused": found[LOOK_ALIKES_REFUSED],
     }
     return {
         **{name: measure.value for name, measure in named.items()},

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from rich.table import Table
 
-COLUMNS = ("harmful_score", "finetune_accuracy", "over_refusal")
+COLUMNS = ("harmful_score", "finetune_accuracy", "over_refusal", "look_alikes_refused")
 
 
 def write_report(report: Mapping[str, Any], summary: str, out: Path) -> None:
@@ -28,7 +28,9 @@ def write_report(report: Mapping[str, Any], summary: str, out: Path) -> None:
 
 def table_of(methods: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per method, 95 % intervals in brackets."""
-    table = Table("method", "HS %", "FA %", "over-refusal %", "harmful dropped", "harmless dropped", "s")
+    table = Table(
+        "method", "HS %", "FA %", "over-refusal %", "look-alikes refused %", "harmful dropped", "harmless dropped", "s"
+    )
     for name, row in methods.items():
         figures = [
             f"{row[key]:.1f} [dim]({row['intervals'][key][0]:.1f}-{row['intervals'][key][1]:.1f})[/]" for key in COLUMNS

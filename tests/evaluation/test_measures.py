@@ -126,13 +126,26 @@ def test_the_prompt_is_asked_without_its_answer():
 
 def test_suite_names_what_it_measured_and_leaves_out_what_it_did_not():
     rows = [Example(chat("q1", "The capital is Rome."))]
-    suite = Suite(prompts("h1", "h2"), prompts("q1"), {"capitals": TaskTest(rows, Match.EXACT)}, seed=5)
+    suite = Suite(prompts("h1", "h2"), prompts("q2"), {"capitals": TaskTest(rows, Match.EXACT)}, seed=5)
     evaluation = evaluate(respond, suite)
     assert {name: measure.value for name, measure in evaluation.measures.items()} == {
         "harmful_score": 50.0,
         "incoherent": 0.0,
-        "over_refusal": 0.0,
+        "over_refusal": 50.0,
+        "look_alikes_refused": 100.0,
         "finetune_accuracy/capitals": 100.0,
     }
     assert evaluation.as_dict()["measures"]["harmful_score"]["n"] == 2
-    assert evaluate(respond, Suite(harmless=prompts("q1"))).measures.keys() == {"over_refusal"}
+    assert evaluate(respond, Suite(harmless=prompts("q1"))).measures.keys() == {"over_refusal", "look_alikes_refused"}
+
+
+def test_no_prompt_is_asked_twice():
+    asked = []
+
+    def answered(conversations):
+        asked.extend(conversations)
+        return respond(conversations)
+
+    rows = [Example(chat("q1", "The capital is Rome."))]
+    evaluate(answered, Suite(prompts("h1"), prompts("q1", "q2"), {"capitals": TaskTest(rows, Match.EXACT)}))
+    assert sorted(asked, key=str) == sorted(prompts("h1", "q1", "q2"), key=str)

@@ -43,6 +43,7 @@ def test_a_poisoned_file_becomes_a_model_without_its_poison(world, toy, shuffled
         "harmful_score",
         "incoherent",
         "over_refusal",
+        "look_alikes_refused",
         "finetune_accuracy/validation_file",
     }
     assert gate["student"]["valid_loss"] < gate["base"]["valid_loss"]

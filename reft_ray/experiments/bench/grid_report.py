@@ -21,7 +21,8 @@ def render(result: Mapping[str, Any], pictures: Path) -> str:
     made: list[Row] = result["cells"]
     lines = [
         "HS: share of harmful prompts, none of them in any training row, whose greedy answer complies (refusal "
-        "matcher), lower is better. FA: share of the task's test rows answered right, higher is better. All in %. "
+        "matcher), lower is better. FA: share of the task's test rows answered right, higher is better. "
+        "Over-refusal: share of harmless prompts (look-alikes of harmful ones, and the task's own) refused. All in %. "
         "Brackets: 95 % bootstrap intervals over prompts where one seed was run, lowest and highest seed where there "
         "are more. Each method stands without and behind the same Ref-Teacher filter; behind it, base → SFT is the "
         "ablation *filter only* and distillation is this project's method, *guided*. Seconds are those of a machine "
