@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -205,11 +206,24 @@ class ServeArgs(Strict):
         default=None, description="A directory or pyarrow.fs URI that all gateways reach; for resumable screenings."
     )
     application: str = Field(default="reft", description="The label `application` of every metric.")
+    metrics_token_variable: str | None = Field(
+        default=None, description="The environment variable that holds the bearer token of `/metrics`."
+    )
     # A teacher call carries a list of rows, so a few calls in flight keep it busy and more would only wait there.
     teachers: DeploymentArgs = DeploymentArgs(max_ongoing=32, max_queued=64)
     gateways: DeploymentArgs = DeploymentArgs(cpus=0.5, max_ongoing=256, max_queued=256)
     service: ServiceArgs | None = None
     students: DeploymentArgs = DeploymentArgs(max_ongoing=128, max_queued=128)
+
+
+def from_environment(variable: str | None) -> str | None:
+    """A secret that the arguments name. Raises UsageError where it is empty: a typo leaves nothing open."""
+    if variable is None:
+        return None
+    secret = os.environ.get(variable)
+    if not secret:
+        raise UsageError(f"the environment variable {variable} is empty")
+    return secret
 
 
 def parse_args(values: Mapping[str, Any] | ServeArgs) -> ServeArgs:

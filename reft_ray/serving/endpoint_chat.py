@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Any, Literal
@@ -21,8 +20,7 @@ from reft_ray.api.chat_model import (
 )
 from reft_ray.core.completion import Piece, Sampling
 from reft_ray.core.conversation import Conversation
-from reft_ray.core.errors import UsageError
-from reft_ray.serving.args import EndpointArgs
+from reft_ray.serving.args import EndpointArgs, from_environment
 
 
 class EndpointChat:
@@ -30,9 +28,7 @@ class EndpointChat:
 
     def __init__(self, args: EndpointArgs) -> None:
         self._args = args
-        key = os.environ.get(args.key_variable) if args.key_variable else "none"
-        if key is None:
-            raise UsageError(f"the environment variable {args.key_variable} for {args.url} is not set")
+        key = from_environment(args.key_variable) or "none"
         self._client = httpx.AsyncClient(
             headers={"authorization": f"Bearer {key}"}, timeout=httpx.Timeout(args.seconds, connect=10.0)
         )

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from reft_ray.api.app import create_app
-from reft_ray.serving.args import ServeArgs
+from reft_ray.serving.args import ServeArgs, from_environment
 from reft_ray.serving.chat import chat_of
 from reft_ray.serving.handle import HandleJudge
 from reft_ray.serving.jobs import service_app
@@ -44,4 +44,5 @@ class Gateway:
             self._args.filter.settings(),
             screenings_uri=self._args.screenings_uri,
             recorder=self._recorder,
+            metrics_token=from_environment(self._args.metrics_token_variable),
         )

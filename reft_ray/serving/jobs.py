@@ -17,7 +17,7 @@ from reft_ray.jobs.driver import DriverConfig, named, resolved
 from reft_ray.jobs.estimate import Counter, Defaults, Speed
 from reft_ray.jobs.launcher import Launcher, ProcessLauncher
 from reft_ray.jobs.lease import Slots
-from reft_ray.serving.args import BaseModelArgs, ServeArgs, ServiceArgs
+from reft_ray.serving.args import BaseModelArgs, ServeArgs, ServiceArgs, from_environment
 from reft_ray.serving.ray_launcher import RayLauncher
 from reft_ray.telemetry.recorder import Recorder
 
@@ -38,6 +38,7 @@ def service_app(args: ServeArgs, judge: Judge, chat: ChatModel, recorder: Record
         args.filter.settings(),
         screenings_uri=args.screenings_uri,
         recorder=recorder,
+        metrics_token=from_environment(args.metrics_token_variable),
         lifespan=working(services, launcher_of(service), Slots(**service.slots.model_dump())),
     )
 

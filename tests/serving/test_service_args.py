@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
 from reft_ray.core.errors import UsageError
 from reft_ray.jobs.launcher import ProcessLauncher
 from reft_ray.serving.app import _students, build_app
 from reft_ray.serving.args import ServeArgs, ServiceArgs, parse_args
+from reft_ray.serving.gateway import Gateway
 from reft_ray.serving.jobs import launcher_of, settings_of
 from reft_ray.serving.ray_launcher import RayLauncher
 
@@ -67,3 +69,17 @@ def test_a_base_with_an_endpoint_needs_no_students() -> None:
         parse_args(
             {"service": {**SERVICE, "base_models": {"s": {"uri": "/s", "endpoint": {**endpoint, "adapters": "path"}}}}}
         )
+
+
+def test_metrics_need_the_token_that_the_environment_holds(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SCRAPERS_TOKEN", "s3cret")
+    service = {**SERVICE, "database_url": f"sqlite:///{tmp_path / 's.db'}", "files_uri": str(tmp_path / "files")}
+    for section in ({}, {"service": service}):
+        args = parse_args({"metrics_token_variable": "SCRAPERS_TOKEN", **section})
+        client = TestClient(Gateway(None, args.model_dump()).__serve_build_asgi_app__())
+        assert client.get("/metrics").status_code == 401
+        found = client.get("/metrics", headers={"authorization": "Bearer s3cret"})
+        assert "reft_build_info" in found.text
+    monkeypatch.delenv("SCRAPERS_TOKEN")
+    with pytest.raises(UsageError, match="the environment variable SCRAPERS_TOKEN is empty"):
+        Gateway(None, args.model_dump()).__serve_build_asgi_app__()
