@@ -73,7 +73,14 @@ def test_a_base_with_an_endpoint_needs_no_students() -> None:
 
 def test_metrics_need_the_token_that_the_environment_holds(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SCRAPERS_TOKEN", "s3cret")
-    service = {**SERVICE, "database_url": f"sqlite:///{tmp_path / 's.db'}", "files_uri": str(tmp_path / "files")}
+    endpoint = {"url": "http://127.0.0.1:1/v1", "model": "small"}
+    models = {"small": {"uri": "/models/small", "endpoint": endpoint}}
+    service = {
+        **SERVICE,
+        "base_models": models,
+        "database_url": f"sqlite:///{tmp_path / 's.db'}",
+        "files_uri": str(tmp_path / "files"),
+    }
     for section in ({}, {"service": service}):
         args = parse_args({"metrics_token_variable": "SCRAPERS_TOKEN", **section})
         client = TestClient(Gateway(None, args.model_dump()).__serve_build_asgi_app__())
