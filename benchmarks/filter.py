@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 
 # Before torch reads it, and for every contender alike: the service sets it for its replicas.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import argparse
 import asyncio

@@ -30,7 +30,7 @@ class Teacher(TeacherReplica):
     """The teacher with Ray's metrics: its recorder cannot travel, so it is made where it records."""
 
     def __init__(self, application: str) -> None:
-        _wait_asleep()
+        _spin_briefly()
         super().__init__(RayRecorder(Labeller(application=application)))
 
 
@@ -79,7 +79,7 @@ def _student_class(args: ChatArgs) -> type[StudentReplica]:
 
     class Student(StudentReplica):
         def __init__(self, uri: str, args: ChatArgs) -> None:
-            _wait_asleep()
+            _spin_briefly()
             super().__init__(uri, args)
 
         async def stream(
@@ -110,13 +110,14 @@ def _student_class(args: ChatArgs) -> type[StudentReplica]:
     return Student
 
 
-def _wait_asleep() -> None:
-    """OpenMP's threads spin at every barrier by default.
+def _spin_briefly() -> None:
+    """OpenMP's threads spin for milliseconds at every barrier by default.
 
-    The gateway and the proxy then find no processor, and a thread that waits for one stalls all others; asleep they
-    cost a wake-up. Read once, when torch is loaded.
+    The gateway and the proxy then find no processor, and a thread that waits for one stalls all others; asleep at once
+    they cost a wake-up for every operation. Microseconds of spinning lie between. Read once, when torch is loaded.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def _size(size: DeploymentArgs) -> dict[str, Any]:

@@ -32,6 +32,8 @@ def local_service(args: ServeArgs, port: int = 8000, quiet: bool = True) -> Iter
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     # Serve kills a proxy that is not up in time and then gives up; its five seconds are too few for a busy machine.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+    # Calls between proxy, gateway and teacher as gRPC and not as actor tasks: a third less per request.
+    os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
     ray.init(
         num_cpus=_logical_cpus(args),
         include_dashboard=False,
