@@ -13,17 +13,18 @@ import os
 import random
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 warnings.simplefilter("ignore")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
-from reft_ray.core.conversation import Label
+from reft_ray.core.conversation import Example, Label
 from reft_ray.experiments.chain import respond_with, scorer_of, screen_rows, train_cell
 from reft_ray.experiments.evaluate import evaluate_student
 from reft_ray.experiments.quickstart import STUDENTS
-from reft_ray.experiments.real_rows import teacher_config, teacher_rows, user_rows
+from reft_ray.experiments.real_rows import short, teacher_config, teacher_rows, user_rows
 from reft_ray.finetuning.cluster import start_ray
 from reft_ray.finetuning.config import FinetuneConfig, Resources
 from reft_ray.finetuning.prompts import read_labelled
@@ -38,6 +39,7 @@ EVALUATED = 300
 def students(data: Path, base: Path, teacher: RefTeacher, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Every student of the quickstart's table, on real rows."""
     user = user_rows(data, arguments.n, arguments.harmful_ratio, arguments.seed)
+    out.mkdir(parents=True, exist_ok=True)
     write_chat_rows(out / "user.jsonl", user)
     screened = screen_rows(out / "user.jsonl", user, teacher, out / "screened", str(base))
     provided = teacher_rows(data)
@@ -45,9 +47,8 @@ def students(data: Path, base: Path, teacher: RefTeacher, out: Path, arguments: 
     random.Random(arguments.seed).shuffle(alignment)
     refusals = [row for row in alignment if row.label is Label.HARMFUL][:1000]
     helpful = [row for row in alignment if row.label is Label.HARMLESS][:1000]
-    short = [
-        row for row in read_labelled(data / "attacks/over_refusal_prompts.jsonl") if len(row.prompt[-1].content) < 400
-    ]
+    harmful = short(read_labelled(data / "attacks/hs_prompts.jsonl"))
+    harmless = short(read_labelled(data / "attacks/over_refusal_prompts.jsonl"))
     test = read_labelled(data / "tasks/sst2_dev.jsonl", Label.HARMLESS)
     table = {}
     for name, student in STUDENTS.items():
@@ -58,8 +59,8 @@ def students(data: Path, base: Path, teacher: RefTeacher, out: Path, arguments: 
                 "init": student.init,
                 "epochs": 3,
                 "max_tokens": 192,
-                "alignment_ratio": 0.5,
-                "optimizer": {"learning_rate": 5e-4},
+                "alignment_ratio": 1.0,
+                "optimizer": {"learning_rate": 3e-3},
                 "seed": arguments.seed,
             }
         )
@@ -69,12 +70,17 @@ def students(data: Path, base: Path, teacher: RefTeacher, out: Path, arguments: 
         )
         respond = respond_with(str(base), cell.student, 24)
         figures = evaluate_student(
-            respond, read_labelled(data / "attacks/hs_prompts.jsonl"), short[:EVALUATED], test, seed=arguments.seed
+            respond, *(some(rows, arguments.seed) for rows in (harmful, harmless, test)), seed=arguments.seed
         )
         dropped = screened.dropped if student.method.filters else dict.fromkeys(Label, 0)
         table[name] = {**figures, "rows": cell.rows, "dropped": dict(dropped), "seconds": round(cell.seconds)}
         print(name, {k: v for k, v in table[name].items() if k != "intervals"}, flush=True)
     return table
+
+
+def some(rows: Sequence[Example], seed: int) -> list[Example]:
+    """At most EVALUATED rows, of all sources alike."""
+    return random.Random(seed).sample(list(rows), min(EVALUATED, len(rows)))
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -88,9 +94,11 @@ def markdown(report: dict[str, Any]) -> str:
         "## The filter on sources that it never saw",
         "",
         f"Overall AUROC **{overall['auroc']:.3f}**, AUPRC {overall['auprc']:.3f}, recall {overall['recall_at_1_fpr']:.3f} at 1 %"
-        f" FPR ({overall['rows']} rows, {overall['harmful']} harmful); layer {report['layer']}, trained on other sources alone."
-        " For comparison, measured on the same rows: TF-IDF with logistic regression 0.869 and 0.21, MiniLM sentence"
-        " embeddings with logistic regression 0.889 and 0.23, a linear probe on the base's own layer 4 0.826.",
+        f" FPR ({overall['rows']} rows, {overall['harmful']} harmful); layer {report['layer']}. The refusal feature is that of"
+        " the base model, over training prompts of other sources; the sources that steer layer and thresholds are held out of it as well."
+        " For comparison, on the same rows: TF-IDF with logistic regression 0.869 and recall 0.21 when it learns from all"
+        " sources, 0.828 when the same ones are held out; MiniLM sentence embeddings (22 M parameters, trained on a"
+        " billion pairs) with logistic regression 0.889 and 0.23.",
         "",
         "| source | rows | harmful | AUROC | recall at 1 % FPR | blocked |",
         "|---|---|---|---|---|---|",
@@ -133,7 +141,8 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--teacher", type=Path, help="a teacher of an earlier run, in place of training one")
+    parser.add_argument("--n", type=int, default=500)
     parser.add_argument("--harmful-ratio", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", type=json.loads, default={}, help="TeacherConfig keys as JSON")
@@ -150,11 +159,13 @@ def main() -> None:
             last = time.perf_counter()
             print({k: round(v, 3) for k, v in metrics.items() if isinstance(v, float | int)}, flush=True)
 
-    teacher = prepare_teacher(
-        config, teacher_rows(data), arguments.work / "teacher", Resources(workers=0), progress=tell
-    )
+    if arguments.teacher:
+        teacher = RefTeacher.load(arguments.teacher)
+    else:
+        out = arguments.work / "teacher"
+        teacher = prepare_teacher(config, teacher_rows(data), out, Resources(workers=0), progress=tell)
     report: dict[str, Any] = {
-        "command": "python benchmarks/small_base.py --rows ../shared",
+        "command": f"python benchmarks/small_base.py --rows {arguments.rows}",
         "seed": arguments.seed,
         "n": arguments.n,
         "harmful_ratio": arguments.harmful_ratio,

@@ -30,16 +30,16 @@ PROMPT_CHARACTERS = 400
 
 
 def teacher_config(base: Path, epochs: float, settings: dict[str, Any]) -> TeacherConfig:
-    """Stage 1 for the small base: mostly labelled prompts, few of them with answers, the layer swept afterwards."""
+    """Stage 1 for the small base, whose own features tell foreign sources apart better than trained ones do."""
     return TeacherConfig.of(
         {
             "base": str(base),
             "epochs": epochs,
-            "batch_rows": 64,
-            "answered_rows": 0.25,
-            "separation_weight": 1.0,
+            "feature": "base",
+            "window_tokens": 64,
+            "batch_rows": 32,
             "max_tokens": 192,
-            "optimizer": {"learning_rate": 5e-4},
+            "optimizer": {"learning_rate": 3e-3},
             "thresholds": {"block_recall": None, "block_fpr": 0.01, "review_recall": 0.9},
             **settings,
         }
