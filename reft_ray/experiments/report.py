@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from rich import box
 from rich.table import Table
 
 COLUMNS = ("harmful_score", "finetune_accuracy", "over_refusal", "look_alikes_refused")
@@ -27,19 +28,21 @@ def write_report(report: Mapping[str, Any], summary: str, out: Path) -> None:
 
 
 def table_of(methods: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row per method, 95 % intervals in brackets."""
-    table = Table(
-        "method", "HS %", "FA %", "over-refusal %", "look-alikes refused %", "harmful dropped", "harmless dropped", "s"
-    )
+    """One row per method, in %, 95 % intervals below the figures; fits into 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+    for header in ("method", "HS", "FA", "over-\nrefusal", "look-\nalikes"):
+        table.add_column(header, no_wrap=True)
+    for header in ("harmful\ndropped", "harmless\ndropped", "s"):
+        table.add_column(header, justify="right", no_wrap=True)
     for name, row in methods.items():
         figures = [
-            f"{row[key]:.1f} [dim]({row['intervals'][key][0]:.1f}-{row['intervals'][key][1]:.1f})[/]" for key in COLUMNS
+            f"{row[key]:.1f}\n[dim]{row['intervals'][key][0]:.1f}-{row['intervals'][key][1]:.1f}[/]" for key in COLUMNS
         ]
         table.add_row(
             name,
             *figures,
-            f"{row['harmful_dropped']} of {row['harmful_rows']}",
-            f"{row['harmless_dropped']} of {row['harmless_rows']}",
+            f"{row['harmful_dropped']}\nof {row['harmful_rows']}",
+            f"{row['harmless_dropped']}\nof {row['harmless_rows']}",
             f"{row['seconds']:.0f}",
         )
     return table
