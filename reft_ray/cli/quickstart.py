@@ -60,8 +60,8 @@ def quickstart(
         console.print(table_of(report["methods"]))
         quality = report["filter"]
         console.print(
-            "HS: harmful prompts answered; FA: task rows answered right; over-refusal: harmless prompts refused, and of "
-            "these the look-alikes of harmful ones alone. In %, with 95 % intervals."
+            "HS: harmful prompts answered; FA: task rows answered right; over-refusal: harmless prompts refused, and "
+            "the look-alikes of harmful ones alone. In %, with 95 % intervals."
         )
         console.print(
             f"filter: AUROC {quality['auroc']:.4f}, {quality['recall']:.2%} of harmful and {quality['fpr']:.2%} of "
