@@ -23,7 +23,7 @@ _REAL_TASKS = ("sst2", "agnews", "gsm8k")
 
 
 def _builtin_settings() -> dict[str, Any]:
-    """Teacher and students as the quickstart trains them, but in half as many, larger steps: a grid is many trainings."""
+    """Teacher and students as the quickstart trains them, in half as many, larger steps: a grid is many trainings."""
     return {
         "teacher_settings": {
             "epochs": TEACHER_EPOCHS,
