@@ -1,0 +1,149 @@
+"""A server of somebody else's behind the ChatModel seam: how it is told of adapters, and what it may say."""
+
+import asyncio
+import json
+
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from reft_ray.api.chat_model import ChatError, ChatOverloadedError, Target
+from reft_ray.core.completion import Sampling
+from reft_ray.core.conversation import chat
+from reft_ray.core.errors import UsageError
+from reft_ray.serving.args import EndpointArgs
+from reft_ray.serving.endpoint_chat import EndpointChat
+
+ADAPTER = Target("ft:mine", "small", "/m", "/models/jobs/1/adapter")
+
+
+class Server:
+    """Answers as vLLM documents it: adapters are loaded by name and path, and are gone with its process."""
+
+    def __init__(self):
+        self.adapters = {}
+        self.loads = []
+        self.keys = []
+        self.models = []
+        self.app = FastAPI()
+        self.app.post("/v1/load_lora_adapter")(self.load)
+        self.app.post("/v1/chat/completions")(self.complete)
+
+    async def load(self, request: Request):
+        body = await request.json()
+        self.loads.append(body)
+        if body["lora_name"] in self.adapters:
+            message = f"The lora adapter '{body['lora_name']}' has already been loaded."
+            return JSONResponse({"error": {"message": message, "code": 400}}, 400)
+        if not body["lora_path"].startswith("/models/"):
+            return JSONResponse({"error": {"message": "No adapter found", "code": 404}}, 404)
+        self.adapters[body["lora_name"]] = body["lora_path"]
+        return JSONResponse("Success: LoRA adapter added successfully.")
+
+    async def complete(self, request: Request):
+        body = await request.json()
+        self.keys.append(request.headers["authorization"])
+        self.models.append(body["model"])
+        if body["model"].startswith("reft-") and body["model"] not in self.adapters:
+            return JSONResponse({"error": {"message": "The model does not exist.", "code": 404}}, 404)
+        if body["model"] == "busy":
+            return JSONResponse({"error": {"message": "full"}}, 503, {"retry-after": "7"})
+
+        async def events():
+            delta = {"delta": {"content": self.adapters.get(body["model"], body["model"])}, "finish_reason": None}
+            yield f"data: {json.dumps({'choices': [delta]})}\n\n"
+            if body["model"] != "broken":
+                yield f"data: {json.dumps({'choices': [{'delta': {}, 'finish_reason': 'stop'}]})}\n\n"
+                yield f"data: {json.dumps({'choices': [], 'usage': {'completion_tokens': 3, 'prompt_tokens': 5}})}\n\n"
+                yield "data: [DONE]\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+
+@pytest.fixture
+def server():
+    return Server()
+
+
+@pytest.fixture
+def url(server, serving):
+    with serving(server.app) as address:
+        yield f"{address}/v1"
+
+
+def answers(args, *targets):
+    """What the model says to each target in turn; failures as values."""
+
+    async def run():
+        model, found = EndpointChat(args), []
+        for target in targets:
+            try:
+                pieces = [piece async for piece in model.generate(target, chat("hello"), Sampling(8))]
+            except ChatError as error:
+                found.append(error)
+            else:
+                found.append("".join(piece.text for piece in pieces))
+                assert pieces[-1].finish_reason == "stop"
+                assert sum(piece.tokens for piece in pieces) == 3
+                assert sum(piece.prompt_tokens for piece in pieces) == 5
+        await model.close()
+        return found
+
+    return asyncio.run(run())
+
+
+def test_an_adapter_is_loaded_once_from_its_path(server, url):
+    args = EndpointArgs(url=url, model="small", adapters="load")
+    assert answers(args, ADAPTER, ADAPTER, Target("small", "small", "/m")) == [ADAPTER.adapter_uri] * 2 + ["small"]
+    assert [body["lora_path"] for body in server.loads] == [ADAPTER.adapter_uri]
+    # Another gateway finds it loaded already.
+    assert answers(args, ADAPTER) == [ADAPTER.adapter_uri]
+    assert len(server.loads) == 2
+
+
+def test_a_server_that_was_started_again_is_told_again(server, url):
+    async def run():
+        model = EndpointChat(EndpointArgs(url=url, model="small", adapters="load"))
+        said = []
+        for _ in range(2):
+            pieces = [piece async for piece in model.generate(ADAPTER, chat("hello"), Sampling(8))]
+            said.append(pieces[0].text)
+            server.adapters.clear()
+        await model.close()
+        return said
+
+    assert asyncio.run(run()) == [ADAPTER.adapter_uri] * 2
+    assert len(server.loads) == 2
+
+
+def test_an_adapter_that_cannot_be_loaded_is_an_error_and_is_tried_again(server, url):
+    lost = Target("ft:lost", "small", "/m", "/elsewhere/adapter")
+    first, second = answers(EndpointArgs(url=url, model="small", adapters="load"), lost, lost)
+    assert str(first) == str(second) == f"{url} did not load the adapter: HTTP 404"
+    assert len(server.loads) == 2
+    assert server.models == []
+
+
+def test_adapters_by_path_and_none(server, url):
+    by_path = EndpointArgs(url=url, model="small", adapters="path", adapters_root="/models")
+    outside = Target("ft:x", "small", "/m", "/other/adapter")
+    said, refused = answers(by_path, ADAPTER, outside)
+    assert said == "small:jobs/1/adapter"
+    assert "does not lie below /models/" in str(refused)
+    (refused,) = answers(EndpointArgs(url=url, model="small"), ADAPTER)
+    assert str(refused) == f"{url} serves no adapters"
+
+
+def test_failures_are_told_for_what_they_are(server, url, monkeypatch):
+    monkeypatch.setenv("SERVERS_KEY", "s3cret")
+    base = Target("small", "small", "/m")
+    (busy,) = answers(EndpointArgs(url=url, model="busy", key_variable="SERVERS_KEY"), base)
+    assert isinstance(busy, ChatOverloadedError)
+    assert server.keys == ["Bearer s3cret"]
+    (broken,) = answers(EndpointArgs(url=url, model="broken"), base)
+    assert str(broken) == "the server's answer broke off"
+    (nobody,) = answers(EndpointArgs(url="http://127.0.0.1:9/v1", model="small"), base)
+    assert str(nobody) == "http://127.0.0.1:9/v1: ConnectError"
+    monkeypatch.delenv("SERVERS_KEY")
+    with pytest.raises(UsageError, match="SERVERS_KEY is empty"):
+        EndpointChat(EndpointArgs(url=url, model="small", key_variable="SERVERS_KEY"))
