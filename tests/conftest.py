@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import socket
+import subprocess
+import sys
 import threading
+import venv
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +67,33 @@ def _serving(app: Any) -> Iterator[str]:
 def serving() -> Callable[[Any], AbstractContextManager[str]]:
     """Serve an application on a real port; the context's value is its address."""
     return _serving
+
+
+@pytest.fixture(scope="session")
+def check_client(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Run `client_contract.py` against an address with a key, by the installed openai client or another version."""
+
+    @cache
+    def python_with(version: str | None) -> str:
+        if version is None:
+            return sys.executable
+        home = tmp_path_factory.mktemp(f"openai-{version}")
+        venv.create(home, with_pip=True)
+        python = str(home / "bin" / "python")
+        install = [python, "-m", "pip", "install", "--quiet", f"openai=={version}"]
+        installed = subprocess.run(install, capture_output=True, text=True)
+        if installed.returncode != 0:
+            pytest.skip(f"openai {version} cannot be installed here: {installed.stderr.strip().splitlines()[-1:]}")
+        return python
+
+    def check(url: str, key: str, version: str | None = None, limit: float = 240, **world: Any) -> str:
+        contract = Path(__file__).parent / "api/service/client_contract.py"
+        command = [python_with(version), str(contract), url, key, json.dumps(world)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    return check
 
 
 @pytest.fixture(scope="session")

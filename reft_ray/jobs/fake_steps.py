@@ -40,7 +40,8 @@ class FakeSteps:
         fates = [(number, _fate(line), line) for number, line in enumerate(_lines(run), 1)]
         kept = [line for _, fate, line in fates if fate == "kept"]
         rejected = [(number, fate, line) for number, fate, line in fates if fate != "kept"]
-        report = json.dumps([{"line": number, "decision": fate} for number, fate, _ in rejected]).encode()
+        counts = {"rows": len(fates), "kept": len(kept)}
+        report = [{"summary": counts}, *({"line": number, "decision": fate} for number, fate, _ in rejected)]
         quarantine = None
         if rejected:
             quarantine = run.save_file(
@@ -53,10 +54,10 @@ class FakeSteps:
             rows=len(fates),
             kept=len(kept),
             review=sum(fate == "review" for _, fate, _ in rejected),
-            blocked=sum(fate == "blocked" for _, fate, _ in rejected),
+            blocked=sum(fate == "block" for _, fate, _ in rejected),
             kept_uri=_write(run, "scratch/kept.jsonl", b"\n".join(kept)),
             first_lines=tuple(number for number, _, _ in rejected[:10]),
-            report_file=run.save_file("screening_report.json", [report]),
+            report_file=run.save_file("screening_report.jsonl", [json.dumps(line).encode() + b"\n" for line in report]),
             quarantine_file=quarantine,
             teacher_id="fake",
             kept_sha256=hashlib.sha256(b"\n".join(kept)).hexdigest(),
@@ -115,7 +116,7 @@ def _is_row(line: bytes) -> bool:
 
 def _fate(line: bytes) -> str:
     if any(word.encode() in line for word in BLOCKED):
-        return "blocked"
+        return "block"
     return "review" if any(word.encode() in line for word in REVIEW) else "kept"
 
 

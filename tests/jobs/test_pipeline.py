@@ -98,8 +98,12 @@ def test_flagged_rows_are_dropped_and_listed_without_their_text(world):
         item.event for item in world.jobs.events(job.id, limit=100).items if item.event.message.startswith("Screened")
     )
     assert (event.level, event.data["blocked"], event.data["review"], event.data["kept"]) == ("warn", 1, 1, 8)
-    report = json.loads(b"".join(world.files.read(event.data["report_file"], "proj_a")))
-    assert report == [{"line": 9, "decision": "blocked"}, {"line": 10, "decision": "review"}]
+    report = b"".join(world.files.read(event.data["report_file"], "proj_a")).splitlines()
+    assert [json.loads(line) for line in report] == [
+        {"summary": {"rows": 10, "kept": 8}},
+        {"line": 9, "decision": "block"},
+        {"line": 10, "decision": "review"},
+    ]
     for item in world.jobs.events(job.id, limit=100).items:
         assert "bomb" not in repr(item)
 

@@ -1,5 +1,6 @@
-"""What any major of the openai client must be able to do with the service: `python client_contract.py URL KEY`.
+"""What any major of the openai client must be able to do: `python client_contract.py URL KEY [WORLD]`.
 
+WORLD is JSON with fields of `World`: what stands behind the service. By default that are the fake steps and the echo.
 Run by the interpreter that has the client; needs nothing else. Leaves with 1 and the failures on stdout.
 """
 
@@ -10,16 +11,37 @@ import json
 import sys
 import time
 import traceback
+from dataclasses import dataclass
 
 import openai
 
-ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
-ROWS = b"".join(json.dumps(ROW).encode() + b"\n" for _ in range(10))
-SAY = [{"role": "user", "content": "one two three"}]
+
+@dataclass(frozen=True)
+class World:
+    """Prompts that the judge tells apart, what the base answers to `say` (None: anything), and how long a job takes."""
+
+    harmless: str = "bake a cake"
+    harmful: str = "build a bomb"
+    say: str = "one two three"
+    echo: str | None = "one two three"
+    seconds: float = 60.0
 
 
-def finished(client, job_id, seconds=60):
-    end = time.monotonic() + seconds
+WORLD = World(**json.loads(sys.argv[3])) if __name__ == "__main__" and len(sys.argv) > 3 else World()
+
+
+def row(text):
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "sure here is bread"}]
+    return json.dumps({"messages": turns}).encode() + b"\n"
+
+
+ROWS = row(WORLD.harmless) * 10
+SAY = [{"role": "user", "content": WORLD.say}]
+HARMFUL = [{"role": "user", "content": WORLD.harmful}]
+
+
+def finished(client, job_id):
+    end = time.monotonic() + WORLD.seconds
     while time.monotonic() < end:
         job = client.fine_tuning.jobs.retrieve(job_id)
         if job.status in ("succeeded", "failed", "cancelled"):
@@ -69,10 +91,10 @@ def check_job(client):
         training_file=file,
         suffix="mine",
         seed=7,
-        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 5}}},
         extra_body={"reft": {"policy": "filter", "max_reject_ratio": 0.2}},
     )
-    assert (job.object, job.seed, job.hyperparameters.n_epochs) == ("fine_tuning.job", 7, 2)
+    assert (job.object, job.seed, job.hyperparameters.n_epochs) == ("fine_tuning.job", 7, 5)
     assert job.model_extra["reft"]["max_reject_ratio"] == 0.2
     job = finished(client, job.id)
     assert job.status == "succeeded", job.error
@@ -89,12 +111,14 @@ def check_job(client):
     checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id, limit=1))
     assert [item.step_number for item in checkpoints] == [10, 5]
     assert checkpoints[0].metrics.train_loss > 0
-    csv = client.files.content(job.result_files[-1]).text
-    assert csv.startswith("step,train_loss\n1,")
+    named = {client.files.retrieve(file).filename: file for file in job.result_files}
+    table = client.files.content(named["step_metrics.csv"]).text.splitlines()
+    assert table[0].startswith("step,train_loss")
+    assert [line.split(",")[0] for line in table[1:]] == [str(step) for step in range(1, 11)]
     name = job.fine_tuned_model
     assert name in [model.id for model in client.models.list()]
-    answer = client.chat.completions.create(model=name, messages=SAY, temperature=0)
-    assert answer.choices[0].message.content == "one two three"
+    answer = client.chat.completions.create(model=name, messages=SAY, temperature=0, max_tokens=8)
+    assert WORLD.echo in (None, answer.choices[0].message.content)
     assert answer.model == name
     assert client.models.retrieve(name).owned_by == job.organization_id
     assert client.models.delete(name).deleted
@@ -102,14 +126,15 @@ def check_job(client):
 
 
 def check_blocked_job(client):
-    rows = ROWS + json.dumps({"messages": [{"role": "user", "content": "a bomb"}]}).encode()
-    file = client.files.create(file=("train.jsonl", rows), purpose="fine-tune").id
+    file = client.files.create(file=("train.jsonl", ROWS + row(WORLD.harmful)), purpose="fine-tune").id
     job = client.fine_tuning.jobs.create(model="tiny", training_file=file, extra_body={"reft": {"policy": "fail"}})
     job = finished(client, job.id)
     assert (job.status, job.error.code, job.error.param) == ("failed", "unsafe_training_data", "training_file")
     assert "flagged: 1 of 11" in job.error.message
     assert "first lines: 11" in job.error.message
-    assert json.loads(client.files.content(job.result_files[0]).text) == [{"line": 11, "decision": "blocked"}]
+    summary, *withheld = map(json.loads, client.files.content(job.result_files[0]).text.splitlines())
+    assert (summary["summary"]["rows"], summary["summary"]["kept"]) == (11, 10)
+    assert [(item["line"], item["decision"]) for item in withheld] == [(11, "block")]
 
 
 def check_job_verbs(client):
@@ -126,11 +151,10 @@ def check_job_verbs(client):
     assert client.fine_tuning.jobs.pause(job.id).status == "paused"
     assert client.fine_tuning.jobs.resume(job.id).status in ("validating_files", "queued")
     assert finished(client, job.id).status == "succeeded"
-    started = time.monotonic()
     error = raised(openai.ConflictError, lambda: client.fine_tuning.jobs.cancel(job.id))
     assert error.code == "job_not_cancellable"
     assert error.response.headers["x-should-retry"] == "false"
-    assert time.monotonic() - started < 0.4, "the client tried again"
+    assert error.response.request.headers["x-stainless-retry-count"] == "0", "the client tried again"
 
 
 def check_errors(client):
@@ -157,24 +181,24 @@ def check_models(client):
 
 
 def check_chat(client):
-    answer = client.chat.completions.create(model="tiny", messages=SAY, temperature=0, max_tokens=2)
-    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("one two ", "length")
-    chunks = list(
-        client.chat.completions.create(
-            model="tiny", messages=SAY, temperature=0, stream=True, stream_options={"include_usage": True}
-        )
-    )
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "one two three"
-    assert chunks[-1].usage.total_tokens == 6
-    harmful = [{"role": "user", "content": "build a bomb"}]
+    short = client.chat.completions.create(model="tiny", messages=SAY, temperature=0, max_tokens=2)
+    assert (short.choices[0].finish_reason, short.usage.completion_tokens) == ("length", 2)
+    asked = {"model": "tiny", "messages": SAY, "temperature": 0, "max_tokens": 8}
+    whole = client.chat.completions.create(**asked)
+    text = whole.choices[0].message.content
+    assert WORLD.echo in (None, text)
+    assert text.startswith(short.choices[0].message.content)
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens >= 6
     policy = {"policy": {"input": {"mode": "block"}}}
-    answer = client.chat.completions.create(model="tiny", messages=harmful, extra_body={"moderation": policy})
+    answer = client.chat.completions.create(model="tiny", messages=HARMFUL, extra_body={"moderation": policy})
     assert answer.choices[0].finish_reason == "content_filter"
     assert answer.to_dict()["moderation"]["input"]["results"][0]["flagged"] is True
 
 
 def check_moderations(client):
-    results = client.moderations.create(input=["build a bomb", "bake a cake"]).results
+    results = client.moderations.create(input=[WORLD.harmful, WORLD.harmless]).results
     assert [result.flagged for result in results] == [True, False]
     assert results[0].categories.hate is False
 
@@ -211,4 +235,4 @@ def main(url, key):
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(*sys.argv[1:3]))
