@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reft_ray.core.batch import Batch
 from reft_ray.core.forward import Forward
-from reft_ray.core.losses import cross_entropy_sum, kl_sum, topk_kl_sum
+from reft_ray.core.losses import correct_sum, cross_entropy_sum, kl_sum, topk_kl_sum
 from reft_ray.core.refusal import AllReduce, single_rank
 from reft_ray.core.targets import TargetSource
 
@@ -75,13 +75,17 @@ def cached_teacher(source: TargetSource, temperature: float = 1.0) -> AlignmentL
 
 @dataclass(frozen=True, slots=True)
 class GuidedTerms:
-    """The loss terms of a step over all ranks, and the token counts that they were divided by."""
+    """The loss terms of a step over all ranks, and the token counts that they were divided by.
+
+    `user_correct` counts the user's tokens that the student held likeliest before the step; None where nobody counted.
+    """
 
     task: float
     distill: float
     total: float
     user_tokens: int
     alignment_tokens: int
+    user_correct: int | None = None
 
 
 def guided_step(
@@ -99,23 +103,23 @@ def guided_step(
     """
     counts = all_reduce(torch.tensor([_trained(user), _trained(alignment)], dtype=torch.float64))
     user_tokens, alignment_tokens = (int(count) for count in counts)
-    terms = torch.zeros(2, dtype=torch.float64)
+    terms = torch.zeros(3, dtype=torch.float64)
     for batch in user:
         logits_NV = student(batch).logits_NV
         assert logits_NV is not None
         task = cross_entropy_sum(logits_NV, batch.targets_N) / user_tokens
         task.backward()
         terms[0] += float(task.detach())
+        terms[2] += float(correct_sum(logits_NV, batch.targets_N))
     for batch in alignment:
         logits_NV = student(batch).logits_NV
         assert logits_NV is not None
         distill = alignment_loss(batch, logits_NV) / alignment_tokens
         (distill_weight * distill).backward()
         terms[1] += float(distill.detach())
-    task_term, distill_term = (float(term) for term in all_reduce(terms))
-    return GuidedTerms(
-        task_term, distill_term, task_term + distill_weight * distill_term, user_tokens, alignment_tokens
-    )
+    task_term, distill_term, correct = (float(term) for term in all_reduce(terms))
+    total = task_term + distill_weight * distill_term
+    return GuidedTerms(task_term, distill_term, total, user_tokens, alignment_tokens, int(correct))
 
 
 def _trained(batches: Sequence[Batch]) -> int:

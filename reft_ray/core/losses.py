@@ -18,6 +18,11 @@ def cross_entropy_sum(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
 
 
+def correct_sum(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """How many positions have their target as the likeliest token: beside the loss, no loss itself."""
+    return (logits_NV.detach().argmax(dim=-1) == targets_N).sum()
+
+
 def separation_sums(feature_BD: Tensor, refusal_D: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
     """REG in two sums: (1 - s) over harmful rows and (1 + s) over harmless rows; unlabelled rows count in neither."""
     score_B = refusal_score(feature_BD, refusal_D)

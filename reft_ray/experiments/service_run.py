@@ -111,6 +111,7 @@ def train_on_kept(
     progress: Progress | None = None,
     stop: Stop | None = None,
     recorder: Recorder | None = None,
+    validation: Sequence[Example] = (),
 ) -> Path:
     """Finetune on what a finished screening kept; without workers the rows are read here, and no cluster starts."""
     rows: Dataset | list[Example]
@@ -118,5 +119,5 @@ def train_on_kept(
         rows = kept_dataset(screening)
     else:
         rows = [Example(turns, place=f"row {number}") for number, turns in kept_rows(screening)]
-    inputs = FinetuneInputs(rows, kept_count(screening), alignment, teacher)
+    inputs = FinetuneInputs(rows, kept_count(screening), alignment, teacher, validation)
     return finetune(config, inputs, out, resources, run_id, progress, recorder, stop)

@@ -16,6 +16,7 @@ from reft_ray.core.batch import Batch, Encoded, answered, collate, micro_batches
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
 from reft_ray.core.guided import AlignmentLoss, GuidedTerms, cached_teacher, hard_labels, live_teacher
+from reft_ray.core.held_out import held_out
 from reft_ray.core.optimization import adamw, clip_gradients, learning_rate_at, reduce_gradients, set_learning_rate
 from reft_ray.finetuning.checkpoint import (
     gather_state,
@@ -50,11 +51,13 @@ def train_student(
     teacher: RefTeacher | None = None,
     targets_folder: Path | None = None,
     sharded: bool = False,
+    validation: Sequence[Example] = (),
 ) -> Trainee:
     """Finetune a student on rows that were screened already; returns it trained.
 
     `alignment` and `teacher` are needed by methods that distil, `targets_folder` by cached soft labels (see
-    `finetuning.targets`). Raises ReftError when one is missing or no row can be trained on.
+    `finetuning.targets`). `validation` rows are not learned; their figures go with the reports of checkpoints.
+    Raises ReftError when one is missing or no row can be trained on.
     """
     torch.manual_seed(config.seed + runtime.rank)
     trainee = load_trainee(config, runtime, STUDENT)
@@ -77,6 +80,7 @@ def train_student(
         shard(trainee.model)
     run = _Run(runtime, config, trainee, rows, aligned, alignment_loss, sharded)
     run.notes = [alignment_left_out.note]
+    run.validation = answered(fitting(trainee.chat, validation, trainee.max_tokens).encoded)
     run.train()
     return trainee
 
@@ -157,6 +161,7 @@ class _Run:
         self.alignment_tokens = 0
         self.left_out = LeftOut()
         self.notes: list[str] = []
+        self.validation: list[Encoded] = []
         self.told: deque[dict[str, Any]] = deque(maxlen=_REMEMBERED_REPORTS)
         self.earlier: list[dict[str, Any]] = []
         self.total_rows = round(config.epochs * len(rows))
@@ -279,6 +284,11 @@ class _Run:
         if terms is not None:
             metrics |= {"loss": terms.total, "task": terms.task, "distill": terms.distill}
             metrics["soft_labels"] = config.labels == "soft" and terms.alignment_tokens > 0
+            if terms.user_correct is not None and terms.user_tokens:
+                metrics["accuracy"] = terms.user_correct / terms.user_tokens
+        # Not where a run was told to stop in between: its figures are those of a run that nobody stopped.
+        if self.validation and (last or self.step % config.checkpoint_every == 0):
+            metrics |= self._held_out()
         self.told.append(metrics)
         if self.earlier:
             metrics, self.earlier = {**metrics, "earlier": self.earlier}, []
@@ -309,6 +319,17 @@ class _Run:
                 export_student(self.trainee, tensors["weights"], folder / (EXPORT if last else ADAPTER))
 
         self.runtime.report(metrics, write)
+
+    def _held_out(self) -> dict[str, float]:
+        """The student's figures on the validation rows, without dropout and without a trace in the random numbers."""
+        mine = share(self.validation, self.runtime.rank, self.runtime.world)
+        batches = micro_batches(mine, self.config.micro_batch_tokens, self.trainee.chat.pad_id, self.runtime.device)
+        if self.sharded:
+            batches = self._even(batches)
+        self.model.eval()
+        found = held_out(ModelForward(self.model), batches, self.runtime.all_reduce)
+        self.model.train()
+        return {"valid_loss": found.loss, "valid_accuracy": found.accuracy} if found else {}
 
     def _resume(self) -> None:
         folder = self.runtime.latest_checkpoint()

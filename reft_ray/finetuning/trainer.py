@@ -42,12 +42,14 @@ class FinetuneInputs:
     """What a finetuning run reads besides its configuration.
 
     `rows` were screened already: a dataset with the columns of `finetuning.data`, of `count` rows, or examples.
+    `validation` rows are not learned, and every worker holds them in memory.
     """
 
     rows: ray.data.Dataset | Sequence[Example]
     count: int
     alignment: Sequence[Example] = ()
     teacher: RefTeacher | None = None
+    validation: Sequence[Example] = ()
 
 
 def prepare_teacher(
@@ -100,14 +102,14 @@ def finetune(
     rows = inputs.rows
     local = resources.workers == 0
     dataset = rows if isinstance(rows, ray.data.Dataset) else None if local else dataset_of(rows)
-    count, alignment, teacher = inputs.count, inputs.alignment, inputs.teacher
+    count, alignment, teacher, validation = inputs.count, inputs.alignment, inputs.teacher, inputs.validation
     examples = None if isinstance(rows, ray.data.Dataset) or not local else rows
     sharded = resources.strategy == "fsdp"
 
     def loop(runtime: Runtime, shard: ray.data.DataIterator | None) -> None:
         source = examples if shard is None else ShardRows(shard, count)
         assert source is not None
-        train_student(runtime, config, source, alignment, teacher, targets, sharded)
+        train_student(runtime, config, source, alignment, teacher, targets, sharded, validation)
 
     return _run(loop, dataset, out, resources, run_id or f"finetune-{uuid.uuid4().hex[:12]}", progress, stop)
 

@@ -74,17 +74,25 @@ class FakeSteps:
         for step in range(start + 1, self.train_steps + 1):
             if run.wait(self.step_seconds) if self.step_seconds else run.should_stop():
                 raise StoppedError("told to stop")
-            run.metrics(step, self.train_steps, {"train_loss": 2.0 / step})
+            values = self._values(step, run.job.spec.validation_file is not None)
+            run.metrics(step, self.train_steps, values)
             if step % self.checkpoint_every == 0:
                 uri = _write(run, f"checkpoint-{step}", str(step).encode())
-                run.checkpoint(step, uri, {"step": float(step), "train_loss": 2.0 / step})
-        losses = "".join(f"{step},{2.0 / step:.4f}\n" for step in range(1, self.train_steps + 1))
+                run.checkpoint(step, uri, {"step": float(step), **values})
+        steps = range(1, self.train_steps + 1)
+        table = "".join(f"{step},{2.0 / step:.4f},{step / self.train_steps:.4f}\n" for step in steps)
         return Training(
             adapter_uri=_write(run, "adapter", b"weights"),
             steps=self.train_steps,
             trained_tokens=screening.kept * 8,
-            result_file=run.save_file("step_metrics.csv", [b"step,train_loss\n", losses.encode()]),
+            result_file=run.save_file("step_metrics.csv", [b"step,train_loss,train_accuracy\n", table.encode()]),
         )
+
+    def _values(self, step: int, validated: bool) -> dict[str, float]:
+        values = {"train_loss": 2.0 / step, "train_mean_token_accuracy": step / self.train_steps}
+        if validated and step % self.checkpoint_every == 0:
+            values |= {"valid_loss": 3.0 / step, "valid_mean_token_accuracy": step / self.train_steps}
+        return values
 
     def evaluate(self, run: JobRun, training: Training) -> Evaluation:
         """See Steps."""

@@ -104,9 +104,10 @@ class JobRun:
 
     def metrics(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
         """Report training metrics, e.g. `train_loss`; the time of the end is foretold from the speed so far."""
-        loss = f", training loss={values['train_loss']:.2f}" if "train_loss" in values else ""
+        named = {"training": "train_loss", "validation": "valid_loss"}
+        losses = "".join(f", {name} loss={values[key]:.2f}" for name, key in named.items() if key in values)
         data = {"step": step, "total_steps": total_steps, **finite(values)}
-        event = Event(f"Step {step}/{total_steps}{loss}", type="metrics", data=data, key=f"train/{step}")
+        event = Event(f"Step {step}/{total_steps}{losses}", type="metrics", data=data, key=f"train/{step}")
         self._store.append(self.job.id, event, self._owner, self._estimated_finish(step, total_steps))
 
     def checkpoint(self, step: int, uri: str, metrics: Mapping[str, float]) -> None:

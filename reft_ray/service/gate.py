@@ -8,7 +8,6 @@ from dataclasses import asdict
 
 import ray
 
-from reft_ray.core.conversation import Example
 from reft_ray.evaluation.gate import Gate
 from reft_ray.evaluation.suite import Suite, TaskTest
 from reft_ray.finetuning.config import Resources
@@ -17,7 +16,7 @@ from reft_ray.jobs.errors import StoppedError
 from reft_ray.jobs.run import JobRun
 from reft_ray.jobs.steps import Evaluation, GateCheck, Training, finite
 from reft_ray.service.measure import Answer, Question, measure
-from reft_ray.service.reading import read_rows
+from reft_ray.service.reading import answered_examples
 from reft_ray.service.surroundings import Surroundings
 from reft_ray.service.train import connect
 
@@ -29,7 +28,7 @@ _POLL_SECONDS = 0.5
 def evaluate_student(run: JobRun, world: Surroundings, training: Training, device: str) -> Evaluation:
     """Both models on the operator's prompts and on the validation file, and every limit with its numbers."""
     spec, args = run.job.spec, world.args.gate
-    held_out = _validation_rows(run, world.base)
+    held_out = list(answered_examples(run, spec.validation_file, world.base))
     suite = Suite(world.harmful(), world.harmless(), {TASK: TaskTest(held_out, args.match)} if held_out else {})
     question = Question(suite, held_out, args.max_new_tokens)
     with local_folder(training.adapter_uri) as adapter:
@@ -41,13 +40,6 @@ def evaluate_student(run: JobRun, world: Surroundings, training: Training, devic
         tuple(GateCheck(**{**asdict(check), "bound": str(check.bound)}) for check in result.checks),
         run.save_file(REPORT, [json.dumps(finite(report), indent=2).encode()]),
     )
-
-
-def _validation_rows(run: JobRun, base: str) -> list[Example]:
-    file_id = run.job.spec.validation_file
-    rows = read_rows(run, file_id, base) if file_id else iter(())
-    examples = [Example(row.conversation) for row in rows if row.conversation]
-    return [example for example in examples if example.answered]
 
 
 def _asked(run: JobRun, world: Surroundings, student: str | None, question: Question, device: str) -> Answer:

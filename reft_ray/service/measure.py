@@ -11,7 +11,7 @@ import torch
 
 from reft_ray.core.batch import answered, micro_batches
 from reft_ray.core.conversation import Example
-from reft_ray.core.losses import cross_entropy_sum
+from reft_ray.core.held_out import HeldOut, held_out
 from reft_ray.evaluation.suite import Evaluation, Suite, evaluate
 from reft_ray.finetuning.encoding import fitting
 from reft_ray.hf.chat import ChatFormat
@@ -34,14 +34,19 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The figures of one model; `loss` in nats per token, None without rows."""
+    """The figures of one model; `held_out` is None without rows."""
 
     evaluation: Evaluation
-    loss: float | None
+    held_out: HeldOut | None
 
     def as_dict(self) -> dict[str, Any]:
         """The form of reports."""
-        return {**self.evaluation.as_dict(), "valid_loss": self.loss}
+        found = self.held_out
+        return {
+            **self.evaluation.as_dict(),
+            "valid_loss": found.loss if found else None,
+            "valid_mean_token_accuracy": found.accuracy if found else None,
+        }
 
 
 def measure(base: str, student: str | None, question: Question, device: str) -> Answer:
@@ -56,16 +61,6 @@ def measure(base: str, student: str | None, question: Question, device: str) -> 
         model = merge(attach_saved(model, "student", Path(student)))
     chat = ChatFormat(loaded.tokenizer)
     evaluation = evaluate(Responder(model, chat, question.max_new_tokens), question.suite)
-    return Answer(evaluation, _loss(model, chat, question.loss_rows, loaded.context, device))
-
-
-@torch.inference_mode()
-def _loss(model: torch.nn.Module, chat: ChatFormat, rows: Sequence[Example], context: int, device: str) -> float | None:
-    encoded = answered(fitting(chat, rows, context).encoded)
-    forward, total, tokens = ModelForward(model), 0.0, 0
-    for batch in micro_batches(encoded, _BATCH_TOKENS, chat.pad_id, device):
-        logits_NV = forward(batch).logits_NV
-        assert logits_NV is not None
-        total += float(cross_entropy_sum(logits_NV, batch.targets_N))
-        tokens += len(batch.targets_N)
-    return total / tokens if tokens else None
+    encoded = answered(fitting(chat, question.loss_rows, loaded.context).encoded)
+    batches = micro_batches(encoded, _BATCH_TOKENS, chat.pad_id, device)
+    return Answer(evaluation, held_out(ModelForward(model), batches))

@@ -58,6 +58,13 @@ def read_rows(run: JobRun, file_id: str, base: str) -> Iterator[ReadRow]:
                 yield ReadRow(line, conversation=conversation_of(row, shape.format))
 
 
+def answered_examples(run: JobRun, file_id: str | None, base: str) -> Iterator[Example]:
+    """The rows of a file that have an answer; none where there is no file."""
+    for row in read_rows(run, file_id, base) if file_id else ():
+        if row.conversation and (example := Example(row.conversation)).answered:
+            yield example
+
+
 def control_tokens(base: str) -> frozenset[str]:
     """Strings that would open or close a turn in training. A base from the hub names them in its tokenizer."""
     if (Path(base) / "tokenizer.json").is_file():

@@ -9,6 +9,7 @@ import torch
 from reft_ray.core.batch import Encoded, collate, numbered
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.guided import guided_step, live_teacher
+from reft_ray.core.held_out import held_out
 from reft_ray.core.losses import kl_sum
 from reft_ray.core.optimization import reduce_gradients
 from reft_ray.core.refusal import RunningRefusal, refusal_score
@@ -63,7 +64,7 @@ def test_the_loss_is_the_equation_of_the_method(setup: Setup) -> None:
         setup.student, setup.batches(setup.user, 6), setup.batches(setup.alignment, 3),
         live_teacher(setup.teacher, 2.0), distill_weight=0.5,
     )  # fmt: skip
-    losses, tokens = 0.0, 0
+    losses, tokens, correct = 0.0, 0, 0
     for row in setup.user:
         with torch.no_grad():
             logits = setup.model(input_ids=torch.tensor([row.ids])).logits[0]
@@ -71,8 +72,12 @@ def test_the_loss_is_the_equation_of_the_method(setup: Setup) -> None:
             if row.trained[t]:
                 losses -= float(torch.log_softmax(logits[t - 1], -1)[row.ids[t]])
                 tokens += 1
+                correct += int(logits[t - 1].argmax()) == row.ids[t]
     assert terms.task == pytest.approx(losses / tokens, rel=1e-5)
-    assert terms.user_tokens == tokens
+    assert (terms.user_tokens, terms.user_correct) == (tokens, correct)
+    found = held_out(setup.student, setup.batches(setup.user, 2))
+    assert (found.loss, found.accuracy) == (pytest.approx(losses / tokens, rel=1e-5), correct / tokens)
+    assert held_out(setup.student, []) is None
     divergence, aligned = 0.0, 0
     for row in setup.alignment:
         batch = collate([row], setup.fmt.pad_id)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from reft_ray.core.batch import collate
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError, UsageError
+from reft_ray.core.held_out import held_out
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
 from reft_ray.finetuning.rows import Cycle, global_batches, share, shuffled
 from reft_ray.finetuning.runtime import LocalRuntime, TrainingStoppedError
@@ -19,6 +21,7 @@ from reft_ray.finetuning.trainer import FinetuneInputs, finetune, prepare_teache
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward
 from reft_ray.hf.loading import load_base
+from reft_ray.hf.lora import attach_saved, merge
 from reft_ray.hf.ref_teacher import RefTeacher
 
 HARMFUL = [
@@ -374,3 +377,29 @@ def test_reports_that_nobody_heard_come_again_behind_a_restart(llama: Path, tmp_
     assert first["earlier"][0] == heard[0]
     assert {report["step"] for report in heard} | {2} == set(range(1, heard[-1]["step"] + 1))
     assert not any("earlier" in report for report in heard[before + 1 :])
+
+
+def test_validation_rows_are_measured_at_checkpoints_and_change_nothing(llama: Path, tmp_path: Path) -> None:
+    config = finetune_config(
+        llama, method="sft", epochs=8, log_every=1, checkpoint_every=6, optimizer={"learning_rate": 0.01}
+    )
+    rows = [Example(chat(f"tell me {word}", "sure here is")) for word in ("how", "that", "bread")]
+    heard: list[Mapping[str, Any]] = []
+    inputs = FinetuneInputs(USER, len(USER), validation=rows)
+    student = finetune(config, inputs, tmp_path / "measured", LOCAL, progress=heard.append)
+    assert [report["step"] for report in heard if "valid_loss" in report] == [6, 12, 18, 24]
+    assert all(0 <= report["accuracy"] <= 1 for report in heard)
+    first, last = heard[0], heard[-1]
+    assert last["accuracy"] > first["accuracy"]
+    assert last["valid_loss"] < first["task"]
+    assert last["valid_accuracy"] > first["accuracy"]
+    # Dropout was on again behind each of them: the student is that of a run without.
+    unmeasured = finetune(config, FinetuneInputs(USER, len(USER)), tmp_path / "unmeasured", LOCAL)
+    for name, tensor in weights(unmeasured).items():
+        assert torch.equal(tensor, weights(student)[name])
+    base = load_base(str(llama))
+    fmt = ChatFormat(base.tokenizer)
+    model = merge(attach_saved(base.model, "student", student))
+    found = held_out(ModelForward(model), [collate([fmt.encode(row)], fmt.pad_id) for row in rows])
+    assert last["valid_loss"] == pytest.approx(found.loss, rel=1e-4)
+    assert last["valid_accuracy"] == pytest.approx(found.accuracy)

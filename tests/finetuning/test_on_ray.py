@@ -66,13 +66,18 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_two_ranks_learn_what_one_process_learns(
     teacher: RefTeacher, llama: Path, tmp_path: Path, strategy: str
 ) -> None:
-    inputs = FinetuneInputs(USER, len(USER), HARMFUL + HARMLESS, teacher)
-    alone = weights(finetune(config_of(llama), inputs, tmp_path / "alone", Resources(workers=0)))
+    inputs = FinetuneInputs(USER, len(USER), HARMFUL + HARMLESS, teacher, validation=USER[:3])
+    reports: dict[str, list[Mapping[str, Any]]] = {"alone": [], strategy: []}
+    local = Resources(workers=0)
+    alone = weights(finetune(config_of(llama), inputs, tmp_path / "alone", local, progress=reports["alone"].append))
     resources = Resources.of({"workers": 2, "strategy": strategy, "gpus_per_worker": 1 if strategy == "fsdp" else 0})
-    together = weights(finetune(config_of(llama), inputs, tmp_path / strategy, resources))
+    heard = reports[strategy].append
+    together = weights(finetune(config_of(llama), inputs, tmp_path / strategy, resources, progress=heard))
     assert together.keys() == alone.keys()
     for name, tensor in alone.items():
         assert torch.allclose(together[name], tensor, atol=1e-5), name
+    for name in ("accuracy", "valid_loss", "valid_accuracy"):
+        assert reports[strategy][-1][name] == pytest.approx(reports["alone"][-1][name], rel=1e-3), name
 
 
 def test_two_ranks_prepare_the_same_teacher(teacher: RefTeacher, llama: Path, tmp_path: Path) -> None:

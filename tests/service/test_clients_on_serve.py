@@ -19,7 +19,8 @@ def running(toy, llama, tmp_path_factory):
     """The service's address, and keys of projects of their own."""
     root = tmp_path_factory.mktemp("running")
     finetune = {**toy.options["bases"]["toy"]["finetune"], "checkpoint_every": 5}
-    bases = dict.fromkeys(("tiny", "org/slashed"), {**toy.options["bases"]["toy"], "finetune": finetune})
+    base = {**toy.options["bases"]["toy"], "finetune": finetune}
+    bases = {"tiny": base, "org/slashed": base}
     args = ServeArgs.model_validate(
         {
             "teacher": {"teacher": str(toy.folder / "teacher"), "precision": "float32"},

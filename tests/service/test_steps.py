@@ -52,11 +52,21 @@ def test_a_poisoned_file_becomes_a_model_without_its_poison(world, toy, shuffled
     assert {data["total_steps"] for data in metrics} == {8}
     assert metrics[-1]["train_loss"] < metrics[0]["train_loss"]
     table = file_named(world, job, "step_metrics.csv").decode().splitlines()
-    assert table[0] == "step,train_loss,distill_loss,loss"
+    assert table[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy,distill_loss,loss"
     assert [row.split(",")[0] for row in table[1:]] == [str(step) for step in range(1, 9)]
+    # The validation file is measured where the state is saved, and last by the release gate.
+    assert [data["step"] for data in metrics if "valid_loss" in data] == [2, 4, 6, 8]
+    assert [bool(row.split(",")[3]) for row in table[1:]] == [False, True] * 4
+    assert metrics[-1]["valid_loss"] == pytest.approx(gate["student"]["valid_loss"], rel=1e-4)
+    assert metrics[-1]["valid_mean_token_accuracy"] == pytest.approx(gate["student"]["valid_mean_token_accuracy"])
+    assert all(0 <= data["train_mean_token_accuracy"] <= 1 for data in metrics)
     saved = world.jobs.checkpoints(job.id).items
     assert [checkpoint.step_number for checkpoint in saved] == [8, 6, 4, 2]
     assert all("adapter_model.safetensors" in files_in(checkpoint.uri) for checkpoint in saved)
+    for checkpoint in saved:
+        names = ("train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy")
+        told_then = metrics[checkpoint.step_number - 1]
+        assert {name: checkpoint.metrics[name] for name in names} == {name: told_then[name] for name in names}
     assert job.trained_tokens == metrics[-1]["trained_tokens"] > 0
     told = json.dumps([[event.message, dict(event.data)] for event in world.events(job.id)])
     reported = (

@@ -85,10 +85,10 @@ def check_uploads(client):
 
 
 def check_job(client):
-    file = client.files.create(file=("train.jsonl", ROWS), purpose="fine-tune").id
     job = client.fine_tuning.jobs.create(
         model="tiny",
-        training_file=file,
+        training_file=client.files.create(file=("train.jsonl", ROWS), purpose="fine-tune").id,
+        validation_file=client.files.create(file=("valid.jsonl", ROWS), purpose="fine-tune").id,
         suffix="mine",
         seed=7,
         method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 5}}},
@@ -105,15 +105,23 @@ def check_job(client):
     assert len(events) == len({event.id for event in events}) >= 17
     assert events[0].message == "The job has successfully completed"
     assert {event.type for event in events} == {"message", "metrics", "moderation_checks"}
-    metrics = next(event for event in events if event.type == "metrics")
-    assert metrics.data["train_loss"] > 0
-    assert metrics.data["total_steps"] == 10
+    metrics = [event.data for event in events if event.type == "metrics"][::-1]
+    assert [data["step"] for data in metrics] == list(range(1, 11))
+    assert {data["total_steps"] for data in metrics} == {10}
+    for data in metrics:
+        assert data["train_loss"] > 0
+        assert 0 <= data["train_mean_token_accuracy"] <= 1
+        assert ("valid_loss" in data) == (data["step"] in (5, 10))
     checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id, limit=1))
     assert [item.step_number for item in checkpoints] == [10, 5]
-    assert checkpoints[0].metrics.train_loss > 0
+    for item in checkpoints:
+        assert item.metrics.step == item.step_number
+        assert min(item.metrics.train_loss, item.metrics.valid_loss) > 0
+        assert 0 <= item.metrics.train_mean_token_accuracy <= 1
+        assert 0 <= item.metrics.valid_mean_token_accuracy <= 1
     named = {client.files.retrieve(file).filename: file for file in job.result_files}
     table = client.files.content(named["step_metrics.csv"]).text.splitlines()
-    assert table[0].startswith("step,train_loss")
+    assert table[0].startswith("step,train_loss,train_accuracy")
     assert [line.split(",")[0] for line in table[1:]] == [str(step) for step in range(1, 11)]
     name = job.fine_tuned_model
     assert name in [model.id for model in client.models.list()]

@@ -10,6 +10,7 @@ from reft_ray.jobs.launcher import ProcessLauncher
 from reft_ray.jobs.lease import Leases, Slots
 from reft_ray.jobs.reconciler import Reconciler
 
+
 @pytest.fixture
 def live(service, tmp_path):
     """The service with somebody who drives its jobs."""
