@@ -136,7 +136,7 @@ def _principal(services: Services, request: Request) -> Principal:
         principal = services.tenants.authenticate(secret.strip())
         if principal is not None:
             return _in_project(principal, request)
-    if not services.tenants.any_keys():
+    if not services.settings.require_keys and not services.tenants.any_keys():
         _require_loopback(request)
         return LOCAL
     message = "Incorrect API key provided." if secret else "You didn't provide an API key."

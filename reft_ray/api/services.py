@@ -42,6 +42,7 @@ class ServiceSettings:
 
     Checkpoints have not passed the release gate, so that chatting with one must be allowed explicitly.
     `gate` names the release gate's limits; a user may ask for lower ones, never for higher ones.
+    Without a key in the database loopback is let in, unless `require_keys`.
     """
 
     base_models: Mapping[str, BaseModel]
@@ -53,6 +54,7 @@ class ServiceSettings:
     max_upload_bytes: int = 8 << 30
     serve_checkpoints: bool = False
     private_webhooks: bool = False
+    require_keys: bool = False
     max_completion_tokens: int = 4096
 
 

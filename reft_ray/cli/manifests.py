@@ -25,6 +25,26 @@ def render(root: RootOption = Path()) -> None:
 
 
 @app.command()
+def config(file: Annotated[Path, typer.Argument(help="A Serve config, such as serve_configs/service.yaml.")]) -> None:
+    """Read a Serve config strictly: Serve itself drops keys that it does not know."""
+    with user_errors():
+        import yaml
+
+        from reft_ray.core.errors import UsageError
+        from reft_ray.serving.strict import check_serve_config
+
+        try:
+            document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise UsageError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
+        if not isinstance(document, dict):
+            raise UsageError(f"{file} is no Serve config: it must hold keys, such as `applications`")
+        if found := check_serve_config(document):
+            raise UsageError("\n".join(f"{file}: {line}" for line in found))
+        print(f"{file} is in order")
+
+
+@app.command()
 def check(root: RootOption = Path()) -> None:
     """Compare rendered manifests with their sources, and read every Serve config strictly; writes nothing."""
     with user_errors():

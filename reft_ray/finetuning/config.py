@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -32,15 +32,21 @@ def _problem(model: type[BaseModel], item: Any) -> str:
     path = ".".join(str(step) for step in item["loc"])
     if item["type"] != "extra_forbidden":
         return f"{path or model.__name__}: {item['msg']}"
-    known = list(model.model_fields)
     for step in item["loc"][:-1]:
-        field = model.model_fields.get(str(step))
-        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            model = field.annotation
-            known = list(model.model_fields)
+        # The keys of a mapping are no fields: they lead to where the mapping's own type already did.
+        if (field := model.model_fields.get(str(step))) is not None:
+            model = _inner(field.annotation) or model
+    known = list(model.model_fields)
     near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
     return f"{path}: unknown key, {hint}"
+
+
+def _inner(annotation: Any) -> type[BaseModel] | None:
+    """The model that an annotation is, or holds, as in `Mapping[str, Model]`."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation if issubclass(annotation, BaseModel) else None
+    return next((model for part in get_args(annotation) if (model := _inner(part)) is not None), None)
 
 
 class Lora(Config):

@@ -193,6 +193,10 @@ class ServiceArgs(Strict):
     max_upload_bytes: int = Field(default=8 << 30, ge=1024)
     serve_checkpoints: bool = False
     private_webhooks: bool = False
+    require_keys: bool = Field(
+        default=False,
+        description="Nobody comes in without an API key, not even from loopback, where a proxy may pass others on.",
+    )
     max_completion_tokens: int = Field(default=4096, ge=1)
     chat: ChatArgs = ChatArgs()
 

@@ -26,9 +26,13 @@ _RAY_OWN = ("RAY_RAYLET", "RAY_NODE", "RAY_JOB", "RAY_SERVE", "RAY_LD", "RAY_WOR
 
 
 def service_app(args: ServeArgs, judge: Judge, chat: ChatModel, recorder: Recorder) -> FastAPI:
-    """The whole service over a judge and a chat model; the jobs are looked after while the application lives."""
+    """The whole service over a judge and a chat model; the jobs are looked after while the application lives.
+
+    Raises UsageError for options that the steps do not take: here, once, and not in the driver of every job.
+    """
     service = args.service
     assert service is not None, "the arguments have a section `service`"
+    driver_config(service).make_steps()
     database = Database.open(resolved(service.database_url))
     services = Services.open(database, service.files_uri, settings_of(service), counter_of(service), recorder)
     return create_service(
@@ -55,6 +59,7 @@ def settings_of(args: ServiceArgs) -> ServiceSettings:
         max_upload_bytes=args.max_upload_bytes,
         serve_checkpoints=args.serve_checkpoints,
         private_webhooks=args.private_webhooks,
+        require_keys=args.require_keys,
         max_completion_tokens=args.max_completion_tokens,
     )
 
@@ -63,9 +68,14 @@ RECORDER = "reft_ray.telemetry.ray_recorder:RayRecorder"
 """Drivers count through the agent of the node that they run on; training in them connects to the cluster."""
 
 
+def driver_config(args: ServiceArgs) -> DriverConfig:
+    """What drivers are told."""
+    return DriverConfig(args.database_url, args.files_uri, args.steps, args.options, recorder=RECORDER)
+
+
 def launcher_of(args: ServiceArgs) -> Launcher:
     """Where drivers run."""
-    config = DriverConfig(args.database_url, args.files_uri, args.steps, args.options, recorder=RECORDER)
+    config = driver_config(args)
     if args.job_server is not None:
         return RayLauncher(config, args.job_server)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_RAY_OWN)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -11,10 +12,14 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 from ray.serve.schema import LoggingConfig, ServeDeploySchema
 
-from reft_ray.serving.args import ServeArgs, TeacherArgs, problems, suggestion
+from reft_ray.core.errors import UsageError
+from reft_ray.serving.args import ServeArgs, ServiceArgs, TeacherArgs, problems, suggestion
+from reft_ray.serving.jobs import driver_config
 
 IMPORT_PATH = "reft_ray.serving.app:build_app"
 _DEPLOYMENTS = ("Gateway", "Teacher", "Student")
+_NUMBERED = re.compile(r"(?<=Student)-[1-9]\d*$")
+"""Students of the second base are `Student-1`, and so on."""
 # Serve declares these as plain dictionaries in its schema, or beside one; their keys are checked all the same.
 _MODELS: dict[str, type[BaseModel]] = {
     "autoscaling_config": AutoscalingConfig,
@@ -48,17 +53,30 @@ def _applications(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _ours(application: Mapping[str, Any], where: str) -> Iterator[str]:
-    yield from problems(ServeArgs, application.get("args", {}), f"{where}.args")
+    found = problems(ServeArgs, application.get("args", {}), f"{where}.args")
+    yield from found or _steps(ServeArgs.model_validate(application.get("args", {})).service, f"{where}.args.service")
     for index, deployment in enumerate(application.get("deployments") or ()):
         name = deployment.get("name") if isinstance(deployment, Mapping) else None
         at = f"{where}.deployments.{index}"
-        if name not in _DEPLOYMENTS:
+        if _NUMBERED.sub("", str(name)) not in _DEPLOYMENTS:
             yield f"{at}.name: unknown deployment {name}{suggestion(str(name), list(_DEPLOYMENTS))}"
         elif "user_config" in deployment:
             if name == "Teacher":
                 yield from problems(TeacherArgs, deployment["user_config"], f"{at}.user_config")
             else:
                 yield f"{at}.user_config: {name} takes none"
+
+
+def _steps(service: ServiceArgs | None, where: str) -> Iterator[str]:
+    """The steps' own options, which only their factory knows."""
+    if service is None:
+        return
+    try:
+        driver_config(service).make_steps()
+    except UsageError as error:
+        yield from (f"{where}.options.{mistake}" for mistake in str(error).split("; "))
+    except (ImportError, AttributeError, TypeError) as error:
+        yield f"{where}.steps: {error}"
 
 
 def _unknown(model: type[BaseModel], value: Any, where: str) -> Iterator[str]:

@@ -59,6 +59,23 @@ def test_check_reads_serve_configs_strictly(checkout: Path) -> None:
     assert "did you mean batch_tokens?" in refused.stderr
 
 
+def test_an_operators_copy_of_a_config_is_read_strictly(tmp_path: Path) -> None:
+    text = (ROOT / "serve_configs" / "service.yaml").read_text()
+    copied = tmp_path / "service.yaml"
+    copied.write_text(text)
+    assert CliRunner().invoke(app, ["config", str(copied)]).exit_code == 0
+    for content, said in (
+        (text.replace("max_failures", "max_failure"), "did you mean max_failures?"),
+        ("[1, 2]", "is no Serve config"),
+        ("a: [", "cannot be read"),
+    ):
+        copied.write_text(content)
+        refused = CliRunner().invoke(app, ["config", str(copied)])
+        assert refused.exit_code == 2
+        assert said in refused.stderr
+    assert "cannot be read" in CliRunner().invoke(app, ["config", str(tmp_path / "none")]).stderr
+
+
 def test_every_dashboard_and_rule_is_embedded_whole() -> None:
     files = source.rendered(ROOT)
     maps = list(yaml.safe_load_all(files["components/monitoring/rendered/dashboards.yaml"]))

@@ -24,8 +24,8 @@ def config() -> dict[str, Any]:
     return copy.deepcopy(load(next(path for path in CONFIGS if path.stem == "autoscaling")))
 
 
-def test_three_configs_are_shipped() -> None:
-    assert [path.stem for path in CONFIGS] == ["autoscaling", "local", "single_gpu"]
+def test_four_configs_are_shipped() -> None:
+    assert [path.stem for path in CONFIGS] == ["autoscaling", "local", "service", "single_gpu"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -34,7 +34,7 @@ def test_shipped_configs_are_clean(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "RAY_AUTH_MODE=" in text
     exposed = load(path)["http_options"]["host"] != "127.0.0.1"
-    assert exposed == (path.stem == "autoscaling")
+    assert exposed == (path.stem in ("autoscaling", "service"))
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,38 @@ def test_arguments_are_strict_and_complete() -> None:
     assert FilterArgs().settings() == ServeArgs().filter.settings()
     with pytest.raises(UsageError, match="lowest must not exceed"):
         parse_args({"filter": {"block_bounds": {"lowest": 0.5, "highest": -0.5}}})
+
+
+def service_of(config: dict[str, Any]) -> dict[str, Any]:
+    return config["applications"][0]["args"]["service"]
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value", "message"),
+    [
+        ("", "requir_keys", True, "args.service.requir_keys: unknown key; did you mean require_keys?"),
+        ("options", "arhive", False, "args.service.options.arhive: unknown key, did you mean archive?"),
+        ("options.bases.llama-3.1-8b.resources", "worker", 8, "did you mean workers?"),
+        ("options.bases.llama-3.1-8b.finetune", "epoch", 3, "epoch: unknown key, did you mean epochs?"),
+        ("", "steps", "reft_ray.service.steps:mak", "args.service.steps: module 'reft_ray.service.steps' has no"),
+    ],
+)
+def test_the_service_and_the_options_of_its_steps_are_read_strictly(
+    where: str, key: str, value: Any, message: str
+) -> None:
+    config = load(next(path for path in CONFIGS if path.stem == "service"))
+    target = service_of(config)
+    for name in filter(None, where.replace("llama-3.1-8b", "llama").split(".")):
+        target = target["llama-3.1-8b" if name == "llama" else name]
+    target[key] = value
+    (found,) = check_serve_config(config)
+    assert message in found
+
+
+def test_students_of_a_second_base_are_a_deployment_of_their_own() -> None:
+    config = load(next(path for path in CONFIGS if path.stem == "service"))
+    students = config["applications"][0]["deployments"][-1]
+    config["applications"][0]["deployments"].append({**students, "name": "Student-1"})
+    assert check_serve_config(config) == []
+    students["name"] = "Student-x"
+    assert "unknown deployment Student-x; did you mean Student?" in check_serve_config(config)[0]

@@ -195,6 +195,19 @@ def test_without_keys_everybody_on_this_machine_may_ask_and_nobody_else(tmp_path
             client.models.list()
 
 
+def test_loopback_needs_a_key_as_well_where_the_operator_says_so(serving, tmp_path):
+    settings = ServiceSettings({"tiny": BaseModel("/m")}, require_keys=True)
+    services = Services.open(Database.open(f"sqlite:///{tmp_path / 'jobs.db'}"), str(tmp_path), settings)
+    with (
+        serving(create_service(LocalJudge(WordScorer()), services, EchoChat())) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="anything") as client,
+    ):
+        with pytest.raises(openai.AuthenticationError):
+            client.models.list()
+        _, secret = services.tenants.create_key("acme", "one", "first")
+        assert client.with_options(api_key=secret).models.list().data
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
 def test_no_other_address_is_bound_without_keys(host):
     with pytest.raises(UsageError, match="loopback only"):
