@@ -130,6 +130,8 @@ class EndpointArgs(Strict):
     def _rooted(self) -> EndpointArgs:
         if (self.adapters == "path") != (self.adapters_root is not None):
             raise ValueError("adapters_root belongs to `adapters: path`")
+        if self.adapters == "path" and ":" in self.model:
+            raise ValueError("ray.serve.llm takes what follows a colon for an adapter: name the base without one")
         return self
 
 

@@ -6,15 +6,19 @@ import json
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import ValidationError
 
-from reft_ray.api.chat_model import ChatError, ChatOverloadedError, Target
+from reft_ray.api.chat_model import ChatError, ChatOverloadedError, ContextLengthError, Target
 from reft_ray.core.completion import Sampling
 from reft_ray.core.conversation import chat
 from reft_ray.core.errors import UsageError
-from reft_ray.serving.args import EndpointArgs
+from reft_ray.serving.args import EndpointArgs, ServiceArgs
+from reft_ray.serving.chat import chat_of
 from reft_ray.serving.endpoint_chat import EndpointChat
 
+CONTEXT = 64
 ADAPTER = Target("ft:mine", "small", "/m", "/models/jobs/1/adapter")
+BASE = Target("small", "small", "/m")
 
 
 class Server:
@@ -23,6 +27,8 @@ class Server:
     def __init__(self):
         self.adapters = {}
         self.loads = []
+        self.seconds = 0.0
+        self.asked = []
         self.keys = []
         self.models = []
         self.app = FastAPI()
@@ -31,6 +37,7 @@ class Server:
 
     async def load(self, request: Request):
         body = await request.json()
+        await asyncio.sleep(self.seconds)
         self.loads.append(body)
         if body["lora_name"] in self.adapters:
             message = f"The lora adapter '{body['lora_name']}' has already been loaded."
@@ -44,8 +51,13 @@ class Server:
         body = await request.json()
         self.keys.append(request.headers["authorization"])
         self.models.append(body["model"])
+        self.asked.append(body.get("max_tokens"))
         if body["model"].startswith("reft-") and body["model"] not in self.adapters:
             return JSONResponse({"error": {"message": "The model does not exist.", "code": 404}}, 404)
+        words = sum(len(turn["content"].split()) for turn in body["messages"])
+        if words + body.get("max_tokens", 1) > CONTEXT:
+            message = f"This model's maximum context length is {CONTEXT} tokens. However, you requested more."
+            return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
         if body["model"] == "busy":
             return JSONResponse({"error": {"message": "full"}}, 503, {"retry-after": "7"})
 
@@ -71,14 +83,14 @@ def url(server, serving):
         yield f"{address}/v1"
 
 
-def answers(args, *targets):
+def answers(args, *targets, sampling=None):
     """What the model says to each target in turn; failures as values."""
 
     async def run():
         model, found = EndpointChat(args), []
         for target in targets:
             try:
-                pieces = [piece async for piece in model.generate(target, chat("hello"), Sampling(8))]
+                pieces = [piece async for piece in model.generate(target, chat("hello"), sampling or Sampling(8))]
             except ChatError as error:
                 found.append(error)
             else:
@@ -94,11 +106,38 @@ def answers(args, *targets):
 
 def test_an_adapter_is_loaded_once_from_its_path(server, url):
     args = EndpointArgs(url=url, model="small", adapters="load")
-    assert answers(args, ADAPTER, ADAPTER, Target("small", "small", "/m")) == [ADAPTER.adapter_uri] * 2 + ["small"]
+    assert answers(args, ADAPTER, ADAPTER, BASE) == [ADAPTER.adapter_uri] * 2 + ["small"]
     assert [body["lora_path"] for body in server.loads] == [ADAPTER.adapter_uri]
     # Another gateway finds it loaded already.
     assert answers(args, ADAPTER) == [ADAPTER.adapter_uri]
     assert len(server.loads) == 2
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_requests_at_once_wait_for_one_load_and_those_of_the_base_do_not(server, url, scheme):
+    server.seconds = 0.3
+    adapter = Target("ft:mine", "small", "/m", f"{scheme}{ADAPTER.adapter_uri}")
+    endpoint = {"url": url, "model": "small", "adapters": "load"}
+    service = {"database_url": "sqlite:///x", "files_uri": "/f", "base_models": {"small": {"uri": "/m"}}}
+    service["base_models"]["small"]["endpoint"] = endpoint
+    ended = []
+
+    async def one(model, target):
+        pieces = [piece async for piece in model.generate(target, chat("hello"), Sampling(8))]
+        ended.append(target.name)
+        return pieces[0].text
+
+    async def run():
+        # As the operator's arguments have it.
+        model = chat_of(ServiceArgs.model_validate(service), {})
+        said = await asyncio.gather(*(one(model, target) for target in (adapter, BASE, adapter, adapter)))
+        await model._models["small"].close()
+        return said
+
+    path = ADAPTER.adapter_uri
+    assert asyncio.run(run()) == [path, "small", path, path]
+    assert [body["lora_path"] for body in server.loads] == [path]
+    assert ended[0] == BASE.name
 
 
 def test_a_server_that_was_started_again_is_told_again(server, url):
@@ -127,22 +166,44 @@ def test_an_adapter_that_cannot_be_loaded_is_an_error_and_is_tried_again(server,
 def test_adapters_by_path_and_none(server, url):
     by_path = EndpointArgs(url=url, model="small", adapters="path", adapters_root="/models")
     outside = Target("ft:x", "small", "/m", "/other/adapter")
-    said, refused = answers(by_path, ADAPTER, outside)
+    # A neighbour whose name begins alike lies elsewhere too.
+    beside = Target("ft:y", "small", "/m", "/models-2/jobs/1/adapter")
+    said, *refused = answers(by_path, ADAPTER, outside, beside)
     assert said == "small:jobs/1/adapter"
-    assert "does not lie below /models/" in str(refused)
+    assert all("does not lie below /models/" in str(error) for error in refused)
+    bucket = Target("ft:z", "small", "/m", "s3://bucket/reft/p/jobs/1/export")
+    rooted = EndpointArgs(url=url, model="small", adapters="path", adapters_root="s3://bucket/reft/")
+    assert answers(rooted, bucket) == ["small:p/jobs/1/export"]
+    assert server.loads == []
     (refused,) = answers(EndpointArgs(url=url, model="small"), ADAPTER)
     assert str(refused) == f"{url} serves no adapters"
 
 
+def test_a_root_belongs_to_adapters_by_path_and_their_base_has_no_colon():
+    for wrong in ({"adapters": "path"}, {"adapters": "load", "adapters_root": "s3://b"}):
+        with pytest.raises(ValidationError, match="adapters_root belongs to"):
+            EndpointArgs(url="http://h/v1", model="small", **wrong)
+    with pytest.raises(ValidationError, match="takes what follows a colon for an adapter"):
+        EndpointArgs(url="http://h/v1", model="small:8b", adapters="path", adapters_root="s3://b")
+
+
+def test_what_nobody_asked_for_ends_with_the_servers_context(server, url):
+    args = EndpointArgs(url=url, model="small")
+    assert answers(args, BASE, sampling=Sampling(100)) == ["small"]
+    assert server.asked == [100, None]
+    (refused,) = answers(args, BASE, sampling=Sampling(100, must_fit=True))
+    assert isinstance(refused, ContextLengthError)
+    assert "maximum context length is 64 tokens" in str(refused)
+
+
 def test_failures_are_told_for_what_they_are(server, url, monkeypatch):
     monkeypatch.setenv("SERVERS_KEY", "s3cret")
-    base = Target("small", "small", "/m")
-    (busy,) = answers(EndpointArgs(url=url, model="busy", key_variable="SERVERS_KEY"), base)
+    (busy,) = answers(EndpointArgs(url=url, model="busy", key_variable="SERVERS_KEY"), BASE)
     assert isinstance(busy, ChatOverloadedError)
     assert server.keys == ["Bearer s3cret"]
-    (broken,) = answers(EndpointArgs(url=url, model="broken"), base)
+    (broken,) = answers(EndpointArgs(url=url, model="broken"), BASE)
     assert str(broken) == "the server's answer broke off"
-    (nobody,) = answers(EndpointArgs(url="http://127.0.0.1:9/v1", model="small"), base)
+    (nobody,) = answers(EndpointArgs(url="http://127.0.0.1:9/v1", model="small"), BASE)
     assert str(nobody) == "http://127.0.0.1:9/v1: ConnectError"
     monkeypatch.delenv("SERVERS_KEY")
     with pytest.raises(UsageError, match="SERVERS_KEY is empty"):
