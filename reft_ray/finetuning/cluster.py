@@ -16,6 +16,8 @@ def start_ray(num_cpus: int | None = None) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
         return
+    # Unset, a local start would turn token authentication on and leave a token file that later clusters trip over.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     # Ray Data needs CPU slots beside those that training workers hold, also on two cores.
     slots = num_cpus or max(4, os.cpu_count() or 4)
     ray.init(
