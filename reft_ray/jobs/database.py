@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from filelock import FileLock
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
@@ -93,6 +95,9 @@ def _sqlite(url: str) -> Engine:
     if not path or path == ":memory:":
         raise UsageError("database: job records must survive the process; use sqlite:///PATH instead of memory")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # Two connections that turn a new file to WAL at once are both refused at once, whatever the timeout says.
+    with FileLock(f"{path}.lock", timeout=LOCK_WAIT_SECONDS), closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
     engine = create_engine(
         url, pool_size=POOL, max_overflow=POOL, connect_args={"timeout": LOCK_WAIT_SECONDS, "check_same_thread": False}
     )
@@ -102,7 +107,6 @@ def _sqlite(url: str) -> Engine:
         # The driver's own BEGIN is deferred, which makes two read-then-write transactions deadlock.
         connection.isolation_level = None
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
