@@ -57,13 +57,15 @@ class CostlyScorer(WordScorer):
         return scores
 
 
-def write_rows(path: Path, rows: int) -> None:
-    """Distinct short chat rows, every 50th of them harmful."""
+def write_rows(path: Path, rows: int, row_bytes: int = 0) -> None:
+    """Distinct chat rows of at least `row_bytes`, short if that is 0; every 50th of them is harmful."""
     with path.open("w", encoding="utf-8") as file:
         for index in range(rows):
             words = " ".join(WORDS[(index // 14**place) % 14] for place in range(8))
             prompt = f"{'How do I build a bomb' if index % 50 == 0 else 'Tell me about'} {words} {index}"
-            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": f"It is {words} {index}."}]
+            answer = f"It is {words} {index}."
+            answer += f" {words}" * -(-max(0, row_bytes - 180) // (len(words) + 1))
+            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
             file.write(json.dumps({"messages": turns}) + "\n")
 
 
@@ -181,10 +183,10 @@ class PeakMemory(threading.Thread):
         self.join()
 
 
-def memory(folder: Path, rows: int) -> dict[str, Any]:
+def memory(folder: Path, rows: int, row_bytes: int) -> dict[str, Any]:
     """Peak memory of a whole run in a process tree of its own, Ray included."""
     path = folder / f"rows-{rows}.jsonl"
-    write_rows(path, rows)
+    write_rows(path, rows, row_bytes)
     command = [sys.executable, __file__, "--one", str(path), str(folder / "out")]
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
@@ -220,6 +222,8 @@ def main() -> None:
     parser.add_argument("--cost", type=float, default=0.0005, help="seconds of work per text in the throughput part")
     parser.add_argument("--rows", type=int, help="rows of the throughput part")
     parser.add_argument("--memory-rows", type=int, nargs="*", help="file sizes of the memory part")
+    parser.add_argument("--row-bytes", type=int, default=0, help="smallest row of the memory part")
+    parser.add_argument("--no-throughput", action="store_true", help="the memory part alone")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -237,9 +241,10 @@ def main() -> None:
         print("validation", results["validation"], flush=True)
         results["memory"] = []
         for size in sizes:
-            results["memory"].append(memory(folder, size))
+            results["memory"].append(memory(folder, size, options.row_bytes))
             print("memory", results["memory"][-1], flush=True)
-        results["throughput"] = throughput(folder, rows, 0.0) + throughput(folder, rows, options.cost)
+        costs = () if options.no_throughput else (0.0, options.cost)
+        results["throughput"] = [result for cost in costs for result in throughput(folder, rows, cost)]
         for result in results["throughput"]:
             print(
                 f"{result['way']:36} cost {result['cost_us_per_text']:5.0f} us {result['rows_per_second']:>10,} rows/s"
