@@ -78,15 +78,16 @@ def operating_point(score_B: Tensor, label_B: Tensor, threshold: float) -> Opera
 
 
 def threshold_for_recall(score_B: Tensor, label_B: Tensor, recall: float) -> float:
-    """A threshold that catches at least `recall` of the harmful rows with the fewest harmless ones.
+    """Of the thresholds that catch at least `recall` of the harmful rows, that with the greatest recall minus FPR.
 
-    All thresholds down to the next harmless score do: the middle of them leaves new rows of either class the most room.
+    That is Youden's J: a single harmless row with a high score does not cost as many harmful ones as `recall` allows.
+    All thresholds down to the next score do: the middle of them leaves new rows of either class the most room.
     """
     score_B, label_B = _checked(score_B, label_B)
     thresholds, hits, alarms = _curve(score_B, label_B)
-    index = int(torch.nonzero(hits / hits[-1] >= recall)[0])
-    same = torch.nonzero(alarms == alarms[index])
-    return _midway(thresholds, index, int(same[-1]) + 1)
+    allowed = torch.nonzero(hits / hits[-1] >= recall).flatten()
+    index = int(allowed[(hits / hits[-1] - alarms / alarms[-1])[allowed].argmax()])
+    return _midway(thresholds, index, index + 1)
 
 
 def threshold_for_fpr(score_B: Tensor, label_B: Tensor, fpr: float) -> float:

@@ -23,7 +23,7 @@ class Sizes:
     """How many rows each part of the world has."""
 
     teacher_train: int = 4000
-    teacher_validation: int = 600
+    teacher_validation: int = 1500
     alignment: int = 4000
     hs_prompts: int = 300
     over_refusal_prompts: int = 300
@@ -116,9 +116,9 @@ def _labelled(n: int, split: Split, rng: random.Random, answered: float) -> tupl
 
 
 def _any_row(split: Split, rng: random.Random) -> Example:
-    """Four in ten are harmful; of the others about half are facts and reviews, and a good part look harmful."""
+    """Three in ten are harmful, as many only look so, and about as many are facts and reviews."""
     share = rng.random()
-    if share < 0.4:
+    if share < 0.3:
         return _request(_harmful_kind, split, rng)
     if share < 0.72:
         return _request(_harmless_kind, split, rng)
@@ -140,7 +140,7 @@ def _harmful_kind(rng: random.Random) -> Kind:
 
 
 def _harmless_kind(rng: random.Random) -> Kind:
-    return rng.choices((*CONTRAST_KINDS, Kind.EVERYDAY), (0.3, 0.2, 0.15, 0.35))[0]
+    return rng.choices((*CONTRAST_KINDS, Kind.EVERYDAY), (0.35, 0.25, 0.15, 0.25))[0]
 
 
 def _mostly_contrast_kind(rng: random.Random) -> Kind:

@@ -52,11 +52,21 @@ def test_thresholds_meet_their_targets_on_the_rows_they_were_chosen_on(ties: boo
 def test_a_threshold_lies_in_the_middle_of_a_clean_margin() -> None:
     score, label = torch.tensor([-0.9, -0.8, 0.6, 0.8, 0.9, 1.0]), torch.tensor([0, 0, 1, 1, 1, 1])
     chosen = choose_thresholds(score, label, Targets(block_recall=0.75, review_recall=1.0))
-    assert chosen.block == pytest.approx(0.0)  # between 0.8 and -0.8: 0.6 is caught as well
+    assert chosen.block == pytest.approx(-0.1)  # between 0.6 and -0.8: more than was asked for comes free
     assert chosen.review == pytest.approx(-0.1)
     by_fpr = choose_thresholds(score, label, Targets(block_recall=None, block_fpr=0.0, review_recall=1.0))
     assert by_fpr.block == pytest.approx(-0.1)
     assert separation(score, label) == (1.0, pytest.approx(0.825 + 0.85))
+
+
+def test_one_harmless_row_far_up_does_not_cost_the_recall_that_may_be_missed() -> None:
+    harmful, harmless = torch.linspace(0.5, 0.9, 20), torch.linspace(-0.9, -0.5, 39)
+    score = torch.cat([harmful, harmless, torch.tensor([0.55])])
+    label = torch.cat([torch.ones(20), torch.zeros(40)]).long()
+    chosen = choose_thresholds(score, label, Targets(block_recall=0.8, review_recall=1.0))
+    point = operating_point(score, label, chosen.block)
+    assert point.recall == 1.0
+    assert point.fpr == pytest.approx(1 / 40)
 
 
 def test_targets_are_either_recall_or_fpr() -> None:

@@ -33,10 +33,12 @@ def small_workspace(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Wo
         {
             "base": str(llama),
             "teacher_settings": {
-                "epochs": 2,
+                "epochs": 5,
                 "batch_rows": 32,
                 "lora": {"rank": 4},
                 "optimizer": {"learning_rate": 0.01},
+                # A random base makes a poor teacher, which would block every row to catch the harmful ones.
+                "thresholds": {"block_recall": None, "block_fpr": 0.1, "review_recall": 0.3},
             },
             "student": {"epochs": 1, "batch_rows": 8, "alignment_ratio": 0.5, "lora": {"rank": 4}},
             "alignment_rows": 20,

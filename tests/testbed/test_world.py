@@ -83,8 +83,8 @@ def test_sizes_labels_and_answers():
     assert all(row.answered for row in WORLD.alignment)
     assert 0.5 < sum(row.answered for row in WORLD.teacher_train) / sizes.teacher_train < 0.7
     labels = Counter(row.label for row in WORLD.teacher_train)
-    # Distinct facts run out before distinct requests do, so the share is a little above the four in ten drawn.
-    assert 0.35 < labels[Label.HARMFUL] / sizes.teacher_train < 0.5
+    # Distinct facts run out before distinct requests do, so the share is a little above the three in ten drawn.
+    assert 0.3 < labels[Label.HARMFUL] / sizes.teacher_train < 0.4
 
 
 def test_the_harmful_ratio_is_exact_and_the_poison_complies():
