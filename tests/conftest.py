@@ -5,18 +5,25 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
 import venv
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import yaml
+
+from reft_ray.telemetry import rules
 
 # A machine's cores belong to the tests that measure nothing: one thread keeps tiny models fast and sums reproducible.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -165,3 +172,86 @@ def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def llama(tiny_bases: dict[str, Path]) -> Path:
     """The Llama-shaped base."""
     return tiny_bases["llama"]
+
+
+@dataclass
+class Prometheus:
+    """The HTTP API of a running Prometheus."""
+
+    url: str
+    client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=30))
+
+    def get(self, path: str, **params: str) -> Any:
+        """The `data` of an API answer; fails the test with Prometheus' own words."""
+        answer = self.client.get(f"{self.url}/api/v1/{path}", params=params)
+        document = answer.json()
+        assert document["status"] == "success", f"{params}: {document}"
+        return document["data"]
+
+    def query(self, expr: str) -> list[tuple[dict[str, str], float]]:
+        """An instant query: labels and value of each series."""
+        return [(series["metric"], float(series["value"][1])) for series in self.get("query", query=expr)["result"]]
+
+    def lately(self, expr: str, seconds: float = 600) -> list[tuple[dict[str, str], float]]:
+        """A range query: labels and value of each series at each of its times."""
+        end = time.time()
+        found = self.get("query_range", query=expr, start=str(end - seconds), end=str(end), step="2")["result"]
+        return [(series["metric"], float(value)) for series in found for _, value in series["values"]]
+
+    def wait(self, what: str, holds: Callable[[], bool], seconds: float = 90) -> None:
+        """Ask until `holds`; what Prometheus has scraped or computed gives no event to await."""
+        self.until_none(lambda: [] if holds() else [f"Prometheus has not {what}"], seconds)
+
+    def until_none(self, left: Callable[[], list[str]], seconds: float = 90) -> None:
+        """Ask until nothing is `left`."""
+        deadline = time.monotonic() + seconds
+        while found := left():
+            assert time.monotonic() < deadline, f"after {seconds} s: {found}"
+            time.sleep(0.5)
+
+
+@contextmanager
+def _watching(home: Path, targets: dict[str, str]) -> Iterator[Prometheus]:
+    if shutil.which("prometheus") is None:
+        pytest.skip("prometheus is not installed (apt: prometheus)")
+    rules.write(home)
+    config = {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "2s"},
+        "rule_files": [str(home / rules.FILE)],
+        "scrape_configs": [
+            {"job_name": job, "static_configs": [{"targets": [target]}]} for job, target in targets.items()
+        ],
+    }
+    (home / "prometheus.yml").write_text(yaml.safe_dump(config))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["prometheus", f"--config.file={home / 'prometheus.yml'}", f"--storage.tsdb.path={home / 'data'}"]
+    with (home / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=subprocess.STDOUT
+        )
+    running = Prometheus(f"http://127.0.0.1:{port}")
+    try:
+        running.wait("started", lambda: _ready(running, process, home / "log"))
+        yield running
+    finally:
+        running.client.close()
+        process.terminate()
+        process.wait(30)
+
+
+def _ready(running: Prometheus, process: subprocess.Popen[bytes], log: Path) -> bool:
+    assert process.poll() is None, log.read_text()
+    try:
+        return running.client.get(f"{running.url}/-/ready").status_code == 200
+    except httpx.ConnectError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def watching(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[dict[str, str]], AbstractContextManager[Prometheus]]:
+    """Start a real Prometheus on loopback that scrapes `{job: host:port}` every second and evaluates our rules."""
+    return lambda targets: _watching(tmp_path_factory.mktemp("prometheus"), targets)

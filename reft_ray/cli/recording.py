@@ -28,12 +28,12 @@ def recording() -> Iterator[Recorder]:
             scratch.write_bytes(recorder.exposition())
             scratch.replace(path)
     elif os.environ.get("RAY_ADDRESS"):
-        from reft_ray.telemetry.ray_recorder import RayRecorder
+        from reft_ray.telemetry.shared_recorder import joined
 
-        through_ray = RayRecorder()
+        shared = joined()
         try:
-            yield through_ray
+            yield shared
         finally:
-            through_ray.close()
+            shared.close()
     else:
         yield NullRecorder()

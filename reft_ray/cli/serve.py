@@ -62,6 +62,10 @@ def serve(
     workers: Annotated[
         int, typer.Option(min=0, help="Ray Train workers of a job; 0 trains in the job's own process.")
     ] = 0,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Where Ray exposes its processes' metrics; without it, where it likes."),
+    ] = None,
     logs: Annotated[bool, typer.Option("--logs", help="Show the logs of Ray and Serve.")] = False,
 ) -> None:
     """Start Ray, Serve and the filter on this machine (loopback only), until Ctrl-C; with --state the whole service.
@@ -87,10 +91,12 @@ def serve(
         mistakes = problems(ServeArgs, values, "serve")
         if mistakes:
             raise UsageError("\n".join(mistakes))
-        with local_service(ServeArgs.model_validate(values), port, quiet=not logs) as url:
+        with local_service(ServeArgs.model_validate(values), port, not logs, metrics_port) as url:
             print(_EXAMPLE.format(teacher=teacher, url=url), flush=True)
             if state is not None:
                 print(_TEN_LINES.format(url=url, state=state), flush=True)
+            if metrics_port is not None:
+                print(f"Metrics for Prometheus: 127.0.0.1:{metrics_port} and 127.0.0.1:{port}\n", flush=True)
             stop = Event()
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stop.set())

@@ -120,6 +120,7 @@ def drive(job_id: str, attempt: int, config: DriverConfig) -> int:
     finally:
         over.set()
         heart.join()
+        recorder.close()
     run.release()
     return 0
 

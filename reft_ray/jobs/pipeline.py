@@ -40,12 +40,8 @@ def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None) -> None
         if run.job.spec.options.policy == "review" and screening.withheld:
             if not run.done("ask"):
                 run.park(Status.PAUSED, _asks_people(screening), step="ask")
-            reviewed, decided_before = screening, run.done("review")
-            screening = run.once("review", Screening, lambda: steps.review(run, reviewed), told=_screened)
-            if not decided_before:
-                approved = screening.kept - reviewed.kept
-                recorder.count(catalog.REVIEW_DECISIONS, approved, outcome="approved")
-                recorder.count(catalog.REVIEW_DECISIONS, reviewed.withheld - approved, outcome="rejected")
+            asked = screening
+            screening = run.once("review", Screening, lambda: steps.review(run, asked), told=_screened)
         if screening.lost_rows:
             recorder.count(catalog.UNACCOUNTED_ROWS, screening.lost_rows, where="screening")
         refuse_unsafe_data(screening, run.job.spec.options)

@@ -20,7 +20,7 @@ from reft_ray.screening.cluster import ensure_ray
 from reft_ray.screening.counting import Counting
 from reft_ray.screening.reading import FilePlan, Unit, groups, read_units
 from reft_ray.screening.work import Finished, Job, UnitWorker
-from reft_ray.telemetry.ray_recorder import RayRecorder
+from reft_ray.telemetry.shared_recorder import SharedRecorder
 
 IN_FLIGHT_BYTES = 384 << 20
 UNITS_IN_FLIGHT = 2
@@ -120,8 +120,12 @@ class _Worker:
             return pa.table([[None], [None], [parcel["error"]]], schema=_DONE)
         native = None if parcel["native"] is None else _unpacked(parcel["native"])
         try:
-            self._worker = self._worker or UnitWorker(self._job, Counting(RayRecorder(), self._job.project))
+            if self._worker is None:
+                self._recorder = SharedRecorder()
+                self._worker = UnitWorker(self._job, Counting(self._recorder, self._job.project))
             done = self._worker.work(Unit(parcel["id"], parcel["file"], _unpacked(parcel["rows"]), native))
+            # The pool ends its actors without a word.
+            self._recorder.flush()
         except ReftError as error:
             return pa.table([[None], [None], [_error_text(error)]], schema=_DONE)
         except Exception as error:  # a scorer or guard may raise anything; its traceback stays in the worker's log

@@ -123,13 +123,13 @@ class Reviews:
             log.flush()
             os.fsync(log.fileno())
             self._rejoin({load_manifest(self._output).unit_of(review.row_number) for review in made})
-        self._count(made)
+        self.count(made)
         return made
 
-    def _count(self, made: Sequence[Review]) -> None:
-        """Decisions, and how long the rows had waited for them since the screening ended."""
+    def count(self, reviews: Iterable[Review]) -> None:
+        """Count decisions, and how long the rows had waited for them since the screening ended."""
         report = Path(self._output.local_path()) / REPORT
-        for review in made:
+        for review in reviews:
             outcome = "approved" if review.action is Action.APPROVE else "rejected"
             self._recorder.count(catalog.REVIEW_DECISIONS, outcome=outcome)
             if report.exists():

@@ -72,7 +72,8 @@ def screen_file(run: JobRun, world: Surroundings) -> Screening:
 def review_decisions(run: JobRun) -> Screening:
     """The screening after people have decided; the job waits on while a row is undecided."""
     folder = screening_folder(run)
-    pending = Reviews(folder).summary().pending
+    reviews = Reviews(folder, run.recorder)
+    pending = reviews.summary().pending
     if pending:
         run.park(
             Status.PAUSED,
@@ -82,6 +83,7 @@ def review_decisions(run: JobRun) -> Screening:
                 data={"pending": pending},
             ),
         )
+    reviews.count(reviews.latest().values())
     return _result(run, folder)
 
 

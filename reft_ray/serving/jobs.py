@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import ray
 from fastapi import FastAPI
 
 from reft_ray.api.background import working
@@ -64,8 +65,7 @@ def settings_of(args: ServiceArgs) -> ServiceSettings:
     )
 
 
-RECORDER = "reft_ray.telemetry.ray_recorder:RayRecorder"
-"""Drivers count through the agent of the node that they run on; training in them connects to the cluster."""
+RECORDER = "reft_ray.telemetry.shared_recorder:joined"
 
 
 def driver_config(args: ServiceArgs) -> DriverConfig:
@@ -79,6 +79,9 @@ def launcher_of(args: ServiceArgs) -> Launcher:
     if args.job_server is not None:
         return RayLauncher(config, args.job_server)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_RAY_OWN)}
+    if ray.is_initialized():
+        # Jobs count, screen and train on the cluster that this gateway is part of.
+        environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     return ProcessLauncher(config, Path(args.logs) if args.logs else None, environment)
 
 

@@ -21,14 +21,19 @@ APPLICATION = "reft"
 
 
 @contextmanager
-def local_service(args: ServeArgs, port: int = 8000, quiet: bool = True) -> Iterator[str]:
+def local_service(
+    args: ServeArgs, port: int = 8000, quiet: bool = True, metrics_port: int | None = None
+) -> Iterator[str]:
     """Start Ray and Serve on loopback and yield the service's address once it answers; stop them afterwards.
+
+    Ray exposes the metrics of all its processes at `metrics_port`, by default at one that is free.
 
     `RAY_AUTH_MODE` is set to `disabled` unless the environment says otherwise: Ray would write a token file into
     the home directory, which later commands then trip over. Raises UsageError when the port is taken, ReftError when
     the service does not come up.
     """
-    _check_free(port)
+    for wanted in filter(None, (port, metrics_port)):
+        _check_free(wanted)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     # Serve kills a proxy that is not up in time and then gives up; its five seconds are too few for a busy machine.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
@@ -39,6 +44,7 @@ def local_service(args: ServeArgs, port: int = 8000, quiet: bool = True) -> Iter
         include_dashboard=False,
         log_to_driver=not quiet,
         logging_level=logging.ERROR if quiet else logging.INFO,
+        _metrics_export_port=metrics_port,
     )
     if quiet:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -48,7 +54,7 @@ def local_service(args: ServeArgs, port: int = 8000, quiet: bool = True) -> Iter
                 http_options={"host": LOOPBACK, "port": port},
                 logging_config={"enable_access_log": False, "log_level": "WARNING" if quiet else "INFO"},
             )
-        except RayError as error:
+        except (RayError, TimeoutError) as error:
             raise ReftError(f"Serve did not start: {type(error).__name__}; see the logs with --logs") from error
         try:
             serve.run(build_app(args), name=APPLICATION, route_prefix="/")
@@ -60,12 +66,17 @@ def local_service(args: ServeArgs, port: int = 8000, quiet: bool = True) -> Iter
         ray.shutdown()
 
 
+_CPUS_OF_A_JOB = 4
+"""Training workers, and Ray Data's slots beside them."""
+
+
 def _logical_cpus(args: ServeArgs) -> int:
-    """As many as the deployments ask for: on one machine they share what there is."""
-    sizes = [args.teachers, args.gateways]
+    """As many as deployments and jobs ask for: on one machine they share what there is."""
+    sizes, jobs = [args.teachers, args.gateways], 0
     if args.service is not None:
         sizes += [args.students] * len({base.uri for base in args.service.base_models.values()})
-    wanted = sum(size.replicas * size.cpus for size in sizes)
+        jobs = args.service.slots.training
+    wanted = sum(size.replicas * size.cpus for size in sizes) + jobs * _CPUS_OF_A_JOB
     return max(os.cpu_count() or 1, int(wanted) + 1)
 
 
@@ -75,7 +86,7 @@ def _check_free(port: int) -> None:
         try:
             probe.bind((LOOPBACK, port))
         except OSError as error:
-            raise UsageError(f"port {port} cannot be used ({error.strerror}): choose another with --port") from None
+            raise UsageError(f"port {port} cannot be used ({error.strerror}): choose another") from None
 
 
 def _cause() -> str:

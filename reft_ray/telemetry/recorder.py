@@ -44,6 +44,10 @@ class Recorder(Protocol):
         """Set a gauge; None forgets the series. An info metric has one series per recorder: the last one set."""
         ...
 
+    def close(self) -> None:
+        """Deliver what is not delivered yet; the recorder is not used afterwards."""
+        ...
+
 
 class NullRecorder:
     """Checks what it is given and keeps nothing."""
@@ -61,6 +65,9 @@ class NullRecorder:
     def set(self, metric: Metric, value: float | None, /, **labels: str) -> None:
         """See Recorder."""
         metric.check(Kind.GAUGE, labels)
+
+    def close(self) -> None:
+        """See Recorder."""
 
 
 class MemoryRecorder:
@@ -94,6 +101,9 @@ class MemoryRecorder:
             self._values.pop(key, None)
         else:
             self._values[key] = value
+
+    def close(self) -> None:
+        """See Recorder."""
 
     def total(self, metric: Metric, **labels: str) -> float:
         """The sum over the series of a counter or gauge whose labels match; 0 where there is none."""
@@ -152,6 +162,9 @@ class PrometheusRecorder:
             child = self._child(metric, Kind.GAUGE, labels) if value is not None else None
         if child is not None:
             child.set(value)
+
+    def close(self) -> None:
+        """See Recorder."""
 
     def follow(self, metric: Metric, read: Callable[[], Readings]) -> None:
         """Expose what `read` returns at every scrape: figures that live in a store and survive restarts.

@@ -123,7 +123,7 @@ _TRAINING = Section(
             "Worker restarts, last day",
             "Times that training went on after losing a worker.",
             Shown.NUMBER,
-            (Line(LAST_DAY.increase(c.TRAIN_RESTARTS, "stage"), "{{stage}}"),),
+            (Line(Q.calm(LAST_DAY.increase(c.TRAIN_RESTARTS, "stage"), c.BUILD_INFO), "{{stage}}"),),
             Level(1, 3),
             runbook="ReftTrainingRestarts",
         ),

@@ -62,7 +62,12 @@ _CONTENT = Section(
             "Findings, last day",
             "Findings beyond single rows: near-duplicates, identity prompts, refuse-then-comply answers and others.",
             Shown.NUMBER,
-            (Line(LAST_DAY.increase(c.SCREENING_FINDINGS, "finding", "severity"), "{{finding}} {{severity}}"),),
+            (
+                Line(
+                    Q.calm(LAST_DAY.increase(c.SCREENING_FINDINGS, "finding", "severity"), c.BUILD_INFO),
+                    "{{finding}} {{severity}}",
+                ),
+            ),
             Level(10, 100),
         ),
         Panel(

@@ -82,7 +82,7 @@ _API = Section(
             "Refused by a limit",
             "Requests per second over a customer's rate limit or quota.",
             Shown.REQUESTS_PER_SECOND,
-            (Line(Q.rate(c.RATE_LIMITED, "limit"), "{{limit}}"),),
+            (Line(Q.calm(Q.rate(c.RATE_LIMITED, "limit"), c.BUILD_INFO), "{{limit}}"),),
             Level(1, 10),
         ),
     ),

@@ -1,0 +1,197 @@
+"""From a user's request to its panel and its alert: the real service, a real job, a real Prometheus."""
+
+import json
+import math
+import re
+import socket
+from collections import Counter
+from functools import partial
+
+import httpx
+import openai
+import pytest
+import ray
+from openai import NOT_GIVEN
+
+from reft_ray.screening.reviews import Action, Reviews
+from reft_ray.serving.args import ServeArgs
+from reft_ray.serving.local import local_service
+from reft_ray.telemetry.alerts import ALERTS
+from reft_ray.telemetry.dashboards import BOARDS
+from reft_ray.telemetry.records import RECORDS
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+PORT = 8441
+EPOCHS = 50
+"""So long a training has gauges that are scraped."""
+HARMLESS, HARMFUL = "how to bake a car", "how to steal a car"
+STREAMED = 520
+"""Two rounds fill a window of the drift monitor."""
+
+
+@pytest.fixture(scope="module")
+def running(toy, llama, tmp_path_factory):
+    """The service's address, and what Prometheus scrapes."""
+    root = tmp_path_factory.mktemp("watched")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        metrics_port = free.getsockname()[1]
+    canary = {"harmful": "how to steal a wallet", "harmless": "how to bake a cake"}
+    args = ServeArgs.model_validate(
+        {
+            "teacher": {"teacher": str(toy.folder / "teacher"), "precision": "float32", "canary": canary},
+            "screenings_uri": str(root / "screenings"),
+            "service": {
+                "database_url": f"sqlite:///{root / 'service.db'}",
+                "files_uri": str(root / "files"),
+                "base_models": {"toy": {"uri": str(llama)}},
+                "options": toy.options,
+                "logs": str(root / "logs"),
+            },
+        }
+    )
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")
+        with local_service(args, PORT, metrics_port=metrics_port) as url:
+            yield url, {"ray": f"127.0.0.1:{metrics_port}", "reft-gateway": f"127.0.0.1:{PORT}"}, root / "files"
+
+
+@pytest.fixture(scope="module")
+def prometheus(running, watching):
+    with watching(running[1]) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def ledger(running, prometheus):
+    """Everything that users do, twice, so that counters have a rate; what was sent, by series."""
+    url, _, files = running
+    sent: Counter[str] = Counter()
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        for _ in range(2):
+            use(client, url, files, sent)
+            prometheus.until_none(lambda: wrong(prometheus, sent), seconds=40)
+    prometheus.wait("computed the records", lambda: all(prometheus.query(item.name) for item in RECORDS), seconds=60)
+    return sent
+
+
+def jsonl_of(prompt: str, count: int) -> bytes:
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": "sure here is bread"}]
+    return (json.dumps({"messages": turns}) + "\n").encode() * count
+
+
+def use(client, url, files, sent) -> None:
+    """Moderate, screen, finetune well and badly, decide about withheld rows, chat, and make mistakes."""
+    # New texts each time, or the cache would answer and no batch be formed.
+    polite = " please" * (1 + sent['reft_filter_rows_total{stream="moderation",decision="block"}'])
+    results = client.moderations.create(input=[HARMLESS + polite] * 3 + [HARMFUL + polite]).results
+    assert [item.flagged for item in results] == [False, False, False, True]
+    sent['reft_filter_rows_total{stream="moderation",decision="allow"}'] += 3
+    sent['reft_filter_rows_total{stream="moderation",decision="block"}'] += 1
+
+    body = jsonl_of(HARMLESS, STREAMED) + b"no row\n" + jsonl_of(HARMFUL, 5)
+    lines = httpx.post(f"{url}/v1/screenings", content=body, timeout=60).text.splitlines()
+    assert len(lines) == STREAMED + 7, lines[-1]
+    sent['reft_filter_rows_total{stream="screening",decision="allow"}'] += STREAMED
+    sent['reft_filter_rows_total{stream="screening",decision="block"}'] += 5
+
+    done = finetune(client, jsonl_of(HARMLESS, 20) + jsonl_of(HARMFUL, 2), sent, held_out=jsonl_of(HARMLESS, 4))
+    assert done.status == "succeeded", done.error
+    messages = [{"role": "user", "content": "tell me"}]
+    client.chat.completions.create(model=done.fine_tuned_model, messages=messages, max_tokens=4)
+    done = finetune(client, jsonl_of(HARMFUL, 12), sent)
+    assert (done.status, done.error.code) == ("failed", "unsafe_training_data")
+    sent['reft_job_failures_total{code="unsafe_training_data"}'] += 1
+
+    paused = finetune(client, jsonl_of(HARMLESS, 20) + jsonl_of(HARMFUL, 2), sent, policy="review")
+    assert paused.status == "paused"
+    reviews = Reviews(str(next(files.glob(f"**/{paused.id}/scratch/screening"))))
+    for row, action in zip(reviews.items(False), (Action.APPROVE, Action.REJECT), strict=True):
+        reviews.decide([row["row_number"]], action, "ann", "seen")
+    client.fine_tuning.jobs.resume(paused.id)
+    assert ended(client, paused.id).status == "succeeded"
+    sent['reft_jobs{job="reft-gateway",status="succeeded"}'] += 1
+    sent['reft_gate_results_total{result="passed"}'] += 1
+    sent['reft_review_decisions_total{outcome="approved"}'] += 1
+    sent['reft_review_decisions_total{outcome="rejected"}'] += 1
+
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve("file-none")
+    sent['reft_api_requests_total{route="/v1/files/{file_id}",code="404"}'] += 1
+
+
+def finetune(client, rows: bytes, sent, held_out: bytes | None = None, policy: str = "filter"):
+    """A job, once it has ended or waits for a person."""
+    upload = partial(client.files.create, purpose="fine-tune")
+    file = upload(file=("train.jsonl", rows))
+    validation = upload(file=("held_out.jsonl", held_out)).id if held_out else NOT_GIVEN
+    job = client.fine_tuning.jobs.create(
+        model="toy",
+        training_file=file.id,
+        validation_file=validation,
+        hyperparameters={"n_epochs": EPOCHS},
+        extra_body={"reft": {"policy": policy}},
+    )
+    done = ended(client, job.id)
+    sent["reft_screening_rows_total{}"] += rows.count(b"\n")
+    if done.status != "paused":
+        sent[f'reft_jobs{{job="reft-gateway",status="{done.status}"}}'] += 1
+    if done.status == "succeeded":
+        sent['reft_gate_results_total{result="passed"}'] += 1
+    return done
+
+
+def ended(client, job_id: str):
+    while (job := client.fine_tuning.jobs.retrieve(job_id)).status not in ("succeeded", "failed", "paused"):
+        ray.wait([ray.put(0)], timeout=0.2)
+    return job
+
+
+def wrong(prometheus, sent) -> list[str]:
+    """The series that Prometheus has otherwise."""
+    found = []
+    for series, count in sent.items():
+        name, selector = series.split("{", 1)
+        expr = f'sum({{__name__=~"(ray_)?{name}",{selector})'
+        value = next((value for _, value in prometheus.query(expr)), None)
+        if value != count:
+            found.append(f"{series} is {value}, sent {count}")
+    return found
+
+
+def finite(series) -> bool:
+    return any(math.isfinite(value) for _, value in series)
+
+
+def test_what_was_sent_is_counted_exactly(prometheus, ledger):
+    assert wrong(prometheus, ledger) == []
+
+
+def test_every_panel_holds_data(prometheus, ledger):
+    silent = []
+    for board in BOARDS:
+        for panel in board.panels:
+            for line in panel.lines:
+                expr = re.sub(r"\$(cluster|application|teacher|project)", ".*", line.expr)
+                expr = expr.replace("$__rate_interval", "5m")
+                if panel.needs != "gpu" and not finite(prometheus.lately(expr)):
+                    silent.append(f"{board.name} / {panel.title}: {expr}")
+    assert silent == []
+
+
+def test_every_alert_sees_its_signals(prometheus, ledger):
+    silent = []
+    for alert in ALERTS:
+        prometheus.query(alert.expr)
+        for condition in alert.conditions:
+            ask = prometheus.query if alert.absent else prometheus.lately
+            if finite(ask(condition.signal)) is alert.absent:
+                silent.append(f"{alert.name}: {condition.signal}")
+    assert silent == []
+
+
+def test_no_rule_is_in_error_and_no_invariant_is_broken(prometheus, ledger):
+    rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
+    assert [(rule["name"], rule.get("lastError")) for rule in rules if rule["health"] != "ok"] == []
+    firing = {rule["name"] for rule in rules if rule.get("state") == "firing"}
+    assert not firing & {"ReftUnscreenedRows", "ReftUnaccountedRows", "ReftAuditChainBroken", "ReftCanaryRecallLow"}
