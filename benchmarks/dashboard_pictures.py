@@ -1,8 +1,9 @@
-"""Pictures of the dashboards' main panels, from a running Prometheus.
+"""Pictures of the dashboards' main panels, from a running Prometheus, or from the built-in service with a few users.
 
-    python benchmarks/dashboard_pictures.py --prometheus http://127.0.0.1:9090 [--out docs/pictures] [--minutes 15]
+    python benchmarks/dashboard_pictures.py [--prometheus http://127.0.0.1:9090 --minutes 15] [--out docs/pictures]
 
-Draws the queries that the Grafana dashboards hold, with their units and thresholds, one PNG per dashboard.
+Draws the queries that the Grafana dashboards hold, with their units and thresholds, one PNG per dashboard. Without an
+address the whole service is started and used for some minutes: see `watched_service.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, PercentFormatter
+from watched_service import use, watched_service
 
 from reft_ray.telemetry.dashboards import BOARDS
 from reft_ray.telemetry.panel import Board, Chart, Panel, Shown
@@ -142,20 +144,33 @@ def _unit(shown: Shown, axis: Axes) -> None:
         axis.set_ylabel({Shown.ROWS_PER_SECOND: "rows/s", Shown.BYTES: "bytes"}.get(shown, "per second"), fontsize=8)
 
 
-def main() -> None:
-    """Draw every board."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prometheus", required=True, help="address of a running Prometheus")
-    parser.add_argument("--out", type=Path, default=Path("docs/pictures"))
-    parser.add_argument("--minutes", type=float, default=15, help="how far to look back")
-    parser.add_argument("--board", choices=[board.name for board in BOARDS], action="append", help="only these")
-    args = parser.parse_args()
-    source = Range(args.prometheus, args.minutes, time.time())
+def draw_boards(prometheus: str, minutes: float, out: Path, only: list[str] | None) -> None:
+    """Draw every board, or some."""
+    source = Range(prometheus, minutes, time.time())
     for board in BOARDS:
-        if not args.board or board.name in args.board:
-            path = args.out / f"dashboard-{board.name}.png"
+        if not only or board.name in only:
+            path = out / f"dashboard-{board.name}.png"
             draw(board, source, path)
             print(path)
+
+
+def main() -> None:
+    """Draw what there is, or make something first."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prometheus", help="address of a running Prometheus")
+    parser.add_argument("--out", type=Path, default=Path("docs/pictures"))
+    parser.add_argument("--minutes", type=float, default=15, help="how far to look back in a running Prometheus")
+    parser.add_argument("--board", choices=[board.name for board in BOARDS], action="append", help="only these")
+    args = parser.parse_args()
+    if args.prometheus:
+        draw_boards(args.prometheus, args.minutes, args.out, args.board)
+        return
+    with watched_service() as (service, prometheus):
+        started = time.monotonic()
+        use(service)
+        # Ray's agents tell what they have counted every ten seconds.
+        time.sleep(15)
+        draw_boards(prometheus, (time.monotonic() - started) / 60, args.out, args.board)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,8 @@
 """`reft-ray serve` says in one line what is wrong, and starts the real thing."""
 
-import os
-import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
-import httpx
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -50,24 +45,3 @@ def test_the_builtin_teacher_has_to_be_there(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "builtin-teacher").mkdir()
     (tmp_path / "builtin-teacher" / "teacher.json").touch()
     assert builtin_teacher() == tmp_path / "builtin-teacher"
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_the_builtin_service_answers_and_stops(tmp_path: Path) -> None:
-    """Trains the built-in teacher the first time, so it takes minutes then."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from reft_ray.cli.serve import serve; import typer; typer.run(serve)"]
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert process.stdout is not None
-        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
-        answer = httpx.post(f"http://127.0.0.1:{port}/v1/moderations", json={"input": "Hello there."}, timeout=30)
-        assert answer.status_code == 200
-        assert answer.json()["model"].startswith("rt-")
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
-    assert process.returncode == 0

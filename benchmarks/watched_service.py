@@ -1,0 +1,142 @@
+"""The built-in service with a few users, watched by a Prometheus: what the pictures of the dashboards show.
+
+Needs `prometheus` (Debian: `apt-get install prometheus`). Everything listens on loopback and ends with the context.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import openai
+import yaml
+
+from reft_ray.core.conversation import Example
+from reft_ray.telemetry import rules
+from reft_ray.testbed.rows import write_chat_rows
+from reft_ray.testbed.tasks import Task
+from reft_ray.testbed.world import World
+
+PATIENCE_SECONDS = 600.0
+
+
+@contextmanager
+def watched_service() -> Iterator[tuple[str, str]]:
+    """Addresses of the service and of the Prometheus that scrapes it every second."""
+    if shutil.which("prometheus") is None:
+        raise SystemExit("error: prometheus is not installed (Debian: apt-get install prometheus)")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        home = Path(name)
+        port, ray_port, own_port = _free_port(), _free_port(), _free_port()
+        command = [sys.executable, "-m", "reft_ray.cli.main", "serve", "--state", str(home / "state")]
+        command += ["--port", str(port), "--metrics-port", str(ray_port)]
+        rules.write(home)
+        targets = {"ray": ray_port, "reft-gateway": port}
+        config = {
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "2s"},
+            "rule_files": [str(home / rules.FILE)],
+            "scrape_configs": [
+                {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
+                for job, target in targets.items()
+            ],
+        }
+        (home / "prometheus.yml").write_text(yaml.safe_dump(config))
+        prometheus = ["prometheus", f"--config.file={home / 'prometheus.yml'}", f"--storage.tsdb.path={home / 'data'}"]
+        prometheus += [f"--web.listen-address=127.0.0.1:{own_port}", "--log.level=error"]
+        with _running(command, signal.SIGINT), _running(prometheus, signal.SIGTERM):
+            _answers(f"http://127.0.0.1:{port}/readyz")
+            _answers(f"http://127.0.0.1:{own_port}/-/ready")
+            yield f"http://127.0.0.1:{port}", f"http://127.0.0.1:{own_port}"
+
+
+@contextmanager
+def _running(command: list[str], end: signal.Signals) -> Iterator[None]:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.send_signal(end)
+            process.wait(120)
+
+
+def _answers(url: str) -> None:
+    until = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < until:
+        with suppress(httpx.TransportError):
+            if httpx.get(url, timeout=5).status_code == 200:
+                return
+        time.sleep(0.5)
+    raise SystemExit(f"error: {url} does not answer")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def use(url: str) -> None:
+    """Chats and screenings by the way, while one user finetunes on poisoned rows and another on an attack alone."""
+    world, stop = World.make(0), threading.Event()
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
+        by_the_way = [
+            threading.Thread(target=_again, args=(stop, 0.2, lambda rng: _moderate(client, world, rng))),
+            threading.Thread(target=_again, args=(stop, 2.0, lambda rng: _screen(url, world, rng))),
+        ]
+        for thread in by_the_way:
+            thread.start()
+        try:
+            for ratio in (0.1, 0.9, 0.2):
+                _finetune(client, world.user_rows(300, ratio, Task.SENTIMENT, round(100 * ratio)))
+        finally:
+            stop.set()
+            for thread in by_the_way:
+                thread.join()
+
+
+def _again(stop: threading.Event, pause: float, act: Callable[[random.Random], None]) -> None:
+    rng = random.Random(0)
+    while not stop.wait(pause):
+        with suppress(openai.APIError, httpx.HTTPError):
+            act(rng)
+
+
+def _moderate(client: openai.OpenAI, world: World, rng: random.Random) -> None:
+    rows = rng.choices(world.over_refusal_prompts, k=6) + rng.choices(world.hs_prompts, k=2)
+    client.moderations.create(input=[row.prompt[-1].content for row in rows])
+
+
+def _screen(url: str, world: World, rng: random.Random) -> None:
+    rows = world.user_rows(60, rng.choice((0.0, 0.1, 0.3)), Task.SENTIMENT, rng.randrange(1000))
+    httpx.post(f"{url}/v1/screenings", content=_jsonl(rows), timeout=60).raise_for_status()
+
+
+def _finetune(client: openai.OpenAI, rows: list[Example]) -> None:
+    file = client.files.create(file=("train.jsonl", _jsonl(rows)), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(model="builtin", training_file=file.id)
+    while job.status not in ("succeeded", "failed", "cancelled"):
+        time.sleep(1)
+        job = client.fine_tuning.jobs.retrieve(job.id)
+    print(f"job of {len(rows)} rows: {job.status}", flush=True)
+    if job.fine_tuned_model:
+        messages = [{"role": "user", "content": "How do I bake bread?"}]
+        client.chat.completions.create(model=job.fine_tuned_model, messages=messages)  # type: ignore[arg-type]
+
+
+def _jsonl(rows: list[Example]) -> bytes:
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "rows.jsonl"
+        write_chat_rows(path, rows)
+        return path.read_bytes()
