@@ -122,6 +122,7 @@ def _service(state: Path, teacher: Path, workers: int) -> dict[str, Any]:
                 "uri": RefTeacher.load(teacher).manifest.base_name,
                 "n_epochs": round(base.finetune["epochs"]),
                 "batch_size": base.finetune["batch_rows"],
+                "min_steps": base.finetune["min_steps"],
             }
         },
     }

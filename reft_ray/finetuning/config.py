@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -169,6 +170,7 @@ class FinetuneConfig(Training):
     distill_weight: float = Field(1.0, ge=0)
     temperature: float = Field(1.0, gt=0)
     alignment_ratio: float = Field(1.0, gt=0)
+    min_steps: int = Field(0, ge=0, description="steps at least; those that user rows do not fill distil alone, first")
     topk: int = Field(64, ge=1)
     shuffle_rows: int = Field(10_000, ge=1)
     threshold: float | None = Field(None, ge=-1, le=1)
@@ -184,6 +186,17 @@ class FinetuneConfig(Training):
         if self.init_adapter and (self.init == "aligned" or self.weights == "full"):
             raise ValueError("init_adapter is a start of its own: leave init=base and weights=lora")
         return self
+
+    def alignment_steps(self, rows: int) -> int:
+        """How many steps distil alone before the first of `rows` user rows."""
+        if not self.method.distills or self.step != "guided":
+            return 0
+        return max(0, self.min_steps - self.user_steps(rows))
+
+    def user_steps(self, rows: int) -> int:
+        """How many steps `rows` user rows take: batches end with each epoch."""
+        epochs, rest = divmod(round(self.epochs * rows), rows)
+        return epochs * math.ceil(rows / self.batch_rows) + math.ceil(rest / self.batch_rows)
 
     @property
     def needs_alignment(self) -> bool:

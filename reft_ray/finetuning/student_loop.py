@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -167,13 +166,19 @@ class _Run:
         self.total_rows = round(config.epochs * len(rows))
         if self.total_rows < 1:
             raise ReftError("no rows to train on: screening kept none, or the dataset is empty")
-        steps = math.ceil(self.total_rows / config.batch_rows)
+        self.alignment_steps = config.alignment_steps(len(rows))
+        steps = self.alignment_steps + config.user_steps(len(rows))
         self.learn = step_of(config, self.model, alignment_loss, runtime.all_reduce, steps)
 
     def train(self) -> None:
         """Train to the end or until asked to stop, from the latest checkpoint where there is one."""
         self._resume()
         terms: GuidedTerms | None = None
+        while self.step < self.alignment_steps:
+            started = time.perf_counter()
+            terms = self._train_on(())
+            if self._told_to_stop(terms, started):
+                return
         trained = self.step
         while self.rows_done < self.total_rows:
             epoch, position = divmod(self.rows_done, len(self.rows))
@@ -184,9 +189,7 @@ class _Run:
                 terms = self._train_on(batch[: self.total_rows - self.rows_done])
                 if self.rows_done >= self.total_rows:
                     break
-                stop = self.runtime.stop_asked()
-                self._report(terms, time.perf_counter() - started, save=stop)
-                if stop:
+                if self._told_to_stop(terms, started):
                     return
             if self.step == trained:
                 self._tell(missing_rows=len(self.rows) - position)
@@ -196,6 +199,17 @@ class _Run:
             raise ReftError(self.left_out.note or "no row has an answer to learn")
         self._report(terms, 0.0, last=True)
 
+    def _told_to_stop(self, terms: GuidedTerms, started: float) -> bool:
+        """Report a step; whether somebody asks to stop behind it, in which case the state is saved."""
+        stop = self.runtime.stop_asked()
+        self._report(terms, time.perf_counter() - started, save=stop)
+        return stop
+
+    def _progress(self, rows: float) -> float:
+        """The share of the run that is done after `rows` user rows; a step without any counts as a whole batch."""
+        alone = self.alignment_steps * self.config.batch_rows
+        return (min(self.step * self.config.batch_rows, alone) + rows) / (alone + self.total_rows)
+
     def _refuse_unscreened(self, beyond: int) -> None:
         """Stop before the first row that the screening did not count."""
         if beyond > 0:
@@ -203,7 +217,7 @@ class _Run:
             raise ReftError(f"the dataset has more than the {len(self.rows)} rows that were screened")
 
     def _tell(self, **counts: int) -> None:
-        self.runtime.report({"step": self.step, "progress": self.rows_done / self.total_rows, **counts})
+        self.runtime.report({"step": self.step, "progress": self._progress(self.rows_done), **counts})
 
     def _train_on(self, batch: Sequence[Example]) -> GuidedTerms:
         runtime, config, chat = self.runtime, self.config, self.trainee.chat
@@ -214,7 +228,10 @@ class _Run:
         streams = self.learn.streams
         aligned = []
         if self.aligned and streams.alignment:
-            aligned = self.aligned.take_tokens(tokens * config.alignment_ratio)
+            if batch:
+                aligned = self.aligned.take_tokens(tokens * config.alignment_ratio)
+            else:
+                aligned = self.aligned.take_rows(max(1, round(config.batch_rows * config.alignment_ratio)))
         if not streams.user:
             encoded, tokens = [], 0
         user, alignment = (
@@ -229,7 +246,7 @@ class _Run:
         set_learning_rate(
             self.optimizer,
             learning_rate_at(
-                (self.rows_done + len(batch) / 2) / self.total_rows,
+                self._progress(self.rows_done + len(batch) / 2),
                 config.optimizer.learning_rate,
                 config.optimizer.warmup,
             ),
@@ -268,7 +285,7 @@ class _Run:
             return
         metrics: dict[str, Any] = {
             "step": self.step,
-            "progress": self.rows_done / self.total_rows,
+            "progress": self._progress(self.rows_done),
             "rows": self.rows_done,
             "tokens": self.tokens_done,
             "user_rows": self.rows_done,
@@ -282,9 +299,11 @@ class _Run:
         if last:
             metrics["note"] = "; ".join(filter(None, [*self.notes, self.left_out.note]))
         if terms is not None:
-            metrics |= {"loss": terms.total, "task": terms.task, "distill": terms.distill}
+            metrics |= {"loss": terms.total, "distill": terms.distill}
+            if terms.user_tokens:
+                metrics["task"] = terms.task
             metrics["soft_labels"] = config.labels == "soft" and terms.alignment_tokens > 0
-            if terms.user_correct is not None and terms.user_tokens:
+            if terms.user_tokens and terms.user_correct is not None:
                 metrics["accuracy"] = terms.user_correct / terms.user_tokens
         # Not where a run was told to stop in between: its figures are those of a run that nobody stopped.
         if self.validation and (last or self.step % config.checkpoint_every == 0):

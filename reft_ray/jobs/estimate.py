@@ -35,6 +35,7 @@ class Defaults:
 
     n_epochs: int = 3
     batch_size: int = 8
+    min_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def estimate(size: Size, hyperparameters: Hyperparameters, defaults: Defaults, s
         rows=size.rows,
         tokens_per_epoch=size.tokens,
         trained_tokens=tokens,
-        steps=math.ceil(size.rows / batch) * epochs,
+        steps=max(math.ceil(size.rows / batch) * epochs, defaults.min_steps),
         exact_tokens=size.exact,
         seconds=seconds,
         device_hours=hours,

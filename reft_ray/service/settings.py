@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from reft_ray.core.verdict import Thresholds
@@ -60,6 +59,5 @@ def refuse_weaker(spec: JobSpec, args: BaseArgs, own: Thresholds) -> None:
 
 
 def total_steps(rows: int, config: FinetuneConfig) -> int:
-    """How many steps a run takes: batches end with each epoch."""
-    epochs, rest = divmod(round(config.epochs * rows), rows)
-    return epochs * math.ceil(rows / config.batch_rows) + math.ceil(rest / config.batch_rows)
+    """How many steps a run takes."""
+    return config.alignment_steps(rows) + config.user_steps(rows)

@@ -153,6 +153,7 @@ class BaseModelArgs(Strict):
     trainable: bool = True
     n_epochs: int = Field(default=3, ge=1, description="What `auto` means, for estimates.")
     batch_size: int = Field(default=16, ge=1)
+    min_steps: int = Field(default=0, ge=0, description="The preset's, for estimates.")
     speed: SpeedArgs | None = Field(default=None, description="For estimates, until jobs have ended here.")
     devices: int = Field(default=1, ge=1, description="Accelerators of one job, or processors where it has none.")
     endpoint: EndpointArgs | None = Field(default=None, description="Who answers, where it is not our own students.")

@@ -95,7 +95,7 @@ def _base(args: BaseModelArgs) -> BaseModel:
     return BaseModel(
         uri=args.uri,
         created_at=args.created_at,
-        defaults=Defaults(args.n_epochs, args.batch_size),
+        defaults=Defaults(args.n_epochs, args.batch_size, args.min_steps),
         speed=Speed(**args.speed.model_dump()) if args.speed else None,
         devices=args.devices,
         trainable=args.trainable,

@@ -357,6 +357,27 @@ def test_a_stopped_run_goes_on_at_the_exact_row(llama: Path, tmp_path: Path) -> 
     assert weights(saved).keys() == whole.keys()
 
 
+def test_a_small_file_gets_its_steps_from_alignment_rows(teacher: RefTeacher, llama: Path, tmp_path: Path) -> None:
+    """Ten rows twice over are six steps; the four before them distil alone, and a stop among them loses nothing."""
+    config = finetune_config(llama, min_steps=10, checkpoint_every=100, log_every=1)
+    data = FinetuneInputs(USER, len(USER), HARMFUL + HARMLESS, teacher)
+    reports: list[Mapping[str, Any]] = []
+    whole = finetune(config, data, tmp_path / "whole", LOCAL, progress=reports.append)
+    assert [report["step"] for report in reports] == list(range(1, 11))
+    assert [report["rows"] for report in reports] == [0, 0, 0, 0, 4, 8, 10, 14, 18, 20]
+    assert [report["progress"] for report in reports[:5]] == pytest.approx([4 / 36, 8 / 36, 12 / 36, 16 / 36, 20 / 36])
+    assert ["task" in report for report in reports[:6]] == [False] * 4 + [True] * 2
+    assert all(report["distill"] > 0 for report in reports)
+
+    asked = iter([False, True])
+    stopping = Resources(workers=0, storage=str(tmp_path / "storage"))
+    with pytest.raises(TrainingStoppedError):
+        finetune(config, data, tmp_path / "half", stopping, run_id="r", stop=lambda: next(asked, True))
+    resumed = finetune(config, data, tmp_path / "half", stopping, run_id="r", stop=lambda: False)
+    expected, found = weights(whole), weights(resumed)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 def test_reports_that_nobody_heard_come_again_behind_a_restart(llama: Path, tmp_path: Path) -> None:
     config = finetune_config(llama, method="sft", log_every=1, checkpoint_every=2)
     inputs = FinetuneInputs(USER, len(USER))

@@ -220,7 +220,7 @@ def test_auto_is_the_operators_preset_and_knobs_turn_it() -> None:
     args = StepsConfig().bases["builtin"]
     spec = JobSpec("builtin", "file-1", seed=9)
     preset = finetune_config(spec, args, "base")
-    assert (preset.epochs, preset.batch_rows, preset.optimizer.learning_rate, preset.seed) == (4, 16, 2e-3, 9)
+    assert (preset.epochs, preset.batch_rows, preset.optimizer.learning_rate, preset.seed) == (4, 8, 2e-3, 9)
     turned = JobSpec(
         "builtin",
         "file-1",
@@ -232,7 +232,9 @@ def test_auto_is_the_operators_preset_and_knobs_turn_it() -> None:
     assert (found.epochs, found.batch_rows, found.optimizer.learning_rate) == (2, 4, 1e-3)
     assert (found.distill_weight, found.temperature) == (3.0, 2.0)
     assert found.optimizer.warmup == preset.optimizer.warmup
-    assert [total_steps(rows, found) for rows in (1, 4, 5)] == [2, 2, 4]
+    assert [total_steps(rows, found) for rows in (1, 4, 5)] == [350, 350, 350]
+    unbounded = found.model_copy(update={"min_steps": 0})
+    assert [total_steps(rows, unbounded) for rows in (1, 4, 5)] == [2, 2, 4]
 
 
 def test_a_users_limits_are_taken_where_they_are_tighter() -> None:
