@@ -39,7 +39,7 @@ def watched_service() -> Iterator[tuple[str, str]]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         home = Path(name)
         port, ray_port, own_port = _free_port(), _free_port(), _free_port()
-        command = [sys.executable, "-m", "reft_ray.cli.main", "serve", "--state", str(home / "state")]
+        command = [str(Path(sys.executable).with_name("reft-ray")), "serve", "--state", str(home / "state")]
         command += ["--port", str(port), "--metrics-port", str(ray_port)]
         rules.write(home)
         targets = {"ray": ray_port, "reft-gateway": port}
@@ -54,25 +54,25 @@ def watched_service() -> Iterator[tuple[str, str]]:
         (home / "prometheus.yml").write_text(yaml.safe_dump(config))
         prometheus = ["prometheus", f"--config.file={home / 'prometheus.yml'}", f"--storage.tsdb.path={home / 'data'}"]
         prometheus += [f"--web.listen-address=127.0.0.1:{own_port}", "--log.level=error"]
-        with _running(command, signal.SIGINT), _running(prometheus, signal.SIGTERM):
-            _answers(f"http://127.0.0.1:{port}/readyz")
-            _answers(f"http://127.0.0.1:{own_port}/-/ready")
+        with _running(command, signal.SIGINT) as service, _running(prometheus, signal.SIGTERM) as watcher:
+            _answers(f"http://127.0.0.1:{port}/readyz", service)
+            _answers(f"http://127.0.0.1:{own_port}/-/ready", watcher)
             yield f"http://127.0.0.1:{port}", f"http://127.0.0.1:{own_port}"
 
 
 @contextmanager
-def _running(command: list[str], end: signal.Signals) -> Iterator[None]:
+def _running(command: list[str], end: signal.Signals) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
-            yield
+            yield process
         finally:
             process.send_signal(end)
             process.wait(120)
 
 
-def _answers(url: str) -> None:
+def _answers(url: str, process: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < until:
+    while time.monotonic() < until and process.poll() is None:
         with suppress(httpx.TransportError):
             if httpx.get(url, timeout=5).status_code == 200:
                 return
@@ -99,7 +99,8 @@ def use(url: str) -> None:
             thread.start()
         try:
             for ratio in (0.1, 0.9, 0.2):
-                _finetune(client, world.user_rows(300, ratio, Task.SENTIMENT, round(100 * ratio)))
+                rows = world.user_rows(300, ratio, Task.SENTIMENT, round(100 * ratio))
+                _finetune(client, rows, world.task_test(Task.SENTIMENT)[:50])
         finally:
             stop.set()
             for thread in by_the_way:
@@ -123,9 +124,11 @@ def _screen(url: str, world: World, rng: random.Random) -> None:
     httpx.post(f"{url}/v1/screenings", content=_jsonl(rows), timeout=60).raise_for_status()
 
 
-def _finetune(client: openai.OpenAI, rows: list[Example]) -> None:
-    file = client.files.create(file=("train.jsonl", _jsonl(rows)), purpose="fine-tune")
-    job = client.fine_tuning.jobs.create(model="builtin", training_file=file.id)
+def _finetune(client: openai.OpenAI, rows: list[Example], held_out: list[Example]) -> None:
+    training, validation = (
+        client.files.create(file=("rows.jsonl", _jsonl(part)), purpose="fine-tune").id for part in (rows, held_out)
+    )
+    job = client.fine_tuning.jobs.create(model="builtin", training_file=training, validation_file=validation)
     while job.status not in ("succeeded", "failed", "cancelled"):
         time.sleep(1)
         job = client.fine_tuning.jobs.retrieve(job.id)
