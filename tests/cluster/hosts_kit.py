@@ -48,7 +48,7 @@ def finetune(base: str, out: str, storage: str) -> None:
         {
             "base": base,
             "labels": "hard",
-            "epochs": 10,
+            "epochs": 2,
             "batch_rows": 8,
             "lora": {"rank": 4},
             "checkpoint_every": 50,

@@ -205,14 +205,15 @@ def test_a_lost_host_and_a_lost_head_cost_no_row_and_no_step(net: Net, llama: Pa
         fresh.update(_checkpoints(shared, since=cut + 1))
         return training.poll() is not None
 
-    _await(trained, 200)
+    _await(trained, 200, said=lambda: f"saved after the cut: {sorted(fresh)}\n{net.log(training)}")
     assert training.returncode == 0, net.log(training)
     assert fresh, "nothing was saved after the cut"
     assert min(fresh) >= before, (before, sorted(fresh))
     assert (shared / "student" / "adapter_model.safetensors").is_file()
 
     assert screening.wait(timeout=120) == 0, net.log(screening)
-    counts = json.loads(net.log(screening).splitlines()[-1])
+    # Ray may say something behind it.
+    counts = json.loads(next(line for line in net.log(screening).splitlines() if line.startswith('{"rows"')))
     assert counts["rows"] == ROWS
     assert counts["kept"] + counts["review"] + counts["blocked"] + counts["invalid"] == ROWS
     assert counts["blocked"] == len(range(1, ROWS, 3))
@@ -258,13 +259,17 @@ def _run(*command: str) -> None:
 
 
 def _await(
-    done: Callable[[], object], seconds: float, process: subprocess.Popen[bytes] | None = None, net: Net | None = None
+    done: Callable[[], object],
+    seconds: float,
+    process: subprocess.Popen[bytes] | None = None,
+    net: Net | None = None,
+    said: Callable[[], str] = str,
 ) -> None:
     end = time.monotonic() + seconds
     while not done():
         if process is not None and net is not None:
             assert process.poll() is None, net.log(process)
-        assert time.monotonic() < end, f"waited {seconds} s"
+        assert time.monotonic() < end, f"waited {seconds} s\n{said()}"
         time.sleep(0.2)
 
 

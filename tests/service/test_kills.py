@@ -1,12 +1,13 @@
-"""SIGKILL for drivers that train with the real steps in their own process: the job goes on and nothing is lost."""
+"""SIGKILL for drivers and workers that train with the real steps: the job goes on and nothing is lost."""
 
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
+import ray
 
 from reft_ray.jobs.driver import DriverConfig
 from reft_ray.jobs.job import TERMINAL, Event, Status
@@ -25,9 +26,10 @@ STEPS = EPOCHS * STEPS_PER_EPOCH
 class Service:
     """The reconciler of a gateway, ticking for as long as somebody waits."""
 
-    def __init__(self, world, toy, log_dir) -> None:
+    def __init__(self, world, toy, log_dir, workers: int = 0, **environment: str) -> None:
         self.world, self.jobs, self.log_dir = world, world.jobs, log_dir
-        self.options = toy.with_base(finetune={**toy.options["bases"]["toy"]["finetune"], "epochs": EPOCHS})
+        finetune = {**toy.options["bases"]["toy"]["finetune"], "epochs": EPOCHS}
+        self.options = toy.with_base(finetune=finetune, resources={"workers": workers})
         config = DriverConfig(
             world.url,
             world.files.content.uri("x").removesuffix("/x"),
@@ -35,7 +37,7 @@ class Service:
             self.options,
             heartbeat_seconds=0.1,
         )
-        launcher = ProcessLauncher(config, log_dir)
+        launcher = ProcessLauncher(config, log_dir, {**os.environ, **environment})
         patience = Patience(stop=60, pause=60, backoff=0.1)
         self.reconciler = Reconciler(self.jobs, Leases(self.jobs), launcher, patience=patience)
 
@@ -49,6 +51,9 @@ class Service:
     def in_training(self, job_id: str, step: int = 6) -> None:
         self.until(job_id, lambda: bool(self.steps(job_id)) and self.steps(job_id)[-1] >= step)
         assert self.steps(job_id)[-1] < STEPS, "the run was over before it could be disturbed"
+
+    def kill_driver(self, job_id: str) -> None:
+        os.kill(int(self.jobs.get(job_id).handle.split(":")[2]), signal.SIGKILL)
 
     def metrics(self, job_id: str) -> list[dict]:
         return [dict(event.data) for event in self.world.events(job_id) if event.type == "metrics"]
@@ -68,7 +73,7 @@ def service(world, toy, tmp_path) -> Service:
 def test_a_killed_and_then_paused_job_ends_as_if_nobody_had_disturbed_it(service) -> None:
     world, job_id = service.world, service.world.job()
     service.in_training(job_id)
-    os.kill(int(service.jobs.get(job_id).handle.split(":")[2]), signal.SIGKILL)
+    service.kill_driver(job_id)
     service.until(job_id, lambda: service.jobs.get(job_id).attempt == 3)
     service.in_training(job_id, service.steps(job_id)[-1] + 4)
     service.jobs.move(job_id, Status.PAUSED, Event("Fine-tuning job paused"))
@@ -90,3 +95,36 @@ def test_a_killed_and_then_paused_job_ends_as_if_nobody_had_disturbed_it(service
         assert len([message for message in told if message.startswith(once)]) == 1
     assert sorted(student.job_id for student in world.models.list(job.project_id)) == sorted([job_id, undisturbed.id])
     assert not [p for p in psutil.process_iter(["cmdline"]) if job_id in (p.info["cmdline"] or [])]
+
+
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster of this process."""
+    ray.init(num_cpus=6, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+def training_workers() -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if any("RayTrainWorker" in part for part in process.cmdline())
+    ]
+
+
+@pytest.mark.ray
+def test_on_a_cluster_a_killed_worker_and_a_killed_driver_cost_no_step(world, toy, tmp_path, cluster) -> None:
+    service = Service(world, toy, tmp_path / "logs", workers=2, RAY_ADDRESS=cluster)
+    job_id = world.job()
+    service.in_training(job_id)
+    training_workers()[0].kill()
+    service.in_training(job_id, service.steps(job_id)[-1] + 8)
+    assert service.jobs.get(job_id).attempt == 2, "Ray Train itself replaces a worker"
+    service.kill_driver(job_id)
+    service.until(job_id, lambda: service.jobs.get(job_id).status in TERMINAL)
+    service.until(job_id, lambda: not service.jobs.with_handle())
+    job = service.jobs.get(job_id)
+    assert (job.status, job.error, job.attempt) == (Status.SUCCEEDED, None, 3), service.logs()
+    assert service.steps(job_id) == list(range(1, STEPS + 1))
+    service.until(job_id, lambda: not training_workers())
