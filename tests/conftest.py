@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -24,6 +26,8 @@ import pytest
 import yaml
 
 from reft_ray.telemetry import rules
+from reft_ray.telemetry.alerts import ALERTS
+from reft_ray.telemetry.dashboards import BOARDS
 
 # A machine's cores belong to the tests that measure nothing: one thread keeps tiny models fast and sums reproducible.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -198,6 +202,29 @@ class Prometheus:
         found = self.get("query_range", query=expr, start=str(end - seconds), end=str(end), step="2")["result"]
         return [(series["metric"], float(value)) for series in found for _, value in series["values"]]
 
+    def silent_panels(self, ask: Callable[[str], Any]) -> list[str]:
+        """The dashboards' queries to which `ask` finds no finite value; those that need an accelerator are left out."""
+        found = []
+        for board in BOARDS:
+            for panel in board.panels:
+                for line in panel.lines:
+                    expr = re.sub(r"\$(cluster|application|teacher|project)", ".*", line.expr)
+                    expr = expr.replace("$__rate_interval", "5m")
+                    assert "$" not in expr
+                    if panel.needs != "gpu" and not _finite(ask(expr)):
+                        found.append(f"{board.name} / {panel.title}: {expr}")
+        return found
+
+    def silent_signals(self, ask: Callable[[str], Any]) -> list[str]:
+        """The alerts' signals to which `ask` finds no finite value, and those of absence that have one now."""
+        found = []
+        for alert in ALERTS:
+            self.query(alert.expr)
+            for condition in alert.conditions:
+                if _finite((self.query if alert.absent else ask)(condition.signal)) is alert.absent:
+                    found.append(f"{alert.name}: {condition.signal}")
+        return found
+
     def wait(self, what: str, holds: Callable[[], bool], seconds: float = 90) -> None:
         """Ask until `holds`; what Prometheus has scraped or computed gives no event to await."""
         self.until_none(lambda: [] if holds() else [f"Prometheus has not {what}"], seconds)
@@ -208,6 +235,10 @@ class Prometheus:
         while found := left():
             assert time.monotonic() < deadline, f"after {seconds} s: {found}"
             time.sleep(0.5)
+
+
+def _finite(series: list[tuple[dict[str, str], float]]) -> bool:
+    return any(math.isfinite(value) for _, value in series)
 
 
 @contextmanager
