@@ -187,14 +187,18 @@ class FinetuneConfig(Training):
             raise ValueError("init_adapter is a start of its own: leave init=base and weights=lora")
         return self
 
+    def total_steps(self, rows: int) -> int:
+        """How many steps a run over `rows` user rows takes."""
+        return self.alignment_steps(rows) + self._user_steps(rows)
+
     def alignment_steps(self, rows: int) -> int:
-        """How many steps distil alone before the first of `rows` user rows."""
+        """How many of them distil alone, before the first user row."""
         if not self.method.distills or self.step != "guided":
             return 0
-        return max(0, self.min_steps - self.user_steps(rows))
+        return max(0, self.min_steps - self._user_steps(rows))
 
-    def user_steps(self, rows: int) -> int:
-        """How many steps `rows` user rows take: batches end with each epoch."""
+    def _user_steps(self, rows: int) -> int:
+        """Batches end with each epoch."""
         epochs, rest = divmod(round(self.epochs * rows), rows)
         return epochs * math.ceil(rows / self.batch_rows) + math.ceil(rest / self.batch_rows)
 

@@ -167,8 +167,7 @@ class _Run:
         if self.total_rows < 1:
             raise ReftError("no rows to train on: screening kept none, or the dataset is empty")
         self.alignment_steps = config.alignment_steps(len(rows))
-        steps = self.alignment_steps + config.user_steps(len(rows))
-        self.learn = step_of(config, self.model, alignment_loss, runtime.all_reduce, steps)
+        self.learn = step_of(config, self.model, alignment_loss, runtime.all_reduce, config.total_steps(len(rows)))
 
     def train(self) -> None:
         """Train to the end or until asked to stop, from the latest checkpoint where there is one."""

@@ -56,8 +56,3 @@ def refuse_weaker(spec: JobSpec, args: BaseArgs, own: Thresholds) -> None:
             "a job may distil more than the service does, not less.",
             "reft.kd_weight",
         )
-
-
-def total_steps(rows: int, config: FinetuneConfig) -> int:
-    """How many steps a run takes."""
-    return config.alignment_steps(rows) + config.user_steps(rows)

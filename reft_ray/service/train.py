@@ -23,7 +23,7 @@ from reft_ray.jobs.run import JobRun
 from reft_ray.jobs.steps import Screening, Training
 from reft_ray.screening.kept import kept_count
 from reft_ray.service.reading import answered_examples
-from reft_ray.service.settings import finetune_config, total_steps
+from reft_ray.service.settings import finetune_config
 from reft_ray.service.surroundings import Surroundings
 
 CSV = "step_metrics.csv"
@@ -54,7 +54,7 @@ def train_student(run: JobRun, world: Surroundings, shared: Path, screening: Scr
     resources = world.args.resources.model_copy(
         update={"storage": storage, "shared": world.args.resources.shared or str(shared)}
     )
-    watch = _Watch(run, f"{storage}/{run.job.id}", total_steps(kept_count(screening.kept_uri), config))
+    watch = _Watch(run, f"{storage}/{run.job.id}", config.total_steps(kept_count(screening.kept_uri)))
     if run.should_stop():
         raise StoppedError("told to stop")
     if resources.workers:

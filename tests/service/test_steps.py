@@ -16,7 +16,7 @@ from reft_ray.jobs.files import scratch_key
 from reft_ray.jobs.job import Hyperparameters, JobSpec, Options, Status
 from reft_ray.screening.reviews import Action, Reviews
 from reft_ray.service.config import GateArgs, StepsConfig
-from reft_ray.service.settings import finetune_config, total_steps
+from reft_ray.service.settings import finetune_config
 from reft_ray.service.steps import make
 
 
@@ -232,9 +232,9 @@ def test_auto_is_the_operators_preset_and_knobs_turn_it() -> None:
     assert (found.epochs, found.batch_rows, found.optimizer.learning_rate) == (2, 4, 1e-3)
     assert (found.distill_weight, found.temperature) == (3.0, 2.0)
     assert found.optimizer.warmup == preset.optimizer.warmup
-    assert [total_steps(rows, found) for rows in (1, 4, 5)] == [350, 350, 350]
+    assert [found.total_steps(rows) for rows in (1, 4, 5)] == [350, 350, 350]
     unbounded = found.model_copy(update={"min_steps": 0})
-    assert [total_steps(rows, unbounded) for rows in (1, 4, 5)] == [2, 2, 4]
+    assert [unbounded.total_steps(rows) for rows in (1, 4, 5)] == [2, 2, 4]
 
 
 def test_a_users_limits_are_taken_where_they_are_tighter() -> None:
