@@ -85,8 +85,9 @@ def threshold_for_recall(score_B: Tensor, label_B: Tensor, recall: float) -> flo
     """
     score_B, label_B = _checked(score_B, label_B)
     thresholds, hits, alarms = _curve(score_B, label_B)
-    allowed = torch.nonzero(hits / hits[-1] >= recall).flatten()
-    index = int(allowed[(hits / hits[-1] - alarms / alarms[-1])[allowed].argmax()])
+    caught, fpr = hits / hits[-1], alarms / alarms[-1]
+    allowed = torch.nonzero(caught >= recall).flatten()
+    index = int(allowed[(caught - fpr)[allowed].argmax()])
     return _midway(thresholds, index, index + 1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from reft_ray.telemetry.catalog import BUILD_INFO
 from reft_ray.telemetry.promql import Query
 
 DASHBOARD = Query(
@@ -12,6 +13,14 @@ DASHBOARD = Query(
     {"cluster": "$cluster", "application": "$application", "teacher": "$teacher", "project": "$project"},
 )
 LAST_DAY = Query("1d", DASHBOARD.matchers)
+
+
+def calm(expr: str) -> str:
+    """`expr`, or 0 where it has no value while a gateway answers.
+
+    A panel of faults that is empty would not say whether there are none or nothing is scraped.
+    """
+    return f"{expr} or on() 0 * {DASHBOARD.gauge(BUILD_INFO)}"
 
 
 class Chart(StrEnum):

@@ -67,13 +67,6 @@ class Query:
         grown = f"(sum(increase({now}[{self.window}]) and {before}) or vector(0))"
         return f"{grown} + (sum({now} unless {before}) or vector(0))"
 
-    def calm(self, expr: str, alive: Metric) -> str:
-        """`expr`, or 0 where it has no value while a gauge says that the service is `alive`.
-
-        A panel of faults that is empty would not say whether there are none or nothing is scraped.
-        """
-        return f"{expr} or on() 0 * {self.gauge(alive)}"
-
     def quantile(self, q: float, metric: Metric, *by: str, **labels: str) -> str:
         """A quantile of a histogram over the window."""
         return f"histogram_quantile({q}, {self.buckets(metric, *by, **labels)})"

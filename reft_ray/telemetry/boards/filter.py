@@ -5,7 +5,7 @@ from __future__ import annotations
 from reft_ray.telemetry import catalog as c
 from reft_ray.telemetry import records
 from reft_ray.telemetry.panel import DASHBOARD as Q
-from reft_ray.telemetry.panel import Board, Chart, Level, Line, Panel, Section, Shown
+from reft_ray.telemetry.panel import Board, Chart, Level, Line, Panel, Section, Shown, calm
 
 _DECISIONS = Section(
     "Decisions",
@@ -181,7 +181,7 @@ _TROUBLE = Section(
             "Errors",
             "Requests that failed on our side, by type; none of them was answered with an allow.",
             Shown.OPERATIONS_PER_SECOND,
-            (Line(Q.calm(Q.rate(c.FILTER_ERRORS, "error_type"), c.BUILD_INFO), "{{error_type}}"),),
+            (Line(calm(Q.rate(c.FILTER_ERRORS, "error_type")), "{{error_type}}"),),
             Level(0.01, 0.1),
             runbook="ReftModerationAvailabilityBurn",
         ),
@@ -189,7 +189,7 @@ _TROUBLE = Section(
             "Requests shed",
             "Requests refused to protect the service, by reason; lasting shedding asks for more replicas.",
             Shown.REQUESTS_PER_SECOND,
-            (Line(Q.calm(Q.rate(c.FILTER_SHED, "reason"), c.BUILD_INFO), "{{reason}}"),),
+            (Line(calm(Q.rate(c.FILTER_SHED, "reason")), "{{reason}}"),),
             Level(0.1, 1),
             runbook="ReftFilterSheds",
         ),
@@ -206,8 +206,8 @@ _TROUBLE = Section(
             "Rows with unread text, and batches sent again after a replica was lost.",
             Shown.OPERATIONS_PER_SECOND,
             (
-                Line(Q.calm(Q.rate(c.FILTER_TRUNCATIONS, "stream"), c.BUILD_INFO), "truncated {{stream}}"),
-                Line(Q.calm(Q.rate(c.FILTER_RETRIES), c.BUILD_INFO), "retried batches"),
+                Line(calm(Q.rate(c.FILTER_TRUNCATIONS, "stream")), "truncated {{stream}}"),
+                Line(calm(Q.rate(c.FILTER_RETRIES)), "retried batches"),
             ),
             Level(0.1, 1),
         ),

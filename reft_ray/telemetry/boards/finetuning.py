@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reft_ray.telemetry import catalog as c
 from reft_ray.telemetry.panel import DASHBOARD as Q
-from reft_ray.telemetry.panel import LAST_DAY, ZERO, Board, Chart, Level, Line, Panel, Section, Shown
+from reft_ray.telemetry.panel import LAST_DAY, ZERO, Board, Chart, Level, Line, Panel, Section, Shown, calm
 
 _JOBS = Section(
     "Jobs",
@@ -123,7 +123,7 @@ _TRAINING = Section(
             "Worker restarts, last day",
             "Times that training went on after losing a worker.",
             Shown.NUMBER,
-            (Line(Q.calm(LAST_DAY.increase(c.TRAIN_RESTARTS, "stage"), c.BUILD_INFO), "{{stage}}"),),
+            (Line(calm(LAST_DAY.increase(c.TRAIN_RESTARTS, "stage")), "{{stage}}"),),
             Level(1, 3),
             runbook="ReftTrainingRestarts",
         ),

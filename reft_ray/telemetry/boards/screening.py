@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reft_ray.telemetry import catalog as c
 from reft_ray.telemetry.panel import DASHBOARD as Q
-from reft_ray.telemetry.panel import LAST_DAY, ZERO, Board, Chart, Level, Line, Panel, Section, Shown
+from reft_ray.telemetry.panel import LAST_DAY, ZERO, Board, Chart, Level, Line, Panel, Section, Shown, calm
 
 _DATASETS = Section(
     "Datasets",
@@ -64,7 +64,7 @@ _CONTENT = Section(
             Shown.NUMBER,
             (
                 Line(
-                    Q.calm(LAST_DAY.increase(c.SCREENING_FINDINGS, "finding", "severity"), c.BUILD_INFO),
+                    calm(LAST_DAY.increase(c.SCREENING_FINDINGS, "finding", "severity")),
                     "{{finding}} {{severity}}",
                 ),
             ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reft_ray.telemetry import catalog as c
 from reft_ray.telemetry.panel import DASHBOARD as Q
-from reft_ray.telemetry.panel import NEUTRAL, Board, Chart, Level, Line, Panel, Section, Shown
+from reft_ray.telemetry.panel import NEUTRAL, Board, Chart, Level, Line, Panel, Section, Shown, calm
 from reft_ray.telemetry.records import AVAILABILITY, FRESHNESS, LATENCY, Slo
 
 
@@ -82,7 +82,7 @@ _API = Section(
             "Refused by a limit",
             "Requests per second over a customer's rate limit or quota.",
             Shown.REQUESTS_PER_SECOND,
-            (Line(Q.calm(Q.rate(c.RATE_LIMITED, "limit"), c.BUILD_INFO), "{{limit}}"),),
+            (Line(calm(Q.rate(c.RATE_LIMITED, "limit")), "{{limit}}"),),
             Level(1, 10),
         ),
     ),
