@@ -53,7 +53,18 @@ class Toy:
     """Options of `service.steps:make` for a base called `toy`."""
 
     folder: Path
+    base: Path
     options: dict
+
+    def service(self, root: Path) -> dict:
+        """The arguments `service:` with everything it keeps under one directory."""
+        return {
+            "database_url": f"sqlite:///{root / 'service.db'}",
+            "files_uri": str(root / "files"),
+            "base_models": {"toy": {"uri": str(self.base)}},
+            "options": self.options,
+            "logs": str(root / "logs"),
+        }
 
     def with_base(self, **changes) -> dict:
         return {**self.options, "bases": {"toy": {**self.options["bases"]["toy"], **changes}}}
@@ -96,7 +107,7 @@ def toy(llama, tmp_path_factory) -> Toy:
         "finetune": {"epochs": 2, "batch_rows": 8, "lora": {"rank": 4}, "checkpoint_every": 2, "log_every": 1},
         "resources": {"workers": 0},
     }
-    return Toy(folder, {"bases": {"toy": base}, "shared": str(folder / "shared"), "device": "cpu"})
+    return Toy(folder, llama, {"bases": {"toy": base}, "shared": str(folder / "shared"), "device": "cpu"})
 
 
 class World:

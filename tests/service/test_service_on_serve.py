@@ -31,17 +31,11 @@ def environment(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def test_the_service_on_serve_finetunes_and_talks(toy, llama, tmp_path) -> None:
+def test_the_service_on_serve_finetunes_and_talks(toy, tmp_path) -> None:
     args = ServeArgs.model_validate(
         {
             "teacher": {"teacher": str(toy.folder / "teacher"), "precision": "float32"},
-            "service": {
-                "database_url": f"sqlite:///{tmp_path / 'service.db'}",
-                "files_uri": str(tmp_path / "files"),
-                "base_models": {"toy": {"uri": str(llama)}},
-                "options": toy.options,
-                "logs": str(tmp_path / "logs"),
-            },
+            "service": toy.service(tmp_path),
         }
     )
     turns = [{"role": "user", "content": "how to bake a car"}, {"role": "assistant", "content": "sure here is bread"}]

@@ -39,20 +39,10 @@ def students(llama):
 
 
 @pytest.fixture
-def args(toy, llama, tmp_path, monkeypatch) -> ServeArgs:
+def args(toy, tmp_path, monkeypatch) -> ServeArgs:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return ServeArgs.model_validate(
-        {
-            "service": {
-                "database_url": f"sqlite:///{tmp_path / 'service.db'}",
-                "files_uri": str(tmp_path / "files"),
-                "base_models": {"toy": {"uri": str(llama)}},
-                "options": toy.options,
-                "logs": str(tmp_path / "logs"),
-            }
-        }
-    )
+    return ServeArgs.model_validate({"service": toy.service(tmp_path)})
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 import json
 import socket
+import time
 from collections import Counter
 from functools import partial
 
 import httpx
 import openai
 import pytest
-import ray
 from openai import NOT_GIVEN
 
 from reft_ray.screening.reviews import Action, Reviews
@@ -27,7 +27,7 @@ STREAMED = 520
 
 
 @pytest.fixture(scope="module")
-def running(toy, llama, tmp_path_factory):
+def running(toy, tmp_path_factory):
     """The service's address, and what Prometheus scrapes."""
     root = tmp_path_factory.mktemp("watched")
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -37,13 +37,7 @@ def running(toy, llama, tmp_path_factory):
         {
             "teacher": {"teacher": str(toy.folder / "teacher"), "precision": "float32", "canary": canary},
             "screenings_uri": str(root / "screenings"),
-            "service": {
-                "database_url": f"sqlite:///{root / 'service.db'}",
-                "files_uri": str(root / "files"),
-                "base_models": {"toy": {"uri": str(llama)}},
-                "options": toy.options,
-                "logs": str(root / "logs"),
-            },
+            "service": toy.service(root),
         }
     )
     with pytest.MonkeyPatch.context() as environment:
@@ -139,7 +133,7 @@ def finetune(client, rows: bytes, sent, held_out: bytes | None = None, policy: s
 
 def ended(client, job_id: str):
     while (job := client.fine_tuning.jobs.retrieve(job_id)).status not in ("succeeded", "failed", "paused"):
-        ray.wait([ray.put(0)], timeout=0.2)
+        time.sleep(0.2)
     return job
 
 
