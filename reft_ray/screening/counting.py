@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.report import ScreenReport
 from reft_ray.screening.screener import Outcome, ScreenedRow, ScreenedUnit
 from reft_ray.telemetry import catalog
+from reft_ray.telemetry.drift import DRIFT_ROWS, ScoreHistogram, record_drift
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
 from reft_ray.telemetry.rows import record_rows
 
@@ -21,10 +23,14 @@ _OUTCOMES = {"passed": "passed", "needs_review": "review", "refused": "refused"}
 
 @dataclass(frozen=True, slots=True)
 class Counting:
-    """Counts for one `project`. Units that an earlier run had finished were counted by it."""
+    """Counts for one `project`. Units that an earlier run had finished were counted by it.
+
+    `calibration` counts the teacher's validation scores in equal bins over [-1, 1]; without it no drift is told.
+    """
 
     recorder: Recorder = field(default_factory=NullRecorder)
     project: str = "default"
+    calibration: Sequence[int] = ()
 
     def unit(self, result: ScreenedUnit, config: ScreenConfig, teacher: str) -> None:
         """Count one unit's rows by outcome, its verdicts and its invalid rows."""
@@ -58,6 +64,10 @@ class Counting:
         self.recorder.observe(catalog.SCREENING_SECONDS, seconds, size=size)
         for finding in report.findings:
             self.recorder.count(catalog.SCREENING_FINDINGS, finding=finding.name, severity=str(finding.severity))
+        scores = ScoreHistogram.of_cosines(report.histogram)
+        if scores.rows >= DRIFT_ROWS and any(self.calibration):
+            calibration = ScoreHistogram.of_cosines(self.calibration)
+            record_drift(self.recorder, calibration, scores, stream=_STREAM, teacher=report.judges["teacher"])
 
     def failed(self, config: ScreenConfig, lost: int = 0) -> None:
         """Count a screening that broke off; `lost` rows went in and did not come out."""

@@ -61,7 +61,7 @@ def screen_file(run: JobRun, world: Surroundings) -> Screening:
             raise StoppedError("told to stop")
 
     folder = screening_folder(run)
-    counting = Counting(run.recorder, run.job.project_id)
+    counting = Counting(run.recorder, run.job.project_id, world.teacher.manifest.histogram)
     uri = run.files.uri(spec.training_file, run.job.project_id)
     # Everything is written also then, and the pipeline says what it means.
     with suppress(BlockedByPolicyError):

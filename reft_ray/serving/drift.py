@@ -19,7 +19,7 @@ class DriftWatch:
         self._monitors: dict[str, DriftMonitor] = {}
         if sum(histogram):
             for stream in STREAMS:
-                calibration = _unit_histogram(histogram)
+                calibration = ScoreHistogram.of_cosines(histogram)
                 self._monitors[stream] = DriftMonitor(calibration, recorder, stream=stream, teacher=teacher)
 
     def add(self, stream: str, verdicts: Sequence[Verdict]) -> None:
@@ -32,10 +32,3 @@ class DriftWatch:
         """Forget the gauges of a teacher that no longer answers."""
         for monitor in self._monitors.values():
             monitor.close()
-
-
-def _unit_histogram(counts: Sequence[int]) -> ScoreHistogram:
-    """Equal bins over cosines in [-1, 1] are equal bins over [0, 1]; the sum is that of the bins' middles."""
-    bins = len(counts)
-    middles = sum(count * (place + 0.5) / bins for place, count in enumerate(counts))
-    return ScoreHistogram(tuple((place + 1) / bins for place in range(bins)), list(counts), middles)

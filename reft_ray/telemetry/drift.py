@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import Recorder
 
+DRIFT_ROWS = 1000
+"""So many rows are compared at least: with fewer, sampling noise alone lifts PSI, by about (bins - 1) / rows."""
+
 
 @dataclass(slots=True)
 class ScoreHistogram:
@@ -23,6 +26,13 @@ class ScoreHistogram:
         self.counts = self.counts or [0] * len(self.bounds)
         if len(self.counts) != len(self.bounds):
             raise ValueError(f"a histogram over {len(self.bounds)} bounds needs as many counts, got {len(self.counts)}")
+
+    @classmethod
+    def of_cosines(cls, counts: Sequence[int]) -> ScoreHistogram:
+        """Equal bins over cosines in [-1, 1] as equal bins over [0, 1]; the sum is that of the bins' middles."""
+        bins = len(counts)
+        middles = sum(count * (place + 0.5) / bins for place, count in enumerate(counts))
+        return cls(tuple((place + 1) / bins for place in range(bins)), list(counts), middles)
 
     @property
     def rows(self) -> int:
@@ -76,20 +86,34 @@ def equal_mass_edges(counts: Sequence[int], bins: int = 10) -> list[int]:
     return edges
 
 
+def record_drift(
+    recorder: Recorder, calibration: ScoreHistogram, recent: ScoreHistogram, *, stream: str, teacher: str
+) -> None:
+    """Set the gauges of a stream. The recent histogram's bins divide those of the calibration evenly."""
+    finer, rest = divmod(len(recent.counts), len(calibration.counts))
+    if rest or not finer:
+        raise ValueError(f"{len(recent.counts)} bins do not divide {len(calibration.counts)} bins of a calibration")
+    edges = equal_mass_edges(calibration.counts)
+    psi = population_stability_index(
+        coarse(calibration.counts, edges), coarse(recent.counts, [edge * finer for edge in edges])
+    )
+    recorder.set(catalog.FILTER_SCORE_PSI, psi, stream=stream, teacher=teacher)
+    shift = recent.mean - calibration.mean
+    recorder.set(catalog.FILTER_SCORE_MEAN_SHIFT, shift, stream=stream, teacher=teacher)
+
+
 class DriftMonitor:
     """Watches one stream of scores against the teacher's calibration scores.
 
-    Windows hold `window` rows: with fewer, sampling noise alone lifts PSI (about (bins - 1) / rows for equal
-    distributions). When a window is full its drift is set as gauges and the next one begins.
+    When a window of rows is full its drift is set as gauges and the next one begins.
     """
 
     def __init__(
-        self, calibration: ScoreHistogram, recorder: Recorder, *, stream: str, teacher: str, window: int = 1000
+        self, calibration: ScoreHistogram, recorder: Recorder, *, stream: str, teacher: str, window: int = DRIFT_ROWS
     ) -> None:
         if not calibration.rows:
             raise ValueError(f"teacher {teacher} has an empty calibration histogram: drift cannot be measured")
         self._calibration = calibration
-        self._edges = equal_mass_edges(calibration.counts)
         self._recorder = recorder
         self._labels = {"stream": stream, "teacher": teacher}
         self._window = window
@@ -99,13 +123,7 @@ class DriftMonitor:
         """Take recent scores in [0, 1], as `rows.unit_score` makes them."""
         self._recent.add(scores)
         if self._recent.rows >= self._window:
-            psi = population_stability_index(
-                coarse(self._calibration.counts, self._edges), coarse(self._recent.counts, self._edges)
-            )
-            self._recorder.set(catalog.FILTER_SCORE_PSI, psi, **self._labels)
-            self._recorder.set(
-                catalog.FILTER_SCORE_MEAN_SHIFT, self._recent.mean - self._calibration.mean, **self._labels
-            )
+            record_drift(self._recorder, self._calibration, self._recent, **self._labels)
             self._recent = ScoreHistogram(self._calibration.bounds)
 
     def close(self) -> None:

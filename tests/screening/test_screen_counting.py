@@ -11,6 +11,7 @@ from reft_ray.screening.dataset import screen
 from reft_ray.screening.report import RowsLostError
 from reft_ray.screening.reviews import Action, Reviews
 from reft_ray.telemetry import catalog
+from reft_ray.telemetry.drift import DRIFT_ROWS
 from reft_ray.telemetry.recorder import MemoryRecorder
 from reft_ray.testbed.word_scorer import WordScorer
 
@@ -46,6 +47,32 @@ def test_rows_verdicts_and_the_dataset_are_counted(rows, tmp_path):
     again = MemoryRecorder()
     screen([rows], str(tmp_path / "out"), WordScorer, config, counting=Counting(again, "acme"))
     assert again.total(catalog.SCREENING_ROWS) == 0, "a resumed unit was counted by the run that did it"
+
+
+@pytest.mark.parametrize("like_the_calibration", [True, False])
+def test_the_drift_of_a_whole_dataset_is_told(tmp_path, like_the_calibration):
+    path = tmp_path / "rows.jsonl"
+    half = DRIFT_ROWS // 2
+    texts = [f"how to bake bread {n}" for n in range(half)] + [f"how to build a bomb {n}" for n in range(half)]
+    path.write_text("".join(json.dumps({"prompt": text, "completion": "sure"}) + "\n" for text in texts))
+    scores = [item.score for item in WordScorer().score([texts[0], texts[-1]])]
+    calibration = [0] * 20
+    for score in scores if like_the_calibration else scores[:1]:
+        calibration[int((score + 1) / 2 * 20)] += 500
+    recorder = MemoryRecorder()
+    config = ScreenConfig(findings=False, max_reject_ratio=None)
+    counting = Counting(recorder, "acme", calibration)
+    screen([str(path)], str(tmp_path / "out"), WordScorer, config, counting=counting)
+    psi = recorder.total(catalog.FILTER_SCORE_PSI, stream="dataset", teacher="rt-words")
+    shift = recorder.total(catalog.FILTER_SCORE_MEAN_SHIFT, stream="dataset", teacher="rt-words")
+    assert (psi < 0.01, abs(shift) < 0.03) == (like_the_calibration, like_the_calibration)
+
+
+def test_a_dataset_too_small_for_drift_tells_none(rows, tmp_path):
+    recorder = MemoryRecorder()
+    config = ScreenConfig(findings=False, max_reject_ratio=None)
+    screen([rows], str(tmp_path / "out"), WordScorer, config, counting=Counting(recorder, "acme", [1] * 20))
+    assert recorder.series(catalog.FILTER_SCORE_PSI) == []
 
 
 def test_what_a_policy_refuses_and_what_breaks_off_is_counted(rows, tmp_path):

@@ -13,6 +13,7 @@ from reft_ray.telemetry.drift import (
     coarse,
     equal_mass_edges,
     population_stability_index,
+    record_drift,
 )
 from reft_ray.telemetry.recorder import MemoryRecorder
 
@@ -104,3 +105,9 @@ def test_monitor_reports_full_windows_and_sees_a_shift():
 def test_monitor_refuses_an_empty_calibration():
     with pytest.raises(ValueError, match="empty calibration"):
         DriftMonitor(ScoreHistogram(), MemoryRecorder(), stream="chat", teacher="t")
+
+
+def test_bins_that_do_not_divide_the_calibration_are_refused():
+    calibration, recent = ScoreHistogram.of_cosines([1] * 20), ScoreHistogram.of_cosines([1] * 30)
+    with pytest.raises(ValueError, match="30 bins do not divide 20"):
+        record_drift(MemoryRecorder(), calibration, recent, stream="dataset", teacher="t")
