@@ -30,6 +30,7 @@ from reft_ray.jobs.pipeline import run_job
 from reft_ray.jobs.processes import process_handle
 from reft_ray.jobs.run import JobRun
 from reft_ray.jobs.steps import Steps
+from reft_ray.telemetry.metric import DEFAULT_APPLICATION
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
 
 CONFIG_VARIABLE = "REFT_DRIVER"
@@ -45,8 +46,8 @@ class DriverConfig:
     """What a driver needs; it travels in the environment, because the database URL may hold a password.
 
     A `database_url` of `env:NAME` stands for the variable NAME where the driver runs. `steps` names a factory as
-    `module:function`, which is called with `options`; `recorder` one of a Recorder, called without any. `handle` is
-    how the launcher calls this driver, where that is not its process.
+    `module:function`, which is called with `options`; `recorder` one of a Recorder, called with `application`.
+    `handle` is how the launcher calls this driver, where that is not its process.
     """
 
     database_url: str
@@ -56,6 +57,7 @@ class DriverConfig:
     lease_seconds: float = LEASE_SECONDS
     heartbeat_seconds: float = 2.0
     recorder: str | None = None
+    application: str = DEFAULT_APPLICATION
     handle: str | None = None
 
     def to_json(self) -> str:
@@ -77,7 +79,7 @@ class DriverConfig:
 
     def make_recorder(self) -> Recorder:
         """Where this driver counts."""
-        recorder: Recorder = named(self.recorder)() if self.recorder else NullRecorder()
+        recorder: Recorder = named(self.recorder)(self.application) if self.recorder else NullRecorder()
         return recorder
 
 

@@ -98,7 +98,8 @@ def _screened(
     manifest = manifest_of(config.fingerprint(sources), config.columns, plans, shapes)
     open_output(output, manifest)
     total = sum(plan.cuts.rows for plan in plans)
-    job = Job(scorer_factory, config, shapes, output.uri, sample_share(total), counting.project)
+    sample, application = sample_share(total), counting.recorder.application
+    job = Job(scorer_factory, config, shapes, output.uri, sample, counting.project, application)
     done = frozenset(done_units(output))
     _run(plans, done, job, manifest, progress, counting)
     report = compose(_states(output, manifest), plans, shapes, config, Reviews(output.uri).counts())

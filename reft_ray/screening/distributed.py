@@ -121,7 +121,7 @@ class _Worker:
         native = None if parcel["native"] is None else _unpacked(parcel["native"])
         try:
             if self._worker is None:
-                self._recorder = SharedRecorder()
+                self._recorder = SharedRecorder(self._job.application)
                 self._worker = UnitWorker(self._job, Counting(self._recorder, self._job.project))
             done = self._worker.work(Unit(parcel["id"], parcel["file"], _unpacked(parcel["rows"]), native))
             # The pool ends its actors without a word.

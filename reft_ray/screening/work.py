@@ -15,6 +15,7 @@ from reft_ray.screening.reading import Unit
 from reft_ray.screening.screener import Outcome, Screener
 from reft_ray.screening.signals import Inspector
 from reft_ray.screening.tally import UnitState, runs, tally_of
+from reft_ray.telemetry.metric import DEFAULT_APPLICATION
 
 DECODED_TEXTS = 8_192
 
@@ -23,7 +24,7 @@ DECODED_TEXTS = 8_192
 class Job:
     """Everything a worker needs. `sample` is the share of rows that the findings look at closely.
 
-    A worker in another process counts for `project` by itself.
+    A worker in another process counts for `project` by itself, under the label `application`.
     """
 
     scorer_factory: ScorerFactory
@@ -32,6 +33,7 @@ class Job:
     out: str
     sample: float = 1.0
     project: str = "default"
+    application: str = DEFAULT_APPLICATION
 
 
 class Finished(NamedTuple):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from reft_ray.api.settings import MIB, Bounds, FilterSettings
 from reft_ray.core.errors import UsageError
+from reft_ray.telemetry.metric import DEFAULT_APPLICATION
 
 BUILTIN = "builtin"
 _DEFAULTS = FilterSettings()
@@ -212,7 +213,7 @@ class ServeArgs(Strict):
     screenings_uri: str | None = Field(
         default=None, description="A directory or pyarrow.fs URI that all gateways reach; for resumable screenings."
     )
-    application: str = Field(default="reft", description="The label `application` of every metric.")
+    application: str = Field(default=DEFAULT_APPLICATION, description="The label `application` of every metric.")
     metrics_token_variable: str | None = Field(
         default=None, description="The environment variable that holds the bearer token of `/metrics`."
     )

@@ -20,6 +20,7 @@ from reft_ray.jobs.launcher import Launcher, ProcessLauncher
 from reft_ray.jobs.lease import Slots
 from reft_ray.serving.args import BaseModelArgs, ServeArgs, ServiceArgs, from_environment
 from reft_ray.serving.ray_launcher import RayLauncher
+from reft_ray.telemetry.metric import DEFAULT_APPLICATION
 from reft_ray.telemetry.recorder import Recorder
 
 _RAY_OWN = ("RAY_RAYLET", "RAY_NODE", "RAY_JOB", "RAY_SERVE", "RAY_LD", "RAY_WORKER", "RAY_SESSION", "RAY_GCS")
@@ -44,7 +45,7 @@ def service_app(args: ServeArgs, judge: Judge, chat: ChatModel, recorder: Record
         screenings_uri=args.screenings_uri,
         recorder=recorder,
         metrics_token=from_environment(args.metrics_token_variable),
-        lifespan=working(services, launcher_of(service), Slots(**service.slots.model_dump())),
+        lifespan=working(services, launcher_of(service, args.application), Slots(**service.slots.model_dump())),
     )
 
 
@@ -68,14 +69,16 @@ def settings_of(args: ServiceArgs) -> ServiceSettings:
 RECORDER = "reft_ray.telemetry.shared_recorder:joined"
 
 
-def driver_config(args: ServiceArgs) -> DriverConfig:
-    """What drivers are told."""
-    return DriverConfig(args.database_url, args.files_uri, args.steps, args.options, recorder=RECORDER)
+def driver_config(args: ServiceArgs, application: str = DEFAULT_APPLICATION) -> DriverConfig:
+    """What drivers are told; they count under the label `application`."""
+    return DriverConfig(
+        args.database_url, args.files_uri, args.steps, args.options, recorder=RECORDER, application=application
+    )
 
 
-def launcher_of(args: ServiceArgs) -> Launcher:
+def launcher_of(args: ServiceArgs, application: str = DEFAULT_APPLICATION) -> Launcher:
     """Where drivers run."""
-    config = driver_config(args)
+    config = driver_config(args, application)
     if args.job_server is not None:
         return RayLauncher(config, args.job_server)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_RAY_OWN)}

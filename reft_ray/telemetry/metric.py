@@ -10,6 +10,7 @@ from enum import StrEnum
 
 OTHER = "other"
 APPLICATION = "application"
+DEFAULT_APPLICATION = "reft"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _RESERVED_SUFFIXES = ("_count", "_sum", "_bucket")
 
@@ -116,7 +117,7 @@ class Labeller:
     only where `projects` is True; otherwise its value is `all`, so that tenants do not show in metrics unasked.
     """
 
-    def __init__(self, application: str = "reft", projects: bool = False) -> None:
+    def __init__(self, application: str = DEFAULT_APPLICATION, projects: bool = False) -> None:
         self.application = application
         self._projects = projects
         self._seen: dict[str, set[str]] = {}

@@ -37,6 +37,11 @@ class RayRecorder:
         self._closed = Event()
         self._refresher: Thread | None = None
 
+    @property
+    def application(self) -> str:
+        """See Recorder."""
+        return self._labeller.application
+
     def count(self, metric: Metric, value: float = 1, /, **labels: str) -> None:
         """See Recorder."""
         counter, tags = self._child(metric, Kind.COUNTER, labels)

@@ -12,7 +12,7 @@ import prometheus_client as prometheus
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.core import Metric as Family
 
-from reft_ray.telemetry.metric import APPLICATION, Kind, Labeller, Metric, Unit, check_value
+from reft_ray.telemetry.metric import APPLICATION, DEFAULT_APPLICATION, Kind, Labeller, Metric, Unit, check_value
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,11 @@ class Recorder(Protocol):
     All methods raise ValueError for a metric of another kind, for missing or undeclared labels, for a negative
     count and for an observation that is not finite. Label values outside their bounds become `other`.
     """
+
+    @property
+    def application(self) -> str:
+        """The label `application` of every series."""
+        ...
 
     def count(self, metric: Metric, value: float = 1, /, **labels: str) -> None:
         """Add `value` >= 0 to a counter."""
@@ -51,6 +56,8 @@ class Recorder(Protocol):
 
 class NullRecorder:
     """Checks what it is given and keeps nothing."""
+
+    application = DEFAULT_APPLICATION
 
     def count(self, metric: Metric, value: float = 1, /, **labels: str) -> None:
         """See Recorder."""
@@ -77,6 +84,11 @@ class MemoryRecorder:
         self._labeller = labeller or Labeller(projects=True)
         self._values: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
         self._observations: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(list)
+
+    @property
+    def application(self) -> str:
+        """See Recorder."""
+        return self._labeller.application
 
     def count(self, metric: Metric, value: float = 1, /, **labels: str) -> None:
         """See Recorder."""
@@ -141,6 +153,11 @@ class PrometheusRecorder:
         self._families: dict[str, Child] = {}
         self._children: dict[tuple[object, ...], Child] = {}
         self._lock = Lock()
+
+    @property
+    def application(self) -> str:
+        """See Recorder."""
+        return self._labeller.application
 
     def count(self, metric: Metric, value: float = 1, /, **labels: str) -> None:
         """See Recorder."""

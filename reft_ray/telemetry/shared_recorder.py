@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError
 
 from reft_ray.telemetry.catalog import METRICS
-from reft_ray.telemetry.metric import Kind, Metric, check_value
+from reft_ray.telemetry.metric import DEFAULT_APPLICATION, Kind, Labeller, Metric, check_value
 from reft_ray.telemetry.ray_recorder import RayRecorder
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
 
@@ -33,10 +33,10 @@ Call = tuple[str, float, dict[str, str]]
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class Keeper:
-    """One per cluster; its own process is what Ray's agent asks."""
+    """One per cluster and application; its own process is what Ray's agent asks."""
 
-    def __init__(self) -> None:
-        self._recorder = RayRecorder()
+    def __init__(self, application: str) -> None:
+        self._recorder = RayRecorder(Labeller(application))
 
     def record(self, calls: Sequence[Call]) -> None:
         """Count and observe."""
@@ -49,16 +49,21 @@ class Keeper:
 class SharedRecorder:
     """A Recorder whose counts survive its process; `flush` returns once they are safe."""
 
-    def __init__(self) -> None:
-        self._gauges = RayRecorder()
+    def __init__(self, application: str = DEFAULT_APPLICATION) -> None:
+        self._gauges = RayRecorder(Labeller(application))
         self._keeper = Keeper.options(  # type: ignore[attr-defined]
-            name=KEEPER, namespace=NAMESPACE, lifetime="detached", get_if_exists=True
-        ).remote()
+            name=f"{KEEPER}-{application}", namespace=NAMESPACE, lifetime="detached", get_if_exists=True
+        ).remote(application)
         self._calls: list[Call] = []
         self._lock, self._sending = Lock(), Lock()
         self._closed = Event()
         self._sender = Thread(target=self._send, name="reft-counts", daemon=True)
         self._sender.start()
+
+    @property
+    def application(self) -> str:
+        """See Recorder."""
+        return self._gauges.application
 
     def count(self, metric: Metric, value: float = 1, /, **labels: str) -> None:
         """See Recorder."""
@@ -102,7 +107,7 @@ class SharedRecorder:
             self.flush()
 
 
-def joined() -> Recorder:
+def joined(application: str = DEFAULT_APPLICATION) -> Recorder:
     """The recorder of a process beside the cluster in RAY_ADDRESS, which it joins; without one nothing is counted.
 
     A cluster that cannot be reached is told in the log: what is counted must not stop what is done.
@@ -115,4 +120,4 @@ def joined() -> Recorder:
         except (ConnectionError, RuntimeError, TimeoutError) as error:
             logger.warning("nothing is counted: the cluster of RAY_ADDRESS cannot be joined (%s)", type(error).__name__)
             return NullRecorder()
-    return SharedRecorder()
+    return SharedRecorder(application)
