@@ -6,11 +6,14 @@ settings below are the same for every seed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import ray
 import torch
 
 from reft_ray.core.conversation import Example, Label
@@ -31,6 +34,7 @@ from reft_ray.testbed.tasks import Task
 from reft_ray.testbed.world import Sizes, World
 
 TEACHER_EPOCHS = 2.5
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +68,19 @@ STUDENTS = {
     "guided": Student(Method.GUIDED),
 }
 
-# Seconds of each stage as once measured on two cores: the estimate of the time left starts from their ratios.
+# The longest first, so that none is left to run alone at the end.
+_ORDER = ("distill", "aligned_sft", "sft_clean", "guided", "filter")
+
+# What each stage once added to the whole, in seconds on two cores: where the estimate of the time left starts from.
 _USUAL = {
-    "base model": 90.0,
-    "Ref-Teacher": 75.0,
-    "screening": 15.0,
-    "sft_clean": 28.0,
-    "aligned_sft": 32.0,
-    "filter": 28.0,
-    "distill": 60.0,
-    "guided": 48.0,
+    "base model": 84.0,
+    "Ref-Teacher": 69.0,
+    "screening": 11.0,
+    "sft_clean": 30.0,
+    "aligned_sft": 33.0,
+    "filter": 25.0,
+    "distill": 93.0,
+    "guided": 41.0,
 }
 
 
@@ -129,20 +136,30 @@ def run_quickstart(out: Path, cache: Path, show: Show, plan: Plan | None = None,
     write_chat_rows(out / "user.jsonl", user)
     with stages.stage("screening"):
         screened = screen_rows(out / "user.jsonl", user, teacher, out / "screened", str(base))
-    resources = Resources(workers=workers, cpus_per_worker=max(1, 2 // max(1, workers)))
-    methods: dict[str, Any] = {}
-    for name, student in STUDENTS.items():
+
+    def student_of(name: str) -> dict[str, Any]:
+        student = STUDENTS[name]
         with stages.stage(name) as tell:
             config = student_settings(base, student, plan)
             rows = user if student.poisoned else [row for row in user if row.label is Label.HARMLESS]
             cell = train_cell(
-                config, rows, screened, world.alignment, teacher, out / "students" / name, resources, tell
+                config,
+                rows,
+                screened,
+                world.alignment,
+                teacher,
+                out / "students" / name,
+                Resources(workers=workers),
+                tell,
             )
             respond = respond_with(str(base), cell.student)
             figures = evaluate_student(
                 respond, world.hs_prompts, world.over_refusal_prompts, world.task_test(plan.task)
             )
-        methods[name] = {**figures, **_rows(rows, screened, student.method), "seconds": round(cell.seconds, 1)}
+        return {**figures, **_rows(rows, screened, student.method), "seconds": round(cell.seconds, 1)}
+
+    found = dict(zip(_ORDER, side_by_side(student_of, _ORDER, students_at_once(workers)), strict=True))
+    methods = {name: found[name] for name in STUDENTS}
     report = {
         "seed": plan.seed,
         "seconds_total": 0.0,
@@ -158,6 +175,27 @@ def run_quickstart(out: Path, cache: Path, show: Show, plan: Plan | None = None,
     )
     write_report(report, summary, out)
     return report
+
+
+def students_at_once(workers: int) -> int:
+    """How many students of so many single-threaded workers this machine trains together.
+
+    A step of a model this small is too short for two threads, and while one student starts up another one learns.
+    """
+    slots = int(ray.cluster_resources()["CPU"])
+    # Ray Data's tasks need slots beside those that training workers hold to their end.
+    return max(1, min(len(STUDENTS), os.cpu_count() or 1, slots - 2) // max(1, workers))
+
+
+def side_by_side(run: Callable[[str], Result], names: Sequence[str], at_once: int) -> list[Result]:
+    """Results in order, each from a thread of its own. The first error, or an interrupt, ends all of them."""
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            return list(pool.map(run, names))
+        except BaseException:
+            # Whatever still trains is waited for otherwise.
+            ray.shutdown()
+            raise
 
 
 def _rows(rows: Sequence[Example], screened: Screened, method: Method) -> dict[str, int]:

@@ -2,12 +2,13 @@
 
 import json
 import math
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from reft_ray.experiments.quickstart import STUDENTS, Plan, run_quickstart
+from reft_ray.experiments.quickstart import STUDENTS, Plan, run_quickstart, side_by_side, students_at_once
 from reft_ray.experiments.stages import Stages
 from reft_ray.hf.tiny import TinyShape
 from reft_ray.testbed.base_model import Recipe
@@ -77,3 +78,48 @@ def test_the_estimate_of_the_time_left_follows_this_machines_pace(monkeypatch: p
     assert told[0] == ("a", 0.0, 40.0)
     assert told[1] == ("a", 0.125, 70.0)
     assert stages.seconds_total == 20.0
+
+
+def test_stages_side_by_side_share_one_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("reft_ray.experiments.stages.time.perf_counter", lambda: now[0])
+    told: list[tuple[str, float, float]] = []
+    stages = Stages({"a": 10.0, "b": 30.0}, lambda *state: told.append(state))
+    with stages.stage("b") as tell_b, stages.stage("a") as tell_a:
+        now[0] = 10.0
+        tell_b({"progress": 0.5})
+        tell_a({"progress": 0.5})
+    assert told[-3:] == [("a", 0.5, 10.0), ("a", 0.625, 6.0), ("b", 1.0, 0.0)]
+    assert list(stages.seconds) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "slots", "workers", "at_once"), [(1, 4, 1, 1), (2, 4, 1, 2), (2, 4, 2, 1), (4, 4, 1, 2), (16, 16, 1, 5)]
+)
+def test_students_leave_slots_for_the_rows(
+    monkeypatch: pytest.MonkeyPatch, cores: int, slots: int, workers: int, at_once: int
+) -> None:
+    monkeypatch.setattr("reft_ray.experiments.quickstart.ray.cluster_resources", lambda: {"CPU": float(slots)})
+    monkeypatch.setattr("reft_ray.experiments.quickstart.os.cpu_count", lambda: cores)
+    assert students_at_once(workers) == at_once
+
+
+def test_results_come_in_order() -> None:
+    assert side_by_side(str.upper, "abc", 2) == ["A", "B", "C"]
+
+
+def test_an_error_ends_what_runs_and_what_was_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_is_gone = threading.Event()
+    monkeypatch.setattr("reft_ray.experiments.quickstart.ray.shutdown", ray_is_gone.set)
+    begun: list[str] = []
+
+    def run(name: str) -> str:
+        begun.append(name)
+        if name == "a":
+            raise ValueError(name)
+        assert ray_is_gone.wait(30)
+        return name
+
+    with pytest.raises(ValueError, match="a"):
+        side_by_side(run, [*"abcdefgh"], 2)
+    assert len(begun) <= 3
