@@ -47,4 +47,6 @@ def main() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # Every command starts Ray itself: what still asks for it after an interrupt must not start another.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     app()

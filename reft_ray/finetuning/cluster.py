@@ -20,6 +20,8 @@ def start_ray(num_cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     # Ray Data needs CPU slots beside those that training workers hold, also on two cores.
     slots = num_cpus or max(4, os.cpu_count() or 4)
+    # Ray warns the user of more processes than it would start for the cores; runs beside each other start them.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(slots))
     ray.init(
         num_cpus=slots,
         include_dashboard=False,
