@@ -1,0 +1,77 @@
+"""`serve_configs/local.yaml` as it stands there, by the two commands in its own head, with the built-in teacher."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from reft_ray.cli.serve import trained_builtin
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "serve_configs" / "local.yaml"
+READY_SECONDS = 180
+
+
+def command(line: str) -> tuple[list[str], dict[str, str]]:
+    """A shell line's words and its environment, with this environment's programs first."""
+    words = shlex.split(line)
+    settings = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return [word for word in words if word.partition("=")[0] not in settings], {**os.environ, **settings, "PATH": path}
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Where the service answers, once it does."""
+    trained_builtin()
+    start, deploy = re.findall(r"^#\s+(RAY_AUTH_MODE=.*)$", CONFIG.read_text(), re.M)
+    words, environment = command(start)
+    # Blocking, so that stopping it stops this cluster and no other on the machine.
+    node = subprocess.Popen([*words, "--block"], env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
+    http = yaml.safe_load(CONFIG.read_text())["http_options"]
+    url = f"http://{http['host']}:{http['port']}"
+    try:
+        words, environment = command(deploy)
+        until = time.monotonic() + READY_SECONDS
+        while subprocess.run(words, env=environment, cwd=ROOT, capture_output=True).returncode:
+            assert node.poll() is None, "the node has ended"
+            assert time.monotonic() < until, "no dashboard takes the config"
+        while not ready(url):
+            assert time.monotonic() < until, "the service does not get ready"
+            time.sleep(0.2)
+        yield url
+    finally:
+        node.terminate()
+        node.wait(60)
+
+
+def ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_its_canary_pair_is_told_apart(address: str) -> None:
+    deployments = yaml.safe_load(CONFIG.read_text())["applications"][0]["deployments"]
+    canary = next(item for item in deployments if item["name"] == "Teacher")["user_config"]["canary"]
+    texts = [canary["harmful"], canary["harmless"]]
+    answer = httpx.post(f"{address}/v1/moderations", json={"input": texts}, timeout=30)
+    assert [result["flagged"] for result in answer.json()["results"]] == [True, False]
+
+
+def test_a_dataset_streams_through_it(address: str) -> None:
+    row = '{"messages": [{"role": "user", "content": "How do I bake bread?"}]}\n'
+    answer = httpx.post(f"{address}/v1/screenings", content=row * 20, timeout=30)
+    assert answer.status_code == 200
+    assert len(answer.text.splitlines()) == 21  # and the trailer
