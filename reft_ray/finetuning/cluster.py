@@ -23,6 +23,8 @@ def start_ray(num_cpus: int | None = None) -> None:
     # Ray warns the user of more processes than it would start for the cores; runs beside each other start them.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(slots))
     ray.init(
+        # One of its own: otherwise Ray joins whatever `ray start` has left on this machine, and refuses the slots.
+        address="local",
         num_cpus=slots,
         include_dashboard=False,
         _node_ip_address="127.0.0.1",

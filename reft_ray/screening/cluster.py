@@ -26,6 +26,7 @@ def ensure_ray(cpus: float = 0.0, gpus: float = 0.0) -> None:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
         return
     ray.init(
+        address="local",  # and not whatever `ray start` has left on this machine
         include_dashboard=False,
         _node_ip_address="127.0.0.1",
         object_store_memory=OBJECT_STORE_BYTES,

@@ -40,6 +40,7 @@ def local_service(
     # Calls between proxy, gateway and teacher as gRPC and not as actor tasks: a third less per request.
     os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
     ray.init(
+        address="local",  # and not whatever `ray start` has left on this machine
         num_cpus=_logical_cpus(args),
         include_dashboard=False,
         log_to_driver=not quiet,

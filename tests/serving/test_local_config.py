@@ -75,3 +75,12 @@ def test_a_dataset_streams_through_it(address: str) -> None:
     answer = httpx.post(f"{address}/v1/screenings", content=row * 20, timeout=30)
     assert answer.status_code == 200
     assert len(answer.text.splitlines()) == 21  # and the trailer
+
+
+@pytest.mark.parametrize(("room", "start"), [("finetuning", "start_ray"), ("screening", "ensure_ray")])
+def test_a_command_beside_it_starts_a_ray_of_its_own(address: str, room: str, start: str) -> None:
+    """Ray by itself joins the cluster that it finds on the machine, and refuses to be told its processors."""
+    code = f"from reft_ray.{room}.cluster import {start}; {start}()"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
