@@ -68,7 +68,8 @@ STUDENTS = {
     "guided": Student(Method.GUIDED),
 }
 
-# The longest first, so that none is left to run alone at the end.
+# The longest first, so that it is not left alone at the end. guided comes late: it shares distill's soft labels, which
+# two that begin together would both compute.
 _ORDER = ("distill", "aligned_sft", "sft_clean", "guided", "filter")
 
 # What each stage once added to the whole, in seconds on two cores: where the estimate of the time left starts from.
