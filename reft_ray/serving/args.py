@@ -186,6 +186,9 @@ class ServiceArgs(Strict):
         description="Drivers run as Ray jobs of the cluster with this dashboard; by default as processes beside the "
         "gateway.",
     )
+    driver_cpus: float = Field(
+        default=0, ge=0, description="What a driver asks for as a Ray job; one that asks for nothing runs on the head."
+    )
     counter: str = Field(default="reft_ray.service.counting:TokenizerCounter", pattern=r"^[\w.]+:\w+$")
     logs: str | None = Field(default=None, description="A directory for the logs of drivers that are processes.")
     slots: SlotsArgs = SlotsArgs()

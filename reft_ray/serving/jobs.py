@@ -80,7 +80,7 @@ def launcher_of(args: ServiceArgs, application: str = DEFAULT_APPLICATION) -> La
     """Where drivers run."""
     config = driver_config(args, application)
     if args.job_server is not None:
-        return RayLauncher(config, args.job_server)
+        return RayLauncher(config, args.job_server, args.driver_cpus)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_RAY_OWN)}
     if ray.is_initialized():
         # Jobs count, screen and train on the cluster that this gateway is part of.

@@ -31,8 +31,12 @@ SERVE_CONFIGS = {
     "dev-cpu": ("local.yaml", "/mnt/reft/quickstart/teacher"),
     "gpu": ("single_gpu.yaml", "/mnt/reft/teachers/current"),
     "production": ("autoscaling.yaml", "/mnt/reft/teachers/current"),
+    "finetuning": ("service.yaml", "/mnt/reft/teachers/llama-3.1-8b"),
 }
 """Overlay -> its file in `serve_configs` and where its teacher lies on the shared volume."""
+
+JOB_SERVER = "http://reft-ray-head-svc:8265"
+"""The head of the RayService `reft-ray` that takes requests, under the name that KubeRay gives it."""
 
 _CLUSTER_KEYS = ("rayClusterConfig", "rayClusterSpec")
 
@@ -129,6 +133,8 @@ def serve_config(config: Mapping[str, Any], teacher: str) -> dict[str, Any]:
         uri = application["args"].get("screenings_uri", "")
         if "://" not in uri:
             application["args"]["screenings_uri"] = "/mnt/reft/screenings"
+        if "service" in application["args"]:
+            application["args"]["service"]["job_server"] = JOB_SERVER
         for deployment in application["deployments"]:
             if deployment["name"] == "Teacher":
                 deployment["user_config"]["teacher"] = teacher

@@ -20,7 +20,7 @@ with warnings.catch_warnings():
 
 ROOT = Path(__file__).resolve().parents[2]
 CRDS = ROOT.parent / "shared" / "crds"
-OVERLAYS = ("overlays/dev-cpu", "overlays/gpu", "overlays/production")
+OVERLAYS = ("overlays/dev-cpu", "overlays/gpu", "overlays/production", "overlays/finetuning")
 PARTS = ("jobs/finetuning", "jobs/screening", "interactive")
 
 Document = dict[str, Any]
@@ -69,6 +69,13 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> Manifests:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed; `kubectl kustomize` renders the overlays")
     return Manifests(tmp_path_factory.mktemp("kustomize"))
+
+
+@pytest.fixture(params=OVERLAYS)
+def overlay(request: pytest.FixtureRequest) -> str:
+    """Every overlay, one after the other."""
+    name: str = request.param
+    return name
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import pytest
+import yaml
 
-from reft_ray.serving.manifests import RAY_VERSION
+from reft_ray.serving.args import parse_args
+from reft_ray.serving.manifests import JOB_SERVER, RAY_VERSION
 
 Document = dict[str, Any]
 Pods = list[tuple[str, Document]]
@@ -127,7 +128,6 @@ def test_a_job_starts_its_driver_off_the_head_and_off_spot(manifests: Any) -> No
         assert spec["backoffLimit"] > 0
 
 
-@pytest.mark.parametrize("overlay", ["overlays/dev-cpu", "overlays/gpu", "overlays/production"])
 def test_networks_are_closed_by_default(manifests: Any, overlay: str) -> None:
     policies = [d for d in manifests.build(overlay) if d["kind"] == "NetworkPolicy"]
     (default,) = (d["spec"] for d in policies if d["metadata"]["name"] == "deny-all")
@@ -141,7 +141,6 @@ def test_networks_are_closed_by_default(manifests: Any, overlay: str) -> None:
                 assert rule.get("ports"), f"{policy['metadata']['name']} opens every port"
 
 
-@pytest.mark.parametrize("overlay", ["overlays/dev-cpu", "overlays/gpu", "overlays/production"])
 def test_selectors_find_pods(manifests: Any, overlay: str) -> None:
     """A selector with a slip of the pen selects nothing, and nobody would tell."""
     documents = manifests.build(overlay)
@@ -176,7 +175,32 @@ def test_no_secret_is_written_down(all_documents: list[tuple[str, Document]]) ->
             ]
             assert named == [], place
     redis = [c["gcsFaultToleranceOptions"] for _, c in _clusters(all_documents) if "gcsFaultToleranceOptions" in c]
-    assert [list(options["redisPassword"]) for options in redis] == [["valueFrom"]]
+    assert [list(options["redisPassword"]) for options in redis] == [["valueFrom"]] * 2
+
+
+def test_what_the_finetuning_service_names_is_there(manifests: Any) -> None:
+    """Variables, the job server and the metrics token: each is written in one place and named in another."""
+    service = manifests.one("overlays/finetuning", "RayService")
+    secrets = [
+        {source["secretRef"]["name"] for source in template["spec"]["containers"][0]["envFrom"]}
+        for _, template in _ray_pods(service)
+    ]
+    # Gateways, replicas and drivers run on workers; the head builds the application.
+    assert len(secrets) == 3
+    assert all("reft-ray-service" in names for names in secrets)
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    args = parse_args(application["args"])
+    assert args.service is not None
+    assert args.service.database_url == "env:REFT_DATABASE"
+    assert args.service.job_server == JOB_SERVER
+    assert f"//{service['metadata']['name']}-head-svc:" in JOB_SERVER
+    assert args.service.driver_cpus > 0, "the head has no processors for drivers"
+    assert args.service.require_keys
+    endpoints = manifests.one("overlays/finetuning", "PodMonitor")["spec"]["podMetricsEndpoints"]
+    (named,) = [endpoint["authorization"]["credentials"] for endpoint in endpoints if "authorization" in endpoint]
+    assert named == {"name": "reft-ray-service", "key": args.metrics_token_variable}
+    plain = manifests.one("overlays/production", "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert not [endpoint for endpoint in plain if "authorization" in endpoint]
 
 
 def test_prometheus_finds_the_pods_and_names_them(manifests: Any) -> None:
@@ -196,26 +220,22 @@ def test_prometheus_finds_the_pods_and_names_them(manifests: Any) -> None:
         assert "cluster" in {rule.get("targetLabel") for rule in endpoint["relabelings"]}
 
 
-def test_a_replica_fits_on_a_pod(manifests: Any) -> None:
+def test_a_replica_fits_on_a_pod(manifests: Any, overlay: str) -> None:
     """Serve would wait for ever for a node that the pods of an overlay can never be."""
-    import yaml
-
-    for overlay in ("overlays/dev-cpu", "overlays/gpu", "overlays/production"):
-        service = manifests.one(overlay, "RayService")["spec"]
-        limits = [
-            template["spec"]["containers"][0]["resources"]["limits"]
-            for group in service["rayClusterConfig"]["workerGroupSpecs"]
-            if group["maxReplicas"]
-            for template in [group["template"]]
-        ]
-        for application in yaml.safe_load(service["serveConfigV2"])["applications"]:
-            for deployment in application["deployments"]:
-                asked = deployment["ray_actor_options"]
-                assert any(
-                    asked.get("num_cpus", 1) <= float(size["cpu"])
-                    and asked.get("num_gpus", 0) <= float(size.get("nvidia.com/gpu", 0))
-                    for size in limits
-                ), f"{overlay} {deployment['name']}"
+    service = manifests.one(overlay, "RayService")["spec"]
+    limits = [
+        group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        for group in service["rayClusterConfig"]["workerGroupSpecs"]
+        if group["maxReplicas"]
+    ]
+    for application in yaml.safe_load(service["serveConfigV2"])["applications"]:
+        for deployment in application["deployments"]:
+            asked = deployment["ray_actor_options"]
+            assert any(
+                asked.get("num_cpus", 1) <= float(size["cpu"])
+                and asked.get("num_gpus", 0) <= float(size.get("nvidia.com/gpu", 0))
+                for size in limits
+            ), deployment["name"]
 
 
 def test_kueue_queues_jobs(all_documents: list[tuple[str, Document]]) -> None:

@@ -105,7 +105,6 @@ def test_the_native_check_can_fail(manifests: Any) -> None:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
-@pytest.mark.parametrize("overlay", ["overlays/dev-cpu", "overlays/gpu", "overlays/production"])
 def test_serve_configs_are_read_strictly(manifests: Any, overlay: str) -> None:
     text = manifests.one(overlay, "RayService")["spec"]["serveConfigV2"]
     assert check_serve_config(yaml.safe_load(text)) == []

@@ -138,9 +138,12 @@ def test_the_operator_chooses_where_drivers_run_and_how_tokens_are_counted(llama
         base_models={"tiny": BaseModelArgs(uri=str(llama))},
     )
     assert isinstance(launcher_of(args), ProcessLauncher)
-    there = launcher_of(args.model_copy(update={"job_server": "http://127.0.0.1:8265"}))
+    there_args = args.model_copy(update={"job_server": "http://127.0.0.1:8265"})
+    there = launcher_of(there_args)
     assert isinstance(there, RayLauncher)
     assert there.address == "http://127.0.0.1:8265"
+    assert there.cpus == 0
+    assert launcher_of(there_args.model_copy(update={"driver_cpus": 0.5})).cpus == 0.5
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert isinstance(there.config.make_recorder(), NullRecorder), "there is no cluster to count in"
     row = b'{"messages": [{"role": "user", "content": "how"}, {"role": "assistant", "content": "no"}]}\n'
