@@ -19,7 +19,8 @@ class Speed:
 
     `training_tokens` and `screening_rows` are per second over all devices of one job; `start_seconds` is what a job
     takes whatever its size: starting, loading models, the gate's own prompts; `overhead` is the share of training time
-    that comes on top. See `jobs.speeds` for how they are measured.
+    that comes on top. A file too small for the preset's least steps takes those, `step_seconds` each. See `jobs.speeds`
+    for how they are measured.
     """
 
     training_tokens: float
@@ -27,6 +28,7 @@ class Speed:
     start_seconds: float = 30.0
     devices: int = 1
     overhead: float = 0.1
+    step_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +85,20 @@ def estimate(size: Size, hyperparameters: Hyperparameters, defaults: Defaults, s
     epochs = defaults.n_epochs if hyperparameters.n_epochs == "auto" else hyperparameters.n_epochs
     batch = defaults.batch_size if hyperparameters.batch_size == "auto" else hyperparameters.batch_size
     tokens = size.tokens * epochs
+    filled = math.ceil(size.rows / batch) * epochs
+    steps = max(filled, defaults.min_steps)
     seconds = hours = None
     if speed is not None:
-        training = tokens / speed.training_tokens * (1 + speed.overhead)
-        seconds = speed.start_seconds + size.rows / speed.screening_rows + training
+        training = tokens / speed.training_tokens
+        if steps > filled:
+            training = max(training, steps * speed.step_seconds)
+        seconds = speed.start_seconds + size.rows / speed.screening_rows + training * (1 + speed.overhead)
         hours = seconds * speed.devices / 3600
     return Estimate(
         rows=size.rows,
         tokens_per_epoch=size.tokens,
         trained_tokens=tokens,
-        steps=max(math.ceil(size.rows / batch) * epochs, defaults.min_steps),
+        steps=steps,
         exact_tokens=size.exact,
         seconds=seconds,
         device_hours=hours,

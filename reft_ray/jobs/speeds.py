@@ -28,13 +28,14 @@ class _Run:
     """One job: `busy` seconds in all without the queue, of which rows took `screening`.
 
     Training took `training` seconds from the first report to the last, so that start-up does not count as slowness;
-    `share` is the part of all `tokens` that was trained on in them.
+    `steps` were taken in them, and `share` is the part of all `tokens` that was trained on.
     """
 
     busy: float
     rows: int
     screening: float
     tokens: int
+    steps: int
     share: float
     training: float
 
@@ -43,16 +44,18 @@ def measured_speed(database: Database, model: str, preset: str | None = None, de
     """The speed of the newest undisturbed jobs with this base model and preset; None where there are none.
 
     Rows per second are those of the fastest job, because a small file spends its time on loading the teacher; tokens
-    per second are taken over all jobs together. What is left of a job's time is what it takes whatever its size.
+    per second and seconds per step are taken over all jobs together. What is left of a job's time is what it takes
+    whatever its size.
     """
     with database.read() as connection:
         runs = [run for job in _finished(connection, model, preset) if (run := _run_of(connection, job)) is not None]
     if not runs:
         return None
-    tokens = sum(run.tokens * run.share for run in runs) / sum(run.training for run in runs)
+    training = sum(run.training for run in runs)
+    tokens = sum(run.tokens * run.share for run in runs) / training
     rows = max(run.rows / run.screening for run in runs)
     fixed = median(run.busy - run.rows / rows - run.tokens / tokens for run in runs)
-    return Speed(tokens, rows, max(0.0, fixed), devices, overhead=0.0)
+    return Speed(tokens, rows, max(0.0, fixed), devices, 0.0, training / sum(run.steps for run in runs))
 
 
 def _finished(connection: Connection, model: str, preset: str | None) -> Sequence[Job]:
@@ -80,15 +83,16 @@ def _run_of(connection: Connection, job: Job) -> _Run | None:
     if first is None or last is None or None in times or not job.trained_tokens:
         return None
     queued_at, started_at, finished_at = (float(time or 0.0) for time in times)
-    share = (last.data["step"] - first.data["step"]) / last.data["total_steps"]
+    taken = last.data["step"] - first.data["step"]
     training = last.created_at - first.created_at
-    if share <= 0 or training < _LEAST_SECONDS:
+    if taken <= 0 or training < _LEAST_SECONDS:
         return None
     return _Run(
         busy=(queued_at - job.created_at) + (finished_at - started_at),
         rows=int(steps["screen"].result["rows"]),
         screening=max(_LEAST_SECONDS, steps["screen"].finished_at - steps["validate"].finished_at),
         tokens=job.trained_tokens,
-        share=share,
+        steps=taken,
+        share=taken / last.data["total_steps"],
         training=training,
     )

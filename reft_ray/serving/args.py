@@ -144,6 +144,7 @@ class SpeedArgs(Strict):
     start_seconds: float = Field(default=30.0, ge=0)
     devices: int = Field(default=1, ge=1)
     overhead: float = Field(default=0.1, ge=0)
+    step_seconds: float = Field(default=0.0, ge=0, description="For files too small for the preset's least steps.")
 
 
 class BaseModelArgs(Strict):

@@ -91,6 +91,17 @@ def test_what_was_measured_foretells_the_next_job_of_its_kind(finish, database):
     assert found.device_hours == pytest.approx(busy * 2 / 3600)
 
 
+def test_a_small_file_is_foretold_by_the_least_steps(finish, database):
+    finish(rows=400, steps=50)
+    speed = measured_speed(database, "tiny")
+    assert speed.step_seconds == pytest.approx(PER_STEP)
+    few = Size(8, 64, True)
+    alone = estimate(few, Hyperparameters(n_epochs=1), Defaults(), speed)
+    padded = estimate(few, Hyperparameters(n_epochs=1), Defaults(min_steps=30), speed)
+    assert (alone.steps, padded.steps) == (1, 30)
+    assert padded.seconds - alone.seconds == pytest.approx(30 * PER_STEP - 64 / speed.training_tokens)
+
+
 def test_large_files_are_foretold_from_the_largest_so_far(finish, database):
     for rows in (10, 400):
         finish(rows)
