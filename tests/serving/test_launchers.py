@@ -1,5 +1,7 @@
 """What every launcher owes the reconciler, on processes of this machine and on Ray's job server."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +14,11 @@ from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.driver import DriverConfig
 from reft_ray.jobs.files import FileStore
-from reft_ray.jobs.job import JobSpec, Status
+from reft_ray.jobs.job import TERMINAL, JobSpec, Status
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.launcher import ProcessLauncher
 from reft_ray.jobs.lease import Leases, Slots
+from reft_ray.jobs.reconciler import Patience, Reconciler
 from reft_ray.serving.args import BaseModelArgs, ServiceArgs
 from reft_ray.serving.jobs import counter_of, launcher_of
 from reft_ray.serving.ray_launcher import RayLauncher
@@ -44,12 +47,12 @@ def job_server() -> Iterator[str]:
 class Desk:
     """Job records, and launchers of one kind over them."""
 
-    def __init__(self, root: Path, make):
+    def __init__(self, root: Path, make, train_steps: int = 100_000):
         self.config = DriverConfig(
             f"sqlite:///{root / 'jobs.db'}",
             str(root / "files"),
             "reft_ray.jobs.fake_steps:make",
-            {"train_steps": 100_000, "step_seconds": 0.05},
+            {"train_steps": train_steps, "step_seconds": 0.05},
             heartbeat_seconds=0.1,
         )
         self.launcher = lambda: make(self.config)
@@ -76,12 +79,16 @@ class Desk:
 
 
 @pytest.fixture(params=["process", pytest.param("ray", marks=pytest.mark.ray)])
-def desk(request, tmp_path):
+def make_launcher(request, tmp_path):
     if request.param == "process":
-        made = Desk(tmp_path, lambda config: ProcessLauncher(config, tmp_path / "logs"))
-    else:
-        address = request.getfixturevalue("job_server")
-        made = Desk(tmp_path, lambda config: RayLauncher(config, address))
+        return lambda config: ProcessLauncher(config, tmp_path / "logs")
+    address = request.getfixturevalue("job_server")
+    return lambda config: RayLauncher(config, address)
+
+
+@pytest.fixture
+def desk(make_launcher, tmp_path):
+    made = Desk(tmp_path, make_launcher)
     yield made
     made.database.close()
 
@@ -106,6 +113,37 @@ def test_a_driver_is_started_found_again_and_ended(desk):
     # Whether or not it still runs.
     desk.launcher().stop(second)
     desk.launcher().stop(handle)
+
+
+def test_a_killed_driver_is_replaced_and_no_step_is_repeated(make_launcher, tmp_path):
+    steps = 60
+    desk = Desk(tmp_path, make_launcher, steps)
+    reconciler = Reconciler(desk.jobs, desk.leases, desk.launcher(), patience=Patience(stop=60, pause=60, backoff=0.1))
+
+    def job():
+        return desk.jobs.get(desk.job_id)
+
+    def told():
+        events = desk.jobs.events(desk.job_id, limit=200).items[::-1]
+        return [item.event.data["step"] for item in events if item.event.type == "metrics"]
+
+    def ticked(condition):
+        def looked():
+            reconciler.tick()
+            return condition()
+
+        return looked
+
+    desk.until(ticked(lambda: len(told()) > 12))
+    assert len(told()) < steps, "the job was over before its driver could be killed"
+    for driver in desk.processes():
+        os.kill(driver, signal.SIGKILL)
+    desk.until(ticked(lambda: job().status in TERMINAL))
+    desk.until(ticked(lambda: not desk.jobs.with_handle()))
+    assert (job().status, job().attempt) == (Status.SUCCEEDED, 3)
+    assert told() == list(range(1, steps + 1))
+    assert desk.processes() == []
+    desk.database.close()
 
 
 def test_a_driver_of_another_kind_is_left_to_its_lease(desk):
