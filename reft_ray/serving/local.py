@@ -13,6 +13,7 @@ from ray import serve
 from ray.exceptions import RayError
 
 from reft_ray.core.errors import ReftError, UsageError
+from reft_ray.local_ray import start_own_ray
 from reft_ray.serving.app import build_app
 from reft_ray.serving.args import ServeArgs
 
@@ -28,21 +29,16 @@ def local_service(
 
     Ray exposes the metrics of all its processes at `metrics_port`, by default at one that is free.
 
-    `RAY_AUTH_MODE` is set to `disabled` unless the environment says otherwise: Ray would write a token file into
-    the home directory, which later commands then trip over. Raises UsageError when the port is taken, ReftError when
-    the service does not come up.
+    Raises UsageError when the port is taken, ReftError when the service does not come up.
     """
     for wanted in filter(None, (port, metrics_port)):
         _check_free(wanted)
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     # Serve kills a proxy that is not up in time and then gives up; its five seconds are too few for a busy machine.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     # Calls between proxy, gateway and teacher as gRPC and not as actor tasks: a third less per request.
     os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
-    ray.init(
-        address="local",  # and not whatever `ray start` has left on this machine
-        num_cpus=_logical_cpus(args),
-        include_dashboard=False,
+    start_own_ray(
+        _logical_cpus(args),
         log_to_driver=not quiet,
         logging_level=logging.ERROR if quiet else logging.INFO,
         _metrics_export_port=metrics_port,

@@ -7,13 +7,13 @@ counts and observations go to an actor that outlives the process. Gauges stay: t
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from threading import Event, Lock, Thread
 
 import ray
 from ray.exceptions import RayError
 
+from reft_ray.local_ray import join_ray
 from reft_ray.telemetry.catalog import METRICS
 from reft_ray.telemetry.metric import DEFAULT_APPLICATION, Kind, Labeller, Metric, check_value
 from reft_ray.telemetry.ray_recorder import RayRecorder
@@ -112,12 +112,9 @@ def joined(application: str = DEFAULT_APPLICATION) -> Recorder:
 
     A cluster that cannot be reached is told in the log: what is counted must not stop what is done.
     """
-    if not ray.is_initialized():
-        if not os.environ.get("RAY_ADDRESS"):
-            return NullRecorder()
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, RuntimeError, TimeoutError) as error:
-            logger.warning("nothing is counted: the cluster of RAY_ADDRESS cannot be joined (%s)", type(error).__name__)
-            return NullRecorder()
-    return SharedRecorder(application)
+    try:
+        there = join_ray()
+    except (ConnectionError, RuntimeError, TimeoutError) as error:
+        logger.warning("nothing is counted: the cluster of RAY_ADDRESS cannot be joined (%s)", type(error).__name__)
+        return NullRecorder()
+    return SharedRecorder(application) if there else NullRecorder()
