@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from reft_ray.finetuning.model import Trainee, load_trainee
 from reft_ray.finetuning.rows import Cycle, share
 from reft_ray.finetuning.runtime import Runtime
 from reft_ray.hf.features import labels_of, prompt_features, scores_by_layer
-from reft_ray.hf.lora import is_adapted
+from reft_ray.hf.lora import is_adapted, mixed
 from reft_ray.hf.ref_teacher import Manifest, RefTeacher, save_teacher
 from reft_ray.hf.windows import Windows, highest, usual_length
 
@@ -200,8 +200,12 @@ class _Run:
         training = model.training
         model.eval()
         try:
-            with model.disable_adapter() if self.config.feature == "base" and is_adapted(model) else nullcontext():
-                yield model
+            if self.config.feature == "base" and is_adapted(model):
+                with model.disable_adapter():
+                    yield model
+            else:
+                with mixed(model, self.config.feature_mix):
+                    yield model
         finally:
             model.train(training)
 
@@ -256,6 +260,7 @@ class _Run:
             per_source=per_source(self.data.validation, score_B, thresholds.block),
             window_tokens=self.windows.size,
             feature=self.config.feature,
+            feature_mix=self.config.feature_mix,
             response_offset=self._response_offset(layer, refusal_D, thresholds.review),
             histogram=torch.histc(score_B, HISTOGRAM_BINS, -1.0, 1.0).long().tolist(),
             config={

@@ -21,6 +21,7 @@ def teacher_card(teacher_id: str, manifest: dict[str, Any]) -> str:
         f"| layer, position | {manifest['layer']}, {manifest['position']} |",
         f"| window | texts longer than {manifest['window_tokens']} tokens are scored in windows, the highest decides |",
         f"| weights | {manifest['weights']} |",
+        f"| features | {manifest['feature']}, {manifest['feature_mix']:g} of the adapter |",
         f"| thresholds | review above {limits['review']:.4f}, block above {limits['block']:.4f} |",
         f"| answers of an assistant | both thresholds higher by {manifest['response_offset']:.4f} |",
         f"| validation rows | {quality['rows']} ({quality['harmful']} harmful) |",

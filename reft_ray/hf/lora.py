@@ -6,13 +6,14 @@ Teacher and student of a job are two adapters on the same weights, so a job neve
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.helpers import rescale_adapter_scale
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -101,9 +102,15 @@ def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
     return isinstance(model, PeftModel)
 
 
-def merge(model: PeftModel) -> PreTrainedModel:
-    """Fold the active adapter into the base weights and return the bare model."""
-    merged: PreTrainedModel = model.merge_and_unload()
+def mixed(model: nn.Module, share: float) -> AbstractContextManager[None]:
+    """Let adapters act at a share of their scale: weights between the base's (0) and the adapted ones (1)."""
+    return nullcontext() if share == 1 else rescale_adapter_scale(model, share)
+
+
+def merge(model: PeftModel, share: float = 1.0) -> PreTrainedModel:
+    """Fold a share of the active adapter into the base weights and return the bare model."""
+    with mixed(model, share):
+        merged: PreTrainedModel = model.merge_and_unload()
     return merged.requires_grad_(False).eval()
 
 

@@ -42,7 +42,7 @@ _REFUSAL = "refusal.safetensors"
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """What an artefact is. Texts longer than `window_tokens` are scored in windows. `feature` says whose hidden state
-    is scored: the teacher's ("trained"), or that of the base without the adapter ("base").
+    is scored: the teacher's ("trained"), with `feature_mix` of its adapter, or that of the base without it ("base").
 
     `histogram` counts the validation scores in equal bins over [-1, 1], for drift.
     """
@@ -62,6 +62,7 @@ class Manifest:
     response_offset: float = 0.0
     window_tokens: int = 512
     feature: str = "trained"
+    feature_mix: float = 1.0
     position: str = "prompt_end"
     format: int = FORMAT
 
@@ -73,6 +74,8 @@ class Manifest:
         try:
             if values.get("feature", "trained") not in ("trained", "base"):
                 raise ReftError(f"{MANIFEST}: unknown feature {values['feature']!r}")
+            if not 0 < values.get("feature_mix", 1.0) <= 1:
+                raise ReftError(f"{MANIFEST}: feature_mix {values['feature_mix']} is not in (0, 1]")
             return cls(
                 **{
                     **values,
@@ -148,10 +151,10 @@ class RefTeacher:
             raise ReftError(f"{self.id} was trained with full weights: it cannot share a base, use cached soft targets")
         return attach_saved(model, name, self.folder / "adapter", trainable)
 
-    def standalone(self, base: Base) -> nn.Module:
-        """The teacher as a bare model, adapter merged; takes over the base's weights."""
+    def standalone(self, base: Base, share: float = 1.0) -> nn.Module:
+        """The teacher as a bare model with a share of its adapter merged; takes over the base's weights."""
         if self.manifest.weights == "lora":
-            return merge(self.attach(base.model))
+            return merge(self.attach(base.model), share)
         base.model.load_state_dict(load_file(self.folder / "model" / "model.safetensors"), strict=False)
         return base.model.eval()
 
@@ -170,7 +173,7 @@ class RefTeacher:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         base = self.base(base_name)
         made = self.manifest
-        model = base.model if made.feature == "base" else self.standalone(base)
+        model = base.model if made.feature == "base" else self.standalone(base, made.feature_mix)
         dtype = resolve_dtype(precision, device)
         packed = packs(device, dtype)
         if packed:

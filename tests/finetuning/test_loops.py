@@ -326,6 +326,40 @@ def test_a_teacher_may_keep_the_features_of_its_base(llama: Path, tmp_path: Path
         teacher_config(llama, feature="base", weights="full")
 
 
+def test_the_filter_may_read_a_share_of_the_adapter(llama: Path, tmp_path: Path) -> None:
+    data = TeacherData(HARMFUL + HARMLESS + UNANSWERED, HARMFUL + HARMLESS)
+    made = prepare_teacher(teacher_config(llama, feature_mix=0.25), data, tmp_path / "teacher", LOCAL)
+    whole = prepare_teacher(teacher_config(llama), data, tmp_path / "whole", LOCAL)
+    # What is trained is the same; the teacher answers with all of it.
+    adapter, other = weights(made.folder / "adapter"), weights(whole.folder / "adapter")
+    assert all(torch.equal(adapter[name], other[name]) for name in adapter)
+    texts = [row.prompt[-1].content for row in data.validation]
+    ids = [torch.tensor([ChatFormat(load_base(str(llama)).tokenizer).prompt(chat(text))]) for text in texts]
+
+    scale = teacher_config(llama).lora.scale
+
+    def features(share: float) -> list[torch.Tensor]:
+        base = load_base(str(llama))
+        weight = dict(base.model.named_parameters())
+        for name in {key.rsplit(".lora_", 1)[0] for key in adapter}:
+            up, down = (adapter[f"{name}.lora_{part}.weight"] for part in "BA")
+            weight[f"{name.removeprefix('base_model.model.')}.weight"].data += share * scale * up @ down
+        with torch.no_grad():
+            return [base.model(input_ids=row, output_hidden_states=True).hidden_states[layer][0, -1] for row in ids]
+
+    layer = made.manifest.layer
+    expected = [float(torch.cosine_similarity(feature, made.refusal_D, dim=0)) for feature in features(0.25)]
+    assert [item.score for item in made.scorer(precision="float32").score(texts)] == pytest.approx(expected, abs=1e-5)
+    limit = made.manifest.thresholds.block
+    harmful = expected[: len(HARMFUL)]
+    assert sum(score > limit for score in harmful) / len(harmful) == pytest.approx(made.manifest.quality.recall)
+    mean = torch.stack(features(1.0)[: len(HARMFUL)])
+    assert not torch.allclose(mean, torch.stack(features(0.25)[: len(HARMFUL)]), atol=1e-3)
+    for wrong in ({"feature": "base"}, {"weights": "full"}):
+        with pytest.raises(UsageError, match="feature_mix scales the adapter"):
+            teacher_config(llama, feature_mix=0.5, **wrong)
+
+
 def test_a_stopped_run_goes_on_at_the_exact_row(llama: Path, tmp_path: Path) -> None:
     config = finetune_config(llama, method="sft", log_every=1)
     inputs = FinetuneInputs(USER, len(USER))

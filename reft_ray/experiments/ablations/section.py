@@ -162,7 +162,7 @@ def _by_layer(
     """AUROC with R_l of every layer; texts that the context cannot hold are left out."""
     device = workspace.config.device
     base = teacher.base(workspace.base, device=device)
-    model, fmt = teacher.standalone(base), ChatFormat(base.tokenizer)
+    model, fmt = teacher.standalone(base, teacher.manifest.feature_mix), ChatFormat(base.tokenizer)
     layers = list(range(1, base.layers + 1))
     sets = [[fmt.encode(Example(row.prompt, row.label)) for row in part] for part in (train, foreign)]
     reference, asked = ([row for row in part if len(row) <= base.context] for part in sets)
