@@ -44,7 +44,7 @@ def _builtin_settings() -> dict[str, Any]:
 
 
 def quick() -> dict[str, Any]:
-    """Every method once in the built-in world; on 2 cores the grid takes 20 minutes, the other sections ten."""
+    """Every method once in the built-in world; on 2 cores the grid takes 20 minutes, the other sections as long."""
     return {
         **_builtin_settings(),
         "blocks": [
