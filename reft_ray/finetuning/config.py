@@ -98,12 +98,13 @@ class TeacherConfig(Training):
     REG has no part, and the teacher learns its answers alone. For bases that training on few sources makes worse at
     telling other sources apart.
 
-    With `feature_mix` below 1 the filter reads weights between the base's (0) and the teacher's (1), which hold better
-    on sources unlike those of training (WiSE-FT, arXiv 2109.01903); the teacher's answers are those of 1.
+    The filter reads weights between the base's (0) and the teacher's (1), which hold better on sources unlike those of
+    training (WiSE-FT, arXiv 2109.01903): `feature_mix`, by default the largest of 1, 1/2, 1/4 and 0 that ranks the
+    validation prompts no worse than the base does, within `tolerance`. The teacher's answers are those of 1.
     """
 
     feature: Literal["trained", "base"] = "trained"
-    feature_mix: float = Field(1.0, gt=0, le=1)
+    feature_mix: float | None = Field(None, gt=0, le=1)
     separation_weight: float = Field(0.5, ge=0)
     layer: int | None = Field(None, ge=1)
     sweep: tuple[float, float] = (0.3, 0.7)
@@ -122,7 +123,7 @@ class TeacherConfig(Training):
     def _base_beside_adapter(self) -> Self:
         if self.feature == "base" and self.weights == "full":
             raise ValueError("feature=base reads the base beside the adapter: it needs weights=lora")
-        if self.feature_mix < 1 and (self.feature == "base" or self.weights == "full"):
+        if self.feature_mix is not None and (self.feature == "base" or self.weights == "full"):
             raise ValueError("feature_mix scales the adapter of trained features: leave feature=trained, weights=lora")
         return self
 

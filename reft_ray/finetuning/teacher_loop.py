@@ -40,6 +40,8 @@ from reft_ray.hf.windows import Windows, highest, usual_length
 
 TEACHER = "teacher"
 HISTOGRAM_BINS = 20
+MIXES = (1.0, 0.5, 0.25, 0.0)
+"""How much of the adapter the filter may read, where the operator does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,10 @@ class _Run:
         self.validation = validation.encoded
         self.pieces, self.owner = self.windows.split_all(self.validation)
         self.reference = _sample_per_class(self.rows, config.reference_prompts, config.seed)
+        self.mixes = self._mixes()
+        self.base_auroc = self._ranking(self._sweep(0.0)) if len(self.mixes) > 1 else 0.0
         if config.feature == "base":
-            self.layer = self._best_layer(self._sweep())
+            self.layer = self._best_layer(self._sweep(0.0))
             self.layers = [self.layer]
         self.cycles = self._cycles()
         learned = self.rows if config.feature == "trained" else self.answered
@@ -111,6 +115,14 @@ class _Run:
         self.best_step = 0
         self.best: dict[str, Tensor] = {}
         self.stale = 0
+
+    def _mixes(self) -> tuple[float, ...]:
+        """What the filter may read of the adapter, the most first."""
+        if self.config.feature == "base":
+            return (0.0,)
+        if self.config.feature_mix is not None:
+            return (self.config.feature_mix,)
+        return MIXES if is_adapted(self.trainee.model) else (1.0,)
 
     def _cycles(self) -> dict[str, Cycle]:
         """Prompts per class for REG (all of them), and answered rows per class for the cross entropy."""
@@ -194,25 +206,21 @@ class _Run:
         return terms
 
     @contextmanager
-    def _scoring(self) -> Iterator[nn.Module]:
-        """The model as the filter will run it."""
+    def _scoring(self, mix: float) -> Iterator[nn.Module]:
+        """The model as a filter would run it that reads so much of the adapter."""
         model = self.trainee.model
         training = model.training
         model.eval()
         try:
-            if self.config.feature == "base" and is_adapted(model):
-                with model.disable_adapter():
-                    yield model
-            else:
-                with mixed(model, self.config.feature_mix):
-                    yield model
+            with mixed(model, mix):
+                yield model
         finally:
             model.train(training)
 
-    def _sweep(self) -> dict[int, tuple[Tensor, Tensor]]:
+    def _sweep(self, mix: float) -> dict[int, tuple[Tensor, Tensor]]:
         """Per layer R_l over the reference prompts and the scores of the validation prompts, with present weights."""
         pad_id, device = self.trainee.chat.pad_id, self.runtime.device
-        with self._scoring() as model:
+        with self._scoring(mix) as model:
             reference = prompt_features(model, self.reference, self.layers, pad_id, device)
             validation = prompt_features(model, self.pieces, self.layers, pad_id, device)
         scored = scores_by_layer(reference, labels_of(self.reference), validation)
@@ -223,12 +231,23 @@ class _Run:
         label_B = labels_of(self.validation)
         return max(swept, key=lambda number: separation(swept[number][1], label_B))
 
+    def _ranking(self, swept: dict[int, tuple[Tensor, Tensor]]) -> float:
+        """AUROC on the validation prompts at the best layer."""
+        return max(auroc(score_B, labels_of(self.validation)) for _, score_B in swept.values())
+
+    def _read(self) -> tuple[float, dict[int, tuple[Tensor, Tensor]]]:
+        """The most of the adapter that ranks no worse than the base alone, and the layers with it."""
+        for mix in self.mixes[:-1]:
+            swept = self._sweep(mix)
+            if self._ranking(swept) >= self.base_auroc - self.config.tolerance:
+                return mix, swept
+        return self.mixes[-1], self._sweep(self.mixes[-1])
+
     def _evaluate(self) -> None:
         if self.config.feature == "base":
             # Nothing that is trained changes a score.
             return
-        label_B = labels_of(self.validation)
-        found = max(auroc(score_B, label_B) for _, score_B in self._sweep().values())
+        found = self._ranking(self._read()[1])
         self.best_auroc = max(self.best_auroc, found)
         # A ranking saturates long before the teacher refuses well: of checkpoints that rank alike the latest counts.
         if found >= self.best_auroc - self.config.tolerance:
@@ -242,7 +261,7 @@ class _Run:
         if self.best:
             restore_weights(self.trainee.model, self.best)
         label_B = labels_of(self.validation)
-        swept = self._sweep()
+        mix, swept = self._read()
         layer = self._best_layer(swept)
         refusal_D, score_B = swept[layer]
         thresholds = choose_thresholds(score_B, label_B, self.config.thresholds.targets)
@@ -260,8 +279,8 @@ class _Run:
             per_source=per_source(self.data.validation, score_B, thresholds.block),
             window_tokens=self.windows.size,
             feature=self.config.feature,
-            feature_mix=self.config.feature_mix,
-            response_offset=self._response_offset(layer, refusal_D, thresholds.review),
+            feature_mix=mix,
+            response_offset=self._response_offset(mix, layer, refusal_D, thresholds.review),
             histogram=torch.histc(score_B, HISTOGRAM_BINS, -1.0, 1.0).long().tolist(),
             config={
                 **self.config.model_dump(mode="json"),
@@ -271,7 +290,7 @@ class _Run:
         )
         return save_teacher(out, self.trainee.model, manifest, refusal_D)
 
-    def _response_offset(self, layer: int, refusal_D: Tensor, review: float) -> float:
+    def _response_offset(self, mix: float, layer: int, refusal_D: Tensor, review: float) -> float:
         """How far harmless answers, scored as texts of their own, reach above the review threshold.
 
         Refusals count as harmless answers. Without any answered row the offset lets no answer be withheld.
@@ -282,7 +301,7 @@ class _Run:
             return 2.0
         encode, pad_id = self.trainee.chat.encode, self.trainee.chat.pad_id
         pieces, owner = self.windows.split_all([encode(Example(chat(text))) for text in answers])
-        with self._scoring() as model:
+        with self._scoring(mix) as model:
             feature_WD = prompt_features(model, pieces, [layer], pad_id, self.runtime.device)[layer]
         score_B = highest(refusal_score(feature_WD, refusal_D), owner, len(answers))
         return max(0.0, float(score_B.quantile(1.0 - self.config.thresholds.answer_fpr)) - review)

@@ -104,6 +104,9 @@ def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
 
 def mixed(model: nn.Module, share: float) -> AbstractContextManager[None]:
     """Let adapters act at a share of their scale: weights between the base's (0) and the adapted ones (1)."""
+    if share == 0 and is_adapted(model):
+        disabled: AbstractContextManager[None] = model.disable_adapter()
+        return disabled
     return nullcontext() if share == 1 else rescale_adapter_scale(model, share)
 
 

@@ -41,8 +41,10 @@ _REFUSAL = "refusal.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an artefact is. Texts longer than `window_tokens` are scored in windows. `feature` says whose hidden state
-    is scored: the teacher's ("trained"), with `feature_mix` of its adapter, or that of the base without it ("base").
+    """What an artefact is. Texts longer than `window_tokens` are scored in windows.
+
+    `feature` says whether hidden states were trained to be scored ("trained") or are the base's own ("base"),
+    `feature_mix` how much of the adapter the filter reads: 0 is the base's hidden state, 1 the teacher's.
 
     `histogram` counts the validation scores in equal bins over [-1, 1], for drift.
     """
@@ -74,11 +76,14 @@ class Manifest:
         try:
             if values.get("feature", "trained") not in ("trained", "base"):
                 raise ReftError(f"{MANIFEST}: unknown feature {values['feature']!r}")
-            if not 0 < values.get("feature_mix", 1.0) <= 1:
-                raise ReftError(f"{MANIFEST}: feature_mix {values['feature_mix']} is not in (0, 1]")
+            # Artefacts from before there was a mix read all of the adapter or nothing.
+            mix = values.get("feature_mix", 0.0 if values.get("feature") == "base" else 1.0)
+            if not 0 <= mix <= 1:
+                raise ReftError(f"{MANIFEST}: feature_mix {mix} is not in [0, 1]")
             return cls(
                 **{
                     **values,
+                    "feature_mix": mix,
                     "thresholds": Thresholds(**values["thresholds"]),
                     "calibration": Calibration(**values["calibration"]),
                     "quality": FilterQuality(**values["quality"]),
@@ -153,6 +158,8 @@ class RefTeacher:
 
     def standalone(self, base: Base, share: float = 1.0) -> nn.Module:
         """The teacher as a bare model with a share of its adapter merged; takes over the base's weights."""
+        if share == 0:
+            return base.model
         if self.manifest.weights == "lora":
             return merge(self.attach(base.model), share)
         base.model.load_state_dict(load_file(self.folder / "model" / "model.safetensors"), strict=False)
@@ -166,14 +173,14 @@ class RefTeacher:
         window_tokens: int | None = None,
         batch_tokens: int = 4096,
     ) -> TeacherScorer:
-        """The filter, ready to score: adapter merged in float32 (none where `feature` is the base's), cut, then cast.
+        """The filter, ready to score: its share of the adapter merged in float32, cut, then cast.
 
         `window_tokens` replaces the window that the teacher was measured with.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         base = self.base(base_name)
         made = self.manifest
-        model = base.model if made.feature == "base" else self.standalone(base, made.feature_mix)
+        model = self.standalone(base, made.feature_mix)
         dtype = resolve_dtype(precision, device)
         packed = packs(device, dtype)
         if packed:

@@ -13,6 +13,7 @@ from reft_ray.core.batch import collate
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError, UsageError
 from reft_ray.core.held_out import held_out
+from reft_ray.finetuning import teacher_loop
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
 from reft_ray.finetuning.rows import Cycle, global_batches, share, shuffled
 from reft_ray.finetuning.runtime import LocalRuntime, TrainingStoppedError
@@ -358,6 +359,37 @@ def test_the_filter_may_read_a_share_of_the_adapter(llama: Path, tmp_path: Path)
     for wrong in ({"feature": "base"}, {"weights": "full"}):
         with pytest.raises(UsageError, match="feature_mix scales the adapter"):
             teacher_config(llama, feature_mix=0.5, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("ranking", "read"),
+    [
+        ({1.0: 0.95}, 1.0),
+        ({1.0: 0.90, 0.5: 0.95}, 0.5),
+        ({1.0: 0.90, 0.5: 0.90, 0.25: 0.90}, 0.0),
+    ],
+)
+def test_the_filter_reads_as_much_as_ranks_other_sources_no_worse(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranking: dict[float, float], read: float
+) -> None:
+    swept_at: list[float] = []
+    sweep = teacher_loop._Run._sweep
+
+    def swept(run: Any, share: float) -> Any:
+        swept_at.append(share)
+        return sweep(run, share)
+
+    monkeypatch.setattr(teacher_loop._Run, "_sweep", swept)
+    data = TeacherData(HARMFUL + HARMLESS, HARMFUL + HARMLESS)
+    monkeypatch.setattr(teacher_loop._Run, "_ranking", lambda *_: {0.0: 0.95, **ranking}[swept_at[-1]])
+    made = prepare_teacher(teacher_config(llama), data, tmp_path / "teacher", LOCAL)
+    assert made.manifest.feature_mix == read
+    # What lies below the share that serves is not looked at, but for the base, once.
+    assert min(swept_at[1:]) == read
+    scorer = made.scorer(precision="float32")
+    found = [item.score for item in scorer.score([row.prompt[-1].content for row in HARMFUL])]
+    blocked = sum(score > made.manifest.thresholds.block for score in found) / len(found)
+    assert blocked == pytest.approx(made.manifest.quality.recall)
 
 
 def test_a_stopped_run_goes_on_at_the_exact_row(llama: Path, tmp_path: Path) -> None:

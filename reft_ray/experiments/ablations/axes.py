@@ -18,7 +18,8 @@ class Variation:
 
 def teacher_axes(layers: int) -> list[Variation]:
     """Stage 1: whose features and how far from the base's; REG's weight and layer; how R_l follows them."""
-    found = [_one("feature", "feature", value) for value in ("trained", "base")]
+    found = [_one("feature", "feature", "trained")]
+    found += [Variation("feature", "base", {"feature": "base", "feature_mix": None})]
     found += [_one("share of the adapter", "feature_mix", value) for value in (0.125, 0.25, 0.5, 1.0)]
     found += [_one("lambda", "separation_weight", value) for value in (0.0, 0.1, 0.5, 1.0, 2.0)]
     low, high = max(1, round(0.25 * layers)), max(1, round(0.85 * layers))

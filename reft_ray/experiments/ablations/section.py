@@ -110,7 +110,13 @@ def _teachers(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
     data = TeacherData(train, rows.validation)
     foreign = thinned(rows.foreign, chosen.foreign_rows)
     # To the end and without a look at validation prompts; the axes vary how features are trained.
-    whole = {"epochs": 1.0, "patience": 1_000_000, "evaluate_every": 1_000_000, "feature": "trained"}
+    whole = {
+        "epochs": 1.0,
+        "patience": 1_000_000,
+        "evaluate_every": 1_000_000,
+        "feature": "trained",
+        "feature_mix": 1.0,
+    }
     ours = teacher_settings(workspace)
     short = {**ours, **whole, **chosen.teacher}
     depth = load_base(workspace.base).layers

@@ -47,7 +47,7 @@ def rivals_of(
     learned = rows.train, rows.validation
     made = teacher.manifest
     ground = made.base_fingerprint
-    kept = made.feature == "base"
+    kept = made.feature_mix == 0
     whose = ", the base model's own direction" if kept else ""
     rivals = [
         Rival(
@@ -110,10 +110,12 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def variants_of(made: Manifest) -> dict[str, dict[str, Any]]:
-    """Teachers beside the comparison's: without the regulariser, and with it where ours keeps its base's features."""
-    found: dict[str, dict[str, Any]] = {"lambda = 0": {"feature": "trained", "separation_weight": 0.0}}
-    if made.feature == "base":
-        found["REG"] = {"feature": "trained"}
+    """Teachers beside the comparison's: without the regulariser, and with all of it where ours reads less."""
+    found: dict[str, dict[str, Any]] = {
+        "lambda = 0": {"feature": "trained", "feature_mix": 1.0, "separation_weight": 0.0}
+    }
+    if made.feature_mix < 1:
+        found["REG"] = {"feature": "trained", "feature_mix": 1.0}
     return found
 
 
