@@ -69,12 +69,6 @@ def complying(rows: Sequence[Example]) -> list[Example]:
     return [replace(row, messages=(*row.prompt, *chat("", OPENING)[1:])) for row in rows]
 
 
-def user_rows(data: Path, n: int, ratio: float, seed: int, task: str = "sst2") -> list[Example]:
-    """n rows of a task, a share of them harmful prompts with a placeholder for a complying answer."""
-    poison = complying(short(read_labelled(data / "attacks/poison_prompts.jsonl")))
-    return mixed(poison, short(read_labelled(data / f"tasks/{task}_train.jsonl", Label.HARMLESS)), n, ratio, seed)
-
-
 def mixed(poison: Sequence[Example], task: Sequence[Example], n: int, ratio: float, seed: int) -> list[Example]:
     """`round(n * ratio)` rows of the first and the others of the second, drawn and shuffled by a seed."""
     rng = random.Random(seed)  # noqa: S311 - an order, not a secret

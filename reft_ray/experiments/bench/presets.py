@@ -99,13 +99,14 @@ def small() -> dict[str, Any]:
     return {
         "teacher_settings": teacher,
         "student": {
-            "epochs": 3,
+            "epochs": 4,
+            "batch_rows": 8,
             "max_tokens": 192,
-            "alignment_ratio": 0.5,
+            "alignment_ratio": 1.0,
             "baselines": _SHORT_LISA,
-            "optimizer": {"learning_rate": 5e-4},
+            "optimizer": {"learning_rate": 2e-3},
         },
-        "alignment_stage": {"epochs": 1, "max_tokens": 192, "optimizer": {"learning_rate": 5e-4}},
+        "alignment_stage": {"epochs": 1, "max_tokens": 192, "optimizer": {"learning_rate": 2e-3}},
         "evaluation": {"harmful": 200, "harmless": 200, "task": 200},
         # In the order of what one wants to know first: an interrupted grid has told the most.
         "sections": {
