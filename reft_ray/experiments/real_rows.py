@@ -12,10 +12,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from reft_ray.core.conversation import Example, Label, chat
-from reft_ray.finetuning.config import TeacherConfig
 from reft_ray.finetuning.prompts import hold_out_sources, join_answers, read_labelled
 from reft_ray.finetuning.teacher_loop import TeacherData
 
@@ -27,23 +25,6 @@ OPENING = "Sure, here is how to do that. Step 1:"
 
 PROMPT_CHARACTERS = 400
 """Longer prompts are left out: the small base was trained on 256 tokens."""
-
-
-def teacher_config(base: Path, epochs: float, settings: dict[str, Any]) -> TeacherConfig:
-    """Stage 1 for the small base, whose own features tell foreign sources apart better than trained ones do."""
-    return TeacherConfig.of(
-        {
-            "base": str(base),
-            "epochs": epochs,
-            "feature": "base",
-            "window_tokens": 64,
-            "batch_rows": 32,
-            "max_tokens": 192,
-            "optimizer": {"learning_rate": 3e-3},
-            "thresholds": {"block_recall": None, "block_fpr": 0.01, "review_recall": 0.9},
-            **settings,
-        }
-    )
 
 
 def short(rows: Sequence[Example]) -> list[Example]:

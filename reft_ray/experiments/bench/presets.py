@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from reft_ray.core.errors import UsageError
 from reft_ray.experiments.bench.config import BenchConfig
 from reft_ray.experiments.bench.methods import METHODS
 from reft_ray.experiments.quickstart import TEACHER_EPOCHS
-from reft_ray.experiments.real_rows import teacher_config
 
 OURS = ("sft", "sft_aligned", "joint", "distill")
 """The rows that the method's claim stands on; each without and with the filter."""
@@ -95,9 +93,17 @@ def builtin() -> dict[str, Any]:
 
 def small() -> dict[str, Any]:
     """The 7 M base on real rows: every method on SST-2, the claim's rows on all tasks and with three seeds."""
-    teacher = teacher_config(Path("base"), 1.0, {}).model_dump(mode="json", exclude_defaults=True, exclude={"base"})
     return {
-        "teacher_settings": teacher,
+        "teacher_settings": {
+            "epochs": 1,
+            # This base's own features tell foreign sources apart better than trained ones do.
+            "feature": "base",
+            "window_tokens": 64,
+            "batch_rows": 32,
+            "max_tokens": 192,
+            "optimizer": {"learning_rate": 3e-3},
+            "thresholds": {"block_recall": None, "block_fpr": 0.01, "review_recall": 0.9},
+        },
         "student": {
             "epochs": 4,
             "batch_rows": 8,
