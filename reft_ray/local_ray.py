@@ -30,5 +30,5 @@ def start_own_ray(num_cpus: int | None = None, **options: Any) -> None:
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **(quiet | options))
 
 
-LOOPBACK_ONLY: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "object_store_memory": 512 << 20}
+SMALL_LOOPBACK: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "object_store_memory": 512 << 20}
 """Options of a small Ray whose processes speak to each other on loopback."""

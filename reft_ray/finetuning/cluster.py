@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from reft_ray.local_ray import LOOPBACK_ONLY, join_ray, start_own_ray
+from reft_ray.local_ray import SMALL_LOOPBACK, join_ray, start_own_ray
 
 
 def start_ray(num_cpus: int | None = None) -> None:
@@ -17,7 +17,7 @@ def start_ray(num_cpus: int | None = None) -> None:
     slots = num_cpus or max(4, os.cpu_count() or 4)
     # Ray warns the user of more processes than it would start for the cores; runs beside each other start them.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(slots))
-    start_own_ray(slots, **LOOPBACK_ONLY)
+    start_own_ray(slots, **SMALL_LOOPBACK)
     from ray.data import DataContext
 
     DataContext.get_current().enable_progress_bars = False

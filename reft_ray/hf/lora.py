@@ -102,17 +102,17 @@ def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
     return isinstance(model, PeftModel)
 
 
-def mixed(model: nn.Module, share: float) -> AbstractContextManager[None]:
+def mixed(model: nn.Module, mix: float) -> AbstractContextManager[None]:
     """Let adapters act at a share of their scale: weights between the base's (0) and the adapted ones (1)."""
-    if share == 0 and is_adapted(model):
+    if mix == 0 and is_adapted(model):
         disabled: AbstractContextManager[None] = model.disable_adapter()
         return disabled
-    return nullcontext() if share == 1 else rescale_adapter_scale(model, share)
+    return nullcontext() if mix == 1 else rescale_adapter_scale(model, mix)
 
 
-def merge(model: PeftModel, share: float = 1.0) -> PreTrainedModel:
+def merge(model: PeftModel, mix: float = 1.0) -> PreTrainedModel:
     """Fold a share of the active adapter into the base weights and return the bare model."""
-    with mixed(model, share):
+    with mixed(model, mix):
         merged: PreTrainedModel = model.merge_and_unload()
     return merged.requires_grad_(False).eval()
 

@@ -156,12 +156,12 @@ class RefTeacher:
             raise ReftError(f"{self.id} was trained with full weights: it cannot share a base, use cached soft targets")
         return attach_saved(model, name, self.folder / "adapter", trainable)
 
-    def standalone(self, base: Base, share: float = 1.0) -> nn.Module:
+    def standalone(self, base: Base, mix: float = 1.0) -> nn.Module:
         """The teacher as a bare model with a share of its adapter merged; takes over the base's weights."""
-        if share == 0:
+        if mix == 0:
             return base.model
         if self.manifest.weights == "lora":
-            return merge(self.attach(base.model), share)
+            return merge(self.attach(base.model), mix)
         base.model.load_state_dict(load_file(self.folder / "model" / "model.safetensors"), strict=False)
         return base.model.eval()
 

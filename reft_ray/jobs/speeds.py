@@ -53,9 +53,10 @@ def measured_speed(database: Database, model: str, preset: str | None = None, de
         return None
     training = sum(run.training for run in runs)
     tokens = sum(run.tokens * run.share for run in runs) / training
+    step_seconds = training / sum(run.steps for run in runs)
     rows = max(run.rows / run.screening for run in runs)
     fixed = median(run.busy - run.rows / rows - run.tokens / tokens for run in runs)
-    return Speed(tokens, rows, max(0.0, fixed), devices, 0.0, training / sum(run.steps for run in runs))
+    return Speed(tokens, rows, max(0.0, fixed), devices, overhead=0.0, step_seconds=step_seconds)
 
 
 def _finished(connection: Connection, model: str, preset: str | None) -> Sequence[Job]:

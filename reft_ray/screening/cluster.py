@@ -5,7 +5,7 @@ from __future__ import annotations
 import ray
 
 from reft_ray.core.errors import UsageError
-from reft_ray.local_ray import LOOPBACK_ONLY, join_ray, start_own_ray
+from reft_ray.local_ray import SMALL_LOOPBACK, join_ray, start_own_ray
 
 
 def ensure_ray(cpus: float = 0.0, gpus: float = 0.0) -> None:
@@ -16,7 +16,7 @@ def ensure_ray(cpus: float = 0.0, gpus: float = 0.0) -> None:
     """
     if join_ray():
         return
-    start_own_ray(**LOOPBACK_ONLY)
+    start_own_ray(**SMALL_LOOPBACK)
     for name, needed in (("CPU", cpus), ("GPU", gpus)):
         if needed > (there := ray.cluster_resources().get(name, 0.0)):
             raise UsageError(f"an actor asks for {needed:g} {name}s and this machine has {there:g}")
