@@ -6,7 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from reft_ray.api.judging import Judgement, TeacherInfo, info_of
@@ -60,7 +62,7 @@ class TeacherReplica:
             raise ReftError("; ".join(mistakes))
         args = TeacherArgs.model_validate(user_config)
         if self._teacher is None:
-            self._take(await asyncio.to_thread(load_teacher, args))
+            self._take(await self._batcher.alone(partial(load_teacher, args)))
         else:
             self._switching = asyncio.create_task(self._switch(args, self._switching))
 
@@ -71,7 +73,11 @@ class TeacherReplica:
             self._refused = None
             return
         try:
-            self._take(await asyncio.to_thread(load_teacher, args))
+            # Beside the batches, in a thread that ends: see Batcher.
+            brief = ThreadPoolExecutor(1)
+            loading = asyncio.get_running_loop().run_in_executor(brief, load_teacher, args)
+            brief.shutdown(wait=False)
+            self._take(await loading)
         except Exception as error:
             self._refused = str(error)
             logger.exception("the new teacher is refused, %s goes on", self._ready().plain.teacher_id)

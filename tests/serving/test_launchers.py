@@ -47,7 +47,7 @@ def job_server() -> Iterator[str]:
 class Desk:
     """Job records, and launchers of one kind over them."""
 
-    def __init__(self, root: Path, make, train_steps: int = 100_000):
+    def __init__(self, root: Path, make, train_steps: int):
         self.config = DriverConfig(
             f"sqlite:///{root / 'jobs.db'}",
             str(root / "files"),
@@ -87,8 +87,8 @@ def make_launcher(request, tmp_path):
 
 
 @pytest.fixture
-def desk(make_launcher, tmp_path):
-    made = Desk(tmp_path, make_launcher)
+def desk(make_launcher, tmp_path, request):
+    made = Desk(tmp_path, make_launcher, getattr(request, "param", 100_000))
     yield made
     made.database.close()
 
@@ -115,9 +115,9 @@ def test_a_driver_is_started_found_again_and_ended(desk):
     desk.launcher().stop(handle)
 
 
-def test_a_killed_driver_is_replaced_and_no_step_is_repeated(make_launcher, tmp_path):
-    steps = 60
-    desk = Desk(tmp_path, make_launcher, steps)
+@pytest.mark.parametrize("desk", [60], indirect=True)
+def test_a_killed_driver_is_replaced_and_no_step_is_repeated(desk):
+    steps = desk.config.options["train_steps"]
     reconciler = Reconciler(desk.jobs, desk.leases, desk.launcher(), patience=Patience(stop=60, pause=60, backoff=0.1))
 
     def job():
@@ -143,7 +143,6 @@ def test_a_killed_driver_is_replaced_and_no_step_is_repeated(make_launcher, tmp_
     assert (job().status, job().attempt) == (Status.SUCCEEDED, 3)
     assert told() == list(range(1, steps + 1))
     assert desk.processes() == []
-    desk.database.close()
 
 
 def test_a_driver_of_another_kind_is_left_to_its_lease(desk):
