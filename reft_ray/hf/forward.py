@@ -77,6 +77,34 @@ def captured_layer(model: nn.Module, layer: int, stop: bool) -> Iterator[list[Te
         handle.remove()
 
 
+class _EndReached(Exception):  # noqa: N818 - as above
+    """Carries the hidden states out of a model that has ended."""
+
+    def __init__(self, hidden_BTD: Tensor) -> None:
+        super().__init__()
+        self.hidden_BTD = hidden_BTD
+
+
+class EndedModel:
+    """A model that from now on ends behind decoder layer `layer`. May be called by several threads at once."""
+
+    def __init__(self, model: nn.Module, layer: int) -> None:
+        self._model = model
+        decoder_layers(model)[layer - 1].register_forward_hook(_end)
+
+    def __call__(self, **inputs: Any) -> Tensor:
+        """The output of the layer, [B, T, D]; `inputs` are the model's own."""
+        try:
+            self._model(**inputs)
+        except _EndReached as end:
+            return end.hidden_BTD
+        raise ReftError(f"{type(self._model).__name__} does not run its decoder layers in order")
+
+
+def _end(_module: nn.Module, _args: Any, output: Any) -> None:
+    raise _EndReached(hidden_of(output))
+
+
 @contextmanager
 def _logits_only_at(model: nn.Module, where_BT: Tensor) -> Iterator[None]:
     """Let the LM head see the chosen positions only: [1, N, D] instead of [B, T, D].

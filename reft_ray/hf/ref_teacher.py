@@ -185,7 +185,7 @@ class RefTeacher:
         packed = packs(device, dtype)
         if packed:
             model.set_attn_implementation("flash_attention_2")  # type: ignore[operator]
-        return TeacherScorer(
+        scorer = TeacherScorer(
             model.to(device=device, dtype=dtype),  # type: ignore[arg-type]
             ChatFormat(base.tokenizer),
             self.refusal_D,
@@ -198,6 +198,9 @@ class RefTeacher:
             batch_tokens,
             packed=packed,
         )
+        if device == "cpu":
+            scorer.spread()
+        return scorer
 
 
 def save_teacher(folder: Path, model: nn.Module, manifest: Manifest, refusal_D: Tensor) -> RefTeacher:

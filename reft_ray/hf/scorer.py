@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,15 +22,32 @@ from reft_ray.core.refusal import prompt_feature, refusal_score
 from reft_ray.core.scoring import TextScore
 from reft_ray.core.verdict import Calibration, Thresholds
 from reft_ray.hf.chat import ChatFormat
-from reft_ray.hf.forward import captured_layer, decoder_layers
+from reft_ray.hf.forward import EndedModel, decoder_layers
+from reft_ray.hf.lanes import Lanes, lanes_that_pay
 from reft_ray.hf.loading import text_config
 from reft_ray.hf.windows import Windows
+
+_SHORT = "What is a good way to say this in about as many words as most people use for a question?"
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
     text: int
     ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Rows of one forward pass, without the cached prefix if `use_cache`; `padded` counts tokens with padding."""
+
+    indices: list[int]
+    rows: list[list[int]]
+    padded: int
+    use_cache: bool
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.rows))
 
 
 class TeacherScorer:
@@ -40,6 +58,7 @@ class TeacherScorer:
 
     Batches are padded, their prefix comes from a cache. `packed` ones are one row of texts end to end without padding:
     faster where attention knows the ends of sequences (FlashAttention), slower anywhere else.
+    With `lanes` several batches run at a time, and share the budget of `batch_tokens`.
     """
 
     def __init__(
@@ -58,6 +77,7 @@ class TeacherScorer:
         packed: bool = False,
     ) -> None:
         self.model = cut_to_layer(model, layer).eval().requires_grad_(False)
+        self.hidden = EndedModel(self.model, layer)
         self.chat = chat_format
         self.layer = layer
         self.refusal_D = refusal_D.to(model.device)
@@ -73,7 +93,13 @@ class TeacherScorer:
         self._windows = Windows.of(chat_format, self.window_tokens, max_windows)
         self._prefix = list(self._windows.head)
         self.packed = packed
+        self.lanes: Lanes | None = None
         self._cache_P = self._run_prefix() if self._prefix and not packed else None
+
+    def spread(self) -> None:
+        """Run batches side by side from now on where that pays here: measured with a short prompt."""
+        (batch,) = self._padded_batches(self.prompt_ids([_SHORT]))
+        self.lanes = lanes_that_pay(partial(self._forward, batch))
 
     def score(self, texts: Sequence[str]) -> list[TextScore]:
         """One TextScore per text, in order; equal to a plain forward whatever else is in the call."""
@@ -105,24 +131,39 @@ class TeacherScorer:
 
     def score_tokens(self, rows: list[list[int]]) -> list[float]:
         """The refusal score of each templated prompt, given as tokens that fit one window."""
-        if self.packed:
-            batches = token_batches([len(row) for row in rows], self.batch_tokens)
-            return _in_order({index: score for batch in batches for index, score in self._packed_scores(rows, batch)})
+        batches = list(self._packed_batches(rows) if self.packed else self._padded_batches(rows))
+        self.tokens_run += sum(batch.tokens for batch in batches)
+        self.tokens_padded += sum(batch.padded for batch in batches)
+        found = self.lanes.map(self._forward, batches) if self.lanes else map(self._forward, batches)
         scores = [0.0] * len(rows)
+        for batch, values in zip(batches, found, strict=True):
+            for index, value in zip(batch.indices, values.tolist(), strict=True):
+                scores[index] = value
+        return scores
+
+    def _packed_batches(self, rows: list[list[int]]) -> Iterator[_Batch]:
+        for indices in token_batches([len(row) for row in rows], self.batch_tokens):
+            picked = [rows[index] for index in indices]
+            yield _Batch(indices, picked, sum(map(len, picked)), False)
+
+    def _padded_batches(self, rows: list[list[int]]) -> Iterator[_Batch]:
+        budget = self.batch_tokens // (self.lanes.count if self.lanes else 1)
         cached = [self._cache_P is not None and row[: len(self._prefix)] == self._prefix for row in rows]
         for use_cache in (True, False):
             chosen = [i for i in range(len(rows)) if cached[i] == use_cache]
             skip = len(self._prefix) if use_cache else 0
             lengths = [len(rows[i]) - skip for i in chosen]
-            for indices in token_batches(lengths, self.batch_tokens, max_padding=0.1):
-                picked = [chosen[i] for i in indices]
-                values = self._forward([rows[i][skip:] for i in picked], use_cache)
-                for index, value in zip(picked, values.tolist(), strict=True):
-                    scores[index] = value
-        return scores
+            for indices in token_batches(lengths, budget, max_padding=0.1):
+                picked = [rows[chosen[i]][skip:] for i in indices]
+                width = max(map(len, picked))
+                yield _Batch([chosen[i] for i in indices], picked, width * len(picked), use_cache)
 
     @torch.inference_mode()
-    def _forward(self, rows: list[list[int]], use_cache: bool) -> Tensor:
+    def _forward(self, batch: _Batch) -> Tensor:
+        """Scores [B] of a batch; may run in several threads at once."""
+        return self._forward_packed(batch.rows) if self.packed else self._forward_padded(batch.rows, batch.use_cache)
+
+    def _forward_padded(self, rows: list[list[int]], use_cache: bool) -> Tensor:
         width = max(map(len, rows))
         past = len(self._prefix) if use_cache else 0
         device = self.refusal_D.device
@@ -132,35 +173,24 @@ class TeacherScorer:
         mask_BT = None
         if not uniform:
             mask_BT = (torch.arange(past + width, device=device)[None, :] <= (end_B + past)[:, None]).long()
-        self.tokens_run += sum(map(len, rows))
-        self.tokens_padded += ids_BT.numel()
         cache = self._expanded_cache(len(rows)) if use_cache else None
-        with captured_layer(self.model, self.layer, stop=True) as captured:
-            self.model(input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=use_cache)
-        return refusal_score(prompt_feature(captured[0], end_B), self.refusal_D)
+        hidden_BTD = self.hidden(input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=use_cache)
+        return refusal_score(prompt_feature(hidden_BTD, end_B), self.refusal_D)
 
-    def _packed_scores(self, rows: list[list[int]], indices: list[int]) -> Iterator[tuple[int, float]]:
-        return zip(indices, self._forward_packed([rows[index] for index in indices]).tolist(), strict=True)
-
-    @torch.inference_mode()
     def _forward_packed(self, rows: list[list[int]]) -> Tensor:
         """Scores of whole prompts run as one sequence; positions that start anew tell attention where each begins."""
         device = self.refusal_D.device
         ids_1T = torch.tensor([[token for row in rows for token in row]], device=device)
         place_1T = torch.cat([torch.arange(len(row)) for row in rows])[None].to(device)
         end_B = torch.tensor([len(row) for row in rows]).cumsum(0).to(device) - 1
-        self.tokens_run += ids_1T.numel()
-        self.tokens_padded += ids_1T.numel()
-        with captured_layer(self.model, self.layer, stop=True) as captured:
-            self.model(input_ids=ids_1T, position_ids=place_1T, use_cache=False)
-        return refusal_score(captured[0][0, end_B], self.refusal_D)
+        hidden_1TD = self.hidden(input_ids=ids_1T, position_ids=place_1T, use_cache=False)
+        return refusal_score(hidden_1TD[0, end_B], self.refusal_D)
 
     @torch.inference_mode()
     def _run_prefix(self) -> list[tuple[Tensor, Tensor]]:
         ids_BT = torch.tensor([self._prefix], device=self.refusal_D.device)
         cache = DynamicCache(config=self.model.config)
-        with captured_layer(self.model, self.layer, stop=True):
-            self.model(input_ids=ids_BT, past_key_values=cache, use_cache=True)
+        self.hidden(input_ids=ids_BT, past_key_values=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers[: self.layer]]  # type: ignore[union-attr,misc]
 
     def _expanded_cache(self, rows: int) -> DynamicCache:
@@ -180,10 +210,6 @@ def packs(device: torch.device | str, dtype: torch.dtype) -> bool:
     """Whether attention without padding is to be had here: FlashAttention, on a GPU, in half precision."""
     half = dtype in (torch.bfloat16, torch.float16)
     return half and torch.device(device).type == "cuda" and is_flash_attn_2_available()
-
-
-def _in_order(scores: dict[int, float]) -> list[float]:
-    return [scores[index] for index in range(len(scores))]
 
 
 def cut_to_layer(model: PreTrainedModel, layer: int) -> PreTrainedModel:

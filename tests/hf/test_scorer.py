@@ -9,6 +9,7 @@ import torch
 from reft_ray.core.conversation import chat
 from reft_ray.core.verdict import Calibration, Thresholds
 from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.lanes import Lanes
 from reft_ray.hf.loading import load_base
 from reft_ray.hf.scorer import TeacherScorer, packs
 
@@ -57,6 +58,16 @@ def test_packed_texts_do_not_see_each_other_and_need_no_padding(tiny_bases: dict
     assert scorer.padding_share == 0.0
     assert not packs("cpu", torch.bfloat16)
     assert scorer.score([]) == []
+
+
+def test_batches_side_by_side_give_the_same_scores(llama: Path) -> None:
+    scorer = scorer_of(llama, batch_tokens=64)
+    expected = [item.score for item in scorer.score(TEXTS)]
+    run, scorer.tokens_run = scorer.tokens_run, 0
+    scorer.lanes = Lanes(3)
+    for _ in range(5):
+        assert [item.score for item in scorer.score(TEXTS)] == pytest.approx(expected, abs=1e-5)
+    assert scorer.tokens_run == 5 * run
 
 
 @pytest.mark.gpu

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from reft_ray.core.conversation import chat
 from reft_ray.core.refusal import refusal_score
-from reft_ray.hf.forward import captured_layer
 from reft_ray.hf.scorer import TeacherScorer
 
 
@@ -121,9 +120,8 @@ class TokenSearch:
         for head, tail in frames:
             around = [weight_VD[part].detach() for part in (head, tail)]
             embedded_BTD = torch.cat([around[0], suffix_SD, around[1]]).unsqueeze(0)
-            with captured_layer(scorer.model, scorer.layer, stop=True) as captured:
-                scorer.model(inputs_embeds=embedded_BTD, use_cache=False)
-            refusal_score(captured[0][:, -1], scorer.refusal_D).sum().backward()
+            hidden_BTD = scorer.hidden(inputs_embeds=embedded_BTD, use_cache=False)
+            refusal_score(hidden_BTD[:, -1], scorer.refusal_D).sum().backward()
         assert suffix_SD.grad is not None
         return suffix_SD.grad @ weight_VD.detach().T
 
