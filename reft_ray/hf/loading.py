@@ -15,6 +15,7 @@ from transformers import logging as transformers_logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from reft_ray.core.errors import ReftError
+from reft_ray.hf.memory import keep_freed_memory
 
 # One line per error and nothing else is what a user reads; the weights of a shard need no bar of their own.
 transformers_logging.disable_progress_bar()
@@ -86,6 +87,8 @@ def load_base(
     config = _config(name)
     if config.get_text_config().model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ReftError(f"{name} is a {config.model_type} model, not a causal language model")
+    # Whoever loads a model is about to compute.
+    keep_freed_memory()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             name,

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
+from reft_ray.hf.memory import keep_freed_memory
 from reft_ray.hf.tiny import TinyShape, encode_chat, tiny_llama, train_tokenizer
 from reft_ray.testbed.pretraining import pretraining_rows
 
@@ -72,6 +73,7 @@ def clear_base_cache(cache_dir: Path) -> None:
 def _train(
     rows: list[list[dict[str, str]]], recipe: Recipe, seed: int, progress: Progress | None, target: Path
 ) -> None:
+    keep_freed_memory()
     tokenizer = train_tokenizer(
         (turn["content"] for row in rows for turn in row), recipe.vocab_size, recipe.shape.max_positions
     )
