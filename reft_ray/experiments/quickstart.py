@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +26,7 @@ from reft_ray.experiments.stages import Show, Stages
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
+from reft_ray.hf.lanes import compute_pool
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.testbed.base_model import Recipe, ensure_base
 from reft_ray.testbed.rows import write_chat_rows
@@ -190,7 +190,8 @@ def students_at_once(workers: int) -> int:
 
 def side_by_side(run: Callable[[str], Result], names: Sequence[str], at_once: int) -> list[Result]:
     """Results in order, each from a thread of its own. The first error, or an interrupt, ends all of them."""
-    with ThreadPoolExecutor(at_once) as pool:
+    # They evaluate in these threads, beside others that train: each has its share of the processors.
+    with compute_pool(at_once, max(1, torch.get_num_threads() // at_once)) as pool:
         try:
             return list(pool.map(run, names))
         except BaseException:

@@ -23,17 +23,30 @@ _REPEATS = 5
 _ENOUGH_SECONDS = 1.0
 
 
+def compute_pool(count: int, threads: int) -> ThreadPoolExecutor:
+    """A pool of `count` threads that compute on `threads` processors each; other threads keep the number they have."""
+    others = torch.get_num_threads()
+    started = Barrier(count)
+
+    def take_share() -> None:
+        torch.set_num_threads(threads)
+        # Asked once, it stays: a thread takes the number over where it first computes, and by then it may be another.
+        torch.get_num_threads()
+        started.wait()
+
+    pool = ThreadPoolExecutor(count, thread_name_prefix="lane", initializer=take_share)
+    list(pool.map(int, range(count)))
+    # What a thread sets for itself is also what threads that come later begin with.
+    torch.set_num_threads(others)
+    return pool
+
+
 class Lanes:
     """So many threads that run one pass each at a time; they end with this object."""
 
     def __init__(self, count: int) -> None:
         self.count = count
-        threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="lane", initializer=_compute_alone)
-        started = Barrier(count)
-        list(self._pool.map(lambda _: started.wait(), range(count)))
-        # What a lane sets for itself is also what threads that come later begin with.
-        torch.set_num_threads(threads)
+        self._pool = compute_pool(count, 1)
 
     def map(self, run: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Results in order; the first error is raised."""
@@ -52,12 +65,6 @@ def lanes_that_pay(run: Callable[[], object]) -> Lanes | None:
     lanes = Lanes(threads)
     alone = next(lanes.map(_best_seconds, [run]))
     return lanes if alone < _HELP * together else None
-
-
-def _compute_alone() -> None:
-    torch.set_num_threads(1)
-    # Asked once, it stays: a thread takes the number over where it first computes, and by then it may be another.
-    torch.get_num_threads()
 
 
 def _best_seconds(run: Callable[[], object]) -> float:
