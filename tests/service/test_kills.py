@@ -100,7 +100,7 @@ def test_a_killed_and_then_paused_job_ends_as_if_nobody_had_disturbed_it(service
 @pytest.fixture
 def cluster() -> Iterator[str]:
     """The address of a Ray cluster of this process."""
-    ray.init(num_cpus=6, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    ray.init(address="local", num_cpus=6, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 

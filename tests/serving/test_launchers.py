@@ -33,6 +33,7 @@ def job_server() -> Iterator[str]:
     import ray
 
     context = ray.init(
+        address="local",
         num_cpus=4,
         include_dashboard=True,
         dashboard_host="127.0.0.1",

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,12 +32,20 @@ def command(line: str) -> tuple[list[str], dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def short_folder() -> Iterator[str]:
+    """Where Ray keeps sockets and the address of this cluster, which it would leave to every test after these."""
+    with tempfile.TemporaryDirectory(prefix="ry-", ignore_cleanup_errors=True) as short:
+        yield short
+
+
+@pytest.fixture(scope="module")
+def address(short_folder: str) -> Iterator[str]:
     """Where the service answers, once it does."""
     trained_builtin()
     start, deploy = re.findall(r"^#\s+(RAY_AUTH_MODE=.*)$", CONFIG.read_text(), re.M)
     words, environment = command(start)
     # Blocking, so that stopping it stops this cluster and no other on the machine.
+    environment["RAY_TMPDIR"] = short_folder
     node = subprocess.Popen([*words, "--block"], env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
     http = yaml.safe_load(CONFIG.read_text())["http_options"]
     url = f"http://{http['host']}:{http['port']}"
@@ -78,9 +87,11 @@ def test_a_dataset_streams_through_it(address: str) -> None:
 
 
 @pytest.mark.parametrize(("room", "start"), [("finetuning", "start_ray"), ("screening", "ensure_ray")])
-def test_a_command_beside_it_starts_a_ray_of_its_own(address: str, room: str, start: str) -> None:
+def test_a_command_beside_it_starts_a_ray_of_its_own(address: str, short_folder: str, room: str, start: str) -> None:
     """Ray by itself joins the cluster that it finds on the machine, and refuses to be told its processors."""
     code = f"from reft_ray.{room}.cluster import {start}; {start}()"
+    assert (Path(short_folder) / "ray" / "ray_current_cluster").is_file()
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["RAY_TMPDIR"] = short_folder
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -84,7 +84,9 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    context = ray.init(num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
+    context = ray.init(
+        address="local", num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False
+    )
     config = yaml.safe_load((ROOT / "serve_configs" / "local.yaml").read_text(encoding="utf-8"))
     config["http_options"]["port"] = free_port()
     application = config["applications"][0]

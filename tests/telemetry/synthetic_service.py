@@ -123,7 +123,9 @@ def say(document: object) -> None:
 
 def main() -> None:
     port = free_port()
-    ray.init(num_cpus=2, include_dashboard=False, _metrics_export_port=port, logging_level=logging.ERROR)
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, _metrics_export_port=port, logging_level=logging.ERROR
+    )
     handle = serve.run(Answering.bind(), name="filter", route_prefix=None, logging_config={"log_level": "ERROR"})
     handle.remote().result()
     recording = Recording.remote()
