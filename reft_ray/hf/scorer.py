@@ -28,6 +28,8 @@ from reft_ray.hf.loading import text_config
 from reft_ray.hf.windows import Windows
 
 _SHORT = "What is a good way to say this in about as many words as most people use for a question?"
+_SHARES = 4
+"""Batches that run side by side are smaller, so that none is waited for long; too small ones compute slowly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class TeacherScorer:
 
     Batches are padded, their prefix comes from a cache. `packed` ones are one row of texts end to end without padding:
     faster where attention knows the ends of sequences (FlashAttention), slower anywhere else.
-    With `lanes` several batches run at a time, and share the budget of `batch_tokens`.
+    With `lanes` several batches run at a time, each of a part of `batch_tokens`.
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class TeacherScorer:
             yield _Batch(indices, picked, sum(map(len, picked)), False)
 
     def _padded_batches(self, rows: list[list[int]]) -> Iterator[_Batch]:
-        budget = self.batch_tokens // (self.lanes.count if self.lanes else 1)
+        budget = self.batch_tokens // (min(self.lanes.count, _SHARES) if self.lanes else 1)
         cached = [self._cache_P is not None and row[: len(self._prefix)] == self._prefix for row in rows]
         for use_cache in (True, False):
             chosen = [i for i in range(len(rows)) if cached[i] == use_cache]
