@@ -21,7 +21,11 @@ from reft_ray.hf.loading import text_config
 
 
 class _StopForward(Exception):  # noqa: N818 - a jump out of the model, not an error
-    """Carries the control flow out of a model once the wanted layer has run."""
+    """Carries the control flow, and what the wanted layer returned, out of a model once that layer has run."""
+
+    def __init__(self, hidden_BTD: Tensor) -> None:
+        super().__init__()
+        self.hidden_BTD = hidden_BTD
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -66,7 +70,7 @@ def captured_layer(model: nn.Module, layer: int, stop: bool) -> Iterator[list[Te
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         captured.append(hidden_of(output))
         if stop:
-            raise _StopForward
+            raise _StopForward(captured[-1])
 
     handle = layers[layer - 1].register_forward_hook(hook)
     try:
@@ -75,14 +79,6 @@ def captured_layer(model: nn.Module, layer: int, stop: bool) -> Iterator[list[Te
         pass
     finally:
         handle.remove()
-
-
-class _EndReached(Exception):  # noqa: N818 - as above
-    """Carries the hidden states out of a model that has ended."""
-
-    def __init__(self, hidden_BTD: Tensor) -> None:
-        super().__init__()
-        self.hidden_BTD = hidden_BTD
 
 
 class EndedModel:
@@ -96,13 +92,13 @@ class EndedModel:
         """The output of the layer, [B, T, D]; `inputs` are the model's own."""
         try:
             self._model(**inputs)
-        except _EndReached as end:
+        except _StopForward as end:
             return end.hidden_BTD
         raise ReftError(f"{type(self._model).__name__} does not run its decoder layers in order")
 
 
 def _end(_module: nn.Module, _args: Any, output: Any) -> None:
-    raise _EndReached(hidden_of(output))
+    raise _StopForward(hidden_of(output))
 
 
 @contextmanager
