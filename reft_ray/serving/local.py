@@ -21,14 +21,14 @@ LOOPBACK = "127.0.0.1"
 APPLICATION = "reft"
 
 
-_SHORT_WAYS = {
+SHORT_WAYS = {
     # Calls between proxy, gateway and teacher as gRPC and not as actor tasks: a third less per request.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     # One event loop per replica and not three: nothing of ours blocks it.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
-"""What shortens a request's way through Serve; `cluster/templates/pods.yaml` says the same."""
+"""What shortens a request's way through Serve, by environment variable; pods have the same (`cluster/templates`)."""
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def local_service(
         _check_free(wanted)
     # Serve kills a proxy that is not up in time and then gives up; its five seconds are too few for a busy machine.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-    for name, value in _SHORT_WAYS.items():
+    for name, value in SHORT_WAYS.items():
         os.environ.setdefault(name, value)
     start_own_ray(
         _logical_cpus(args),

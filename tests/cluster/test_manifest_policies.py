@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from reft_ray.serving.args import parse_args
+from reft_ray.serving.local import SHORT_WAYS
 from reft_ray.serving.manifests import JOB_SERVER, RAY_VERSION
 
 Document = dict[str, Any]
+ROOT = Path(__file__).parents[2]
 Pods = list[tuple[str, Document]]
 PINNED = re.compile(r"^[a-z0-9./-]+:\d+\.\d+\.\d+(-[a-z]+)?$")
 
@@ -45,6 +48,12 @@ def test_containers_are_locked_down(all_pods: Pods, all_documents: list[tuple[st
         assert security["runAsNonRoot"] is True, place
         assert security["capabilities"] == {"drop": ["ALL"]}, place
         assert not security.get("privileged"), place
+
+
+def test_requests_go_the_same_short_way_as_on_one_machine() -> None:
+    pods = yaml.safe_load((ROOT / "cluster" / "templates" / "pods.yaml").read_text())
+    environment = {item["name"]: item["value"] for item in pods["container"]["env"]}
+    assert environment.items() >= SHORT_WAYS.items()
 
 
 def test_pods_are_locked_down(all_pods: Pods) -> None:
