@@ -21,6 +21,7 @@ from reft_ray.jobs.lease import Leases, Slots
 from reft_ray.jobs.reconciler import Patience, Reconciler
 
 LEASE_SECONDS = 20.0
+START_SECONDS = 20.0  # a driver that is slow to start on a busy machine is no failed one
 WORKER = "import sys, time; time.sleep(600)"
 
 
@@ -150,7 +151,7 @@ def main(root: Path) -> None:
         lease_seconds=LEASE_SECONDS,
         heartbeat_seconds=0.1,
     )
-    leases = Leases(store, LEASE_SECONDS, start_seconds=2.0)
+    leases = Leases(store, LEASE_SECONDS, START_SECONDS)
     reconciler = Reconciler(
         store, leases, KillLauncher(config, root), Slots(), Patience(stop=5.0, pause=5.0, backoff=0.05)
     )
