@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from reft_ray.core.batch import token_batches
 from reft_ray.core.errors import ReftError
-from reft_ray.hf.loading import first_line
+from reft_ray.hf.loading import load_classifier
 
 
 class HarmClassifier:
@@ -22,17 +21,8 @@ class HarmClassifier:
     def __init__(
         self, name: str, harmful_labels: Sequence[str], device: torch.device | str = "cpu", batch_tokens: int = 8192
     ) -> None:
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            self.model = AutoModelForSequenceClassification.from_pretrained(
-                name, use_safetensors=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise ReftError(
-                f"cannot load {name} as a sequence classifier from safetensors: {first_line(error)}"
-            ) from None
-        self.model.to(torch.device(device)).eval()
-        known = self.model.config.label2id
+        self.model, self.tokenizer = load_classifier(name, device)
+        known: dict[str, int] = self.model.config.label2id or {}  # type: ignore[assignment]
         if not harmful_labels:
             raise ReftError(f"name the harmful labels of {name}; its labels are {', '.join(sorted(known))}")
         for label in harmful_labels:

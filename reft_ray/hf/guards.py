@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reft_ray.core.conversation import Conversation, Message, parts
 from reft_ray.core.errors import ReftError
 from reft_ray.hf.chat import ChatFormat
-from reft_ray.hf.loading import Base, first_line, load_base, load_tokenizer
+from reft_ray.hf.loading import Base, load_base, load_classifier
 
 HARMLESS_LABELS = frozenset(
     {"safe", "benign", "harmless", "neutral", "ok", "normal", "non-toxic", "not_toxic", "non_toxic", "label_0"}
@@ -55,14 +54,7 @@ class ClassifierGuard:
         cls, path: str, threshold: float = 0.5, harmful: Sequence[str] = (), device: str | None = None
     ) -> ClassifierGuard:
         """A classifier from a directory of safetensors. Raises ReftError when it is none."""
-        try:
-            model: Any = AutoModelForSequenceClassification.from_pretrained(
-                path, use_safetensors=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise ReftError(f"cannot load {path} as a classifier from safetensors: {first_line(error)}") from None
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, load_tokenizer(path), Path(path).name, threshold, harmful)
+        return cls(*load_classifier(path, device), Path(path).name, threshold, harmful)
 
     @torch.inference_mode()
     def probabilities(self, conversations: Sequence[Conversation]) -> list[float]:

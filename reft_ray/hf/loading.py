@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers import logging as transformers_logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -24,6 +32,10 @@ transformers_logging.set_verbosity_error()
 # Fields of config.json that name the software or the training run, not the function that the weights compute.
 _INCIDENTAL = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures"}
 _SAMPLE_BYTES = 4096
+
+# While transformers builds a model it switches off initialisation for the whole process: of two that are built at a
+# time, one is left without weights.
+_BUILDING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +101,34 @@ def load_base(
         raise ReftError(f"{name} is a {config.model_type} model, not a causal language model")
     # Whoever loads a model is about to compute.
     keep_freed_memory()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            **({"attn_implementation": attention} if attention else {}),
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ReftError(
-            f"cannot load {name} as a causal language model from safetensors: {first_line(error)}"
-        ) from None
+    options = {"attn_implementation": attention} if attention else {}
+    model = _built(AutoModelForCausalLM, name, "a causal language model", dtype=dtype, **options)
     model.to(torch.device(device)).eval()  # type: ignore[arg-type]
     model.requires_grad_(False)
     return Base(name, model, load_tokenizer(name), fingerprint(name))
+
+
+def load_classifier(
+    name: str, device: torch.device | str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence classifier and its tokenizer; on an accelerator where there is one, unless `device` is given.
+
+    Raises ReftError for what is none, or is not safetensors.
+    """
+    model = _built(AutoModelForSequenceClassification, name, "a sequence classifier")
+    model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))).eval()  # type: ignore[arg-type]
+    return model, load_tokenizer(name)
+
+
+def _built(kind: Any, name: str, what: str, **options: Any) -> PreTrainedModel:
+    try:
+        with _BUILDING:
+            model: PreTrainedModel = kind.from_pretrained(
+                name, use_safetensors=True, trust_remote_code=False, **options
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise ReftError(f"cannot load {name} as {what} from safetensors: {first_line(error)}") from None
+    return model
 
 
 def _config(name: str) -> Any:
