@@ -12,7 +12,7 @@ from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.encoding import alignment_rows
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward
-from reft_ray.hf.loading import load_tokenizer
+from reft_ray.hf.loading import context_of, load_tokenizer
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.soft_targets import alignment_key, key_name, write_soft_targets
 
@@ -26,12 +26,11 @@ def ensure_soft_targets(
 ) -> Path:
     """The file of soft labels in `folder`, computed now if it is not there yet."""
     chat = ChatFormat(load_tokenizer(config.base))
-    base = teacher.base(config.base, device=str(device))
-    limit = min(config.max_tokens or base.context, base.context)
-    rows, _ = alignment_rows(chat, alignment, limit)
+    context = context_of(config.base)
+    rows, _ = alignment_rows(chat, alignment, min(config.max_tokens or context, context))
     key = alignment_key(rows, teacher.id, config.temperature, config.topk)
     path = folder / key_name(key)
     if not path.is_file():
-        model = teacher.standalone(base)
+        model = teacher.standalone(teacher.base(config.base, device=str(device)))
         write_soft_targets(path, ModelForward(model), rows, key, chat.pad_id, config.micro_batch_tokens, device)
     return path

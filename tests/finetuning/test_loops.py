@@ -17,6 +17,7 @@ from reft_ray.finetuning import teacher_loop
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
 from reft_ray.finetuning.rows import Cycle, global_batches, share, shuffled
 from reft_ray.finetuning.runtime import LocalRuntime, TrainingStoppedError
+from reft_ray.finetuning.targets import ensure_soft_targets
 from reft_ray.finetuning.teacher_loop import TeacherData, sweep_layers
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune, prepare_teacher
 from reft_ray.hf.chat import ChatFormat
@@ -63,6 +64,14 @@ def teacher(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> RefTeacher
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
+
+
+def test_soft_labels_that_are_there_need_no_model(
+    teacher: RefTeacher, llama: Path, tmp_path: Path, monkeypatch
+) -> None:
+    made = ensure_soft_targets(finetune_config(llama), teacher, HARMFUL + HARMLESS, tmp_path)
+    monkeypatch.setattr(RefTeacher, "base", lambda *_, **__: pytest.fail("the base was loaded"))
+    assert ensure_soft_targets(finetune_config(llama), teacher, HARMFUL + HARMLESS, tmp_path) == made
 
 
 def test_the_teacher_separates_what_it_was_taught_and_its_artefact_is_whole(teacher: RefTeacher, llama: Path) -> None:
