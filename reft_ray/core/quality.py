@@ -139,6 +139,15 @@ def choose_thresholds(score_B: Tensor, label_B: Tensor, targets: Targets) -> Thr
     return Thresholds(review, min(block, 1.0))
 
 
+def answer_offset(score_B: Tensor, review: float, fpr: float) -> float:
+    """How much higher an answer must score than a prompt to be withheld, from scores of harmless answers.
+
+    At most a share `fpr` of them reaches the review threshold raised by it. Where all of them lie near the harmless
+    end, answers of another kind may lie beyond them: nothing on the harmless side (cosine below 0) is withheld.
+    """
+    return max(0.0, -review, float(score_B.quantile(1.0 - fpr)) - review)
+
+
 def fit_calibration(score_B: Tensor, label_B: Tensor) -> Calibration:
     """Platt scaling with Platt's smoothed targets, which keep the slope finite on separable rows."""
     score_B, label_B = _checked(score_B, label_B)
