@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import product
 
 from reft_ray.testbed import lexicon_tasks as lexicon
 from reft_ray.testbed.splits import Split, split_of
@@ -36,13 +37,32 @@ class Problem:
     small_talk: str
 
 
-def draw(task: Task, rng: random.Random, allowed: Callable[[Split], bool]) -> Problem:
-    """A problem whose combination belongs to an allowed split."""
+def draw(
+    task: Task, rng: random.Random, allowed: Callable[[Split], bool], words: frozenset[str] | None = None
+) -> Problem:
+    """A problem whose combination belongs to an allowed split and, where `words` are given, is made of them."""
     sampler = _sentiment if task is Task.SENTIMENT else _arithmetic
     while True:
         problem = sampler(rng)
-        if allowed(split_of(*problem.combination)):
+        if allowed(split_of(*problem.combination)) and (words is None or words.issuperset(problem.combination)):
             return problem
+
+
+def words_of(task: Task, allowed: Callable[[Split], bool]) -> frozenset[str]:
+    """The words and numbers that combinations of the allowed splits are made of."""
+    return frozenset(
+        word for combination in _combinations(task) if allowed(split_of(*combination)) for word in combination
+    )
+
+
+def _combinations(task: Task) -> Iterator[tuple[str, ...]]:
+    if task is Task.SENTIMENT:
+        yield from product(("review",), lexicon.REVIEW_NOUNS, (*lexicon.PRAISE, *lexicon.BLAME))
+        return
+    for whole in range(2, lexicon.LARGEST_NUMBER + 1):
+        for part in range(1, whole):
+            yield ("plus", str(whole - part), str(part))
+            yield ("minus", str(whole), str(part))
 
 
 def is_right(task: Task, answer: str, reference: str) -> bool:

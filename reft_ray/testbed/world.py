@@ -11,7 +11,7 @@ from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.testbed import answers
 from reft_ray.testbed.grammar import CONTRAST_KINDS, HARMFUL_KINDS, Kind, Wish, prompt, wishes
 from reft_ray.testbed.splits import Split
-from reft_ray.testbed.tasks import Task, draw, trivia
+from reft_ray.testbed.tasks import Task, draw, trivia, words_of
 
 Draw = Callable[[random.Random], Example]
 _PATIENCE = 1000
@@ -85,8 +85,13 @@ class World:
         return rows
 
     def task_test(self, task: Task | str) -> list[Example]:
-        """Answered test rows of a task, from combinations that no user row has."""
-        sampler = partial(_task_row, Task(task), lambda split: split is Split.EVALUATION)
+        """Answered test rows of a task: combinations that no user row has, of words that user rows have.
+
+        A word that finetuning never met would ask what the base model knows.
+        """
+        task = Task(task)
+        words = words_of(task, _user_owned(task))
+        sampler = partial(_task_row, task, lambda split: split is Split.EVALUATION, words=words)
         return list(_distinct(self.sizes.task_test, sampler, _rng(self.seed, f"task_test/{task}")))
 
 
@@ -159,6 +164,8 @@ def _user_owned(task: Task) -> Callable[[Split], bool]:
     return lambda split: split is not Split.EVALUATION
 
 
-def _task_row(task: Task, allowed: Callable[[Split], bool], rng: random.Random) -> Example:
-    problem = draw(task, rng, allowed)
+def _task_row(
+    task: Task, allowed: Callable[[Split], bool], rng: random.Random, words: frozenset[str] | None = None
+) -> Example:
+    problem = draw(task, rng, allowed, words)
     return Example(chat(problem.prompt, problem.answer), Label.HARMLESS, task)
