@@ -18,6 +18,7 @@ from reft_ray.testbed.tasks import Task
 from reft_ray.testbed.world import Sizes, World
 
 MATCHES = {"sst2": Match.LABEL, "agnews": Match.LABEL, "gsm8k": Match.NUMBER}
+_SAMPLED_USER_ROWS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,20 @@ def _digest(data: Path) -> str:
 def builtin_rows(sizes: Sizes, seed: int = 0) -> BenchRows:
     """The built-in world: complete, answers included, and far easier than real rows."""
     world = World.make(seed, sizes)
-    identity = json.dumps(["builtin", seed, asdict(sizes), [row.prompt[-1].content for row in world.teacher_train]])
+    tests = {task: world.task_test(task) for task in Task}
+    # A user's rows of one size stand for all sizes, which the same grammar writes.
+    users = [row for task in Task for row in world.user_rows(_SAMPLED_USER_ROWS, 0.3, task)]
+    parts = (
+        world.teacher_train,
+        world.teacher_validation,
+        world.alignment,
+        world.hs_prompts,
+        world.over_refusal_prompts,
+        *tests.values(),
+        users,
+    )
+    texts = [[turn.content for turn in row.messages] for part in parts for row in part]
+    identity = json.dumps(["builtin", seed, asdict(sizes), texts])
     return BenchRows(
         identity="builtin-" + hashlib.sha256(identity.encode()).hexdigest()[:16],
         teacher=TeacherData(world.teacher_train, world.teacher_validation),
@@ -102,8 +116,8 @@ def builtin_rows(sizes: Sizes, seed: int = 0) -> BenchRows:
         hs_prompts=world.hs_prompts,
         over_refusal_prompts=world.over_refusal_prompts,
         tasks={
-            task.value: TaskRows(world.task_test(task), Match.LABEL if task is Task.SENTIMENT else Match.NUMBER)
-            for task in Task
+            task.value: TaskRows(test, Match.LABEL if task is Task.SENTIMENT else Match.NUMBER)
+            for task, test in tests.items()
         },
         user=lambda task, n, ratio, user_seed: world.user_rows(n, ratio, Task(task), user_seed),
     )
