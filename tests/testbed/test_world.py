@@ -75,7 +75,7 @@ def test_task_problems_of_test_and_user_differ_in_their_combination(task):
 @pytest.mark.parametrize("seed", range(3))
 def test_the_tests_reviews_are_made_of_words_that_the_users_hold(seed):
     def words_of(rows):
-        return {word for row in rows for word in row.prompt[-1].content.split("?", 1)[1].replace(".", "").split()}
+        return {word for text in texts(rows) for word in text.split("?", 1)[1].replace(".", "").split()}
 
     world = World.make(seed, Sizes(0, 0, 0, 0, 0))
     assert words_of(world.task_test("sentiment")) <= words_of(world.user_rows(1000, 0.0, "sentiment", seed))
