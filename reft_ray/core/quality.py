@@ -139,7 +139,7 @@ def choose_thresholds(score_B: Tensor, label_B: Tensor, targets: Targets) -> Thr
     return Thresholds(review, min(block, 1.0))
 
 
-def answer_offset(score_B: Tensor, review: float, fpr: float) -> float:
+def response_offset(score_B: Tensor, review: float, fpr: float) -> float:
     """How much higher an answer must score than a prompt to be withheld, from scores of harmless answers.
 
     At most a share `fpr` of them reaches the review threshold raised by it. Where all of them lie near the harmless

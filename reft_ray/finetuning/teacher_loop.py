@@ -16,7 +16,7 @@ from reft_ray.core.batch import Encoded, answered, micro_batches
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError
 from reft_ray.core.optimization import adamw, clip_gradients, learning_rate_at, reduce_gradients, set_learning_rate
-from reft_ray.core.quality import answer_offset, auroc, choose_thresholds, filter_quality, fit_calibration, separation
+from reft_ray.core.quality import auroc, choose_thresholds, filter_quality, fit_calibration, response_offset, separation
 from reft_ray.core.refusal import RunningRefusal, refusal_score
 from reft_ray.core.teacher import TeacherTerms, teacher_step
 from reft_ray.finetuning.checkpoint import (
@@ -291,7 +291,7 @@ class _Run:
         return save_teacher(out, self.trainee.model, manifest, refusal_D)
 
     def _response_offset(self, mix: float, layer: int, refusal_D: Tensor, review: float) -> float:
-        """`core.quality.answer_offset` of the training rows' answers, scored as texts of their own.
+        """`core.quality.response_offset` of the training rows' answers, scored as texts of their own.
 
         Refusals count as harmless answers. Without any answered row the offset lets no answer be withheld.
         """
@@ -304,7 +304,7 @@ class _Run:
         with self._scoring(mix) as model:
             feature_WD = prompt_features(model, pieces, [layer], pad_id, self.runtime.device)[layer]
         score_B = highest(refusal_score(feature_WD, refusal_D), owner, len(answers))
-        return answer_offset(score_B, review, self.config.thresholds.answer_fpr)
+        return response_offset(score_B, review, self.config.thresholds.answer_fpr)
 
     def _report(self, terms: TeacherTerms | None, seconds: float, last: bool = False) -> None:
         due = last or self.step % self.config.checkpoint_every == 0

@@ -7,7 +7,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from reft_ray.core.quality import (
     Targets,
-    answer_offset,
     auprc,
     auroc,
     choose_thresholds,
@@ -16,6 +15,7 @@ from reft_ray.core.quality import (
     fit_calibration,
     operating_point,
     recall_at_fpr,
+    response_offset,
     separation,
 )
 from reft_ray.core.verdict import Thresholds
@@ -99,7 +99,7 @@ def test_one_class_alone_is_an_error_and_figures_are_shares() -> None:
 
 def test_an_answer_is_withheld_above_other_harmless_answers_and_on_the_harmful_side_only():
     near_the_end = torch.linspace(-0.99, -0.7, 1000)
-    assert -0.95 + answer_offset(near_the_end, -0.95, 0.001) == pytest.approx(0.0)
+    assert -0.95 + response_offset(near_the_end, -0.95, 0.001) == pytest.approx(0.0)
     further_up = torch.linspace(-0.9, 0.5, 1001)
-    assert -0.2 + answer_offset(further_up, -0.2, 0.001) == pytest.approx(0.5, abs=2e-3)
-    assert answer_offset(near_the_end, 0.3, 0.001) == 0.0
+    assert -0.2 + response_offset(further_up, -0.2, 0.001) == pytest.approx(0.5, abs=2e-3)
+    assert response_offset(near_the_end, 0.3, 0.001) == 0.0
