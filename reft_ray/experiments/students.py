@@ -26,7 +26,7 @@ from reft_ray.experiments.chain import Respond, respond_with
 from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
 from reft_ray.hf.chat import ChatFormat
-from reft_ray.hf.loading import load_base, load_tokenizer
+from reft_ray.hf.loading import context_of, load_tokenizer
 
 
 class Trials:
@@ -66,7 +66,7 @@ class Trials:
 
     @cached_property
     def _max_tokens(self) -> int:
-        return int(self.student.get("max_tokens") or load_base(self.base).context)
+        return int(self.student.get("max_tokens") or context_of(self.base))
 
     def holds(self, row: Example) -> bool:
         """Whether training can take the row: its prompt leaves room for an answer."""

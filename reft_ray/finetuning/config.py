@@ -84,6 +84,10 @@ class Training(Config):
     checkpoint_every: int = Field(200, ge=1)
     log_every: int = Field(10, ge=1)
 
+    def longest_row(self, context: int) -> int:
+        """The most tokens of a row: those asked for, within the base model's context."""
+        return min(self.max_tokens or context, context)
+
     @field_validator("base")
     @classmethod
     def _absolute(cls, base: str) -> str:

@@ -44,7 +44,7 @@ def load_trainee(config: Training, runtime: Runtime, adapter: str) -> Trainee:
     else:
         model.requires_grad_(True)
     model.train()
-    limit = min(config.max_tokens or base.context, base.context)
+    limit = config.longest_row(base.context)
     return Trainee(base, model, ChatFormat(base.tokenizer), limit)
 
 

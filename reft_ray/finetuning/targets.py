@@ -26,8 +26,7 @@ def ensure_soft_targets(
 ) -> Path:
     """The file of soft labels in `folder`, computed now if it is not there yet."""
     chat = ChatFormat(load_tokenizer(config.base))
-    context = context_of(config.base)
-    rows, _ = alignment_rows(chat, alignment, min(config.max_tokens or context, context))
+    rows, _ = alignment_rows(chat, alignment, config.longest_row(context_of(config.base)))
     key = alignment_key(rows, teacher.id, config.temperature, config.topk)
     path = folder / key_name(key)
     if not path.is_file():
