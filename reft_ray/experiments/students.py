@@ -20,7 +20,7 @@ from reft_ray.evaluation.suite import (
     TaskTest,
     evaluate,
 )
-from reft_ray.experiments.bench.starts import alignment_rows, in_process
+from reft_ray.experiments.bench.starts import alignment_rows
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.experiments.chain import Respond, respond_with
 from reft_ray.finetuning.config import FinetuneConfig
@@ -102,7 +102,7 @@ class Trials:
         config = self.config(changes)
         alignment = self.alignment if config.needs_alignment else ()
         inputs = FinetuneInputs(list(rows), len(rows), alignment, self.teacher)
-        adapter = finetune(config, inputs, self.folder / "adapter", in_process(self.workspace, self.folder))
+        adapter = finetune(config, inputs, self.folder / "adapter", self.workspace.resources(self.folder / "runs"))
         respond = self._respond(adapter)
         found = self._evaluate(respond)
         gate = Gate().check(found, self.reference)

@@ -9,6 +9,7 @@ import torch
 
 from reft_ray.core.conversation import Label
 from reft_ray.core.errors import UsageError
+from reft_ray.core.teacher import TeacherTerms, teacher_step
 from reft_ray.experiments.bench import costs, grid, grid_report
 from reft_ray.experiments.bench.cell import Cell, cell_key
 from reft_ray.experiments.bench.edits import edit_student
@@ -16,6 +17,8 @@ from reft_ray.experiments.bench.methods import METHODS
 from reft_ray.experiments.bench.presets import preset
 from reft_ray.experiments.bench.starts import start_adapter
 from reft_ray.experiments.bench.workspace import Workspace
+from reft_ray.finetuning import teacher_loop
+from reft_ray.finetuning.config import TeacherConfig
 from reft_ray.hf.loading import load_base
 from reft_ray.hf.lora import attach_saved, merge
 
@@ -161,6 +164,33 @@ def test_a_cells_key_follows_what_its_figures_depend_on(workspace: Workspace) ->
         )
         assert cell_key(other, cell) != key
     assert json.dumps(key)
+
+
+def test_an_interrupted_teacher_goes_on_from_its_checkpoint(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**workspace.config.teacher_settings, "base": workspace.base, "checkpoint_every": 1}
+    config, data, folder = TeacherConfig.of(settings), workspace.rows.teacher, tmp_path / "teacher"
+    losses: list[TeacherTerms] = []
+
+    def counted(*args: Any, **kwargs: Any) -> TeacherTerms:
+        losses.append(teacher_step(*args, **kwargs))
+        return losses[-1]
+
+    def killed(*_args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(teacher_loop, "teacher_step", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher_loop, "save_teacher", killed)
+        with pytest.raises(KeyboardInterrupt):
+            workspace.prepared(folder, config, data, "a teacher")
+    assert len(losses) == 2
+    assert workspace.prepared(folder, config, data, "a teacher").id
+    # The last step alone, on the same rows with the same weights.
+    assert len(losses) == 3
+    assert losses[2] == losses[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
 
 
 @pytest.mark.parametrize("edit", ["safe_lora", "antidote"])

@@ -15,7 +15,7 @@ from reft_ray.core.errors import ReftError
 from reft_ray.experiments.bench.edits import edit_rows, edit_student
 from reft_ray.experiments.bench.meter import metered
 from reft_ray.experiments.bench.methods import METHODS
-from reft_ray.experiments.bench.starts import alignment_rows, in_process, start_adapter
+from reft_ray.experiments.bench.starts import alignment_rows, start_adapter
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.experiments.chain import respond_with, scorer_of
 from reft_ray.experiments.evaluate import evaluate_student
@@ -125,7 +125,7 @@ def run_cell(workspace: Workspace, cell: Cell) -> dict[str, Any]:
 
 def train_student_of(workspace: Workspace, settings: FinetuneConfig, rows: Sequence[Example], folder: Path) -> Path:
     """Stage 2 in this process; soft labels are shared by all cells."""
-    resources = in_process(workspace, folder)
+    resources = workspace.resources(folder / "runs")
     alignment = alignment_rows(workspace) if settings.needs_alignment else ()
     soft = settings.method.distills and settings.labels == "soft"
     inputs = FinetuneInputs(rows, len(rows), alignment, workspace.teacher if soft else None)

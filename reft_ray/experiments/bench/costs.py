@@ -22,7 +22,7 @@ from reft_ray.experiments.bench.config import BenchConfig
 from reft_ray.experiments.bench.edits import edit_rows, edit_student
 from reft_ray.experiments.bench.meter import metered
 from reft_ray.experiments.bench.sections import Section
-from reft_ray.experiments.bench.starts import alignment_rows, harmful_rows, in_process, start_adapter
+from reft_ray.experiments.bench.starts import alignment_rows, harmful_rows, start_adapter
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.experiments.plots import plot_costs
 from reft_ray.finetuning.config import Config, FinetuneConfig
@@ -116,6 +116,7 @@ def train(workspace: Workspace, name: str, chosen: CostSettings) -> list[float]:
             "base": workspace.base,
             **workspace.config.student,
             "epochs": 1,
+            "min_steps": 0,
             "log_every": 1,
             "checkpoint_every": 1_000_000,
             **contender.settings,
@@ -129,7 +130,7 @@ def train(workspace: Workspace, name: str, chosen: CostSettings) -> list[float]:
     with tempfile.TemporaryDirectory(dir=workspace.out, prefix=".cost-") as scratch:
         folder = Path(scratch)
         inputs = FinetuneInputs(rows, len(rows), second, workspace.teacher)
-        finetune(config, inputs, folder / "student", in_process(workspace, folder), progress=steps)
+        finetune(config, inputs, folder / "student", workspace.resources(folder / "runs"), progress=steps)
     return steps.seconds
 
 

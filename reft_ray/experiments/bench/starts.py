@@ -12,7 +12,7 @@ from reft_ray.core.conversation import Example, Label
 from reft_ray.core.errors import ReftError
 from reft_ray.experiments.bench.methods import Start
 from reft_ray.experiments.bench.workspace import Workspace, content_key
-from reft_ray.finetuning.config import FinetuneConfig, Resources
+from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
 
 _STEPS: Mapping[str, Mapping[str, Any]] = {
@@ -38,16 +38,6 @@ def _drawn(rows: Sequence[Example], label: Label, count: int) -> list[Example]:
     return of_label[:count]
 
 
-def in_process(workspace: Workspace, folder: Path) -> Resources:
-    """Training in this process, on the comparison's device; soft labels are shared by all cells."""
-    return Resources(
-        workers=0,
-        gpus_per_worker=1 if workspace.config.device == "cuda" else 0,
-        storage=str(folder / "runs"),
-        shared=str(workspace.out),
-    )
-
-
 def start_adapter(workspace: Workspace, start: Start) -> Path | None:
     """The adapter that a method starts from, made once where the defence aligns the base itself."""
     if start == "base":
@@ -69,6 +59,6 @@ def start_adapter(workspace: Workspace, start: Start) -> Path | None:
         harmful = harmful_rows(workspace, len(rows) // 2) if settings.needs_alignment else ()
         scratch = folder.with_name(f".{folder.name}.runs")
         shutil.rmtree(scratch, ignore_errors=True)
-        finetune(settings, FinetuneInputs(rows, len(rows), harmful), folder, in_process(workspace, scratch))
+        finetune(settings, FinetuneInputs(rows, len(rows), harmful), folder, workspace.resources(scratch))
         shutil.rmtree(scratch, ignore_errors=True)
     return folder

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from reft_ray.experiments.bench.starts import in_process
 from reft_ray.experiments.bench.workspace import Workspace, content_key
 from reft_ray.finetuning.config import TeacherConfig
 from reft_ray.finetuning.teacher_loop import TeacherData
-from reft_ray.finetuning.trainer import prepare_teacher
 from reft_ray.hf.ref_teacher import RefTeacher
 
 
@@ -28,9 +25,5 @@ def teacher_variant(workspace: Workspace, changes: Mapping[str, Any], data: Teac
     data = data or rows.teacher
     key = content_key([config.model_dump(mode="json"), rows.identity, len(data.train)])
     folder = workspace.out / "variants" / key
-    if not (folder / "teacher.json").is_file():
-        workspace.say(f"training a teacher with {', '.join(f'{k}={v}' for k, v in changes.items())}")
-        runs = folder.with_name(f".{folder.name}.runs")
-        prepare_teacher(config, data, folder, in_process(workspace, runs))
-        shutil.rmtree(runs, ignore_errors=True)
-    return RefTeacher.load(folder)
+    title = f"a teacher with {', '.join(f'{k}={v}' for k, v in changes.items())}"
+    return workspace.prepared(folder, config, data, title)

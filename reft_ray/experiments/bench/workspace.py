@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -15,6 +16,7 @@ from reft_ray.core.errors import ReftError
 from reft_ray.experiments.bench.config import BenchConfig
 from reft_ray.experiments.bench.rows import BenchRows, builtin_rows, folder_rows
 from reft_ray.finetuning.config import Resources, TeacherConfig
+from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
 from reft_ray.hf.loading import fingerprint
 from reft_ray.hf.ref_teacher import RefTeacher
@@ -85,10 +87,25 @@ class Workspace:
             return RefTeacher.load(self.config.teacher)
         settings = TeacherConfig.of({"base": self.base, **self.config.teacher_settings})
         folder = self.out / f"teacher-{content_key([settings.model_dump(mode='json'), self.rows.identity])}"
+        return self.prepared(folder, settings, self.rows.teacher, "the Ref-Teacher")
+
+    def prepared(self, folder: Path, settings: TeacherConfig, data: TeacherData, title: str) -> RefTeacher:
+        """A teacher, trained once on as many workers as cells run at a time; an interrupted training goes on."""
         if not (folder / "teacher.json").is_file():
-            self.say("training the Ref-Teacher")
-            prepare_teacher(settings, self.rows.teacher, folder, Resources(workers=0))
+            self.say(f"training {title}")
+            scratch = folder.with_name(f".{folder.name}.runs")
+            prepare_teacher(settings, data, folder, self.resources(scratch, self.workers), run_id="teacher")
+            shutil.rmtree(scratch)
         return RefTeacher.load(folder)
+
+    def resources(self, storage: Path, workers: int = 0) -> Resources:
+        """Training in this process or on Ray workers, on the comparison's device; soft labels are shared by all."""
+        return Resources(
+            workers=workers,
+            gpus_per_worker=1 if self.config.device == "cuda" else 0,
+            storage=str(storage),
+            shared=str(self.out),
+        )
 
     def identity(self) -> dict[str, str]:
         """What all results depend on: rows, base and teacher by content."""
