@@ -16,7 +16,9 @@ TINY = [
     "student.epochs=1",
     "alignment_rows=20",
     "evaluation.max_new_tokens=3",
-    'blocks=[{"methods":["sft","distill"],"tasks":["sentiment"],"harmful_ratios":[0.25],"sizes":[16],"filters":[true]}]',
+    "alignment_stage.epochs=1",
+    'blocks=[{"methods":["sft","distill","vaccine"],"tasks":["sentiment"],"harmful_ratios":[0.25],"sizes":[16],'
+    '"filters":[true]}]',
 ]
 
 
@@ -36,7 +38,9 @@ def test_cells_run_as_tasks_and_give_what_they_give_in_one_process(
             found = CliRunner().invoke(app, command)
             assert found.exit_code == 0, found.output
             cells = sorted((out / "cells").glob("*.json"))
-            assert len(cells) == 2
+            assert len(cells) == 3
+            assert len(list(out.glob("vaccine-*"))) == 1
+            assert not list(out.glob(".*.runs"))
             results = [json.loads(cell.read_text())["result"] for cell in cells]
             figures.append([(cell["harmful_score"], cell["intervals"], cell["dropped"]) for cell in results])
     finally:

@@ -7,12 +7,11 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from reft_ray.experiments.bench.cell import Cell, cell_key, run_cell
 from reft_ray.experiments.bench.config import BenchConfig
-from reft_ray.experiments.bench.methods import METHODS
+from reft_ray.experiments.bench.methods import METHODS, Start
 from reft_ray.experiments.bench.starts import start_adapter
 from reft_ray.experiments.bench.workspace import Workspace
 
@@ -78,18 +77,25 @@ def _on_ray(workspace: Workspace, todo: Sequence[Cell]) -> Iterator[tuple[Cell, 
 
     from reft_ray.finetuning.ray_runtime import set_threads
 
-    # What cells share is made before them: two of them would make it twice.
-    for start in dict.fromkeys(METHODS[cell.method].start for cell in todo):
-        start_adapter(workspace, start)
     if any(METHODS[cell.method].needs_teacher(cell.filtered) for cell in todo):
         workspace.say(f"Ref-Teacher {workspace.teacher.id}")
+    remote = ray.remote(num_cpus=1, num_gpus=1 if workspace.config.device == "cuda" else 0, max_retries=1)
+    config, out = workspace.config.model_dump(mode="json"), workspace.out
 
-    @ray.remote(num_cpus=1, num_gpus=1 if workspace.config.device == "cuda" else 0, max_retries=1)
-    def task(config: dict[str, Any], out: str, cell: Cell) -> tuple[Cell, str | None]:
+    def on_worker() -> Workspace:
         set_threads()
-        return make_cell(Workspace(BenchConfig.of(config), Path(out)), cell)
+        return Workspace(BenchConfig.of(config), out)
 
-    config = workspace.config.model_dump(mode="json")
+    @remote
+    def align(start: Start) -> None:
+        start_adapter(on_worker(), start)
+
+    @remote
+    def task(cell: Cell, _aligned: None) -> tuple[Cell, str | None]:
+        return make_cell(on_worker(), cell)
+
+    # What cells share is made once, before those that need it and beside the others.
+    starts = {start: align.remote(start) for start in dict.fromkeys(METHODS[cell.method].start for cell in todo)}
     waiting = list(reversed(todo))
     running: dict[Any, Cell] = {}
     while waiting or running:
@@ -97,7 +103,7 @@ def _on_ray(workspace: Workspace, todo: Sequence[Cell]) -> Iterator[tuple[Cell, 
             waiting = []
         while waiting and len(running) < workspace.workers:
             cell = waiting.pop()
-            running[task.remote(config, str(workspace.out), cell)] = cell
+            running[task.remote(cell, starts[METHODS[cell.method].start])] = cell
         if not running:
             return
         (ready,), _ = ray.wait(list(running), num_returns=1)
