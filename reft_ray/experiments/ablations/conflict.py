@@ -80,6 +80,7 @@ def _trajectory(workspace: Workspace, chosen: ConflictSettings, case: Mapping[st
             "labels": case["labels"],
             "init": case["init"],
             "epochs": chosen.epochs,
+            "min_steps": 0,
             "batch_rows": chosen.batch_rows,
             "checkpoint_every": max(1, steps // chosen.points),
             "seed": chosen.seed,

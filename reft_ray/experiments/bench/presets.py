@@ -93,6 +93,11 @@ def builtin() -> dict[str, Any]:
 
 def small() -> dict[str, Any]:
     """The 7 M base on real rows: every method on SST-2, the claim's rows on all tasks and with three seeds."""
+    short = {"epochs": 2, "min_steps": 0}
+    claim = [
+        {"methods": ["sft", "sft_aligned", "joint"], "filters": [False]},
+        {"methods": ["distill"], "filters": [True]},
+    ]
     return {
         "teacher_settings": {
             "epochs": 1,
@@ -108,22 +113,31 @@ def small() -> dict[str, Any]:
             "epochs": 4,
             "batch_rows": 8,
             "max_tokens": 192,
+            # Rows of like length together: a quarter less padding, and a pass costs a processor little.
+            "micro_batch_tokens": 512,
             "alignment_ratio": 1.0,
+            # As the service does: 500 short rows alone bring too few alignment rows.
+            "min_steps": 350,
             "baselines": _SHORT_LISA,
             "optimizer": {"learning_rate": 2e-3},
         },
-        "alignment_stage": {"epochs": 1, "max_tokens": 192, "optimizer": {"learning_rate": 2e-3}},
+        "alignment_stage": {
+            "epochs": 1,
+            "max_tokens": 192,
+            "micro_batch_tokens": 512,
+            "optimizer": {"learning_rate": 2e-3},
+        },
         "evaluation": {"harmful": 200, "harmless": 200, "task": 200},
         # In the order of what one wants to know first: an interrupted grid has told the most.
         "sections": {
             "filters": {"variant": {"epochs": 0.1}},
-            "ablations": {"teacher_rows": 1600, "rows": 200, "evaluated": 100, "student": {"epochs": 2}},
+            "ablations": {"teacher_rows": 1600, "rows": 200, "evaluated": 100, "student": short},
             "conflict": {"rows": 160, "epochs": 1, "pairs": 8, "points": 2},
             "attacks": {
                 "task_rows": 200,
                 "attack_rows": 100,
                 "evaluated": 100,
-                "student": {"epochs": 2},
+                "student": short,
                 "students": ["guided"],
             },
         },
@@ -131,10 +145,16 @@ def small() -> dict[str, Any]:
             {
                 "methods": list(OURS),
                 "tasks": ["sst2"],
-                "harmful_ratios": [0.1, 0.3, 0],
+                "harmful_ratios": [0.1, 0.3],
                 "sizes": [500],
                 "filters": [False, True],
             },
+            {"methods": list(METHODS), "tasks": ["sst2"], "harmful_ratios": [0.1, 0.3, 0], "sizes": [500]},
+            *(
+                {**rows, "tasks": [task], "harmful_ratios": [0.1], "sizes": [500], "seeds": [0, 1, 2]}
+                for task in _REAL_TASKS
+                for rows in claim
+            ),
             {
                 "methods": list(METHODS),
                 "tasks": ["sst2"],
@@ -142,7 +162,6 @@ def small() -> dict[str, Any]:
                 "sizes": [500],
                 "filters": [False, True],
             },
-            {"methods": list(OURS), "tasks": list(_REAL_TASKS), "sizes": [500], "filters": [False, True]},
             {
                 "methods": list(OURS),
                 "tasks": list(_REAL_TASKS),
