@@ -152,6 +152,15 @@ def test_the_report_shows_every_cell(result: dict[str, Any], tmp_path: Path) -> 
     assert (tmp_path / "grid-sentiment-16.png").is_file()
     for name, filtered in CELLS:
         assert text.count(f"| {METHODS[name].name(filtered)} |") == 2
+    assert "seeds)" not in text
+
+
+def test_a_mean_over_more_seeds_than_others_says_so(result: dict[str, Any], tmp_path: Path) -> None:
+    first = result["cells"][0]
+    again = {**first, "cell": {**first["cell"], "seed": 1}}
+    text = grid_report.render({**result, "cells": [*result["cells"], again]}, tmp_path)
+    (line,) = [line for line in text.splitlines() if "seeds)" in line]
+    assert line.startswith(f"| {METHODS[first['cell']['method']].title} | {first['harmful_score']:.1f} (2 seeds) |")
 
 
 def test_a_cells_key_follows_what_its_figures_depend_on(workspace: Workspace) -> None:

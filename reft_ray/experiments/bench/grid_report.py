@@ -81,14 +81,18 @@ def _overview(rows: Sequence[Row]) -> list[str]:
     by_ratio = {ratio: _at(rows, ratio) for ratio in ratios}
     heads = [f"{measure} at {ratio:g}" for measure in ("HS", "FA") for ratio in ratios]
     lines = [f"| method | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    alike = len({len(seeds) for found in by_ratio.values() for seeds in found.values()}) == 1
     for key in dict.fromkeys(key for found in by_ratio.values() for key in found):
-        figures = [
-            f"{mean(row[measure] for row in by_ratio[ratio][key]):.1f}" if key in by_ratio[ratio] else ""
-            for measure in _MEASURES[:2]
-            for ratio in ratios
-        ]
+        figures = [_mean(by_ratio[ratio].get(key, ()), measure, alike) for measure in _MEASURES[:2] for ratio in ratios]
         lines.append(f"| {_name(key)} | {' | '.join(figures)} |")
     return lines
+
+
+def _mean(seeds: Sequence[Row], measure: str, alike: bool) -> str:
+    """The mean over seeds; how many there are is said where other cells of the table have more or fewer."""
+    if not seeds:
+        return ""
+    return f"{mean(row[measure] for row in seeds):.1f}" + ("" if alike else f" ({len(seeds)} seeds)" * (len(seeds) > 1))
 
 
 def _details(rows: Sequence[Row]) -> list[str]:
