@@ -92,7 +92,8 @@ def _mean(seeds: Sequence[Row], measure: str, alike: bool) -> str:
     """The mean over seeds; how many there are is said where other cells of the table have more or fewer."""
     if not seeds:
         return ""
-    return f"{mean(row[measure] for row in seeds):.1f}" + ("" if alike else f" ({len(seeds)} seeds)" * (len(seeds) > 1))
+    said = f" ({len(seeds)} seeds)" if len(seeds) > 1 and not alike else ""
+    return f"{mean(row[measure] for row in seeds):.1f}{said}"
 
 
 def _details(rows: Sequence[Row]) -> list[str]:

@@ -113,7 +113,7 @@ def small() -> dict[str, Any]:
             "epochs": 4,
             "batch_rows": 8,
             "max_tokens": 192,
-            # Rows of like length together: a quarter less padding, and a pass costs a processor little.
+            # Rows of like length together: less padding, and a pass costs a processor little.
             "micro_batch_tokens": 512,
             "alignment_ratio": 1.0,
             # As the service does: 500 short rows alone bring too few alignment rows.
