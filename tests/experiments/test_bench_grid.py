@@ -9,6 +9,7 @@ import torch
 
 from reft_ray.core.conversation import Label
 from reft_ray.core.errors import UsageError
+from reft_ray.core.optimization import clip_gradients
 from reft_ray.core.teacher import TeacherTerms, teacher_step
 from reft_ray.experiments.bench import costs, grid, grid_report
 from reft_ray.experiments.bench.cell import Cell, cell_key
@@ -17,8 +18,9 @@ from reft_ray.experiments.bench.methods import METHODS
 from reft_ray.experiments.bench.presets import preset
 from reft_ray.experiments.bench.starts import start_adapter
 from reft_ray.experiments.bench.workspace import Workspace
-from reft_ray.finetuning import teacher_loop
+from reft_ray.finetuning import student_loop, teacher_loop
 from reft_ray.finetuning.config import TeacherConfig
+from reft_ray.finetuning.export import EXPORT, export_student
 from reft_ray.hf.loading import load_base
 from reft_ray.hf.lora import attach_saved, merge
 
@@ -229,6 +231,35 @@ def test_aligned_starts_are_made_once_and_differ(workspace: Workspace) -> None:
     assert start_adapter(workspace, "vaccine") == vaccine
     assert (vaccine / "adapter_model.safetensors").stat().st_mtime_ns == before
     assert start_adapter(workspace, "base") is None
+
+
+def test_an_interrupted_alignment_goes_on_from_its_checkpoint(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = {**workspace.config.alignment_stage, "checkpoint_every": 1}
+    once = Workspace(workspace.config.model_copy(update={"alignment_stage": stage}), tmp_path)
+    once.base = workspace.base
+    steps: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> None:
+        steps.append(1)
+        clip_gradients(*args, **kwargs)
+
+    def killed(_trainee: Any, weights: Any, folder: Path) -> None:
+        if folder.name == EXPORT:
+            raise KeyboardInterrupt
+        export_student(_trainee, weights, folder)
+
+    monkeypatch.setattr(student_loop, "clip_gradients", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(student_loop, "export_student", killed)
+        with pytest.raises(KeyboardInterrupt):
+            start_adapter(once, "vaccine")
+    interrupted = len(steps)
+    assert interrupted >= 2
+    assert start_adapter(once, "vaccine")
+    # The last step alone, on the same rows with the same weights.
+    assert len(steps) == interrupted + 1
 
 
 def test_users_rows_hold_the_ratio_that_was_asked_for(workspace: Workspace) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,18 +46,15 @@ def start_adapter(workspace: Workspace, start: Start) -> Path | None:
             raise ReftError(f"{workspace.teacher.id} has full weights: students cannot start from it")
         return workspace.teacher.folder / "adapter"
     config = workspace.config
-    settings = FinetuneConfig.of(
-        {"base": workspace.base, "checkpoint_every": 1_000_000, **config.alignment_stage, **_STEPS[start]}
-    )
+    settings = FinetuneConfig.of({"base": workspace.base, **config.alignment_stage, **_STEPS[start]})
     key = [settings.model_dump(mode="json", exclude={"base"}), config.alignment_rows, workspace.world_identity()]
     folder = workspace.out / f"{start}-{content_key(key)}"
-    if not (folder / "adapter_config.json").is_file():
-        workspace.say(f"aligning the base by {start}")
+
+    def align(storage: Path) -> None:
         rows = alignment_rows(workspace)
         random.Random("bench").shuffle(rows)  # noqa: S311 - an order, not a secret
         harmful = harmful_rows(workspace, len(rows) // 2) if settings.needs_alignment else ()
-        scratch = folder.with_name(f".{folder.name}.runs")
-        shutil.rmtree(scratch, ignore_errors=True)
-        finetune(settings, FinetuneInputs(rows, len(rows), harmful), folder, workspace.resources(scratch))
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+        inputs = FinetuneInputs(rows, len(rows), harmful)
+        finetune(settings, inputs, folder, workspace.resources(storage), run_id=start)
+
+    return workspace.trained(folder, "adapter_config.json", f"aligning the base by {start}", align)

@@ -90,13 +90,24 @@ class Workspace:
         return self.prepared(folder, settings, self.rows.teacher, "the Ref-Teacher")
 
     def prepared(self, folder: Path, settings: TeacherConfig, data: TeacherData, title: str) -> RefTeacher:
-        """A teacher, trained once on as many workers as cells run at a time; an interrupted training goes on."""
-        if not (folder / "teacher.json").is_file():
-            self.say(f"training {title}")
-            scratch = folder.with_name(f".{folder.name}.runs")
-            prepare_teacher(settings, data, folder, self.resources(scratch, self.workers), run_id="teacher")
-            shutil.rmtree(scratch)
-        return RefTeacher.load(folder)
+        """A teacher, trained once on as many workers as cells run at a time."""
+
+        def train(storage: Path) -> None:
+            prepare_teacher(settings, data, folder, self.resources(storage, self.workers), run_id="teacher")
+
+        return RefTeacher.load(self.trained(folder, "teacher.json", f"training {title}", train))
+
+    def trained(self, folder: Path, whole: str, what: str, train: Callable[[Path], object]) -> Path:
+        """`folder`, filled by `train` once; the file `whole` says that it is.
+
+        `train` is given a directory for its checkpoints, the same one after an interruption.
+        """
+        if not (folder / whole).is_file():
+            self.say(what)
+            storage = folder.with_name(f".{folder.name}.runs")
+            train(storage)
+            shutil.rmtree(storage)
+        return folder
 
     def resources(self, storage: Path, workers: int = 0) -> Resources:
         """Training in this process or on Ray workers, on the comparison's device; soft labels are shared by all."""
