@@ -54,6 +54,16 @@ def test_a_section_is_made_once_per_settings_and_version(tmp_path: Path) -> None
     assert len(calls) == 3
 
 
+def test_a_section_follows_the_students_settings_and_not_the_grid(tmp_path: Path) -> None:
+    calls: list[dict[str, Any]] = []
+    section = count_calls(calls)
+    section.make(Known(tmp_path))
+    section.make(Known(tmp_path, blocks=[{"methods": ["sft"], "tasks": ["arithmetic"]}]))
+    assert len(calls) == 1
+    section.make(Known(tmp_path, student={"batch_rows": 3}))
+    assert len(calls) == 2
+
+
 def test_a_report_holds_what_was_made_and_names_what_was_not(tmp_path: Path) -> None:
     workspace = Known(tmp_path / "out")
     made, absent = count_calls([]), dataclasses.replace(count_calls([]), name="absent")

@@ -13,10 +13,13 @@ from typing import Any
 from reft_ray.experiments.bench.workspace import Workspace
 
 Run = Callable[[Workspace, Mapping[str, Any]], dict[str, Any]]
-"""(workspace, the section's settings) -> a JSON value; cached by the workspace's identity and the settings."""
+"""(workspace, the section's settings) -> a JSON value; cached by `Section.key`."""
 
 Render = Callable[[Mapping[str, Any], Path], str]
 """(result, folder for pictures) -> Markdown below the section's title. Pictures are linked as `FOLDER.name/file`."""
+
+_APART = {"name", "rows", "base", "teacher", "teacher_settings", "world", "recipe", "blocks", "sections"}
+"""Keys of a comparison that a section's result hangs on by content, or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,13 @@ class Section:
     gather: Run | None = None
 
     def key(self, workspace: Workspace) -> dict[str, Any]:
-        """What its result depends on."""
-        return {**workspace.identity(), "version": self.version, "settings": workspace.settings(self.name)}
+        """What its result depends on: rows, base and teacher by content, its own settings, the comparison's."""
+        return {
+            **workspace.identity(),
+            "version": self.version,
+            "settings": workspace.settings(self.name),
+            "config": workspace.config.model_dump(mode="json", exclude=_APART),
+        }
 
     def make(self, workspace: Workspace) -> None:
         """Compute what was not computed before."""
