@@ -268,12 +268,21 @@ def test_users_rows_hold_the_ratio_that_was_asked_for(workspace: Workspace) -> N
 
 
 @pytest.mark.slow
-def test_costs_are_relative_to_plain_finetuning(workspace: Workspace, tmp_path: Path) -> None:
+def test_costs_are_relative_to_plain_finetuning_and_kept_as_they_are_made(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = [costs.PLAIN, "guided, cached, 1:1"]
-    found = costs.run(workspace, {"task": "sentiment", "n": 40, "rounds": 1, "contenders": names})
+    settings = {"task": "sentiment", "n": 40, "rounds": 1, "contenders": names}
+    found = costs.run(workspace, settings)
     plain, guided = (found["contenders"][name] for name in names)
     assert plain["ratio"] == plain["flops_ratio"] == 1.0
     assert 1.5 < guided["flops_ratio"] < 3.0
     assert guided["seconds"] > 0
     assert found["around"].keys() == {"filter in front", "LARF ranking", "SafeLoRA projection", "Antidote pruning"}
     assert "guided, cached, 1:1" in costs.render(found, tmp_path)
+
+    def trained(*_args: Any) -> list[float]:
+        raise AssertionError("measured before")
+
+    monkeypatch.setattr(costs, "train", trained)
+    assert costs.run(workspace, settings)["contenders"] == found["contenders"]

@@ -10,6 +10,7 @@ import multiprocessing
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -83,28 +84,34 @@ class _Steps:
 
 
 def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure every contender."""
+    """Measure every contender. Rounds and contenders are kept as they are made, so that an interrupted run goes on."""
     task = next(iter(workspace.rows.tasks)) if workspace.config.rows is None else CostSettings().task
     chosen = CostSettings.of({"task": task, **settings})
-    rounds: dict[str, list[float]] = {name: [] for name in chosen.contenders}
-    for number in range(chosen.rounds):
-        workspace.say(f"costs: round {number + 1} of {chosen.rounds}")
-        for name in chosen.contenders:
-            rounds[name].append(sum(train(workspace, name, chosen)))
+    key = {**SECTION.key(workspace), "settings": chosen.model_dump(mode="json")}
+    rounds = [
+        workspace.cached("costs", "round", {**key, "round": number}, partial(_round, workspace, chosen, number))
+        for number in range(chosen.rounds)
+    ]
     measured = {}
-    for name, seconds in rounds.items():
-        workspace.say(f"costs: memory and operations of {name}")
-        ratios = [mine / plain for mine, plain in zip(seconds, rounds[PLAIN], strict=True)]
+    for name in chosen.contenders:
+        seconds = [timed[name] for timed in rounds]
+        ratios = [timed[name] / timed[PLAIN] for timed in rounds]
         measured[name] = {
             "seconds": median(seconds),
             "ratio": median(ratios),
             "ratios": ratios,
-            **_alone(workspace, name, chosen),
+            **workspace.cached("costs", "alone", {**key, "alone": name}, partial(_alone, workspace, chosen, name)),
         }
     plain = measured[PLAIN]["flops"]
     for figures in measured.values():
         figures["flops_ratio"] = figures["flops"] / plain
     return {"settings": chosen.model_dump(mode="json"), "contenders": measured, "around": _around(workspace, chosen)}
+
+
+def _round(workspace: Workspace, chosen: CostSettings, number: int) -> dict[str, float]:
+    """Seconds of the steps of every contender, one after the other."""
+    workspace.say(f"costs: round {number + 1} of {chosen.rounds}")
+    return {name: sum(train(workspace, name, chosen)) for name in chosen.contenders}
 
 
 def train(workspace: Workspace, name: str, chosen: CostSettings) -> list[float]:
@@ -138,8 +145,9 @@ def _user(workspace: Workspace, chosen: CostSettings) -> list[Example]:
     return workspace.rows.user(chosen.task, chosen.n, 0.1, 0)
 
 
-def _alone(workspace: Workspace, name: str, chosen: CostSettings) -> dict[str, Any]:
+def _alone(workspace: Workspace, chosen: CostSettings, name: str) -> dict[str, Any]:
     """Peak memory and operations in a fresh process, where no other contender has grown the heap."""
+    workspace.say(f"costs: memory and operations of {name}")
     job = (workspace.config.model_dump(mode="json"), str(workspace.out), name, chosen.model_dump(mode="json"))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, job)
