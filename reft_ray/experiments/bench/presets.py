@@ -140,6 +140,7 @@ def small() -> dict[str, Any]:
                 "student": short,
                 "students": ["guided"],
             },
+            "costs": {"rounds": 3, "n": 120},
         },
         "blocks": [
             {
