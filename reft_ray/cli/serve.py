@@ -7,11 +7,15 @@ import signal
 import tempfile
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reft_ray.cli.console import user_errors
+from reft_ray.core.errors import ReftError
+
+if TYPE_CHECKING:
+    from reft_ray.finetuning.config import TeacherConfig
 
 _EXAMPLE = """\
 Serving {teacher} on {url}
@@ -150,13 +154,12 @@ def _resolved(teacher: str) -> str:
 
 
 def trained_builtin() -> Path:
-    """The built-in teacher, trained the first time and whenever its base model has changed."""
+    """The built-in teacher, trained the first time and whenever its base or its settings have changed."""
     from reft_ray.cli.progress import bar
     from reft_ray.experiments.quickstart import teacher_settings
     from reft_ray.finetuning.config import Resources
     from reft_ray.finetuning.teacher_loop import TeacherData
     from reft_ray.finetuning.trainer import prepare_teacher
-    from reft_ray.hf.ref_teacher import RefTeacher
     from reft_ray.serving.builtin import builtin_folder, cache_root
     from reft_ray.testbed.base_model import ensure_base
     from reft_ray.testbed.world import World
@@ -164,10 +167,21 @@ def trained_builtin() -> Path:
     folder = builtin_folder()
     with bar("built-in base model") as progress:
         base = ensure_base(cache_root(), progress=lambda done, total: progress.update({"progress": done / total}))
-    if (folder / "teacher.json").is_file() and RefTeacher.load(folder).manifest.base_name == str(base):
-        return folder
-    world = World.make(0)
-    data = TeacherData(world.teacher_train, world.teacher_validation)
-    with bar("built-in Ref-Teacher") as progress:
-        prepare_teacher(teacher_settings(base, 0), data, folder, Resources(workers=0), progress=progress.update)
+    settings = teacher_settings(base, 0)
+    if not _trained_by(settings, folder):
+        world = World.make(0)
+        data = TeacherData(world.teacher_train, world.teacher_validation)
+        with bar("built-in Ref-Teacher") as progress:
+            prepare_teacher(settings, data, folder, Resources(workers=0), progress=progress.update)
     return folder
+
+
+def _trained_by(settings: TeacherConfig, folder: Path) -> bool:
+    """Whether `folder` holds a teacher of these settings that this release can read."""
+    from reft_ray.hf.ref_teacher import RefTeacher
+
+    try:
+        recorded = RefTeacher.load(folder).manifest.config
+    except ReftError:
+        return False
+    return settings.model_dump(mode="json").items() <= recorded.items()
