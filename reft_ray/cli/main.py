@@ -41,9 +41,10 @@ app.add_typer(manifests.app, name="manifests")
 
 def main() -> None:
     """The console script. Set-up that libraries read when they are imported happens here."""
-    # A library's deprecations are for its callers, not for users of this command.
+    # A library's deprecations are for its callers, not for users of this command and the processes that it starts.
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+        os.environ["PYTHONWARNINGS"] = "ignore"
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")

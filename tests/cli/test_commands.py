@@ -1,6 +1,7 @@
 """The commands as a user meets them: quick help, one line per error, exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,22 @@ def test_help_imports_nothing_heavy() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_deprecations_of_libraries_are_not_the_users() -> None:
+    """In processes that a command starts, too."""
+    warns = "import warnings; warnings.warn('soon gone', FutureWarning)"
+    code = (
+        "import subprocess, sys\n"
+        "from reft_ray.cli.main import main\n"
+        "sys.argv = ['reft-ray', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        f"subprocess.run([sys.executable, '-c', {warns!r}])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert found.stderr == ""
 
 
 @pytest.mark.parametrize(
