@@ -18,7 +18,8 @@ SETTINGS = {
     "evaluated": 6,
     "only": ["feature", "labels", "tau"],
 }
-CONFLICT = {"rows": 12, "epochs": 1, "batch_rows": 6, "pairs": 2, "points": 1}
+CONFLICT = {"rows": 20, "epochs": 1, "batch_rows": 2, "pairs": 2, "points": 2}
+"""Ten steps with the harmful rows and seven without: seven do not divide by two."""
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +83,17 @@ def test_conflict_is_measured_along_each_training(small_workspace: Workspace, tm
     result = conflict.SECTION.run(small_workspace, CONFLICT)
     assert len(result["runs"]) == 8
     for one in result["runs"]:
-        assert one["points"][0]["progress"] == 0
-        assert one["points"][-1]["progress"] == 1
+        start, middle, end = (point["progress"] for point in one["points"])
+        assert (start, end) == (0, 1)
+        assert 0.5 <= middle < 0.6
         assert all(-1 <= point["cosine"][0] <= 1 for point in one["points"])
     # The same start on the same batches: only rows and labels differ.
     text = conflict_render.render(result, tmp_path)
     assert (tmp_path / "conflict.png").is_file()
     assert text.count("\n| base |") == text.count("\n| aligned |") == 4
+    del result["runs"][1]["points"][1]
+    for table in (text, conflict_render.render(result, tmp_path)):
+        assert {line.count("|") for line in table.splitlines() if line.startswith("|")} == {8}
     for one in result["runs"]:
         for point in one["points"]:
             point["cosine"] = [0.3 if one["labels"] == "soft" else -0.2, -0.3, 0.4]

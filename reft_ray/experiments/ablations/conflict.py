@@ -6,6 +6,7 @@ for its design (arXiv 2506.07356, section 4), measured.
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 from collections.abc import Mapping, Sequence
@@ -38,9 +39,12 @@ from reft_ray.finetuning.student_loop import (
 )
 from reft_ray.finetuning.targets import ensure_soft_targets
 
+VERSION = 2
+"""Raised when a change of the code makes older results wrong."""
+
 
 class ConflictSettings(Config):
-    """`pairs` of a task and an alignment batch, `batch_rows` each, at every one of `points` checkpoints."""
+    """`pairs` of a task and an alignment batch, `batch_rows` each, at `points` checkpoints or, of few steps, fewer."""
 
     task: str | None = None
     rows: int = Field(320, ge=2)
@@ -55,7 +59,12 @@ class ConflictSettings(Config):
 def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Eight trainings: start x labels x rows, each cached by itself."""
     chosen = ConflictSettings.of(settings)
-    common = {**workspace.identity(), "student": workspace.config.student, "settings": chosen.model_dump(mode="json")}
+    common = {
+        **workspace.identity(),
+        "version": VERSION,
+        "student": workspace.config.student,
+        "settings": chosen.model_dump(mode="json"),
+    }
     runs = []
     for init, labels, poisoned in product(("base", "aligned"), ("hard", "soft"), (True, False)):
         case = {"init": init, "labels": labels, "poisoned": poisoned}
@@ -71,7 +80,7 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _trajectory(workspace: Workspace, chosen: ConflictSettings, case: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = user_rows(workspace, chosen, case["poisoned"])
     alignment = provider_rows(workspace)
-    steps = max(1, round(chosen.epochs * len(rows) / chosen.batch_rows))
+    steps = math.ceil(chosen.epochs * len(rows) / chosen.batch_rows)
     config = FinetuneConfig.of(
         {
             "base": workspace.base,
@@ -82,7 +91,8 @@ def _trajectory(workspace: Workspace, chosen: ConflictSettings, case: Mapping[st
             "epochs": chosen.epochs,
             "min_steps": 0,
             "batch_rows": chosen.batch_rows,
-            "checkpoint_every": max(1, steps // chosen.points),
+            # Rounded up: the last step is a checkpoint anyway, and must not follow another closely.
+            "checkpoint_every": -(-steps // chosen.points),
             "seed": chosen.seed,
         }
     )
@@ -158,4 +168,4 @@ def _point(
     }
 
 
-SECTION = Section("conflict", "Gradient conflict", run, render)
+SECTION = Section("conflict", "Gradient conflict", run, render, VERSION)

@@ -13,12 +13,13 @@ def render(result: Mapping[str, Any], pictures: Path) -> str:
     """A table of all runs, the claim's comparisons, and the cosine along training."""
     runs, settings = result["runs"], result["settings"]
     _plot(runs, pictures / "conflict.png")
-    progress = [point["progress"] for point in runs[0]["points"]]
+    longest = max((one["points"] for one in runs), key=len)
+    progress = [point["progress"] for point in longest]
     lines = [
         "Cosine between the gradients of the task loss and of the alignment loss, over the student's trained "
         "parameters: "
         f"mean of {settings['pairs']} pairs of batches of {settings['batch_rows']} rows, at the start and at "
-        "checkpoints of the "
+        "checkpoints near the given shares of the "
         "student's own training. Negative: a step for one undoes the other. The training rows are "
         f"{settings['rows']} with {100 * settings['harmful_ratio']:.0f} % harmful ones, or the harmless among them.",
         "",
@@ -28,6 +29,8 @@ def render(result: Mapping[str, Any], pictures: Path) -> str:
     ]
     for one in runs:
         cells = [_cosine(point["cosine"]) for point in one["points"]]
+        # A run of fewer steps has fewer checkpoints in between; the last column is the end of all.
+        cells[-1:-1] = [""] * (len(progress) - len(cells))
         lines.append(
             f"| {one['init']} | {one['labels']} | {'in' if one['poisoned'] else 'removed'} | {' | '.join(cells)} |"
             f" {_mean(one):+.3f} |"
