@@ -93,7 +93,6 @@ def builtin() -> dict[str, Any]:
 
 def small() -> dict[str, Any]:
     """The 7 M base on real rows: every method on SST-2, the claim's rows on all tasks and with three seeds."""
-    short = {"epochs": 2, "min_steps": 0}
     claim = [
         {"methods": ["sft", "sft_aligned", "joint"], "filters": [False]},
         {"methods": ["distill"], "filters": [True]},
@@ -131,13 +130,13 @@ def small() -> dict[str, Any]:
         # In the order of what one wants to know first: an interrupted grid has told the most.
         "sections": {
             "filters": {"variant": {"epochs": 0.1}},
-            "ablations": {"teacher_rows": 1600, "rows": 200, "evaluated": 100, "student": short},
+            "ablations": {"teacher_rows": 1600, "rows": 200, "evaluated": 100},
             "conflict": {"rows": 160, "epochs": 1, "pairs": 8, "points": 2},
             "attacks": {
                 "task_rows": 200,
                 "attack_rows": 100,
                 "evaluated": 100,
-                "student": short,
+                "student": {"epochs": 2, "min_steps": 0},
                 "students": ["guided"],
             },
             "costs": {"rounds": 3, "n": 120},
