@@ -39,9 +39,6 @@ from reft_ray.finetuning.student_loop import (
 )
 from reft_ray.finetuning.targets import ensure_soft_targets
 
-VERSION = 2
-"""Raised when a change of the code makes older results wrong."""
-
 
 class ConflictSettings(Config):
     """`pairs` of a task and an alignment batch, `batch_rows` each, at `points` checkpoints or, of few steps, fewer."""
@@ -59,12 +56,7 @@ class ConflictSettings(Config):
 def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Eight trainings: start x labels x rows, each cached by itself."""
     chosen = ConflictSettings.of(settings)
-    common = {
-        **workspace.identity(),
-        "version": VERSION,
-        "student": workspace.config.student,
-        "settings": chosen.model_dump(mode="json"),
-    }
+    common = {**SECTION.key(workspace), "settings": chosen.model_dump(mode="json")}
     runs = []
     for init, labels, poisoned in product(("base", "aligned"), ("hard", "soft"), (True, False)):
         case = {"init": init, "labels": labels, "poisoned": poisoned}
@@ -168,4 +160,4 @@ def _point(
     }
 
 
-SECTION = Section("conflict", "Gradient conflict", run, render, VERSION)
+SECTION = Section("conflict", "Gradient conflict", run, render, version=2)

@@ -21,8 +21,6 @@ from reft_ray.experiments.students import Trials
 from reft_ray.finetuning.config import Config
 from reft_ray.finetuning.prompts import read_labelled
 
-VERSION = 1
-
 
 class AttackSettings(Config):
     """Sizes: task rows, the attacker's rows among them, prompts that students answer, and the suffix search."""
@@ -50,13 +48,7 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
     trials = Trials(workspace, chosen.task, chosen.evaluated, chosen.student, chosen.seed)
     task = workspace.rows.user(trials.task, chosen.task_rows, 0.0, chosen.seed)
     material = material_of(workspace, trials, chosen)
-    common = {
-        **workspace.identity(),
-        "version": VERSION,
-        "student": trials.student,
-        "alignment_rows": workspace.config.alignment_rows,
-        "settings": chosen.model_dump(mode="json", exclude={"only"}),
-    }
+    common = {**SECTION.key(workspace), "settings": chosen.model_dump(mode="json", exclude={"only"})}
     folder = workspace.out / "attacking"
 
     def attacked(attack: Attack) -> dict[str, Any]:
