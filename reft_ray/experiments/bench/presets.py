@@ -136,7 +136,6 @@ def small() -> dict[str, Any]:
                 "task_rows": 200,
                 "attack_rows": 100,
                 "evaluated": 100,
-                "student": {"epochs": 2, "min_steps": 0},
                 "students": ["guided"],
             },
             "costs": {"rounds": 3, "n": 120},
