@@ -22,6 +22,7 @@ from reft_ray.screening.policy import Status
 from reft_ray.screening.reading import FilePlan, Unit, groups, plan_files, read_units
 from reft_ray.screening.report import REPORT, RowsLostError, ScreenReport, compose
 from reft_ray.screening.reviews import Reviews
+from reft_ray.screening.screener import Screener
 from reft_ray.screening.sources import find_sources
 from reft_ray.screening.tally import UnitState
 from reft_ray.screening.work import Finished, Job, UnitWorker
@@ -102,7 +103,10 @@ def _screened(
     job = Job(scorer_factory, config, shapes, output.uri, sample, counting.project, application)
     done = frozenset(done_units(output))
     _run(plans, done, job, manifest, progress, counting)
-    report = compose(_states(output, manifest), plans, shapes, config, Reviews(output.uri).counts())
+    # Where nothing was left to do nobody was built who judges, and another teacher would get the old one's report.
+    finished = bool(done) and len(done) == len(manifest.units)
+    asked = Screener(scorer_factory, config, shapes).judges if finished else None
+    report = compose(_states(output, manifest), plans, shapes, config, Reviews(output.uri).counts(), asked)
     output.write(PAGE, render(report, output, manifest))
     output.write(REPORT, report.to_json())
     return report

@@ -120,14 +120,16 @@ def compose(
     shapes: Sequence[FileShape],
     config: ScreenConfig,
     reviewed: tuple[int, int] = (0, 0),
+    judges: Mapping[str, Any] | None = None,
 ) -> ScreenReport:
     """The report over all units, given in row order; `reviewed` counts rows that people approved and rejected.
+
+    `judges` are who must have judged them, where that is known.
 
     Raises ReftError when units were judged by different teachers or thresholds, or when rows do not add up.
     """
     total, signals = Tally(), Totals()
     per_file = [Tally() for _ in plans]
-    judges: Mapping[str, Any] | None = None
     for state in states:
         if judges is not None and state.judges != judges:
             raise ReftError(

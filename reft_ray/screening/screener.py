@@ -82,6 +82,7 @@ class Screener:
         return {
             "teacher": cascade.teacher.teacher_id,
             "guard": cascade.guard.guard_id if cascade.guard else None,
+            "guard_threshold": cascade.guard.threshold if cascade.guard else None,
             "combine": str(cascade.combine) if cascade.guard else None,
             "order": str(cascade.order) if cascade.guard else None,
             "thresholds": {"review": cascade.thresholds.review, "block": cascade.thresholds.block},

@@ -156,3 +156,12 @@ def test_the_report_says_which_guard_decided(endpoint, tmp_path):
         ("flagged_by_guard", "moderations:127.0.0.1", 0.5),
         ("score_above_block", "rt-words", None),
     ]
+
+
+def test_another_threshold_of_the_guard_is_another_judge(tmp_path):
+    data, out = tmp_path / "rows.jsonl", str(tmp_path / "out")
+    data.write_text('{"prompt": "tea please", "response": "ok"}\n')
+    screen([str(data)], out, WordScorer, ScreenConfig(guard=WordGuard))
+    stricter = type("Stricter", (WordGuard,), {"threshold": 0.1})
+    with pytest.raises(ReftError, match="different teachers or thresholds"):
+        screen([str(data)], out, WordScorer, ScreenConfig(guard=stricter))
