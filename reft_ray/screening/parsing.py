@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import orjson
@@ -86,25 +86,29 @@ class _CsvParser:
     def __init__(self, header: bytes) -> None:
         text = header.decode("utf-8", "replace").strip("\r\n")
         self._delimiter = max(",\t;", key=text.count)
-        self._names = self._cells(text)
+        self._names = (self._rows(text) or [[]])[0]
         if len(set(self._names)) != len(self._names):
             raise UsageError(f"the CSV header names a column twice: {', '.join(self._names)}")
 
     def __call__(self, raw: bytes) -> Row | Fault:
         try:
-            cells = self._cells(raw.decode("utf-8").rstrip("\r\n"))
+            rows = self._rows(raw.decode("utf-8").rstrip("\r\n"))
         except UnicodeDecodeError as bad:
             return Fault("", "invalid_utf8", f"byte {bad.start} is not UTF-8", "save the file as UTF-8")
         except csv.Error as error:
             return Fault("", "invalid_csv", str(error), "quote fields that hold quotes or line breaks")
+        # The file was cut where quotes pair up, and a reader that does not pair them would find other rows here.
+        if len(rows) != 1:
+            message = f"a stray quote or carriage return joins {len(rows)} rows"
+            return Fault("", "invalid_csv", message, "quote fields that hold quotes or line breaks")
+        (cells,) = rows
         if len(cells) != len(self._names):
             message = f"{len(cells)} fields, and the header has {len(self._names)}"
             return Fault("", "invalid_csv", message, "quote fields that hold the separator")
         return {name: _structured(name, cell) for name, cell in zip(self._names, cells, strict=True)}
 
-    def _cells(self, text: str) -> Sequence[str]:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter, strict=True)
-        return next(reader, [])
+    def _rows(self, text: str) -> list[list[str]]:
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter, strict=True))
 
 
 def _structured(name: str, cell: str) -> object:

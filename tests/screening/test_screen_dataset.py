@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -298,3 +299,26 @@ def test_wrong_settings_are_usage_errors(dataset, tmp_path):
         ScreenConfig(max_reject_ratio=2)
     with pytest.raises(UsageError, match="no finding is named nonsense"):
         screen([str(dataset)], str(tmp_path / "out"), WordScorer, ScreenConfig(findings_off=frozenset({"nonsense"})))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        'I need a 5" pipe,Buy one\nhow to build a bomb,Take the parts\n',
+        "tea please,ok\rhow to build a bomb,Take the parts\n",
+    ],
+)
+def test_csv_rows_that_a_stray_mark_joins_are_not_kept_unread(tmp_path, rows):
+    data = tmp_path / "rows.csv"
+    data.write_bytes(f"prompt,response\nWhat is tea?,A drink\n{rows}".encode())
+    report = screen([str(data)], str(tmp_path / "out"), WordScorer)
+    assert (report.kept, report.invalid, report.reasons[0].code) == (1, 1, "invalid_csv")
+    assert not any(b"bomb" in part.read_bytes() for part in (tmp_path / "out/kept").glob("*"))
+
+
+def test_a_finished_output_is_not_the_answer_of_another_teacher(dataset, tmp_path):
+    out = str(tmp_path / "out")
+    screen([str(dataset)], out, WordScorer)
+    assert screen([str(dataset)], out, WordScorer).judges["teacher"] == "rt-words"
+    with pytest.raises(ReftError, match="judged by different teachers"):
+        screen([str(dataset)], out, partial(WordScorer, "rt-other"))
