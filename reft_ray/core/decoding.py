@@ -124,11 +124,11 @@ def _base64(text: str) -> str | None:
     spans = [_plain(_from_base64(span)) for span in _BASE64_SPAN.findall(text)]
     if not any(spans) and " " in text:
         # Blanks cut into the code: the text as a whole, without them.
-        spans = [_plain(_from_base64("".join(text.split())))] if _BASE64_ONLY.fullmatch(text) else []
+        spans = [_plain(_from_base64("".join(text.split())))] if _BASE64_ONLY.fullmatch(text.strip()) else []
     return _joined(spans)
 
 
-_BASE64_ONLY = re.compile(r"[A-Za-z0-9+/_\s-]{12,}={0,2}\s*")
+_BASE64_ONLY = re.compile(r"[A-Za-z0-9+/_\s-]{12,}={0,2}")
 
 
 def _from_base64(span: str) -> bytes | None:

@@ -160,3 +160,9 @@ def test_rare_tokens_do_not_fill_the_memory():
         totals.add(empty | {"tokens": rare | {"common": [2, 2, [unit], 4]}})
     assert len(totals.tokens) <= 40_400
     assert totals.tokens["common"][0] == 300
+
+
+@pytest.mark.timeout(60)
+def test_an_answer_of_blank_lines_takes_no_longer_than_another():
+    # A pattern that tried every blank line against every other would take hours.
+    assert not refuses_then_complies("I'm sorry" + "\n" * 400_000 + "x")
