@@ -94,6 +94,8 @@ def reason(verdict: Verdict) -> str:
         return "not_a_number"
     if verdict.decision is Decision.ALLOW:
         return "clear"
+    if verdict.truncated and verdict.decision is Decision.REVIEW:
+        return "truncated"
     return "encoded_text" if verdict.encoding else "refusal_score"
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from reft_ray.core.conversation import Conversation, parts
 from reft_ray.core.decoding import readings
-from reft_ray.core.verdict import Calibration, Decision, Thresholds, Verdict
+from reft_ray.core.verdict import Calibration, Decision, Thresholds, Verdict, reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ def judge(
     """Verdicts on rows, in order.
 
     All readings of all parts of all rows go to the scorer in one call, each distinct text once. A row without
-    any text is blocked: nothing was seen that could allow it.
+    any text is blocked: nothing was seen that could allow it. One that was not read to its end is for a person to see.
     """
     wanted: dict[str, int] = {}
     rows: list[list[_Reading]] = []
@@ -91,21 +90,20 @@ def judge(
 def _verdict(row: list[_Reading], scores: list[TextScore], limits: Thresholds, calibration: Calibration) -> Verdict:
     if not row:
         return Verdict(Decision.BLOCK, 1.0, 1.0, limits.block, part="", windows=0, truncated=True)
-    best = max(row, key=lambda item: _reach(scores[item.text].score - item.offset))
+    best = max(row, key=lambda item: reach(scores[item.text].score - item.offset))
     top = scores[best.text]
     applied = limits.raised(best.offset)
+    decision = applied.decide(top.score)
+    truncated = any(scores[item.text].truncated for item in row)
+    if truncated and decision is Decision.ALLOW:
+        decision = Decision.REVIEW
     return Verdict(
-        decision=applied.decide(top.score),
+        decision=decision,
         score=top.score,
         probability=calibration.probability(top.score - best.offset),
         threshold=applied.block,
         part=best.part,
         encoding=best.encoding,
         windows=sum(scores[item.text].windows for item in row),
-        truncated=any(scores[item.text].truncated for item in row),
+        truncated=truncated,
     )
-
-
-def _reach(score: float) -> float:
-    """A score that is not a number reaches furthest: what could not be judged must not pass behind what could."""
-    return math.inf if math.isnan(score) else score

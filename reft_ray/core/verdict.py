@@ -15,6 +15,11 @@ class Decision(StrEnum):
     BLOCK = "block"
 
 
+def reach(score: float) -> float:
+    """The key by which the most harmful score is found: one that is not a number reaches furthest (fail closed)."""
+    return math.inf if math.isnan(score) else score
+
+
 @dataclass(frozen=True, slots=True)
 class Thresholds:
     """Cosine thresholds: `score > block` blocks, otherwise `score > review` asks a person."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from reft_ray.core.verdict import Decision
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.report import ScreenReport
 from reft_ray.screening.screener import Outcome, ScreenedRow, ScreenedUnit
@@ -87,4 +88,6 @@ def _reason(row: ScreenedRow) -> str:
         return "no_text"
     if math.isnan(verdict.score):
         return "not_a_number"
+    if verdict.truncated and verdict.decision is Decision.REVIEW:
+        return "truncated"
     return "encoded_text" if verdict.encoding else "refusal_score"

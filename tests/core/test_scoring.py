@@ -82,3 +82,12 @@ def test_the_row_id_follows_content_alone() -> None:
     assert row_id(row) == row_id(chat("a", "b"))
     assert len({row_id(row), row_id(chat("a", "c")), row_id((row[0], dataclasses.replace(row[1], trained=False)))}) == 3
     assert isinstance(WordScorer(), Scorer)
+
+
+def test_a_row_that_was_not_read_to_its_end_is_for_a_person_to_see() -> None:
+    scorer = WordScorer()
+    scorer.score = lambda texts: [TextScore(-0.9, 512, truncated=True) for _ in texts]  # type: ignore[method-assign]
+    (verdict,) = judge(scorer, [chat("tea")])
+    assert (verdict.decision, verdict.truncated) == (Decision.REVIEW, True)
+    scorer.score = lambda texts: [TextScore(0.99, 512, truncated=True) for _ in texts]  # type: ignore[method-assign]
+    assert judge(scorer, [chat("tea")])[0].decision is Decision.BLOCK

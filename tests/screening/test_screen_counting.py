@@ -1,6 +1,7 @@
 """A screening leaves in telemetry exactly what its report says."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +9,7 @@ from reft_ray.core.errors import BlockedByPolicyError, UsageError
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.counting import Counting
 from reft_ray.screening.dataset import screen
-from reft_ray.screening.report import RowsLostError
+from reft_ray.screening.report import RowsLostError, load_report
 from reft_ray.screening.reviews import Action, Reviews
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.drift import DRIFT_ROWS
@@ -114,3 +115,20 @@ def test_reviews_are_counted_with_their_age(rows, tmp_path):
     assert recorder.total(catalog.REVIEW_DECISIONS, outcome="approved") == 1
     assert recorder.total(catalog.REVIEW_DECISIONS, outcome="rejected") == len(withheld) - 1
     assert len(recorder.observations(catalog.REVIEW_AGE)) == len(withheld)
+
+
+def test_a_row_that_was_not_read_to_its_end_counts_as_truncated(tmp_path):
+    data, recorder = tmp_path / "rows.jsonl", MemoryRecorder()
+    data.write_text('{"prompt": "tea", "completion": "ok"}\n')
+    with pytest.raises(BlockedByPolicyError, match="no row is left"):
+        screen([str(data)], str(tmp_path / "out"), ShortSighted, counting=Counting(recorder))
+    report = load_report(str(tmp_path / "out"))
+    assert (report.review, report.reasons[0].code) == (1, "not_read_to_its_end")
+    assert recorder.total(catalog.FILTER_ROWS, decision="review", reason="truncated") == 1
+
+
+class ShortSighted(WordScorer):
+    """Never reaches the end of a text."""
+
+    def score(self, texts):
+        return [replace(found, truncated=True) for found in super().score(texts)]
