@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reft_ray.core.conversation import Conversation, Message, parts
 from reft_ray.core.errors import ReftError
+from reft_ray.core.verdict import reach
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import Base, load_base, load_classifier
 
@@ -68,7 +69,7 @@ class ClassifierGuard:
         for start in range(0, len(texts), _BATCH):
             for text, score in self._scores(texts[start : start + _BATCH]):
                 owner = owners[start + text]
-                highest[owner] = max(highest.get(owner, 0.0), score)
+                highest[owner] = max(highest.get(owner, 0.0), score, key=reach)
         return [highest.get(owner, 1.0) for owner in range(len(conversations))]
 
     def _scores(self, texts: list[str]) -> Iterator[tuple[int, float]]:
@@ -125,7 +126,7 @@ class GeneratorGuard:
     @torch.inference_mode()
     def probabilities(self, conversations: Sequence[Conversation]) -> list[float]:
         """One probability per conversation, in order; a conversation without text counts as harmful."""
-        return [max(map(self._probability, self._prompts(turns)), default=1.0) for turns in conversations]
+        return [max(map(self._probability, self._prompts(turns)), key=reach, default=1.0) for turns in conversations]
 
     def _prompts(self, conversation: Conversation) -> list[list[int]]:
         if not parts(conversation):

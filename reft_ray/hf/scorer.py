@@ -5,7 +5,6 @@ Shape suffixes: B windows, T tokens, P tokens of the constant prefix, D width.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from reft_ray.core.batch import token_batches
 from reft_ray.core.conversation import chat
 from reft_ray.core.refusal import prompt_feature, refusal_score
 from reft_ray.core.scoring import TextScore
-from reft_ray.core.verdict import Calibration, Thresholds
+from reft_ray.core.verdict import Calibration, Thresholds, reach
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import EndedModel, decoder_layers
 from reft_ray.hf.lanes import Lanes, lanes_that_pay
@@ -113,9 +112,7 @@ class TeacherScorer:
         best = [-1.0] * len(texts)
         count = [0] * len(texts)
         for window, value in zip(windows, self.score_tokens([w.ids for w in windows]), strict=True):
-            # A value that is not a number wins and stays: it blocks (fail closed).
-            if not (math.isnan(best[window.text]) or value <= best[window.text]):
-                best[window.text] = value
+            best[window.text] = max(best[window.text], value, key=reach)
             count[window.text] += 1
         return [TextScore(*item) for item in zip(best, count, truncated, strict=True)]
 

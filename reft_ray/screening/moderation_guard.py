@@ -12,6 +12,7 @@ import httpx
 
 from reft_ray.core.conversation import Conversation, parts
 from reft_ray.core.errors import ReftError, UsageError
+from reft_ray.core.verdict import reach
 
 TRIES = 4
 BATCH_TEXTS = 32
@@ -56,7 +57,7 @@ class ModerationGuard:
         scores: list[float] = []
         for start in range(0, len(wanted), BATCH_TEXTS):
             scores += self._ask(wanted[start : start + BATCH_TEXTS])
-        return [max((scores[index] for index in row), default=1.0) for row in rows]
+        return [max((scores[index] for index in row), key=reach, default=1.0) for row in rows]
 
     def _ask(self, texts: list[str]) -> list[float]:
         body: dict[str, Any] = {"input": texts} | ({"model": self._model} if self._model else {})
@@ -71,7 +72,7 @@ class ModerationGuard:
             scores = result.get("category_scores") or {}
             flags = result.get("categories") or {}
             counted = [name for name in {*scores, *flags} if not self._categories or name in self._categories]
-            highest = max((float(scores.get(name) or 0.0) for name in counted), default=0.0)
+            highest = max((float(scores.get(name) or 0.0) for name in counted), key=reach, default=0.0)
             flagged = bool(result["flagged"]) if not self._categories else any(flags.get(name) for name in counted)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ReftError(f"guard {self.guard_id}: a result without flagged and category_scores") from error

@@ -8,6 +8,8 @@ from reft_ray.core.conversation import Message, chat
 from reft_ray.core.errors import ReftError
 from reft_ray.hf.guards import ClassifierGuard, GeneratorGuard
 from reft_ray.hf.tiny import TinyShape, tiny_llama, train_tokenizer
+from reft_ray.screening.cascade import Cascade, Combine
+from reft_ray.testbed.word_scorer import WordScorer
 
 WORDS = ["tea", "milk", "bread", "honey", "water", "bomb"]
 SHAPE = TinyShape(hidden=32, layers=1, heads=2, intermediate=64, max_positions=96)
@@ -98,3 +100,10 @@ def test_a_generator_reads_dialogues_that_are_longer_than_its_context(generator)
     assert len(prompts) > 3
     assert all(len(prompt) <= guard._room for prompt in prompts)
     assert 0.0 < guard.probabilities([chat("tea milk bread " * 80, "honey")])[0] < 1.0
+
+
+def test_a_score_that_is_no_number_is_not_taken_for_a_low_one(classifier, monkeypatch):
+    guard = ClassifierGuard.load(str(classifier))
+    monkeypatch.setattr(guard, "_harm", lambda windows: torch.full((len(windows),), float("nan")))
+    with pytest.raises(ReftError, match="probabilities in"):
+        Cascade(WordScorer(), guard, Combine.ALL).rule([chat("a bomb", "ok")])
