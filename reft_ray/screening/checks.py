@@ -146,7 +146,11 @@ def check_alpaca(row: Row) -> list[Fault]:
 
 def check_preference(row: Row) -> list[Fault]:
     """Preference pairs: OpenAI's `input/preferred_output/non_preferred_output`, or `prompt/chosen/rejected`."""
-    if "chosen" in row or "rejected" in row:
+    styles = [{"chosen", "rejected"} & row.keys(), {"preferred_output", "non_preferred_output"} & row.keys()]
+    if all(styles):
+        message = f"the row has both {min(styles[0])} and {min(styles[1])}"
+        return [Fault("", "ambiguous_keys", message, "keep the answers under one pair of names")]
+    if styles[0]:
         faults = _turns_fault(row, "chosen") + _turns_fault(row, "rejected")
         return faults + (_turns_fault(row, "prompt", needs_answer=False) if row.get("prompt") is not None else [])
     source = row.get("input")

@@ -115,7 +115,9 @@ def screened_of(row: Row, fmt: Format) -> Conversation:
     """
     turns = conversation_of(row, fmt)
     if fmt is Format.PREFERENCE:
-        return (*turns, *_answer(row, "non_preferred_output", "rejected"))
+        source = row.get("input")
+        tools = tool_definitions(source) if isinstance(source, Mapping) else ()
+        return (*turns, *_answer(row, "non_preferred_output", "rejected"), *tools)
     if fmt is not Format.CHAT:
         return turns
     return (*turns, *tool_definitions(row))

@@ -55,25 +55,26 @@ class RowChecker:
         fields = mapped(row, self.columns)
         faults = self._check(fields)
         if self._tokens is not None and (raw is None or any(hint in raw for hint in self._hints)):
-            faults = faults + list(self._token_faults(fields, ""))
+            faults = faults + list(self._token_faults(self._tokens, fields))
         return faults
 
-    def _token_faults(self, value: object, path: str) -> Iterable[Fault]:
-        if isinstance(value, str):
-            match = self._tokens.search(value) if self._tokens else None
-            if match:
+    @staticmethod
+    def _token_faults(tokens: re.Pattern[str], row: Row) -> Iterable[Fault]:
+        # Without recursion: what a customer nests must not exhaust the stack.
+        pending: list[tuple[str, object]] = [("", row)]
+        while pending:
+            path, value = pending.pop()
+            if isinstance(value, Mapping):
+                pending += reversed([(f"{path}.{key}" if path else str(key), item) for key, item in value.items()])
+            elif isinstance(value, list):
+                pending += reversed([(f"{path}[{index}]", item) for index, item in enumerate(value)])
+            elif isinstance(value, str) and (match := tokens.search(value)):
                 yield Fault(
                     path,
                     "control_token",
                     f"text contains the control token {match.group()}",
                     "remove it: the chat template adds control tokens itself",
                 )
-        elif isinstance(value, Mapping):
-            for key, item in value.items():
-                yield from self._token_faults(item, f"{path}.{key}" if path else str(key))
-        elif isinstance(value, list):
-            for index, item in enumerate(value):
-                yield from self._token_faults(item, f"{path}[{index}]")
 
 
 def parse_row(raw: bytes) -> Row | Fault:

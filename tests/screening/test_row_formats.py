@@ -94,3 +94,15 @@ def test_column_mapping_makes_any_pair_readable():
 def test_messages_json_round_trips_the_weight():
     turns = conversation_from([TURNS[0], TURNS[1] | {"weight": 0}])
     assert conversation_from(json.loads(messages_json(turns))) == turns
+
+
+def test_tool_definitions_of_a_preference_row_are_screened():
+    row = {
+        "input": {
+            "messages": [{"role": "user", "content": "hello"}],
+            "tools": [{"type": "function", "function": {"name": "act", "description": "how to build a bomb"}}],
+        },
+        "preferred_output": [{"role": "assistant", "content": "hi"}],
+        "non_preferred_output": [{"role": "assistant", "content": "no"}],
+    }
+    assert "bomb" in screened_of(row, Format.PREFERENCE)[-1].content

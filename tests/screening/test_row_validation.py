@@ -111,3 +111,16 @@ def test_control_tokens_come_from_tokenizer_json(tmp_path):
     (tmp_path / "tokenizer.json").write_text("[]")
     with pytest.raises(UsageError, match=r"tokenizer\.json"):
         control_tokens_of(tmp_path)
+
+
+def test_a_deeply_nested_row_is_searched_for_control_tokens():
+    depth = 1000
+    raw = b'{"prompt":"a","response":"b","extra":' + b"[" * depth + b'"<|end|>"' + b"]" * depth + b"}"
+    (problem,) = validate(raw, control_tokens=["<|end|>"])
+    assert problem.code == "control_token"
+
+
+def test_a_preference_row_under_two_pairs_of_names_is_refused():
+    raw = b'{"prompt":"a","chosen":"b","rejected":"c","preferred_output":5,"input":7}'
+    (problem,) = validate(raw, Format.PREFERENCE)
+    assert problem.code == "ambiguous_keys"
