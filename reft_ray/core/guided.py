@@ -67,6 +67,9 @@ def cached_teacher(source: TargetSource, temperature: float = 1.0) -> AlignmentL
     """KL to soft labels that were computed once; no teacher forward."""
 
     def loss(batch: Batch, student_NV: Tensor) -> Tensor:
+        if not len(student_NV):
+            # A rank without rows takes part in the step with a batch that stands for none of the source's.
+            return student_NV.float().sum()
         targets = source.rows(batch.index_B.tolist()).to(student_NV.device)
         return temperature**2 * topk_kl_sum(targets, student_NV, temperature)
 

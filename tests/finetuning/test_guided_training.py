@@ -8,11 +8,12 @@ import torch
 
 from reft_ray.core.batch import Encoded, collate, numbered
 from reft_ray.core.conversation import Example, Label, chat
-from reft_ray.core.guided import guided_step, live_teacher
+from reft_ray.core.guided import cached_teacher, guided_step, live_teacher
 from reft_ray.core.held_out import held_out
 from reft_ray.core.losses import kl_sum
 from reft_ray.core.optimization import reduce_gradients
 from reft_ray.core.refusal import RunningRefusal, refusal_score
+from reft_ray.core.targets import SoftTargets
 from reft_ray.core.teacher import class_sums, teacher_step
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward
@@ -141,3 +142,21 @@ def test_the_teachers_gradient_does_not_depend_on_micro_batches_and_matches_the_
     assert terms[0].total == pytest.approx(terms[0].refusal + terms[0].helpful + 0.5 * terms[0].separation)
     assert terms[0].refusal > 0
     assert terms[0].helpful > 0
+
+
+def test_a_batch_that_stands_for_no_rows_asks_for_no_soft_labels(setup: Setup) -> None:
+    class Nobody:
+        def rows(self, indices: Sequence[int]) -> SoftTargets:
+            raise AssertionError("row 0 has soft labels, but this is not row 0")
+
+    idle = collate([Encoded([setup.fmt.pad_id], [False], 0)], setup.fmt.pad_id)
+    terms = guided_step(setup.student, setup.batches(setup.user, 4), [idle], cached_teacher(Nobody()), all_reduce=one)
+    alone = setup.gradient()
+    guided_step(setup.student, setup.batches(setup.user, 4))
+    assert terms.distill == 0
+    assert torch.equal(alone, setup.gradient())
+
+
+def one(counts: torch.Tensor) -> torch.Tensor:
+    """As if another rank had an alignment token."""
+    return counts + torch.tensor([0.0, 1.0]) if len(counts) == 2 else counts
