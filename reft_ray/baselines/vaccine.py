@@ -51,7 +51,8 @@ class Vaccine:
             gradients = torch.autograd.grad(loss, embeddings)
             with shifted(self.blocks, perturbation(gradients, self.rho)):
                 loss = self._loss(batch) / tokens
-            loss.backward()
+                # Under gradient checkpointing the blocks run again in here, and must be shifted as before.
+                loss.backward()
             total += float(loss.detach())
         task = float(self.all_reduce(total))
         return GuidedTerms(task, 0.0, task, tokens, 0)

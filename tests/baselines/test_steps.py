@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from reft_ray.baselines.booster import Booster
 from reft_ray.baselines.ldifs import Ldifs
@@ -156,6 +157,24 @@ def test_vaccine_is_the_gradient_at_the_perturbed_embeddings() -> None:
     assert terms.task == pytest.approx(float(worst.detach()), rel=1e-5)
     assert terms.task > float(model.cross_entropy(batch).detach())
     assert_same(model.gradients(), autograd(worst, model))
+
+
+def test_vaccine_is_the_same_where_blocks_run_again_for_their_gradient() -> None:
+    class Checkpointed(Toy):
+        def forward(self, batch: Batch, *, logits: bool = True, layer: int | None = None) -> Output:
+            hidden = checkpoint(self.body, self.embed(batch.ids_BT), use_reentrant=False)
+            return Output(self.head(hidden)[batch.trained_BT])
+
+        def body(self, hidden: Tensor) -> Tensor:
+            for block in self.blocks:
+                hidden = torch.tanh(hidden) + block(hidden)
+            return hidden
+
+    gradients = []
+    for model in (Toy(), Checkpointed()):
+        Vaccine(model, list(model.blocks), 2.0)(split(1), [])
+        gradients.append(model.gradients())
+    assert_same(*gradients)
 
 
 def test_vaccine_without_perturbation_is_finetuning() -> None:
