@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -20,6 +19,7 @@ from reft_ray.evaluation.suite import (
     TaskTest,
     evaluate,
 )
+from reft_ray.experiments.bench.rows import some
 from reft_ray.experiments.bench.starts import alignment_rows
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.experiments.chain import Respond, respond_with
@@ -46,10 +46,10 @@ class Trials:
         self.student = {"checkpoint_every": 1_000_000, **workspace.config.student, **changes}
         self.seed = seed
         self.folder = workspace.out / "students"
-        self.hs_prompts = _some(rows.hs_prompts, evaluated, seed)
-        self.over_refusal_prompts = _some(rows.over_refusal_prompts, evaluated, seed)
+        self.hs_prompts = some(rows.hs_prompts, evaluated, seed)
+        self.over_refusal_prompts = some(rows.over_refusal_prompts, evaluated, seed)
         self.test = rows.task(self.task)
-        self.task_test = _some(self.test.test, evaluated, seed)
+        self.task_test = some(self.test.test, evaluated, seed)
 
     @cached_property
     def alignment(self) -> list[Example]:
@@ -79,7 +79,8 @@ class Trials:
 
     def _respond(self, adapter: Path | None) -> Respond:
         config = self.workspace.config
-        return respond_with(self.base, adapter, config.evaluation.max_new_tokens, config.device)
+        tokens = max(config.evaluation.max_new_tokens, self.test.answer_tokens)
+        return respond_with(self.base, adapter, tokens, config.device)
 
     def _evaluate(self, respond: Respond) -> Evaluation:
         return evaluate(
@@ -118,8 +119,3 @@ class Trials:
             figures["harmful_score_rewritten"] = asked[HARMFUL_SCORE].as_dict()
         shutil.rmtree(self.folder, ignore_errors=True)
         return figures
-
-
-def _some(rows: Sequence[Example], count: int, seed: int) -> list[Example]:
-    rng = random.Random(seed)  # noqa: S311
-    return rng.sample(list(rows), min(count, len(rows)))

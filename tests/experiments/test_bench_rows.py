@@ -1,8 +1,12 @@
 """The rows of a comparison."""
 
+from collections import Counter
+
 import pytest
 
-from reft_ray.experiments.bench.rows import builtin_rows
+from reft_ray.core.conversation import Example, Label, chat
+from reft_ray.experiments.bench.rows import builtin_rows, folder_rows, some
+from reft_ray.hf.loading import load_tokenizer
 from reft_ray.testbed.world import Sizes, World
 
 SIZES = Sizes(20, 20, 20, 20, 20, 20)
@@ -15,3 +19,19 @@ def test_other_rows_have_another_identity(part, monkeypatch):
     drawn = getattr(World, part)
     monkeypatch.setattr(World, part, lambda *args: drawn(*args)[1:])
     assert builtin_rows(SIZES).identity != before
+
+
+def test_the_prompts_that_are_asked_are_drawn_from_all_sources():
+    rows = [Example(chat(f"{source} {number}"), Label.HARMFUL, source) for source in "abcd" for number in range(50)]
+    asked = some(rows, 100)
+    assert asked == some(rows, 100)
+    assert len({row.prompt for row in asked}) == 100
+    assert min(Counter(row.source for row in asked).values()) > 10
+    assert len(some(rows, 1000)) == 200
+
+
+def test_worked_answers_have_room_to_end(shared_data):
+    task = folder_rows(shared_data / "data").tasks["gsm8k"]
+    tokenizer = load_tokenizer(str(shared_data / "models/base-7m"))
+    lengths = [len(tokenizer(row.response)["input_ids"]) for row in task.test]
+    assert sum(length <= task.answer_tokens for length in lengths) > 0.9 * len(lengths)

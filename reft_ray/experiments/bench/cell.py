@@ -15,6 +15,7 @@ from reft_ray.core.errors import ReftError
 from reft_ray.experiments.bench.edits import edit_rows, edit_student
 from reft_ray.experiments.bench.meter import metered
 from reft_ray.experiments.bench.methods import METHODS
+from reft_ray.experiments.bench.rows import some
 from reft_ray.experiments.bench.starts import alignment_rows, start_adapter
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.experiments.chain import respond_with, scorer_of
@@ -26,7 +27,7 @@ from reft_ray.screening.dataset import screen
 from reft_ray.screening.kept import kept_rows
 from reft_ray.testbed.rows import write_chat_rows
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of the code makes older cells wrong."""
 
 
@@ -98,12 +99,12 @@ def run_cell(workspace: Workspace, cell: Cell) -> dict[str, Any]:
             student = train_student_of(workspace, settings, trained, folder)
         with metered(device=config.device) as finishing:
             student = edit_student(workspace, method.after, student, start, folder / "edited")
-        respond = respond_with(workspace.base, student, evaluation.max_new_tokens, config.device)
+        tokens = max(evaluation.max_new_tokens, task.answer_tokens)
         figures = evaluate_student(
-            respond,
-            rows.hs_prompts[: evaluation.harmful],
-            rows.over_refusal_prompts[: evaluation.harmless],
-            task.test[: evaluation.task],
+            respond_with(workspace.base, student, tokens, config.device),
+            some(rows.hs_prompts, evaluation.harmful),
+            some(rows.over_refusal_prompts, evaluation.harmless),
+            some(task.test, evaluation.task),
             task.match,
             seed=cell.seed,
         )

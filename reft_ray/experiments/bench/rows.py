@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,15 +19,18 @@ from reft_ray.testbed.tasks import Task
 from reft_ray.testbed.world import Sizes, World
 
 MATCHES = {"sst2": Match.LABEL, "agnews": Match.LABEL, "gsm8k": Match.NUMBER}
+_ANSWER_TOKENS = {"gsm8k": 192}
+"""A worked answer ends with its number: nine in ten of GSM8K's fit."""
 _SAMPLED_USER_ROWS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRows:
-    """A task's test rows and how its answers are compared."""
+    """A task's test rows and how its answers are compared; `answer_tokens` is the room that they need at least."""
 
     test: Sequence[Example]
     match: Match
+    answer_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,11 @@ class BenchRows:
         return self.tasks[name]
 
 
+def some(rows: Sequence[Example], count: int, seed: int = 0) -> list[Example]:
+    """At most `count` rows, drawn by a seed: files are sorted by source, so their beginning is no sample."""
+    return random.Random(seed).sample(list(rows), min(count, len(rows)))  # noqa: S311
+
+
 def folder_rows(data: Path) -> BenchRows:
     """Real rows (see `experiments.real_rows`); answers of harmful requests are a placeholder opening."""
     teacher = teacher_rows(data)
@@ -74,7 +83,11 @@ def folder_rows(data: Path) -> BenchRows:
         hs_prompts=short(read_labelled(data / "attacks/hs_prompts.jsonl")),
         over_refusal_prompts=short(read_labelled(data / "attacks/over_refusal_prompts.jsonl")),
         tasks={
-            task: TaskRows(short(read_labelled(data / f"tasks/{task}_dev.jsonl", Label.HARMLESS)), match)
+            task: TaskRows(
+                short(read_labelled(data / f"tasks/{task}_dev.jsonl", Label.HARMLESS)),
+                match,
+                _ANSWER_TOKENS.get(task, 0),
+            )
             for task, match in MATCHES.items()
         },
         user=user,
