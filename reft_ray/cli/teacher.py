@@ -38,7 +38,7 @@ def train(
         from reft_ray.core.conversation import Label
         from reft_ray.finetuning.cluster import start_ray
         from reft_ray.finetuning.config import Resources, TeacherConfig
-        from reft_ray.finetuning.prompts import hold_out_rows, hold_out_sources, join_answers, read_labelled
+        from reft_ray.finetuning.prompts import apart_from, hold_out_rows, hold_out_sources, join_answers, read_labelled
         from reft_ray.finetuning.teacher_loop import TeacherData
         from reft_ray.finetuning.trainer import prepare_teacher
 
@@ -51,9 +51,11 @@ def train(
             held = [row for path in validation for row in read_labelled(path)]
         elif holdout_source:
             rows, held = hold_out_sources(rows, holdout_source)
+            answers = [row for row in answers if row.source not in holdout_source]
         else:
             typer.echo("note: no --validation and no --holdout-source: a tenth of the rows validates", err=True)
             rows, held = hold_out_rows(rows, seed=config.seed)
+        answers = apart_from(answers, held)
         if workers:
             start_ray()
         with recording() as recorder, bar("Ref-Teacher", quiet=as_json) as progress:

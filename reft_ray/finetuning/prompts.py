@@ -103,6 +103,12 @@ def join_answers(prompts: Sequence[Example], answers: Sequence[Example]) -> tupl
     return joined, [answer for key, answer in known.items() if key not in taken]
 
 
+def apart_from(rows: Sequence[Example], held: Sequence[Example]) -> list[Example]:
+    """The rows whose prompts are not among those that validate."""
+    known = {_key(row) for row in held}
+    return [row for row in rows if _key(row) not in known]
+
+
 def _key(row: Example) -> str:
     return row.prompt[-1].content
 

@@ -48,7 +48,8 @@ MIXES = (1.0, 0.5, 0.25, 0.0)
 class TeacherData:
     """Labelled prompts to learn from (with answers where there are any), and validation prompts of other sources.
 
-    `answers` are further answered rows: the cross entropy learns from them, REG and R_l do not see their prompts.
+    `answers` are further answered rows: the cross entropy learns from them, and where features are trained so does REG;
+    the R_l that is kept does not see their prompts.
     """
 
     train: Sequence[Example]

@@ -5,7 +5,7 @@ import pytest
 
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError
-from reft_ray.finetuning.prompts import hold_out_rows, hold_out_sources, join_answers, read_labelled
+from reft_ray.finetuning.prompts import apart_from, hold_out_rows, hold_out_sources, join_answers, read_labelled
 
 
 def file_of(folder: Path, *lines: object) -> Path:
@@ -80,3 +80,9 @@ def test_whole_sources_are_held_out() -> None:
     assert (len(train), len(held)) == (54, 6)
     assert {row.label for row in held} == set(Label)
     assert hold_out_rows(mixed)[1] == held
+
+
+def test_answers_to_prompts_that_validate_are_set_apart() -> None:
+    held = [Example(chat("held"), Label.HARMFUL)]
+    answers = [Example(chat("held", "sorry"), Label.HARMFUL), Example(chat("free", "sorry"), Label.HARMFUL)]
+    assert apart_from(answers, held) == answers[1:]
