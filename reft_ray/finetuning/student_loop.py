@@ -31,7 +31,15 @@ from reft_ray.finetuning.rows import Cycle, RowSource, global_batches, share, sh
 from reft_ray.finetuning.runtime import Runtime
 from reft_ray.finetuning.steps import step_of
 from reft_ray.hf.forward import ModelForward
-from reft_ray.hf.lora import acting, adapter_state, is_adapted, load_adapter_state, read_adapter
+from reft_ray.hf.lora import (
+    acting,
+    adapter_scale,
+    adapter_state,
+    is_adapted,
+    load_adapter_state,
+    read_adapter,
+    saved_scale,
+)
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.soft_targets import StoredTargets, alignment_key, key_name
 
@@ -89,17 +97,20 @@ def start_from_teacher(trainee: Trainee, teacher: RefTeacher | None) -> None:
     if teacher is None:
         raise ReftError("init=aligned needs a Ref-Teacher to start from")
     teacher.check(trainee.base, trainee.chat)
-    load_adapter_state(trainee.model, STUDENT, read_adapter(teacher.folder / "adapter"))  # type: ignore[arg-type]
+    start_from(trainee, teacher.folder / "adapter")
 
 
 def start_from(trainee: Trainee, adapter: Path) -> None:
-    """Start from an adapter's weights. Raises ReftError where its shape is another."""
+    """Start from an adapter's weights. Raises ReftError where its shape or its scale is another."""
     state = read_adapter(adapter)
     mine = adapter_state(trainee.model, STUDENT)  # type: ignore[arg-type]
     odd = [name for name in mine.keys() | state.keys() if name not in mine or name not in state]
     odd += [name for name in mine if name in state and mine[name].shape != state[name].shape]
     if odd:
         raise ReftError(f"{adapter} does not fit this adapter's rank and layers: {min(odd)} differs")
+    scale = saved_scale(adapter)
+    if scale != adapter_scale(trainee.model, STUDENT):  # type: ignore[arg-type]
+        raise ReftError(f"{adapter} acts at a scale of {scale:g}: set lora.scale={scale:g} to start from it")
     load_adapter_state(trainee.model, STUDENT, state)  # type: ignore[arg-type]
 
 

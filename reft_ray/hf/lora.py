@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -128,6 +128,12 @@ def load_adapter_state(model: PeftModel, name: str, state: dict[str, Tensor]) ->
     set_peft_model_state_dict(model, state, adapter_name=name)
 
 
+def adapter_scale(model: PeftModel, name: str) -> float:
+    """What an adapter's product of factors is multiplied by: alpha / rank."""
+    config: Any = model.peft_config[name]
+    return float(config.lora_alpha / config.r)
+
+
 def save_adapter(
     model: PeftModel, name: str, folder: Path, base_name: str, tensors: dict[str, Tensor] | None = None
 ) -> None:
@@ -149,15 +155,19 @@ def save_adapter(
 
 def weight_deltas(folder: Path) -> dict[str, Tensor]:
     """What an adapter adds to each linear layer of its base, [outputs, inputs] by the layer's name, in float32."""
-    config = LoraConfig.from_pretrained(str(folder))
-    tensors = read_adapter(folder)
-    scale = config.lora_alpha / config.r
+    tensors, scale = read_adapter(folder), saved_scale(folder)
     return {
         name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): scale
         * (tensors[name.replace(".lora_A.", ".lora_B.")].float() @ tensor.float())
         for name, tensor in tensors.items()
         if name.endswith(".lora_A.weight")
     }
+
+
+def saved_scale(folder: Path) -> float:
+    """The scale of an adapter directory."""
+    config = LoraConfig.from_pretrained(str(folder))
+    return float(config.lora_alpha / config.r)
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:

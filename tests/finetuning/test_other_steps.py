@@ -63,6 +63,13 @@ def test_a_run_may_start_from_an_adapter_of_its_own_shape(llama: Path, tmp_path:
         finetune(
             config(llama, method="sft", init_adapter=str(first), lora={"rank": 2}), inputs, tmp_path / "odd", LOCAL
         )
+    with pytest.raises(ReftError, match=r"set lora.scale=2 to start from it"):
+        finetune(
+            config(llama, method="sft", init_adapter=str(first), lora={"rank": 4, "scale": 1.0}),
+            inputs,
+            tmp_path / "half",
+            LOCAL,
+        )
 
 
 @pytest.mark.parametrize(
