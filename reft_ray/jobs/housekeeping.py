@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx
@@ -24,12 +25,26 @@ logger = logging.getLogger(__name__)
 SWEEP_SECONDS = 300.0
 
 
+POST_SECONDS = 10.0
+"""A whole delivery, from the name's look-up to the status; a tenant's endpoint may be as slow as it likes."""
+
+
 def post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
     """Send a webhook; redirects are not followed, because they were not checked. Raises OSError."""
     try:
-        return httpx.post(url, content=body, headers=dict(headers), timeout=10, follow_redirects=False).status_code
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return asyncio.run(_post(url, body, headers))
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
         raise ConnectionError(type(error).__name__) from None
+
+
+async def _post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
+    # httpx's own timeout begins anew with every read. Only the status is wanted: a body, of any length, stays unread.
+    async with (
+        asyncio.timeout(POST_SECONDS),
+        httpx.AsyncClient(timeout=POST_SECONDS, follow_redirects=False) as client,
+        client.stream("POST", url, content=body, headers=dict(headers)) as response,
+    ):
+        return response.status_code
 
 
 @dataclass(slots=True)
@@ -49,12 +64,15 @@ class Housekeeping:
         return self.uploads.files
 
     def tick(self) -> None:
-        """Deliver, count, and when it is time, sweep."""
-        self.webhooks.deliver(post)
+        """Count, and when it is time, sweep."""
         self._gauges()
         if self.store.database.now() >= self._swept + SWEEP_SECONDS:
             self.sweep()
             self._swept = self.store.database.now()
+
+    def deliver(self) -> None:
+        """Send the webhooks that are due."""
+        self.webhooks.deliver(post)
 
     def sweep(self) -> None:
         """Remove what has expired or was deleted; check that the audit log is whole."""
@@ -74,9 +92,17 @@ class Housekeeping:
         if verification.fault is not None:
             logger.error("the audit log is broken: %s", verification.fault)
 
-    def background(self, seconds: float = 5.0) -> AbstractContextManager[None]:
-        """Tick in a thread of its own while the block runs; a round that fails is logged."""
-        return ticking(self.tick, "housekeeping", seconds, logger)
+    @contextmanager
+    def background(self, seconds: float = 5.0) -> Iterator[None]:
+        """Tick in a thread of its own while the block runs; a round that fails is logged.
+
+        Another thread delivers: endpoints that do not answer hold up nothing of ours.
+        """
+        with (
+            ticking(self.tick, "housekeeping", seconds, logger),
+            ticking(self.deliver, "delivering webhooks", seconds, logger),
+        ):
+            yield
 
     def _gauges(self) -> None:
         # Gauges fade when they are not set again, so every state is, also at 0.

@@ -1,5 +1,7 @@
 """What happens now and then: students' files go, gauges stay, webhooks arrive over real HTTP."""
 
+import contextlib
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -8,7 +10,7 @@ import pytest
 
 from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.files import FileStore, job_key, scratch_key
-from reft_ray.jobs.housekeeping import SWEEP_SECONDS, Housekeeping
+from reft_ray.jobs.housekeeping import SWEEP_SECONDS, Housekeeping, post
 from reft_ray.jobs.job import Event, Status
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.models import ModelStore
@@ -105,9 +107,67 @@ def test_a_webhook_arrives(house, student, monkeypatch, clock):
         house.store.move(student.id, Status.CANCELLED, Event("over"))
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        house.tick()
+        house.deliver()
         thread.join()
     monkeypatch.setattr("time.time", clock)
     event = openai.OpenAI(api_key="none", webhook_secret=endpoint.secret).webhooks.unwrap(*received[0])
     assert (event.type, event.data.id) == ("fine_tuning.job.cancelled", student.id)
     house.webhooks.remove(endpoint.id, "proj_a")
+
+
+@contextlib.contextmanager
+def answering(first: bytes, then: bytes):
+    """An endpoint that sends `first`, and `then` again and again until the client is gone."""
+
+    def serve():
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            while not connection.recv(65536).endswith(b"{}"):
+                pass
+            connection.sendall(first)
+            while not gone.wait(0.05):
+                connection.sendall(then)
+
+    gone = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/hook"
+        finally:
+            gone.set()
+            thread.join()
+
+
+def test_the_body_of_an_answer_is_not_read():
+    with answering(b"HTTP/1.1 202 Accepted\r\ncontent-length: 1000000000000\r\n\r\n", b"") as url:
+        assert post(url, b"{}", {}) == 202
+
+
+def test_an_answer_that_never_ends_is_given_up(monkeypatch):
+    monkeypatch.setattr("reft_ray.jobs.housekeeping.POST_SECONDS", 0.5)
+    with answering(b"HTTP/1.1 200 OK\r\n", b"x-more: to come\r\n") as url, pytest.raises(OSError, match="TimeoutError"):
+        post(url, b"{}", {})
+
+
+def test_an_endpoint_that_hangs_holds_up_nothing_else(house, student, monkeypatch):
+    posting, counted, over = threading.Event(), threading.Event(), threading.Event()
+
+    def hang(*_):
+        posting.set()
+        over.wait()
+        return 200
+
+    def count(_):
+        if posting.is_set():
+            counted.set()
+
+    monkeypatch.setattr("reft_ray.jobs.housekeeping.post", hang)
+    monkeypatch.setattr(Housekeeping, "_gauges", count)
+    house.webhooks.add("proj_a", "http://127.0.0.1:1/hook")
+    house.store.move(student.id, Status.CANCELLED, Event("over"))
+    with house.background(0.01):
+        try:
+            assert counted.wait(10)
+        finally:
+            over.set()
