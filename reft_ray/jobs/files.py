@@ -83,12 +83,13 @@ class FileStore:
         now = self.database.now()
         file_id = file_id or ids.new_id(ids.FILE)
         with self.database.write() as connection:
+            # First, so that a file that is replaced does not stand in its own way.
+            connection.execute(delete(files).where(files.c.id == file_id))
             room = self.max_project_bytes - self._used(connection, project_id)
             if room <= 0:
                 raise QuotaError(
                     f"The project's files fill their quota of {self.max_project_bytes} bytes; delete some."
                 )
-            connection.execute(delete(files).where(files.c.id == file_id))
             connection.execute(
                 insert(files).values(
                     id=file_id,
@@ -159,16 +160,7 @@ class FileStore:
         """Delete a file and everything that was made from it; not while a job still needs it."""
         self.get(file_id, project_id)
         with self.database.write() as connection:
-            running = connection.execute(
-                select(jobs.c.id).where(
-                    jobs.c.project_id == project_id,
-                    jobs.c.status.not_in(TERMINAL),
-                    or_(
-                        jobs.c.spec["training_file"].as_string() == file_id,
-                        jobs.c.spec["validation_file"].as_string() == file_id,
-                    ),
-                )
-            ).scalar()
+            running = connection.execute(_users().where(files.c.id == file_id)).scalar()
             if running is not None:
                 raise ConflictError(f"File {file_id} is used by job {running}; cancel the job first.", "file_in_use")
             connection.execute(
@@ -179,11 +171,11 @@ class FileStore:
         self.sweep()
 
     def sweep(self) -> int:
-        """Remove what was deleted, has expired or was cut off; the number of files removed."""
+        """Remove what was deleted, has expired unneeded or was cut off; the number of files removed."""
         now = self.database.now()
         gone = or_(
             files.c.deleted_at.is_not(None),
-            files.c.expires_at < now,
+            (files.c.expires_at < now) & ~_users().exists(),
             (files.c.status == "uploaded") & (files.c.created_at < now - STALE_SECONDS),
         )
         with self.database.read() as connection:
@@ -202,7 +194,7 @@ class FileStore:
             files.c.project_id == project_id,
             files.c.status != "uploaded",
             files.c.deleted_at.is_(None),
-            or_(files.c.expires_at.is_(None), files.c.expires_at > self.database.now()),
+            or_(files.c.expires_at.is_(None), files.c.expires_at > self.database.now(), _users().exists()),
         )
 
     def _used(self, connection: Connection, project_id: str) -> int:
@@ -224,6 +216,18 @@ def safe_name(filename: str) -> str:
     """The last part of a path, without control characters; it is shown, never opened."""
     name = re.sub(r"[\x00-\x1f\x7f]", "", re.split(r"[/\\]", filename)[-1]).strip()
     return name[:512] or "upload"
+
+
+def _users() -> Select[Any]:
+    """The unfinished jobs that need a file: it is not deleted, and does not expire, before they have ended."""
+    return select(jobs.c.id).where(
+        jobs.c.project_id == files.c.project_id,
+        jobs.c.status.not_in(TERMINAL),
+        or_(
+            jobs.c.spec["training_file"].as_string() == files.c.id,
+            jobs.c.spec["validation_file"].as_string() == files.c.id,
+        ),
+    )
 
 
 def _key(project_id: str, file_id: str) -> str:

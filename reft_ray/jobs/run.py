@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 from reft_ray.jobs import ids
-from reft_ray.jobs.errors import LeaseLostError, StoppedError
+from reft_ray.jobs.errors import LeaseLostError, QuotaError, StoppedError, TooLargeError
 from reft_ray.jobs.files import RESULTS, FileStore, job_key, scratch_key
 from reft_ray.jobs.job import Checkpoint, Event, Job, JobError, Status
 from reft_ray.jobs.job_rows import append_event
@@ -18,6 +18,8 @@ from reft_ray.jobs.steps import Export, finite, record_of, result_of
 from reft_ray.telemetry.recorder import Recorder
 
 T = TypeVar("T")
+
+NO_ROOM = "insufficient_quota"
 
 GATE_SHARE = 0.1
 """What evaluating and exporting are taken to add to the training time, until they are measured."""
@@ -117,16 +119,26 @@ class JobRun:
     def save_file(
         self, name: str, chunks: Iterable[bytes], *, parent_id: str | None = None, expires_after: int | None = None
     ) -> str:
-        """Store a result file; the same name is the same file. With a parent it is deleted with it. Its id."""
-        record = self.files.create(
-            self.job.project_id,
-            name,
-            RESULTS,
-            chunks,
-            parent_id=parent_id,
-            expires_after=expires_after,
-            file_id=ids.derived_id(ids.FILE, self.job.id, name),
-        )
+        """Store a result file; the same name is the same file. With a parent it is deleted with it. Its id.
+
+        Raises JobFailedError where there is no room: another driver would not find more.
+        """
+        try:
+            record = self.files.create(
+                self.job.project_id,
+                name,
+                RESULTS,
+                chunks,
+                parent_id=parent_id,
+                expires_after=expires_after,
+                file_id=ids.derived_id(ids.FILE, self.job.id, name),
+            )
+        except (QuotaError, TooLargeError) as full:
+            raise JobFailedError(
+                NO_ROOM,
+                f"The job failed because its file {name} could not be stored. {full} "
+                "Make room among the project's files and create the job again.",
+            ) from None
         return record.id
 
     # For the pipeline

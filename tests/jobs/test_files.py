@@ -91,6 +91,31 @@ def test_a_file_that_a_job_needs_stays(files, jobs):
     files.delete(record.id, "proj_a")
 
 
+@pytest.mark.parametrize("role", ["training_file", "validation_file"])
+def test_a_file_that_a_job_needs_expires_when_the_job_has_ended(files, jobs, clock, role):
+    record = make(files, expires_after=3600)
+    child = make(files, parent_id=record.id)
+    needed = {"training_file": "file-other", role: record.id}
+    job = jobs.create("org-a", "proj_a", JobSpec(model="m", seed=1, **needed), {})
+    elsewhere = make(files, project="proj_b", expires_after=3600)
+    clock.advance(3601)
+    assert files.sweep() == 1
+    assert b"".join(files.read(record.id, "proj_a")) == b"row\n"
+    assert {item.id for item in files.list("proj_a").items} == {record.id, child.id}
+    assert not files.content.exists(f"proj_b/files/{elsewhere.id}")
+    jobs.move(job.id, Status.CANCELLED, Event("cancelled"))
+    with pytest.raises(NotFoundError):
+        files.get(record.id, "proj_a")
+    assert files.sweep() == 2
+
+
+def test_a_file_that_is_replaced_does_not_count_twice(database, content):
+    files = FileStore(database, content, max_project_bytes=5)
+    for data in (b"12345", b"54321"):
+        record = make(files, data, file_id="file-fixed")
+    assert b"".join(files.read(record.id, "proj_a")) == b"54321"
+
+
 def test_the_same_id_written_twice_is_one_file(files):
     for data in (b"first", b"second"):
         files.create("proj_a", "report.json", "fine-tune-results", [data], file_id="file-fixed")

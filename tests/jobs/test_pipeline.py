@@ -139,6 +139,17 @@ def test_an_unsafe_file_fails_before_any_training(world, texts, options, code, m
     assert job.queued_at is None
 
 
+@pytest.mark.parametrize(("room", "message"), [(0, "fill their quota of"), (5, "larger than the allowed 5 bytes")])
+def test_a_result_that_finds_no_room_fails_the_job_with_what_to_do(world, room, message):
+    job_id = world.job()
+    world.files.max_project_bytes = sum(item.bytes for item in world.files.list("proj_a").items) + room
+    job = world.drive(job_id)
+    assert (job.status, job.error.code) == (Status.FAILED, "insufficient_quota")
+    assert job.error.message.startswith("The job failed because its file screening_report.jsonl could not be stored. ")
+    assert message in job.error.message
+    assert job.error.message.endswith("Make room among the project's files and create the job again.")
+
+
 def test_an_invalid_file_fails_with_all_its_lines(world):
     file = world.files.create("proj_a", "x.jsonl", "fine-tune", [b'{"a": 1}\n{"messages": []}\n{"b": 1}\n'])
     job = world.drive(world.jobs.create("org-acme", "proj_a", JobSpec("tiny", file.id, 1), {}).id)
