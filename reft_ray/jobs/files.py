@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,7 @@ class FileStore:
             raise InvalidError(f"expires_after.seconds must be from {low} to {high}.", "expires_after")
         now = self.database.now()
         file_id = file_id or ids.new_id(ids.FILE)
+        writer = secrets.token_hex(32)  # stands where the hash will, for as long as the record is this call's own
         with self.database.write() as connection:
             # First, so that a file that is replaced does not stand in its own way.
             connection.execute(delete(files).where(files.c.id == file_id))
@@ -97,7 +99,7 @@ class FileStore:
                     filename=safe_name(filename),
                     purpose=purpose,
                     bytes=0,
-                    sha256="",
+                    sha256=writer,
                     status="uploaded",
                     created_at=now,
                     expires_at=None if expires_after is None else now + expires_after,
@@ -110,7 +112,10 @@ class FileStore:
             written = self.content.write(_key(project_id, file_id), chunks, min(limit or self.max_file_bytes, room))
         except BaseException:
             with self.database.write() as connection:
-                connection.execute(delete(files).where(files.c.id == file_id))
+                # Where another call has replaced the record meanwhile, record and bytes are that one's.
+                own = delete(files).where(files.c.id == file_id, files.c.sha256 == writer)
+                if connection.execute(own).rowcount:
+                    self.content.delete(_key(project_id, file_id))
             raise
         with self.database.write() as connection:
             connection.execute(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from sqlalchemy import func, insert, select, update
 
@@ -15,11 +16,13 @@ from reft_ray.jobs.tables import upload_parts, uploads
 
 LIFETIME_SECONDS = 3600.0
 PART_BYTES = 64 << 20
+JOIN_SECONDS = 900.0
+"""Parts that were not joined after so long are taken to have lost their gateway, and may be joined again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An upload that is under way (`pending`) or over (`completed`, `cancelled`, `expired`)."""
+    """An upload that is under way (`pending`, then `completing`) or over (`completed`, `cancelled`, `expired`)."""
 
     id: str
     project_id: str
@@ -34,6 +37,7 @@ class Upload:
     file_id: str | None
 
 
+_OPEN = ("pending", "completing")
 _COLUMNS = [uploads.c[name] for name in Upload.__dataclass_fields__]
 
 
@@ -70,14 +74,14 @@ class UploadStore:
         return self.get(upload_id, project_id)
 
     def get(self, upload_id: str, project_id: str) -> Upload:
-        """The upload; a pending one whose time is over is `expired`."""
+        """The upload; one whose time is over before it is complete is `expired`."""
         query = select(*_COLUMNS).where(uploads.c.id == upload_id, uploads.c.project_id == project_id)
         with self.database.read() as connection:
             row = connection.execute(query).first()
         if row is None:
             raise NotFoundError("Upload", upload_id)
         upload = Upload(*row)
-        if upload.status == "pending" and upload.expires_at <= self.database.now():
+        if upload.status in _OPEN and upload.expires_at <= self.database.now():
             self._close(upload, "expired")
             return self.get(upload_id, project_id)
         return upload
@@ -105,32 +109,35 @@ class UploadStore:
         upload = self.get(upload_id, project_id)
         if upload.status == "completed" and upload.file_id is not None:
             return upload, self.files.get(upload.file_id, project_id)
-        upload = self._pending(upload_id, project_id)
-        self._check_parts(upload, part_ids)
-        digest = hashlib.md5(usedforsecurity=False)
-        record = self.files.create(
-            project_id,
-            upload.filename,
-            upload.purpose,
-            self._joined(upload, part_ids, digest),
-            expires_after=upload.file_expires_after,
-            file_id=ids.derived_id(ids.FILE, upload_id),
-            limit=upload.bytes,
-        )
-        if md5 is not None and md5.lower() != digest.hexdigest():
-            self.files.delete(record.id, project_id)
-            raise InvalidError("md5 does not match the joined parts; nothing was stored.", "md5")
-        self._close(upload, "completed", record.id)
+        claim = self._claim(upload)
+        try:
+            self._check_parts(upload, part_ids)
+            record = self.files.create(
+                project_id,
+                upload.filename,
+                upload.purpose,
+                self._joined(upload, part_ids, md5),
+                expires_after=upload.file_expires_after,
+                file_id=ids.derived_id(ids.FILE, upload_id),
+                limit=upload.bytes,
+            )
+        except BaseException:
+            self._move(claim, status="pending", expires_at=upload.expires_at)
+            raise
+        if not self._close(claim, "completed", record.id):
+            raise _refusal(self.get(upload_id, project_id))
         return self.get(upload_id, project_id), record
 
     def cancel(self, upload_id: str, project_id: str) -> Upload:
         """Give up an upload."""
-        self._close(self._pending(upload_id, project_id), "cancelled")
+        upload = self._pending(upload_id, project_id)
+        if not self._close(upload, "cancelled"):
+            raise _refusal(self.get(upload_id, project_id))
         return self.get(upload_id, project_id)
 
     def sweep(self) -> int:
         """Close the uploads whose time is over; their number."""
-        query = select(*_COLUMNS).where(uploads.c.status == "pending", uploads.c.expires_at <= self.database.now())
+        query = select(*_COLUMNS).where(uploads.c.status.in_(_OPEN), uploads.c.expires_at <= self.database.now())
         with self.database.read() as connection:
             late = [Upload(*row) for row in connection.execute(query)]
         for upload in late:
@@ -140,8 +147,19 @@ class UploadStore:
     def _pending(self, upload_id: str, project_id: str) -> Upload:
         upload = self.get(upload_id, project_id)
         if upload.status != "pending":
-            raise ConflictError(f"Upload {upload_id} is {upload.status}.", "upload_not_pending")
+            raise _refusal(upload)
         return upload
+
+    def _claim(self, upload: Upload) -> Upload:
+        """Become the one request that joins the parts, with time enough for it; ConflictError for all others."""
+        now = self.database.now()
+        left = upload.status == "completing" and upload.expires_at <= now + LIFETIME_SECONDS - JOIN_SECONDS
+        claim = replace(upload, status="completing", expires_at=now + LIFETIME_SECONDS)
+        if upload.status != "pending" and not left:
+            raise _refusal(upload)
+        if not self._move(upload, status=claim.status, expires_at=claim.expires_at):
+            raise _refusal(self.get(upload.id, upload.project_id))
+        return claim
 
     def _check_parts(self, upload: Upload, part_ids: Sequence[str]) -> None:
         query = select(upload_parts.c.id, upload_parts.c.bytes).where(upload_parts.c.upload_id == upload.id)
@@ -154,20 +172,34 @@ class UploadStore:
         if total != upload.bytes:
             raise InvalidError(f"The parts have {total} bytes, the upload was opened for {upload.bytes}.", "part_ids")
 
-    def _joined(self, upload: Upload, part_ids: Sequence[str], digest: hashlib._Hash) -> Iterator[bytes]:
+    def _joined(self, upload: Upload, part_ids: Sequence[str], md5: str | None) -> Iterator[bytes]:
+        digest = hashlib.md5(usedforsecurity=False)
         for part_id in part_ids:
             for chunk in self.files.content.read(_key(upload, part_id)):
                 digest.update(chunk)
                 yield chunk
+        # Here, because an error in the stream leaves nothing stored.
+        if md5 is not None and md5.lower() != digest.hexdigest():
+            raise InvalidError("md5 does not match the joined parts; nothing was stored.", "md5")
 
-    def _close(self, upload: Upload, status: str, file_id: str | None = None) -> None:
+    def _close(self, seen: Upload, status: str, file_id: str | None = None) -> bool:
+        if not self._move(seen, status=status, file_id=file_id):
+            return False
+        self.files.content.delete_tree(f"{seen.project_id}/uploads/{seen.id}")
+        return True
+
+    def _move(self, seen: Upload, **values: Any) -> bool:
+        """Compare-and-set: change an upload that still stands as it was seen. A claim is known by its `expires_at`."""
+        as_seen = (uploads.c.status == seen.status) & (uploads.c.expires_at == seen.expires_at)
         with self.database.write() as connection:
-            connection.execute(
-                update(uploads)
-                .where(uploads.c.id == upload.id, uploads.c.status == "pending")
-                .values(status=status, file_id=file_id)
-            )
-        self.files.content.delete_tree(f"{upload.project_id}/uploads/{upload.id}")
+            statement = update(uploads).where(uploads.c.id == seen.id, as_seen).values(**values)
+            return bool(connection.execute(statement).rowcount)
+
+
+def _refusal(upload: Upload) -> ConflictError:
+    if upload.status == "completing":
+        return ConflictError(f"Upload {upload.id} is being completed; ask again for its file.", "upload_not_pending")
+    return ConflictError(f"Upload {upload.id} is {upload.status}.", "upload_not_pending")
 
 
 def _key(upload: Upload, part_id: str) -> str:

@@ -9,7 +9,7 @@ from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError, QuotaError, TooLargeError
 from reft_ray.jobs.files import STALE_SECONDS, FileStore
 from reft_ray.jobs.job import Event, JobSpec, Status
-from reft_ray.jobs.uploads import UploadStore
+from reft_ray.jobs.uploads import JOIN_SECONDS, UploadStore
 
 
 def make(files: FileStore, data: bytes = b"row\n", project: str = "proj_a", **more):
@@ -122,6 +122,26 @@ def test_the_same_id_written_twice_is_one_file(files):
     assert [item.bytes for item in files.list("proj_a").items] == [6]
 
 
+def test_a_write_that_fails_takes_no_other_record_with_it(files):
+    def overtaken():
+        yield b"half"
+        make(files, b"whole", file_id="file-fixed")
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        files.create("proj_a", "x", "user_data", overtaken(), file_id="file-fixed")
+    assert b"".join(files.read("file-fixed", "proj_a")) == b"whole"
+
+
+def test_a_replacement_that_fails_leaves_no_bytes_behind(files):
+    make(files, file_id="file-fixed")
+    files.max_file_bytes = 3
+    with pytest.raises(TooLargeError):
+        make(files, file_id="file-fixed")
+    assert files.list("proj_a").items == ()
+    assert not files.content.exists("proj_a/files/file-fixed")
+
+
 @pytest.mark.parametrize("key", ["../x", "a/../b", "/etc/passwd", "a//b", "", "a/.hidden", "a\\b", "a\n"])
 def test_no_key_leaves_the_content_tree(content, key):
     with pytest.raises(ValueError, match="plain relative path"):
@@ -146,6 +166,44 @@ def test_an_upload_becomes_one_file(files):
     with pytest.raises(ConflictError, match="is completed"):
         uploads.add_part(upload.id, "proj_a", [b"x"])
     assert not files.content.exists(f"proj_a/uploads/{upload.id}/{first}")
+
+
+def test_an_upload_is_joined_by_one_request_at_a_time(files, monkeypatch):
+    uploads, read = UploadStore(files), files.content.read
+    upload = uploads.create("proj_a", "x", "user_data", 6, "text/plain")
+    parts = [uploads.add_part(upload.id, "proj_a", [data])[0] for data in (b"abc", b"def")]
+    refused = []
+
+    def interrupted(key):
+        for late in (lambda: uploads.complete(upload.id, "proj_a", parts), lambda: uploads.cancel(upload.id, "proj_a")):
+            with pytest.raises(ConflictError, match="is being completed; ask again") as caught:
+                late()
+            refused.append(caught.value.code)
+        return read(key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.content, "read", interrupted)
+        done, record = uploads.complete(upload.id, "proj_a", parts)
+    assert refused == ["upload_not_pending"] * 4
+    assert b"".join(files.read(record.id, "proj_a")) == b"abcdef"
+    assert uploads.complete(upload.id, "proj_a", parts) == (done, record)
+
+
+def test_an_upload_whose_gateway_died_while_joining_is_not_stuck(files, clock):
+    uploads = UploadStore(files)
+    upload, other = (uploads.create("proj_a", "x", "user_data", 3, "text/plain") for _ in range(2))
+    part, _ = uploads.add_part(upload.id, "proj_a", [b"abc"])
+    for left in (upload, other):
+        uploads._claim(left)
+    clock.advance(JOIN_SECONDS - 1)
+    with pytest.raises(ConflictError, match="being completed"):
+        uploads.complete(upload.id, "proj_a", [part])
+    clock.advance(2)
+    _, record = uploads.complete(upload.id, "proj_a", [part])
+    assert b"".join(files.read(record.id, "proj_a")) == b"abc"
+    clock.advance(3601)
+    assert uploads.sweep() == 1
+    assert uploads.get(other.id, "proj_a").status == "expired"
 
 
 def test_an_upload_whose_parts_do_not_fit_is_refused(files, clock):
