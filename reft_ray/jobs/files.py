@@ -17,11 +17,12 @@ from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError, Quo
 from reft_ray.jobs.job import TERMINAL, Page
 from reft_ray.jobs.paging import page
 from reft_ray.jobs.sniff import checked
-from reft_ray.jobs.tables import files, jobs
+from reft_ray.jobs.tables import files, jobs, uploads
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 RESULTS = "fine-tune-results"
 EXPIRES_SECONDS = (3600, 2592000)
+OPEN_UPLOAD = ("pending", "completing")
 STALE_SECONDS = 86400.0
 """An upload that was cut off leaves a record without bytes; after so long it is swept away."""
 
@@ -71,9 +72,11 @@ class FileStore:
         expires_after: int | None = None,
         parent_id: str | None = None,
         file_id: str | None = None,
-        limit: int | None = None,
+        reserved: int | None = None,
     ) -> FileRecord:
         """Store a new file. With a `file_id` given, storing it again replaces it.
+
+        `reserved`: so many bytes, and no more, for which room was kept beforehand.
 
         A training file is looked at while it arrives. The record comes first, so that bytes without a record never
         exist; until all bytes are there it is not listed.
@@ -87,11 +90,7 @@ class FileStore:
         with self.database.write() as connection:
             # First, so that a file that is replaced does not stand in its own way.
             connection.execute(delete(files).where(files.c.id == file_id))
-            room = self.max_project_bytes - self._used(connection, project_id)
-            if room <= 0:
-                raise QuotaError(
-                    f"The project's files fill their quota of {self.max_project_bytes} bytes; delete some."
-                )
+            most = min(self.max_file_bytes, self.room(connection, project_id)) if reserved is None else reserved
             connection.execute(
                 insert(files).values(
                     id=file_id,
@@ -109,7 +108,7 @@ class FileStore:
         if purpose == "fine-tune":
             chunks = checked(filename, chunks)
         try:
-            written = self.content.write(_key(project_id, file_id), chunks, min(limit or self.max_file_bytes, room))
+            written = self.content.write(_key(project_id, file_id), chunks, most)
         except BaseException:
             with self.database.write() as connection:
                 # Where another call has replaced the record meanwhile, record and bytes are that one's.
@@ -194,6 +193,20 @@ class FileStore:
                 connection.execute(delete(files).where(files.c.id == row.id))
         return len(rows)
 
+    def room(self, connection: Connection, project_id: str) -> int:
+        """How many bytes the project may still store, open uploads taken as whole; QuotaError where there are none."""
+        self.database.serialize(connection, f"files of {project_id}")
+        stored = select(func.coalesce(func.sum(files.c.bytes), 0)).where(files.c.project_id == project_id)
+        to_come = select(func.coalesce(func.sum(uploads.c.bytes), 0)).where(
+            uploads.c.project_id == project_id, uploads.c.status.in_(OPEN_UPLOAD)
+        )
+        room = self.max_project_bytes - sum(int(connection.execute(each).scalar_one()) for each in (stored, to_come))
+        if room <= 0:
+            raise QuotaError(
+                f"The project's files and open uploads fill their quota of {self.max_project_bytes} bytes; delete some."
+            )
+        return room
+
     def _visible(self, project_id: str) -> Select[Any]:
         return select(*_COLUMNS).where(
             files.c.project_id == project_id,
@@ -201,10 +214,6 @@ class FileStore:
             files.c.deleted_at.is_(None),
             or_(files.c.expires_at.is_(None), files.c.expires_at > self.database.now(), _users().exists()),
         )
-
-    def _used(self, connection: Connection, project_id: str) -> int:
-        total = select(func.coalesce(func.sum(files.c.bytes), 0)).where(files.c.project_id == project_id)
-        return int(connection.execute(total).scalar_one())
 
 
 def job_key(project_id: str, job_id: str) -> str:

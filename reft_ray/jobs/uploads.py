@@ -10,8 +10,9 @@ from typing import Any
 from sqlalchemy import func, insert, select, update
 
 from reft_ray.jobs import ids
-from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError, TooLargeError
-from reft_ray.jobs.files import FileRecord, FileStore, safe_name
+from reft_ray.jobs.content import Written
+from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError, QuotaError, TooLargeError
+from reft_ray.jobs.files import OPEN_UPLOAD, FileRecord, FileStore, safe_name
 from reft_ray.jobs.tables import upload_parts, uploads
 
 LIFETIME_SECONDS = 3600.0
@@ -37,7 +38,6 @@ class Upload:
     file_id: str | None
 
 
-_OPEN = ("pending", "completing")
 _COLUMNS = [uploads.c[name] for name in Upload.__dataclass_fields__]
 
 
@@ -52,11 +52,14 @@ class UploadStore:
     def create(
         self, project_id: str, filename: str, purpose: str, size: int, mime_type: str, expires_after: int | None = None
     ) -> Upload:
-        """Open an upload of exactly `size` bytes."""
+        """Open an upload of exactly `size` bytes; they count as used until it is over."""
         if size > self.max_bytes:
             raise TooLargeError(f"An upload may have {self.max_bytes} bytes, not {size}.")
         now, upload_id = self.database.now(), ids.new_id(ids.UPLOAD)
         with self.database.write() as connection:
+            room = self.files.room(connection, project_id)
+            if size > room:
+                raise QuotaError(f"The project has room for {room} bytes, not {size}; delete files or cancel uploads.")
             connection.execute(
                 insert(uploads).values(
                     id=upload_id,
@@ -81,26 +84,24 @@ class UploadStore:
         if row is None:
             raise NotFoundError("Upload", upload_id)
         upload = Upload(*row)
-        if upload.status in _OPEN and upload.expires_at <= self.database.now():
+        if upload.status in OPEN_UPLOAD and upload.expires_at <= self.database.now():
             self._close(upload, "expired")
             return self.get(upload_id, project_id)
         return upload
 
     def add_part(self, upload_id: str, project_id: str, chunks: Iterable[bytes]) -> tuple[str, float]:
-        """Store a part; its id and creation time."""
+        """Store a part; its id and creation time. A part that comes again, byte for byte, is the part that is there."""
         upload = self._pending(upload_id, project_id)
         part_id, now = ids.new_id(ids.PART), self.database.now()
-        sizes = select(func.coalesce(func.sum(upload_parts.c.bytes), 0)).where(upload_parts.c.upload_id == upload_id)
-        with self.database.read() as connection:
-            room = self.max_bytes - int(connection.execute(sizes).scalar_one())
-        written = self.files.content.write(_key(upload, part_id), chunks, min(PART_BYTES, room))
-        with self.database.write() as connection:
-            connection.execute(
-                insert(upload_parts).values(
-                    id=part_id, upload_id=upload_id, bytes=written.bytes, sha256=written.sha256, created_at=now
-                )
-            )
-        return part_id, now
+        key = _key(upload, part_id)
+        written = self.files.content.write(key, chunks, min(PART_BYTES, upload.bytes))
+        kept: tuple[str, float] | None = None
+        try:
+            kept = self._keep(upload, part_id, written, now)
+        finally:
+            if kept != (part_id, now):
+                self.files.content.delete(key)
+        return kept
 
     def complete(
         self, upload_id: str, project_id: str, part_ids: Sequence[str], md5: str | None = None
@@ -119,7 +120,7 @@ class UploadStore:
                 self._joined(upload, part_ids, md5),
                 expires_after=upload.file_expires_after,
                 file_id=ids.derived_id(ids.FILE, upload_id),
-                limit=upload.bytes,
+                reserved=upload.bytes,
             )
         except BaseException:
             self._move(claim, status="pending", expires_at=upload.expires_at)
@@ -137,12 +138,35 @@ class UploadStore:
 
     def sweep(self) -> int:
         """Close the uploads whose time is over; their number."""
-        query = select(*_COLUMNS).where(uploads.c.status.in_(_OPEN), uploads.c.expires_at <= self.database.now())
+        query = select(*_COLUMNS).where(uploads.c.status.in_(OPEN_UPLOAD), uploads.c.expires_at <= self.database.now())
         with self.database.read() as connection:
             late = [Upload(*row) for row in connection.execute(query)]
         for upload in late:
             self._close(upload, "expired")
         return len(late)
+
+    def _keep(self, upload: Upload, part_id: str, written: Written, now: float) -> tuple[str, float]:
+        with self.database.write() as connection:
+            # Only under this lock is it known what other parts, and a request that closes the upload, have left.
+            status = select(uploads.c.status).where(uploads.c.id == upload.id).with_for_update()
+            if connection.execute(status).scalar_one() != "pending":
+                raise ConflictError(f"Upload {upload.id} was closed before the part was there.", "upload_not_pending")
+            mine = upload_parts.c.upload_id == upload.id
+            # A client whose answer was lost sends again, and two copies of a part would not fit.
+            copies = mine & (upload_parts.c.sha256 == written.sha256)
+            same = select(upload_parts.c.id, upload_parts.c.created_at).where(copies)
+            if (there := connection.execute(same).first()) is not None:
+                return there.id, there.created_at
+            total = select(func.coalesce(func.sum(upload_parts.c.bytes), 0)).where(mine)
+            room = upload.bytes - int(connection.execute(total).scalar_one())
+            if written.bytes > room:
+                raise TooLargeError(f"The part has {written.bytes} bytes; the upload has room for {room} more.")
+            connection.execute(
+                insert(upload_parts).values(
+                    id=part_id, upload_id=upload.id, bytes=written.bytes, sha256=written.sha256, created_at=now
+                )
+            )
+        return part_id, now
 
     def _pending(self, upload_id: str, project_id: str) -> Upload:
         upload = self.get(upload_id, project_id)

@@ -168,6 +168,60 @@ def test_an_upload_becomes_one_file(files):
     assert not files.content.exists(f"proj_a/uploads/{upload.id}/{first}")
 
 
+def test_the_parts_of_an_upload_have_the_room_that_it_was_opened_for(files, tmp_path):
+    uploads = UploadStore(files)
+    upload = uploads.create("proj_a", "x", "user_data", 7, "text/plain")
+    first, _ = uploads.add_part(upload.id, "proj_a", [b"abc"])
+
+    def beside_another():
+        yield b"d"
+        uploads.add_part(upload.id, "proj_a", [b"1234"])
+        yield b"ef"
+
+    for too_much in (beside_another(), [b"12345678"]):
+        with pytest.raises(TooLargeError):
+            uploads.add_part(upload.id, "proj_a", too_much)
+    again, _ = uploads.add_part(upload.id, "proj_a", [b"abc"])
+    assert again == first
+    assert sorted(path.stat().st_size for path in (tmp_path / "content").rglob("*") if path.is_file()) == [3, 4]
+
+
+def test_a_part_that_comes_too_late_leaves_nothing(files, tmp_path, monkeypatch):
+    uploads, write = UploadStore(files), files.content.write
+    upload = uploads.create("proj_a", "x", "user_data", 3, "text/plain")
+
+    def overtaken(*what):
+        uploads.cancel(upload.id, "proj_a")
+        return write(*what)
+
+    monkeypatch.setattr(files.content, "write", overtaken)
+    with pytest.raises(ConflictError, match="closed before"):
+        uploads.add_part(upload.id, "proj_a", [b"abc"])
+    assert [path for path in (tmp_path / "content").rglob("*") if path.is_file()] == []
+
+
+def test_an_open_upload_counts_against_the_quota(database, content):
+    files = FileStore(database, content, max_project_bytes=10)
+    uploads = UploadStore(files)
+    with pytest.raises(QuotaError, match="room for 10 bytes, not 11"):
+        uploads.create("proj_a", "x", "user_data", 11, "text/plain")
+    upload = uploads.create("proj_a", "x", "user_data", 8, "text/plain")
+    with pytest.raises(TooLargeError, match="2 bytes"):
+        make(files, b"123")
+    with pytest.raises(QuotaError, match="room for 2 bytes, not 3"):
+        uploads.create("proj_a", "y", "user_data", 3, "text/plain")
+    make(files, b"123", project="proj_b")
+    make(files, b"12")
+    part, _ = uploads.add_part(upload.id, "proj_a", [b"12345678"])
+    assert uploads.complete(upload.id, "proj_a", [part])[1].bytes == 8
+    with pytest.raises(QuotaError, match="quota of 10 bytes"):
+        uploads.create("proj_a", "y", "user_data", 1, "text/plain")
+    for item in files.list("proj_a").items:
+        files.delete(item.id, "proj_a")
+    uploads.cancel(uploads.create("proj_a", "y", "user_data", 10, "text/plain").id, "proj_a")
+    make(files, b"1234567890")
+
+
 def test_an_upload_is_joined_by_one_request_at_a_time(files, monkeypatch):
     uploads, read = UploadStore(files), files.content.read
     upload = uploads.create("proj_a", "x", "user_data", 6, "text/plain")
