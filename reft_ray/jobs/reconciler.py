@@ -28,7 +28,8 @@ class Patience:
     """How long to wait, in seconds, and how often to try.
 
     `stop`: for a driver of a job that was cancelled; `pause`: for one that saves its state; `backoff`: before the
-    second start, doubled for each further one, `backoff_most` at most; `failures`: starts without any progress.
+    second start, doubled for each further one, `backoff_most` at most; `failures`: starts without any progress;
+    `place`: for a driver that was launched where there is no room for it yet.
     """
 
     stop: float = 15.0
@@ -36,6 +37,7 @@ class Patience:
     backoff: float = 1.0
     backoff_most: float = 60.0
     failures: int = 5
+    place: float = 6 * 3600.0
 
 
 @dataclass(slots=True)
@@ -74,10 +76,14 @@ class Reconciler:
         return ticking(self.tick, "reconciling", seconds, logger)
 
     def _is_driven(self, job: Job) -> bool:
-        if not self.leases.is_driven(job):
+        alive = None if job.handle is None else self.launcher.is_alive(job.handle)
+        if self.leases.is_driven(job):
+            # A dead driver's lease need not be waited for.
+            return alive is not False
+        if alive is not True or job.lease_owner is not None or job.launched_at is None:
             return False
-        # A dead driver's lease need not be waited for.
-        return job.handle is None or self.launcher.is_alive(job.handle) is not False
+        # It may have to wait for a place in a full cluster, which is no failure.
+        return self.store.database.now() < job.launched_at + self.patience.place
 
     def _start(self, job: Job) -> bool:
         if job.failures >= self.patience.failures:

@@ -4,7 +4,7 @@ import pytest
 
 from reft_ray.jobs.job import Event, Status
 from reft_ray.jobs.job_store import JobStore
-from reft_ray.jobs.lease import Leases, Slots
+from reft_ray.jobs.lease import START_SECONDS, Leases, Slots
 from reft_ray.jobs.reconciler import Patience, Reconciler
 
 
@@ -45,7 +45,7 @@ def reconciler(jobs, drivers):
         Leases(jobs),
         drivers,
         Slots(training=1, validating=2),
-        Patience(stop=10, pause=100, backoff=1, failures=3),
+        Patience(stop=10, pause=100, backoff=1, failures=3, place=1000),
     )
 
 
@@ -107,6 +107,31 @@ def test_a_driver_on_another_machine_is_judged_by_its_lease_alone(reconciler, dr
     clock.advance(2)
     reconciler.tick()
     assert len(drivers.started) == 2
+
+
+def test_a_driver_that_waits_for_a_place_is_no_failure(reconciler, drivers, create, jobs, clock):
+    job_id = create()
+    for _ in range(10):
+        reconciler.tick()
+        clock.advance(99)
+    assert (drivers.started, drivers.stopped) == ([f"{job_id}/1"], [])
+    reconciler.leases.acquire(job_id, 1, "owner")
+    reconciler.tick()
+    assert jobs.get(job_id).lease_owner == "owner"
+
+
+@pytest.mark.parametrize(("alive", "seconds"), [(True, 1000), (None, START_SECONDS), (False, 1)])
+def test_a_driver_without_a_lease_has_the_time_that_fits_its_launcher(
+    reconciler, drivers, create, clock, alive, seconds
+):
+    job_id = create()
+    reconciler.tick()
+    drivers.alive[f"{job_id}/1"] = alive
+    clock.advance(seconds - 1)
+    reconciler.tick()
+    clock.advance(2)
+    reconciler.tick()
+    assert drivers.started == [f"{job_id}/1", f"{job_id}/2"]
 
 
 def test_starts_without_progress_slow_down_and_end(reconciler, drivers, create, jobs, clock):
