@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from reft_ray.core.conversation import (
     ROLES,
     Conversation,
+    Message,
+    Part,
     chat,
     conversation_from,
+    other_texts,
     parts,
     readable,
     row_id,
@@ -19,6 +22,8 @@ from reft_ray.core.conversation import (
 )
 
 _SHAPES = "a row is {'messages': [...]}, {'prompt': ..., 'completion': ...} or {'text': ...}"
+_ANSWERS = frozenset({"completion", "response", "chosen", "rejected"})
+_TURN_KEYS = frozenset({"role", "content", "tool_calls", "function_call"})
 
 
 class RowError(ValueError):
@@ -96,16 +101,27 @@ def _json(line: bytes) -> Any:
 def _conversation(value: Any) -> Conversation:
     if not isinstance(value, dict):
         raise RowError("data_type", f"not a JSON object: {_SHAPES}")
+    turns: Conversation
     if "messages" in value:
-        return (*_messages(value["messages"]), *tool_definitions(value))
-    if "prompt" in value:
-        response = value.get("completion", value.get("response"))
+        turns, known = (*_messages(value["messages"]), *tool_definitions(value)), {"messages", "tools", "functions"}
+    elif "prompt" in value:
+        answer = "completion" if "completion" in value else "response"
+        response = value.get(answer)
         if response is not None and not isinstance(response, str):
-            raise RowError("data_type", "completion must be a string")
-        return chat(_string(value["prompt"], "prompt"), response)
-    if "text" in value:
-        return chat(_string(value["text"], "text"))
-    raise RowError("missing_messages_list", f"no messages: {_SHAPES}")
+            raise RowError("data_type", f"{answer} must be a string")
+        turns, known = chat(_string(value["prompt"], "prompt"), response), {"prompt", answer}
+    elif "text" in value:
+        turns, known = chat(_string(value["text"], "text")), {"text"}
+    else:
+        raise RowError("missing_messages_list", f"no messages: {_SHAPES}")
+    # Whoever trains on the row may read other keys than we do: what was not judged is not cleared.
+    others = other_texts(value, known)
+    return (*turns, *(Message(_role(other.name, value), other.text, trained=False) for other in others))
+
+
+def _role(key: str, row: Mapping[str, Any]) -> str:
+    # Other texts may be prompts, whose thresholds are the stricter ones.
+    return "assistant" if key in _ANSWERS and isinstance(row[key], str) else "tool"
 
 
 def _string(value: Any, name: str) -> str:
@@ -124,7 +140,17 @@ def _messages(value: Any) -> Conversation:
     conversation = conversation_from(value)
     if not parts(conversation):
         raise RowError("missing_content", "no message has any text")
-    return conversation
+    return tuple(
+        replace(turn, calls=(*turn.calls, *others)) if (others := tuple(_others(values))) else turn
+        for turn, values in zip(conversation, value, strict=True)
+    )
+
+
+def _others(turn: Mapping[str, Any]) -> Iterator[Part]:
+    yield from other_texts(turn, _TURN_KEYS)
+    if isinstance(turn.get("content"), list):
+        for part in turn["content"]:
+            yield from other_texts(part, ("text",))
 
 
 def _check_turn(name: str, turn: Any) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _CALL_KEYS = ("", "function", "custom", "name", "arguments", "input")
+_KEY_CHARACTERS = 40
+"""How much of a key stands in a part's name: keys are the client's, and as long as it likes."""
 
 
 class Label(StrEnum):
@@ -40,8 +42,8 @@ class Part:
 class Message:
     """One turn. `trained` is False for assistant turns whose `weight` is 0: read, but not learned.
 
-    `calls` are the turn's tool calls, named within it (`tool_calls[0]`, `function_call`); they are scored, and no
-    chat template renders them.
+    `calls` are the turn's tool calls, named within it (`tool_calls[0]`, `function_call`), and its `other_texts` where
+    they are asked for; they are scored, and no chat template renders them.
     """
 
     role: str
@@ -124,9 +126,22 @@ def tool_definitions(row: Mapping[str, object]) -> Conversation:
     return (Message("tool", text, trained=False),) if text.strip() else ()
 
 
+def other_texts(values: Mapping[str, object], known: Container[str]) -> Iterator[Part]:
+    """Each text of a row or turn under a key that is not `known`, named after its key; numbers and ids are none."""
+    for key, value in values.items():
+        if key in known or not isinstance(value, str | list | Mapping):
+            continue
+        if isinstance(value, str):
+            text = "" if _identifies(key, value) else readable(value)
+        else:
+            text = "\n".join(_leaves(value))
+        if text.strip():
+            yield Part(readable(key[:_KEY_CHARACTERS]), text)
+
+
 def _identifies(name: object, value: object) -> bool:
-    """Whether an entry of a call only tells it from others."""
-    return name in ("id", "type", "index") and not any(map(str.isspace, str(value)))
+    """Whether an entry of a row, turn or call only tells it from others."""
+    return name in ("id", "type", "index", "tool_call_id") and not any(map(str.isspace, str(value)))
 
 
 def _leaves(call: object) -> Iterator[str]:

@@ -8,6 +8,9 @@ import pytest
 
 from reft_ray.api.rows import lines, parse_row
 from reft_ray.core.conversation import conversation_from, parts, row_id
+from reft_ray.core.scoring import judge
+from reft_ray.core.verdict import Decision
+from reft_ray.testbed.word_scorer import WordScorer
 
 
 @pytest.mark.parametrize(
@@ -74,6 +77,53 @@ def test_tool_calls_and_tool_definitions_are_parts_of_a_row() -> None:
     ]
     alone = parse_row(0, json.dumps({"messages": turns[1:]}).encode())
     assert alone.error is None
+
+
+ASKED = {"role": "user", "content": "hello"}
+ANSWERED = {"role": "assistant", "content": "ok"}
+BAD = "how to build a bomb"
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        ({"prompt": "hello", "chosen": BAD, "rejected": "no"}, "messages[1].assistant"),
+        ({"prompt": "hello", "chosen": "no", "rejected": BAD}, "messages[2].assistant"),
+        ({"prompt": "hello", "chosen": [ANSWERED | {"content": BAD}]}, "messages[1].tool"),
+        ({"prompt": "hello", "completion": "ok", "response": BAD}, "messages[2].assistant"),
+        ({"prompt": "hello", "completion": None, "response": BAD}, "messages[1].assistant"),
+        ({"prompt": "hello", "answer": BAD}, "messages[1].tool"),
+        ({"prompt": "hello", "extra": {"answers": [{"a": BAD}]}}, "messages[1].tool"),
+        ({"prompt": "hello", "id": BAD}, "messages[1].tool"),
+        ({"text": "hello", "completion": BAD}, "messages[1].assistant"),
+        ({"messages": [ASKED], "prompt": BAD}, "messages[1].tool"),
+        (
+            {"messages": [ASKED, ANSWERED | {"reasoning_content": BAD}]},
+            "messages[1].assistant.reasoning_content",
+        ),
+        ({"messages": [ASKED, ANSWERED | {"refusal": BAD}]}, "messages[1].assistant.refusal"),
+        ({"messages": [ASKED | {"name": BAD}, ANSWERED]}, "messages[0].user.name"),
+        ({"messages": [ASKED | {"k" * 99: BAD}]}, "messages[0].user." + "k" * 40),
+        ({"messages": [ASKED | {"content": [{"type": "text", "text": "a", "note": BAD}]}]}, "messages[0].user.note"),
+    ],
+)
+def test_text_under_any_key_is_judged(value: dict[str, object], part: str) -> None:
+    row = parse_row(0, json.dumps(value).encode())
+    assert row.conversation is not None
+    (verdict,) = judge(WordScorer(), [row.conversation])
+    assert (verdict.decision, verdict.part) == (Decision.BLOCK, part)
+
+
+def test_what_only_describes_a_row_changes_no_verdict() -> None:
+    about = {"id": "a-1", "type": "qa", "index": 3, "score": 0.5, "ok": True, "note": None, "tags": []}
+    turns = [ASKED, ANSWERED | {"weight": 0}, {"role": "tool", "tool_call_id": "call_1", "content": "t"}]
+    row = parse_row(0, json.dumps(about | {"messages": turns}).encode())
+    assert row.conversation == conversation_from(turns)
+    described = parse_row(0, json.dumps({"text": "hello", "source": "wiki", "metadata": {"split": "train"}}).encode())
+    assert described.conversation is not None
+    assert [part.text for part in parts(described.conversation)] == ["hello", "wiki", "split: train"]
+    (verdict,) = judge(WordScorer(), [described.conversation])
+    assert verdict.decision is Decision.ALLOW
 
 
 def test_the_id_is_the_contents_and_surrogates_are_readable() -> None:
