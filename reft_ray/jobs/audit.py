@@ -106,31 +106,37 @@ class AuditLog:
 
     def entries(self, after: int = 0, limit: int = 1000) -> list[Entry]:
         """Entries behind sequence number `after`, oldest first."""
-        query = select(*_COLUMNS).where(audit_log.c.seq > after).order_by(audit_log.c.seq).limit(limit)
         with self.database.read() as connection:
-            return [Entry(*row) for row in connection.execute(query)]
+            return _entries(connection, after, limit)
 
     def verify(self, head: str | None = None) -> Verification:
         """Recompute the whole chain; with a `head` remembered from before, that seal must still be in it."""
         count, previous, seen = 0, GENESIS, head in (None, GENESIS)
-        for entry in self._all():
-            fault = _fault(entry, count + 1, previous)
-            if fault is not None:
-                return Verification(count, previous, fault)
-            count, previous = entry.seq, entry.hash
-            seen = seen or entry.hash == head
-        with self.database.read() as connection:
+        # Of one moment: an entry added between two reads is no entry that is missing.
+        with self.database.snapshot() as connection:
             stored = connection.execute(select(audit_head.c.seq, audit_head.c.hash)).first()
+            for entry in _all(connection):
+                fault = _fault(entry, count + 1, previous)
+                if fault is not None:
+                    return Verification(count, previous, fault)
+                count, previous = entry.seq, entry.hash
+                seen = seen or entry.hash == head
         expected = None if count == 0 else (count, previous)
         if (stored if stored is None else tuple(stored)) != expected:
             return Verification(count, previous, f"entries behind {count} are missing")
         return Verification(count, previous, None if seen else f"the remembered head {head} is not in the chain")
 
-    def _all(self) -> Iterator[Entry]:
-        after = 0
-        while entries := self.entries(after):
-            yield from entries
-            after = entries[-1].seq
+
+def _entries(connection: Connection, after: int, limit: int = 1000) -> list[Entry]:
+    query = select(*_COLUMNS).where(audit_log.c.seq > after).order_by(audit_log.c.seq).limit(limit)
+    return [Entry(*row) for row in connection.execute(query)]
+
+
+def _all(connection: Connection) -> Iterator[Entry]:
+    after = 0
+    while entries := _entries(connection, after):
+        yield from entries
+        after = entries[-1].seq
 
 
 def _fault(entry: Entry, seq: int, previous: str) -> str | None:

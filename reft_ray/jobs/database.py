@@ -52,6 +52,14 @@ class Database:
             yield connection
 
     @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """A transaction that only reads, and all of it as it was at one moment."""
+        # SQLite's transactions are snapshots; PostgreSQL by default takes one for each statement.
+        options: dict[str, Any] = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        with self.engine.connect().execution_options(**options) as connection, connection.begin():
+            yield connection
+
+    @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that commits as a whole or not at all."""
         with self.engine.connect().execution_options(reft_write=True) as connection, connection.begin():

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, event, insert, select, update
 
 from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.tables import audit_head, audit_log
@@ -81,6 +81,21 @@ def test_gateways_that_write_together_make_one_chain(log):
     for thread in threads:
         thread.join()
     assert (log.verify().entries, log.verify().fault) == (25, None)
+
+
+@pytest.mark.parametrize("moment", ["FROM audit_log", "FROM audit_head"])
+def test_an_entry_added_during_a_verification_is_no_fault(log, moment):
+    added = []
+
+    def add(_connection, _cursor, statement, *_rest):
+        if moment in statement and not added:
+            added.append(moment)
+            log.append("file.created", {}, "proj_a")
+
+    event.listen(log.database.engine, "before_cursor_execute", add)
+    assert log.verify().fault is None
+    assert added == [moment]
+    assert log.verify().entries == 6
 
 
 def test_a_deed_that_is_rolled_back_leaves_no_entry(log):
