@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -28,11 +29,14 @@ def verify(
 
         result = AuditLog(records).verify(head)
         if as_json:
-            print_json(asdict(result))
+            print_json({"database": records.name, **asdict(result)})
         elif result.fault is None:
-            print(f"{result.entries} entries, none changed. Head: {result.head}")
+            print(f"{result.entries} entries, none changed, in {records.name}. Head: {result.head}")
         else:
-            print(f"The audit log is broken: {result.fault}. The {result.entries} entries before it are whole.")
+            print(
+                f"The audit log in {records.name} is broken: {result.fault}. "
+                f"The {result.entries} entries before it are whole."
+            )
         if result.fault is not None:
             raise typer.Exit(1)
 
@@ -58,3 +62,4 @@ def list_entries(
             actor = entry.actor.get("api_key", entry.actor.get("session", {}))
             who = actor.get("id") or actor.get("user") or "unknown"
             print(f"{entry.seq}  {entry.effective_at:.0f}  {entry.type}  {who}  {entry.project_id}  {dict(entry.data)}")
+        print(f"{len(entries)} entries in {records.name}", file=sys.stderr)

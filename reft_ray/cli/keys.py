@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -43,7 +44,7 @@ def create(
         if as_json:
             print_json({"id": key.id, "project_id": key.project_id, "secret": secret, "expires_at": key.expires_at})
         else:
-            print(f"{key.id} for project {key.project_id}; the secret is shown this once:\n{secret}")
+            print(f"{key.id} for project {key.project_id} in {records.name}; the secret is shown this once:\n{secret}")
 
 
 @app.command("list")
@@ -65,6 +66,7 @@ def list_keys(database: DatabaseOption = DEFAULT_DATABASE, as_json: JsonOption =
             until = "" if key.expires_at is None else f" until {_date(key.expires_at)}"
             state = "revoked" if key.revoked_at is not None else "expired" if ended else f"valid{until}"
             print(f"{key.id}  {key.hint}  {org}/{project}  {key.name}  {state}")
+        print(f"{len(found)} keys in {records.name}", file=sys.stderr)
 
 
 @app.command()
@@ -75,7 +77,7 @@ def revoke(
     with user_errors(), open_database(database) as records:
         from reft_ray.jobs.tenants import Tenants
 
-        print(f"{Tenants(records).revoke(key).id} is revoked")
+        print(f"{Tenants(records).revoke(key).id} is revoked in {records.name}")
 
 
 def _seconds(text: str | None) -> float | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reft_ray.cli.console import user_errors
+from reft_ray.cli.store import state_database
 from reft_ray.core.errors import ReftError
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _service(state: Path, teacher: Path, workers: int) -> dict[str, Any]:
     base = builtin_base(workers)
     state.mkdir(parents=True, exist_ok=True)
     return {
-        "database_url": f"sqlite:///{state / 'service.db'}",
+        "database_url": state_database(state),
         "files_uri": str(state / "files"),
         "logs": str(state / "logs"),
         "gate": dict(base.gate.limits),

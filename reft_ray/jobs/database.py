@@ -13,8 +13,8 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from filelock import FileLock
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from reft_ray.core.errors import UsageError
 
@@ -39,6 +39,28 @@ class Database:
         if migrate:
             database.migrate()
         return database
+
+    @classmethod
+    def open_existing(cls, url: str) -> Database:
+        """`open` for records that are there: raises UsageError where there are none, and makes no others."""
+        database = cls(_engine(url, create=False))
+        try:
+            if not inspect(database.engine).has_table("audit_log"):
+                raise UsageError(f"database {database.name}: it has no records of a service")
+            database.migrate()
+        except DBAPIError as error:
+            database.close()
+            reason, *_ = str(error.orig).split("\n")  # what follows names every address that was tried
+            raise UsageError(f"database {database.name}: {reason}") from None
+        except UsageError:
+            database.close()
+            raise
+        return database
+
+    @property
+    def name(self) -> str:
+        """Its URL without the password, for messages."""
+        return self.engine.url.render_as_string()
 
     @property
     def is_sqlite(self) -> bool:
@@ -84,11 +106,11 @@ class Database:
         self.engine.dispose()
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str, create: bool = True) -> Engine:
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite":
-            return _sqlite(url)
+            return _sqlite(url, create)
         return create_engine(parsed, pool_pre_ping=True, pool_size=POOL, max_overflow=POOL)
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(
@@ -98,14 +120,17 @@ def _engine(url: str) -> Engine:
         raise UsageError(f"database {url.split('@')[-1]!r}: {error}; install psycopg (extra 'postgres')") from None
 
 
-def _sqlite(url: str) -> Engine:
+def _sqlite(url: str, create: bool) -> Engine:
     path = make_url(url).database
     if not path or path == ":memory:":
         raise UsageError("database: job records must survive the process; use sqlite:///PATH instead of memory")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # Two connections that turn a new file to WAL at once are both refused at once, whatever the timeout says.
-    with FileLock(f"{path}.lock", timeout=LOCK_WAIT_SECONDS), closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
+    if create:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        # Two connections that turn a new file to WAL at once are both refused at once, whatever the timeout says.
+        with FileLock(f"{path}.lock", timeout=LOCK_WAIT_SECONDS), closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+    elif not Path(path).is_file():
+        raise UsageError(f"database {url}: there is no such file")
     engine = create_engine(
         url, pool_size=POOL, max_overflow=POOL, connect_args={"timeout": LOCK_WAIT_SECONDS, "check_same_thread": False}
     )

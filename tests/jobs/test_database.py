@@ -60,6 +60,21 @@ def test_sqlite_writes_ahead_and_a_failed_transaction_leaves_nothing(sqlite_data
         assert connection.execute(text("SELECT count(*) FROM organizations")).scalar() == 0
 
 
+def test_existing_records_are_opened_and_others_are_not_made(database):
+    url = database.engine.url.render_as_string(hide_password=False)
+    Database.open_existing(url).close()
+    with pytest.raises(UsageError, match="typo"):
+        Database.open_existing(f"{url}typo")
+
+
+def test_a_password_is_in_no_message(postgres_url):
+    url = postgres_url.replace("reft@", "reft:secret@")
+    with pytest.raises(UsageError, match=r"reft:\*\*\*@.*/postgres: it has no records"):
+        Database.open_existing(f"{url}/postgres")
+    with pytest.raises(UsageError, match=r"reft:\*\*\*@.*/typo: .*does not exist"):
+        Database.open_existing(f"{url}/typo")
+
+
 @pytest.mark.parametrize("url", ["sqlite://", "nonsense", "mystery://host/db"])
 def test_a_url_that_cannot_hold_records_is_refused(url):
     with pytest.raises(UsageError, match="use sqlite:///PATH"):

@@ -1,12 +1,14 @@
 """The commands for keys, the audit log, files and jobs."""
 
 import json
+from pathlib import Path
 
 import pytest
 from sqlalchemy import update
 from typer.testing import CliRunner
 
 from reft_ray.cli import audit, files, jobs, keys
+from reft_ray.cli.store import state_database
 from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.driver import DriverConfig
@@ -69,7 +71,7 @@ def test_a_project_gets_limits_with_its_key(database, records):
         (["revoke", "key_none"], 1),
     ],
 )
-def test_mistakes_are_one_line(database, arguments, code):
+def test_mistakes_are_one_line(database, records, arguments, code):
     output = run(keys.app, *arguments, "--database", database, code=code)
     assert output.startswith("error: ")
     assert output.count("\n") == 1
@@ -85,6 +87,45 @@ def test_the_audit_log_is_verified(database, records):
     with log.database.write() as connection:
         connection.execute(update(audit_log).where(audit_log.c.seq == 2).values(type="nothing.happened"))
     assert "entry 2" in run(audit.app, "verify", "--database", database, code=1)
+
+
+@pytest.mark.parametrize(
+    ("app", "arguments"),
+    [
+        (keys.app, ["create"]),
+        (keys.app, ["list"]),
+        (keys.app, ["revoke", "key_1"]),
+        (audit.app, ["verify"]),
+        (audit.app, ["list"]),
+    ],
+)
+def test_a_database_that_is_not_there_is_refused_and_not_made(tmp_path, app, arguments):
+    output = run(app, *arguments, "--database", f"sqlite:///{tmp_path / 'to' / 'typo.db'}", code=2)
+    assert output.startswith("error: ")
+    assert output.count("\n") == 1
+    assert "typo.db" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no database " * 99])
+def test_a_file_without_records_is_refused_and_left_alone(tmp_path, content):
+    path = tmp_path / "other.db"
+    path.write_bytes(content)
+    output = run(audit.app, "verify", "--database", f"sqlite:///{path}", code=2)
+    assert output.startswith("error: ")
+    assert output.count("\n") == 1
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (content, [path])
+
+
+def test_without_a_name_it_is_the_database_of_the_service_in_this_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("REFT_DATABASE", raising=False)
+    Database.open(state_database(Path("state"))).close()
+    assert "in sqlite:///state/service.db; the secret" in run(keys.app, "create")
+    assert "1 keys in sqlite:///state/service.db" in run(keys.app, "list")
+    assert "1 entries, none changed, in sqlite:///state/service.db." in run(audit.app, "verify")
+    monkeypatch.setenv("REFT_DATABASE", "sqlite:///other.db")
+    assert "other.db" in run(audit.app, "verify", code=2)
 
 
 def test_a_file_becomes_a_model_from_the_command_line(service, rows, tmp_path):
