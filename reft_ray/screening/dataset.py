@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from reft_ray.core.errors import BlockedByPolicyError, ReftError
 from reft_ray.jobs.errors import StoppedError
@@ -22,10 +23,9 @@ from reft_ray.screening.policy import Status
 from reft_ray.screening.reading import FilePlan, Unit, groups, plan_files, read_units
 from reft_ray.screening.report import REPORT, RowsLostError, ScreenReport, compose
 from reft_ray.screening.reviews import Reviews
-from reft_ray.screening.screener import Screener
 from reft_ray.screening.sources import find_sources
 from reft_ray.screening.tally import UnitState
-from reft_ray.screening.work import Finished, Job, UnitWorker
+from reft_ray.screening.work import Finished, Job, UnitWorker, judges_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def _screened(
     _run(plans, done, job, manifest, progress, counting)
     # Where nothing was left to do nobody was built who judges, and another teacher would get the old one's report.
     finished = bool(done) and len(done) == len(manifest.units)
-    asked = Screener(scorer_factory, config, shapes).judges if finished else None
+    asked = _who_judges(job, total) if finished else None
     report = compose(_states(output, manifest), plans, shapes, config, Reviews(output.uri).counts(), asked)
     output.write(PAGE, render(report, output, manifest))
     output.write(REPORT, report.to_json())
@@ -134,6 +134,15 @@ def _run(
         count += lines[unit.unit]
         if progress:
             progress(Progress(count, total, resumed, time.monotonic() - start))
+
+
+def _who_judges(job: Job, total: int) -> dict[str, Any]:
+    """Asked where a unit would be judged: only there is room for the models."""
+    if job.config.threads or total <= job.config.small_rows:
+        return judges_of(job)
+    from reft_ray.screening.distributed import judges_on_ray
+
+    return judges_on_ray(job)
 
 
 def _in_process(plans: Sequence[FilePlan], done: frozenset[str], job: Job, counting: Counting) -> Iterator[Finished]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -19,7 +20,7 @@ from reft_ray.core.errors import ReftError
 from reft_ray.screening.cluster import ensure_ray
 from reft_ray.screening.counting import Counting
 from reft_ray.screening.reading import FilePlan, Unit, groups, read_units
-from reft_ray.screening.work import Finished, Job, UnitWorker
+from reft_ray.screening.work import Finished, Job, UnitWorker, judges_of
 from reft_ray.telemetry.shared_recorder import SharedRecorder
 
 IN_FLIGHT_BYTES = 384 << 20
@@ -88,6 +89,18 @@ def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> 
                 yield Finished(done_unit["unit"], done_unit["rows"])
     except RayError as error:
         raise ReftError(f"screening stopped: {type(error).__name__}; run it again to resume") from error
+
+
+def judges_on_ray(job: Job) -> dict[str, Any]:
+    """Who would judge a unit of the job, asked with the resources of a worker."""
+    config = job.config
+    ensure_ray(config.cpus_per_actor, config.gpus_per_actor)
+    ask = ray.remote(num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor)(judges_of)
+    try:
+        found: dict[str, Any] = ray.get(ask.remote(job))
+    except RayError as error:
+        raise ReftError(f"nobody said who judges: {type(error).__name__}; run it again to resume") from error
+    return found
 
 
 class _Reader:

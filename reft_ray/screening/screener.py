@@ -79,10 +79,12 @@ class Screener:
     def judges(self) -> dict[str, Any]:
         """Who judges, and by which thresholds: equal in all units of one screening."""
         cascade = self.cascade
+        # Only with a guard, so that screenings of earlier releases go on.
+        threshold = {"guard_threshold": cascade.guard.threshold} if cascade.guard else {}
         return {
+            **threshold,
             "teacher": cascade.teacher.teacher_id,
             "guard": cascade.guard.guard_id if cascade.guard else None,
-            "guard_threshold": cascade.guard.threshold if cascade.guard else None,
             "combine": str(cascade.combine) if cascade.guard else None,
             "order": str(cascade.order) if cascade.guard else None,
             "thresholds": {"review": cascade.thresholds.review, "block": cascade.thresholds.block},

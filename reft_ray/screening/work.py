@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
 from reft_ray.screening.counting import Counting
@@ -41,6 +41,11 @@ class Finished(NamedTuple):
 
     unit: str
     rows: int
+
+
+def judges_of(job: Job) -> dict[str, Any]:
+    """Who would judge a unit of the job here."""
+    return Screener(job.scorer_factory, job.config, job.shapes).judges
 
 
 class UnitWorker:

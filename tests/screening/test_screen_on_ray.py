@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -144,3 +145,11 @@ def test_kept_rows_reach_the_trainer_in_order(dataset, tmp_path):
     table = pa.concat_tables(rows.iter_batches(batch_size=None, batch_format="pyarrow"))
     read = [(row["row_number"], read_messages(row["messages"])) for row in table.to_pylist()]
     assert read == list(kept_rows(out))
+
+
+def test_a_finished_output_is_not_the_answer_of_another_teacher(dataset, tmp_path):
+    out = str(tmp_path / "out")
+    screen([str(dataset)], out, WordScorer, ON_RAY)
+    assert screen([str(dataset)], out, WordScorer, ON_RAY).judges["teacher"] == "rt-words"
+    with pytest.raises(ReftError, match="judged by different teachers"):
+        screen([str(dataset)], out, partial(WordScorer, "rt-other"), ON_RAY)
