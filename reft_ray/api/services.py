@@ -9,7 +9,7 @@ from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.estimate import Counter, Defaults, Speed, count_bytes
-from reft_ray.jobs.files import FileStore
+from reft_ray.jobs.files import MAX_FILE_BYTES, MAX_PROJECT_BYTES, FileStore
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.models import ModelStore
 from reft_ray.jobs.rate_limits import RateLimits
@@ -49,8 +49,8 @@ class ServiceSettings:
     alignment_datasets: frozenset[str] = frozenset()
     gate: Mapping[str, float] = field(default_factory=dict)
     max_reject_ratio: float = 0.5
-    max_file_bytes: int = 512 << 20
-    max_project_bytes: int = 64 << 30
+    max_file_bytes: int = MAX_FILE_BYTES
+    max_project_bytes: int = MAX_PROJECT_BYTES
     max_upload_bytes: int = 8 << 30
     serve_checkpoints: bool = False
     private_webhooks: bool = False

@@ -23,7 +23,7 @@ from reft_ray.core.errors import UsageError
 from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.errors import LeaseLostError, StoppedError
-from reft_ray.jobs.files import FileStore
+from reft_ray.jobs.files import MAX_FILE_BYTES, MAX_PROJECT_BYTES, FileStore
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.lease import LEASE_SECONDS, Leases
 from reft_ray.jobs.pipeline import run_job
@@ -47,7 +47,7 @@ class DriverConfig:
 
     A `database_url` of `env:NAME` stands for the variable NAME where the driver runs. `steps` names a factory as
     `module:function`, which is called with `options`; `recorder` one of a Recorder, called with `application`.
-    `handle` is how the launcher calls this driver, where that is not its process.
+    `handle` is how the launcher calls this driver, where that is not its process. The limits are FileStore's.
     """
 
     database_url: str
@@ -58,6 +58,8 @@ class DriverConfig:
     heartbeat_seconds: float = 2.0
     recorder: str | None = None
     application: str = DEFAULT_APPLICATION
+    max_file_bytes: int = MAX_FILE_BYTES
+    max_project_bytes: int = MAX_PROJECT_BYTES
     handle: str | None = None
 
     def to_json(self) -> str:
@@ -105,7 +107,8 @@ def drive(job_id: str, attempt: int, config: DriverConfig) -> int:
         logger.info("job %s: attempt %d is not wanted any more", job_id, attempt)
         return 0
     leases.set_handle(job_id, attempt, config.handle or process_handle(os.getpid()))
-    run = JobRun(job, leases, owner, FileStore(database, ContentStore(config.files_uri)))
+    files = FileStore(database, ContentStore(config.files_uri), config.max_file_bytes, config.max_project_bytes)
+    run = JobRun(job, leases, owner, files)
     over = threading.Event()
     heart = threading.Thread(target=_beat, args=(run, config, over), name="heartbeat", daemon=True)
     heart.start()

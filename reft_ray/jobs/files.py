@@ -22,6 +22,7 @@ from reft_ray.jobs.tables import files, jobs, uploads
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 RESULTS = "fine-tune-results"
 EXPIRES_SECONDS = (3600, 2592000)
+MAX_FILE_BYTES, MAX_PROJECT_BYTES = 512 << 20, 64 << 30
 OPEN_UPLOAD = ("pending", "completing")
 STALE_SECONDS = 86400.0
 """An upload that was cut off leaves a record without bytes; after so long it is swept away."""
@@ -54,8 +55,8 @@ class FileStore:
         self,
         database: Database,
         content: ContentStore,
-        max_file_bytes: int = 512 << 20,
-        max_project_bytes: int = 64 << 30,
+        max_file_bytes: int = MAX_FILE_BYTES,
+        max_project_bytes: int = MAX_PROJECT_BYTES,
     ) -> None:
         self.database = database
         self.content = content

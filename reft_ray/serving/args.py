@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from reft_ray.api.settings import MIB, Bounds, FilterSettings
 from reft_ray.core.errors import UsageError
+from reft_ray.jobs.files import MAX_FILE_BYTES, MAX_PROJECT_BYTES
 from reft_ray.telemetry.metric import DEFAULT_APPLICATION
 
 BUILTIN = "builtin"
@@ -196,8 +197,8 @@ class ServiceArgs(Strict):
     alignment_datasets: tuple[str, ...] = ()
     gate: dict[str, float] = Field(default_factory=dict)
     max_reject_ratio: float = Field(default=0.5, ge=0, le=1)
-    max_file_bytes: int = Field(default=512 << 20, ge=1024)
-    max_project_bytes: int = Field(default=64 << 30, ge=1024)
+    max_file_bytes: int = Field(default=MAX_FILE_BYTES, ge=1024)
+    max_project_bytes: int = Field(default=MAX_PROJECT_BYTES, ge=1024)
     max_upload_bytes: int = Field(default=8 << 30, ge=1024)
     serve_checkpoints: bool = False
     private_webhooks: bool = False

@@ -72,7 +72,14 @@ RECORDER = "reft_ray.telemetry.shared_recorder:joined"
 def driver_config(args: ServiceArgs, application: str = DEFAULT_APPLICATION) -> DriverConfig:
     """What drivers are told; they count under the label `application`."""
     return DriverConfig(
-        args.database_url, args.files_uri, args.steps, args.options, recorder=RECORDER, application=application
+        args.database_url,
+        args.files_uri,
+        args.steps,
+        args.options,
+        recorder=RECORDER,
+        application=application,
+        max_file_bytes=args.max_file_bytes,
+        max_project_bytes=args.max_project_bytes,
     )
 
 

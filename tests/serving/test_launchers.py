@@ -20,7 +20,7 @@ from reft_ray.jobs.launcher import ProcessLauncher
 from reft_ray.jobs.lease import Leases, Slots
 from reft_ray.jobs.reconciler import Patience, Reconciler
 from reft_ray.serving.args import BaseModelArgs, ServiceArgs
-from reft_ray.serving.jobs import counter_of, launcher_of
+from reft_ray.serving.jobs import counter_of, driver_config, launcher_of
 from reft_ray.serving.ray_launcher import RayLauncher
 from reft_ray.telemetry.recorder import NullRecorder
 
@@ -186,3 +186,16 @@ def test_the_operator_chooses_where_drivers_run_and_how_tokens_are_counted(llama
     assert isinstance(there.config.make_recorder(), NullRecorder), "there is no cluster to count in"
     row = b'{"messages": [{"role": "user", "content": "how"}, {"role": "assistant", "content": "no"}]}\n'
     assert counter_of(args)("tiny", [row]).exact
+
+
+def test_drivers_hold_results_to_the_operators_limits(tmp_path):
+    args = ServiceArgs.model_construct(
+        database_url="sqlite:///x.db",
+        files_uri=str(tmp_path),
+        steps="a:b",
+        options={},
+        max_file_bytes=2048,
+        max_project_bytes=4096,
+    )
+    config = driver_config(args)
+    assert (config.max_file_bytes, config.max_project_bytes) == (2048, 4096)
