@@ -32,6 +32,10 @@ class Launcher(Protocol):
         """Whether the driver runs; None when that cannot be known from here, and only its lease can tell."""
         ...
 
+    def is_waiting(self, handle: str) -> bool:
+        """Whether the driver has not begun yet for want of a place."""
+        ...
+
 
 class ProcessLauncher:
     """Drivers as processes of this machine, each the leader of its own session.
@@ -91,6 +95,10 @@ class ProcessLauncher:
             return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
+
+    def is_waiting(self, handle: str) -> bool:
+        """See Launcher. A process begins at once."""
+        return False
 
     def _log(self, job_id: str, attempt: int) -> Path:
         if self._log_dir is None:

@@ -18,7 +18,7 @@ LEASE_SECONDS = 30.0
 """A driver that was silent for so long is taken for dead."""
 
 START_SECONDS = 60.0
-"""A launched driver has so long to take its lease, unless its launcher knows that it is alive."""
+"""A launched driver has so long to take its lease, unless it waits for a place."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,14 +76,14 @@ class Reconciler:
         return ticking(self.tick, "reconciling", seconds, logger)
 
     def _is_driven(self, job: Job) -> bool:
-        alive = None if job.handle is None else self.launcher.is_alive(job.handle)
         if self.leases.is_driven(job):
             # A dead driver's lease need not be waited for.
-            return alive is not False
-        if alive is not True or job.lease_owner is not None or job.launched_at is None:
+            return job.handle is None or self.launcher.is_alive(job.handle) is not False
+        if job.handle is None or job.launched_at is None or job.lease_owner is not None:
             return False
-        # It may have to wait for a place in a full cluster, which is no failure.
-        return self.store.database.now() < job.launched_at + self.patience.place
+        # To wait for a place in a full cluster is no failure.
+        patient = self.store.database.now() < job.launched_at + self.patience.place
+        return patient and self.launcher.is_waiting(job.handle)
 
     def _start(self, job: Job) -> bool:
         if job.failures >= self.patience.failures:

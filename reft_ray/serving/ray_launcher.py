@@ -94,6 +94,14 @@ class RayLauncher:
         except OSError:
             return None
 
+    def is_waiting(self, handle: str) -> bool:
+        """See Launcher."""
+        name = _name(handle)
+        try:
+            return name is not None and self._status(name) == JobStatus.PENDING
+        except OSError:
+            return False
+
     def _status(self, name: str) -> JobStatus | None:
         try:
             return self._client.get_job_status(name)

@@ -9,10 +9,10 @@ from reft_ray.jobs.reconciler import Patience, Reconciler
 
 
 class Drivers:
-    """A Launcher that only notes; `alive` may be set to True, False or None per handle."""
+    """A Launcher that only notes; `alive` may be set to True, False or None per handle, `waiting` to handles."""
 
     def __init__(self):
-        self.started, self.stopped, self.alive = [], [], {}
+        self.started, self.stopped, self.alive, self.waiting = [], [], {}, set()
 
     def start(self, job_id, attempt):
         handle = f"{job_id}/{attempt}"
@@ -26,6 +26,9 @@ class Drivers:
 
     def is_alive(self, handle):
         return self.alive[handle]
+
+    def is_waiting(self, handle):
+        return handle in self.waiting
 
 
 @pytest.fixture
@@ -111,6 +114,7 @@ def test_a_driver_on_another_machine_is_judged_by_its_lease_alone(reconciler, dr
 
 def test_a_driver_that_waits_for_a_place_is_no_failure(reconciler, drivers, create, jobs, clock):
     job_id = create()
+    drivers.waiting.add(f"{job_id}/1")
     for _ in range(10):
         reconciler.tick()
         clock.advance(99)
@@ -120,13 +124,17 @@ def test_a_driver_that_waits_for_a_place_is_no_failure(reconciler, drivers, crea
     assert jobs.get(job_id).lease_owner == "owner"
 
 
-@pytest.mark.parametrize(("alive", "seconds"), [(True, 1000), (None, START_SECONDS), (False, 1)])
-def test_a_driver_without_a_lease_has_the_time_that_fits_its_launcher(
-    reconciler, drivers, create, clock, alive, seconds
+@pytest.mark.parametrize(
+    ("waiting", "alive", "seconds"),
+    [(True, True, 1000), (False, True, START_SECONDS), (False, None, START_SECONDS), (False, False, 1)],
+)
+def test_a_driver_without_a_lease_has_the_time_that_it_needs(
+    reconciler, drivers, create, clock, waiting, alive, seconds
 ):
     job_id = create()
     reconciler.tick()
     drivers.alive[f"{job_id}/1"] = alive
+    drivers.waiting.update([f"{job_id}/1"] if waiting else [])
     clock.advance(seconds - 1)
     reconciler.tick()
     clock.advance(2)
