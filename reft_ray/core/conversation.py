@@ -134,7 +134,7 @@ def other_texts(values: Mapping[str, object], known: Container[str]) -> Iterator
         if isinstance(value, str):
             text = "" if _identifies(key, value) else readable(value)
         else:
-            text = "\n".join(_leaves(value))
+            text = "\n".join(_leaves(value, numbers=False))
         if text.strip():
             yield Part(readable(key[:_KEY_CHARACTERS]), text)
 
@@ -144,8 +144,8 @@ def _identifies(name: object, value: object) -> bool:
     return name in ("id", "type", "index", "tool_call_id") and not any(map(str.isspace, str(value)))
 
 
-def _leaves(call: object) -> Iterator[str]:
-    """The texts of a tool call or tool definition with the keys before them, a line each.
+def _leaves(call: object, numbers: bool = True) -> Iterator[str]:
+    """The texts of a tool call or tool definition with the keys before them, a line each; its numbers where asked for.
 
     Arguments are JSON within JSON, whose escapes would hide words from a tokenizer, so they are read. Without
     recursion: what a client nests must not exhaust the stack.
@@ -160,6 +160,8 @@ def _leaves(call: object) -> Iterator[str]:
             pending += reversed([(str(name), inner) for name, inner in value.items() if not _identifies(name, inner)])
         elif isinstance(value, list) and value:
             pending += [(key, inner) for inner in reversed(value)]
+        elif not numbers and isinstance(value, int | float):
+            continue
         elif value not in (None, "", {}, []):
             yield readable(f"{key}: {value}" if key else str(value))
         elif key not in _CALL_KEYS:

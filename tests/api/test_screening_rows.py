@@ -146,3 +146,10 @@ def test_lines_do_not_depend_on_how_the_body_is_cut(size: int) -> None:
         return [line async for line in lines(chunks(), max_bytes=10)]
 
     assert asyncio.run(collected()) == [b"one", b"", b"two\r", None, b"y" * 10, b"last"]
+
+
+def test_numbers_in_lists_and_objects_are_no_text() -> None:
+    row = {"prompt": "hello", "completion": "ok", "input_ids": [1, 2, 3], "usage": {"tokens": 5, "by": "me"}}
+    found = parse_row(0, json.dumps(row).encode()).conversation
+    assert found is not None
+    assert [turn.content for turn in found[2:]] == ["by: me"]
