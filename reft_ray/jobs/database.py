@@ -46,7 +46,7 @@ class Database:
         database = cls(_engine(url, create=False))
         try:
             if not inspect(database.engine).has_table("audit_log"):
-                raise UsageError(f"database {database.name}: it has no records of a service")
+                raise UsageError(f"database {database.name}: it has no records of a service; start the service first")
             database.migrate()
         except DBAPIError as error:
             database.close()

@@ -26,7 +26,7 @@ SWEEP_SECONDS = 300.0
 
 
 POST_SECONDS = 10.0
-"""A whole delivery, from the name's look-up to the status; a tenant's endpoint may be as slow as it likes."""
+"""A whole delivery behind the name's look-up; a tenant's endpoint may be as slow as it likes."""
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
