@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,23 @@ def test_selectors_find_pods(manifests: Any, overlay: str) -> None:
             assert set(volumes) <= claims
 
 
+def test_no_budget_stops_a_drain_for_ever(manifests: Any, overlay: str) -> None:
+    """More than 0 unavailable, or a share, is counted from a scale; a RayCluster has none, so that nothing may go."""
+    documents = manifests.build(overlay)
+    budgets = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "PodDisruptionBudget"}
+    job_heads = budgets.pop("job-heads")
+    # A job ends, so its pods may be held for as long as it runs.
+    assert {"key": "reft-ray.io/role", "operator": "In", "values": ["job"]} in job_heads["selector"]["matchExpressions"]
+    assert job_heads["maxUnavailable"] == 0
+    busy = _workers_with_a_replica(manifests.one(overlay, "RayService")["spec"])
+    for name, spec in budgets.items():
+        assert "maxUnavailable" not in spec, name
+        assert isinstance(spec["minAvailable"], int), name
+        assert spec["minAvailable"] < busy, f"{name}: {busy} workers become ready for certain"
+    # Where there are two, the last one stays.
+    assert sorted(budgets) == (["service-workers"] if busy > 1 else [])
+
+
 def test_no_secret_is_written_down(all_documents: list[tuple[str, Document]]) -> None:
     assert not [place for place, document in all_documents if document["kind"] == "Secret"]
     for place, template in [(p, t) for p, d in all_documents for _, t in _ray_pods(d)]:
@@ -270,6 +288,21 @@ def _ray_pods(document: Document) -> list[tuple[Document, Document]]:
     """Start parameters and pod template of the head and of every worker group."""
     groups = [g for _, c in _clusters([("", document)]) for g in (c["headGroupSpec"], *c["workerGroupSpecs"])]
     return [(group["rayStartParams"], group["template"]) for group in groups]
+
+
+def _workers_with_a_replica(service: Document) -> int:
+    """How many workers hold a replica wherever Serve puts them: only these are ready, and counted by a budget."""
+    (application,) = yaml.safe_load(service["serveConfigV2"])["applications"]
+    asked = sum(
+        deployment["ray_actor_options"].get("num_gpus", 0)
+        * deployment.get("autoscaling_config", {}).get("min_replicas", deployment.get("num_replicas", 1))
+        for deployment in application["deployments"]
+    )
+    per_worker = max(
+        float(group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 1))
+        for group in service["rayClusterConfig"]["workerGroupSpecs"]
+    )
+    return max(1, math.ceil(asked / per_worker))
 
 
 def _bytes(quantity: str) -> int:
