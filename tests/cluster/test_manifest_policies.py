@@ -247,6 +247,22 @@ def test_prometheus_finds_the_pods_and_names_them(manifests: Any) -> None:
         assert "cluster" in {rule.get("targetLabel") for rule in endpoint["relabelings"]}
 
 
+def test_prometheus_asks_only_proxies_that_run_for_the_gateways_figures(manifests: Any) -> None:
+    """Serve runs its proxy on a service's head and beside replicas: any other target would be down for ever."""
+    endpoints = manifests.one("overlays/production", "PodMonitor")["spec"]["podMetricsEndpoints"]
+    for part in ("overlays/production", "jobs/finetuning", "jobs/screening", "interactive"):
+        for template in (template for d in manifests.build(part) for _, template in _ray_pods(d)):
+            (container,) = template["spec"]["containers"]
+            probes = container["readinessProbe"]["httpGet"]["path"]
+            head = container["name"] == "ray-head"
+            for ready in (True, False):
+                targets = {item["port"] for item in endpoints if _is_target(item, template, ready)}
+                # A worker of a service is ready while its proxy is.
+                runs = part == "overlays/production" and (head or probes == "/-/healthz")
+                assert ("serve" in targets) == (runs and ready), (part, container["name"], ready)
+                assert "metrics" in targets
+
+
 def test_a_replica_fits_on_a_pod(manifests: Any, overlay: str) -> None:
     """Serve would wait for ever for a node that the pods of an overlay can never be."""
     service = manifests.one(overlay, "RayService")["spec"]
@@ -288,6 +304,19 @@ def _ray_pods(document: Document) -> list[tuple[Document, Document]]:
     """Start parameters and pod template of the head and of every worker group."""
     groups = [g for _, c in _clusters([("", document)]) for g in (c["headGroupSpec"], *c["workerGroupSpecs"])]
     return [(group["rayStartParams"], group["template"]) for group in groups]
+
+
+def _is_target(endpoint: Document, template: Document, ready: bool) -> bool:
+    """Whether a pod passes an endpoint's `keep` rules, under the labels that Prometheus' discovery makes of it."""
+    labels = {"__meta_kubernetes_pod_ready": str(ready).lower()} | {
+        "__meta_kubernetes_pod_label_" + re.sub(r"\W", "_", name): value
+        for name, value in template["metadata"]["labels"].items()
+    }
+    return all(
+        re.fullmatch(rule["regex"], ";".join(labels.get(name, "") for name in rule["sourceLabels"]))
+        for rule in endpoint["relabelings"]
+        if rule["action"] == "keep"
+    )
 
 
 def _workers_with_a_replica(service: Document) -> int:
