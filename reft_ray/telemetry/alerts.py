@@ -247,12 +247,14 @@ _JOBS = (
 )
 
 _CLUSTER = (
+    # Serve's statuses: 1 is DEPLOY_FAILED, 2 UNHEALTHY. A replica's own gauge is 0 once, when it is stopped, then gone.
+    # Between two crashes a deployment is healthy for a moment: it counts as failing for ten minutes after each.
     Alert(
         "ReftReplicaUnhealthy",
         Severity.TICKET,
-        "Deployment {{ $labels.deployment }} has a replica that fails its health check",
-        (Condition("min by (application, deployment) (ray_serve_deployment_replica_healthy)", "< 1"),),
-        "5m",
+        "Deployment {{ $labels.deployment }} keeps failing to start or to stay healthy",
+        (Condition("min by (application, deployment) (min_over_time(ray_serve_deployment_status[10m]))", "< 3"),),
+        "15m",
     ),
     Alert(
         "ReftTargetDown",

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from reft_ray.telemetry import rules
 from reft_ray.telemetry.alerts import ALERTS
 from reft_ray.telemetry.catalog import METRICS
 from reft_ray.telemetry.metric import Metric
+
+with warnings.catch_warnings():
+    # Ray's own deprecations are not ours.
+    warnings.simplefilter("ignore")
+    from ray.serve._private.common import DeploymentStatus
 
 ROOT = Path(__file__).parents[2]
 promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (apt: prometheus)")
@@ -82,6 +88,13 @@ def rows(block: str) -> dict[str, str]:
 
 def teachers(*ids: str) -> dict[str, str]:
     return {s(c.TEACHER_INFO, prefix="ray_", application="filter", teacher=teacher): "1x60" for teacher in ids}
+
+
+def statuses(**of: str) -> dict[str, str]:
+    return {
+        f'ray_serve_deployment_status{{application="filter", deployment="{name}"}}': values
+        for name, values in of.items()
+    }
 
 
 CASES = (
@@ -196,20 +209,21 @@ CASES = (
         {s(c.GATE_RESULTS, result="withheld"): "0+1x60", s(c.GATE_RESULTS, result="passed"): "0+9x60"},
         "45m",
     ),
+    # A crash loop: each replica lives for a few minutes.
     Case(
         "ReftReplicaUnhealthy",
-        {
-            'ray_serve_deployment_replica_healthy{application="filter", deployment="teacher", replica="a"}': "1x20",
-            'ray_serve_deployment_replica_healthy{application="filter", deployment="teacher", replica="b"}': "0x20",
-        },
-        "10m",
+        statuses(teacher=" ".join(["6 6 6 2"] * 10), gateway="6x40"),
+        "30m",
         (ticket(application="filter", deployment="teacher"),),
     ),
     Case(
         "ReftReplicaUnhealthy",
-        {'ray_serve_deployment_replica_healthy{application="filter", deployment="teacher", replica="a"}': "1x20"},
-        "10m",
+        statuses(teacher="3x5 1x30"),
+        "30m",
+        (ticket(application="filter", deployment="teacher"),),
     ),
+    # A lost replica was replaced, and deployments that change: nobody is needed.
+    Case("ReftReplicaUnhealthy", statuses(teacher="6x9 2x3 6x30", gateway="3x10 4x10 5x10"), "22m"),
     Case("ReftTargetDown", {'up{job="ray"}': "0x30"}, "20m", (ticket(job="ray"),)),
     Case("ReftTargetDown", {'up{job="ray"}': "1x30"}, "20m"),
 )
@@ -292,6 +306,14 @@ def test_the_checked_in_rules_are_what_the_code_renders():
     assert {path.name: path.read_text() for path in (ROOT / "dashboards/rules").iterdir()} == rules.rendered(), (
         "run `reft-ray telemetry render`"
     )
+
+
+def test_serve_numbers_what_fails_below_the_bound_and_nothing_else():
+    (alert,) = (alert for alert in ALERTS if alert.name == "ReftReplicaUnhealthy")
+    (condition,) = alert.conditions
+    bound = int(condition.bound.removeprefix("< "))
+    failing = {status.name for status in DeploymentStatus if status.to_numeric() < bound}
+    assert failing == {"DEPLOY_FAILED", "UNHEALTHY"}
 
 
 def test_metrics_that_must_stay_zero_page():
