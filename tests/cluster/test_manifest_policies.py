@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +291,44 @@ def test_kueue_queues_jobs(all_documents: list[tuple[str, Document]]) -> None:
         assert document["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "reft-ray"
         assert document["spec"]["suspend"] is True
         assert "enableInTreeAutoscaling" not in document["spec"]["rayClusterSpec"]
+
+
+def test_a_job_has_the_pods_that_it_asks_for(all_documents: list[tuple[str, Document]]) -> None:
+    """Driver, workers and actors find their places at once: Ray would wait for ever for what never comes."""
+    jobs = [(place, document["spec"]) for place, document in all_documents if document["kind"] == "RayJob"]
+    assert len(jobs) == 4
+    for place, spec in jobs:
+        cluster = spec["rayClusterSpec"]
+        pods = "maxReplicas" if cluster.get("enableInTreeAutoscaling") else "replicas"
+        free = []
+        for group in cluster["workerGroupSpecs"]:
+            assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"], place
+            limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+            size = {"cpu": float(limits["cpu"]), "gpu": float(limits["nvidia.com/gpu"])}
+            own = {name: float(amount) for name, amount in group.get("resources", {}).items()}
+            free += [{**size, **own} for _ in range(group[pods])]
+        for asked in _places(spec):
+            pod = next((pod for pod in free if all(pod.get(name, 0) >= n for name, n in asked.items())), None)
+            assert pod is not None, f"{place}: {pods} leave no place for {asked}"
+            for name, amount in asked.items():
+                pod[name] = pod.get(name, 0) - amount
+
+
+def _places(spec: Document) -> list[dict[str, float]]:
+    """What a job's driver, and then each of its workers or actors, takes of one pod."""
+    words = shlex.split(spec["entrypoint"])
+    options = {name: value for name, value in itertools.pairwise(words) if name.startswith("--")}
+    driver = {
+        "cpu": float(spec["entrypointNumCpus"]),
+        "gpu": float(spec.get("entrypointNumGpus", 0)),
+        **json.loads(spec["entrypointResources"]),
+    }
+    many, cpus, gpus = {
+        "finetune": ("--workers", "--cpus-per-worker", "--gpus-per-worker"),
+        "screen": ("--actors", "--cpus", "--gpus"),
+    }[words[1]]
+    each = {"cpu": float(options[cpus]), "gpu": float(options[gpus])}
+    return [driver] + [each] * int(options[many])
 
 
 def _clusters(documents: list[tuple[str, Document]]) -> list[tuple[str, Document]]:
