@@ -11,7 +11,6 @@ import ray
 from reft_ray.evaluation.gate import Gate
 from reft_ray.evaluation.suite import Suite, TaskTest
 from reft_ray.finetuning.config import Resources
-from reft_ray.jobs.artefacts import local_folder
 from reft_ray.jobs.errors import StoppedError
 from reft_ray.jobs.run import JobRun
 from reft_ray.jobs.steps import Evaluation, GateCheck, Training, finite
@@ -31,8 +30,7 @@ def evaluate_student(run: JobRun, world: Surroundings, training: Training, devic
     held_out = list(answered_examples(run, spec.validation_file, world.base))
     suite = Suite(world.harmful(), world.harmless(), {TASK: TaskTest(held_out, args.match)} if held_out else {})
     question = Question(suite, held_out, args.max_new_tokens)
-    with local_folder(training.adapter_uri) as adapter:
-        student = _asked(run, world, str(adapter), question, device)
+    student = _asked(run, world, training.adapter_uri, question, device)
     base = _asked(run, world, None, question, device)
     result = Gate(args.bounds(spec.options.gate, bool(held_out))).check(student.evaluation, base.evaluation)
     report = {"student": student.as_dict(), "base": base.as_dict(), "gate": result.as_dict()}

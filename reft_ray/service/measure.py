@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ from reft_ray.finetuning.encoding import fitting
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward
 from reft_ray.hf.generate import Responder
-from reft_ray.hf.loading import load_base
+from reft_ray.hf.loading import Base, load_base
 from reft_ray.hf.lora import ADAPTER_WEIGHTS, attach_saved, merge
+from reft_ray.jobs.artefacts import local_folder
 
 _BATCH_TOKENS = 8192
 
@@ -50,17 +50,28 @@ class Answer:
 
 
 def measure(base: str, student: str | None, question: Question, device: str) -> Answer:
-    """Ask the base, or the base with a student's adapter (or the student, where it has whole weights)."""
+    """Ask the base, or the base with a student's adapter (or the student, where it has whole weights).
+
+    `student` is a URI: a copy of it on the caller's machine may not be there on this one.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    whole = student is not None and not (Path(student) / ADAPTER_WEIGHTS).is_file()
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    loaded = load_base(str(student) if whole else base, dtype, device)
-    model: Any = loaded.model
-    if student is not None and not whole:
-        model = merge(attach_saved(model, "student", Path(student)))
+    loaded, model = _loaded(base, student, dtype, device)
     chat = ChatFormat(loaded.tokenizer)
     evaluation = evaluate(Responder(model, chat, question.max_new_tokens), question.suite)
     encoded = answered(fitting(chat, question.loss_rows, loaded.context).encoded)
     batches = micro_batches(encoded, _BATCH_TOKENS, chat.pad_id, device)
     return Answer(evaluation, held_out(ModelForward(model), batches))
+
+
+def _loaded(base: str, student: str | None, dtype: torch.dtype, device: str) -> tuple[Base, Any]:
+    if student is None:
+        loaded = load_base(base, dtype, device)
+        return loaded, loaded.model
+    with local_folder(student) as folder:
+        if (folder / ADAPTER_WEIGHTS).is_file():
+            loaded = load_base(base, dtype, device)
+            return loaded, merge(attach_saved(loaded.model, "student", folder))
+        loaded = load_base(str(folder), dtype, device)
+        return loaded, loaded.model
