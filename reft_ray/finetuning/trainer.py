@@ -28,7 +28,8 @@ from reft_ray.finetuning.progress import Channel, Sender
 from reft_ray.finetuning.ray_runtime import RayRuntime, set_threads
 from reft_ray.finetuning.runtime import LocalRuntime, Progress, Runtime, Stop, TrainingStoppedError
 from reft_ray.finetuning.student_loop import train_student
-from reft_ray.finetuning.targets import ensure_soft_targets
+from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_on_worker, soft_targets_path
+from reft_ray.finetuning.task import as_task, cause_of
 from reft_ray.finetuning.teacher_loop import TeacherData, train_teacher
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.telemetry.recorder import Recorder
@@ -84,8 +85,8 @@ def finetune(
 ) -> Path:
     """Stage 2: finetune a student and export it to `out`. The same `run_id` on the same storage resumes.
 
-    Raises TrainingStoppedError once `stop` was True and a checkpoint is written; ReftError when something is missing,
-    or when the run fails more often than its resources allow.
+    Raises TrainingStoppedError once `stop` was True and a checkpoint is written, or while soft labels are made;
+    ReftError when something is missing, or when the run fails more often than its resources allow.
     """
     resources = resources or Resources()
     progress = Counting(recorder, "student", progress) if recorder else progress
@@ -96,9 +97,8 @@ def finetune(
         raise ReftError(f"init=aligned starts from a LoRA teacher, and {inputs.teacher.id} has full weights")
     targets: Path | None = None
     if inputs.teacher and config.method.distills and config.labels == "soft" and config.teacher_forward == "cached":
-        shared = Path(resources.shared or _storage(resources, out)) / "targets"
-        device = "cuda" if resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
-        targets = ensure_soft_targets(config, inputs.teacher, inputs.alignment, shared, device).parent
+        targets = Path(resources.shared or _storage(resources, out)) / "targets"
+        _make_soft_targets(config, inputs.teacher, inputs.alignment, targets, resources, stop)
     rows = inputs.rows
     local = resources.workers == 0
     dataset = rows if isinstance(rows, ray.data.Dataset) else None if local else dataset_of(rows)
@@ -112,6 +112,24 @@ def finetune(
         train_student(runtime, config, source, alignment, teacher, targets, sharded, validation)
 
     return _run(loop, dataset, out, resources, run_id or f"finetune-{uuid.uuid4().hex[:12]}", progress, stop)
+
+
+def _make_soft_targets(
+    config: FinetuneConfig,
+    teacher: RefTeacher,
+    alignment: Sequence[Example],
+    folder: Path,
+    resources: Resources,
+    stop: Stop | None,
+) -> None:
+    gpu = resources.gpus_per_worker > 0
+    if resources.workers == 0:
+        device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
+        ensure_soft_targets(config, teacher, alignment, folder, device)
+    elif not soft_targets_path(config, teacher, alignment, folder).is_file():
+        # A whole teacher: the process that drives a run need not have the room for it.
+        what = (soft_targets_on_worker, config, teacher, alignment, folder, gpu)
+        as_task("making soft labels", *what, resources=resources, stop=stop)
 
 
 Loop = Callable[[Runtime, "ray.data.DataIterator | None"], None]
@@ -168,7 +186,7 @@ def _run(
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise ReftError(f"run {run_id} failed: {_cause(error)}") from error
+            raise ReftError(f"run {run_id} failed: {cause_of(error)}") from error
     if result.checkpoint is None:
         raise ReftError(f"run {run_id} ended without a checkpoint")
     with result.checkpoint.as_directory() as folder:
@@ -188,12 +206,3 @@ def _every_rank_reads_all() -> DataConfig:
     """
     options = ray.data.ExecutionOptions(preserve_order=True)
     return DataConfig(datasets_to_split=[], execution_options=options)
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost message of a failed run: the worker's own error, not the wrappers around it."""
-    failures = getattr(error, "worker_failures", None) or {}
-    inner: BaseException = next(iter(failures.values()), error)
-    while (cause := getattr(inner, "cause", None) or inner.__cause__) is not None and cause is not inner:
-        inner = cause
-    return str(inner).strip().splitlines()[-1] if str(inner).strip() else type(inner).__name__

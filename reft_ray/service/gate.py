@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
-
-import ray
 
 from reft_ray.evaluation.gate import Gate
 from reft_ray.evaluation.suite import Suite, TaskTest
-from reft_ray.finetuning.config import Resources
+from reft_ray.finetuning.runtime import TrainingStoppedError
+from reft_ray.finetuning.task import as_task
 from reft_ray.jobs.errors import StoppedError
 from reft_ray.jobs.run import JobRun
 from reft_ray.jobs.steps import Evaluation, GateCheck, Training, finite
@@ -21,7 +19,6 @@ from reft_ray.service.train import connect
 
 REPORT = "release_gate.json"
 TASK = "validation_file"
-_POLL_SECONDS = 0.5
 
 
 def evaluate_student(run: JobRun, world: Surroundings, training: Training, device: str) -> Evaluation:
@@ -46,21 +43,10 @@ def _asked(run: JobRun, world: Surroundings, student: str | None, question: Ques
     resources = world.args.resources
     if resources.workers == 0:
         return measure(world.base, student, question, device)
-    return _on_ray(lambda: run.should_stop(), resources, world.base, student, question, device)
-
-
-def _on_ray(
-    stop: Callable[[], bool], resources: Resources, base: str, student: str | None, question: Question, device: str
-) -> Answer:
-    """The same in a task with the resources of one training worker, ended at once when the job is stopped."""
     connect()
-    task = ray.remote(measure).options(
-        num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=resources.max_failures
-    )
-    future = task.remote(base, student, question, device)
-    while not ray.wait([future], timeout=_POLL_SECONDS)[0]:
-        if stop():
-            ray.cancel(future, force=True)
-            raise StoppedError("told to stop")
-    answer: Answer = ray.get(future)
-    return answer
+    try:
+        return as_task(
+            "measuring", measure, world.base, student, question, device, resources=resources, stop=run.should_stop
+        )
+    except TrainingStoppedError as stop:
+        raise StoppedError(str(stop)) from None

@@ -17,7 +17,7 @@ from reft_ray.finetuning import teacher_loop
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
 from reft_ray.finetuning.rows import Cycle, global_batches, share, shuffled
 from reft_ray.finetuning.runtime import LocalRuntime, TrainingStoppedError
-from reft_ray.finetuning.targets import ensure_soft_targets
+from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_on_worker
 from reft_ray.finetuning.teacher_loop import TeacherData, sweep_layers
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune, prepare_teacher
 from reft_ray.hf.chat import ChatFormat
@@ -72,6 +72,27 @@ def test_soft_labels_that_are_there_need_no_model(
     made = ensure_soft_targets(finetune_config(llama), teacher, HARMFUL + HARMLESS, tmp_path)
     monkeypatch.setattr(RefTeacher, "base", lambda *_, **__: pytest.fail("the base was loaded"))
     assert ensure_soft_targets(finetune_config(llama), teacher, HARMFUL + HARMLESS, tmp_path) == made
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "loaded"),
+    [
+        (True, "auto", (torch.bfloat16, "cuda")),
+        (True, "float32", (torch.float32, "cuda")),
+        (False, "auto", (torch.float32, "cpu")),
+    ],
+)
+def test_a_worker_makes_soft_labels_on_its_own_accelerator(
+    teacher: RefTeacher, llama: Path, tmp_path: Path, monkeypatch, gpu: bool, precision: str, loaded: tuple
+) -> None:
+    def base(self: RefTeacher, name: str, dtype: torch.dtype, device: str) -> None:
+        raise ReftError(f"{dtype} on {device}")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(RefTeacher, "base", base)
+    config = finetune_config(llama, precision=precision)
+    with pytest.raises(ReftError, match="{} on {}".format(*loaded)):
+        soft_targets_on_worker(config, teacher, HARMFUL, tmp_path, gpu)
 
 
 def test_the_teacher_separates_what_it_was_taught_and_its_artefact_is_whole(teacher: RefTeacher, llama: Path) -> None:

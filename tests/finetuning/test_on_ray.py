@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from safetensors.torch import load_file
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
+from reft_ray.finetuning.runtime import TrainingStoppedError
+from reft_ray.finetuning.targets import ensure_soft_targets
+from reft_ray.finetuning.task import as_task
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune, prepare_teacher
 from reft_ray.hf.ref_teacher import RefTeacher
@@ -123,3 +127,32 @@ def test_a_failed_run_says_why_in_one_line(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(ReftError, match=r"failed: .*the prompt has \d+ tokens, the context holds 256") as caught:
         finetune(config_of(llama, method="sft"), FinetuneInputs(long, 1), tmp_path / "x", resources)
     assert "\n" not in str(caught.value)
+
+
+def test_a_worker_makes_the_soft_labels_and_the_driver_loads_no_model(
+    teacher: RefTeacher, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = FinetuneInputs(USER[:8], 8, HARMFUL + HARMLESS, teacher)
+    config = config_of(llama, epochs=1)
+    made = ensure_soft_targets(config, teacher, HARMFUL + HARMLESS, tmp_path / "here")
+    # Tasks are other processes, in which the base loads as ever.
+    monkeypatch.setattr(RefTeacher, "base", lambda *_, **__: pytest.fail("the driver loaded the base"))
+    resources = Resources.of({"workers": 1, "shared": str(tmp_path / "shared")})
+    assert weights(finetune(config, inputs, tmp_path / "student", resources))
+    (found,) = (tmp_path / "shared/targets").glob("*.safetensors")
+    assert found.name == made.name
+    here = load_file(made)
+    for name, tensor in load_file(found).items():
+        assert torch.allclose(tensor, here[name], atol=1e-5), name
+
+
+def test_soft_labels_that_cannot_be_made_say_why_in_one_line(teacher: RefTeacher, llama: Path, tmp_path: Path) -> None:
+    inputs = FinetuneInputs(USER[:8], 8, [Example(chat("how to bake"))], teacher)
+    with pytest.raises(ReftError, match=r"^making soft labels failed: the alignment set has no row") as caught:
+        finetune(config_of(llama), inputs, tmp_path / "x", Resources(workers=1))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_task_ends_when_it_is_told_to() -> None:
+    with pytest.raises(TrainingStoppedError, match="told to stop while waiting"):
+        as_task("waiting", time.sleep, 600, resources=Resources(), stop=lambda: True)

@@ -11,13 +11,18 @@ import pytest
 import torch
 
 from reft_ray.core.errors import UsageError
+from reft_ray.finetuning.runtime import TrainingStoppedError
 from reft_ray.jobs.artefacts import files_in, local_folder
+from reft_ray.jobs.errors import StoppedError
 from reft_ray.jobs.files import scratch_key
 from reft_ray.jobs.job import Hyperparameters, JobSpec, Options, Status
+from reft_ray.jobs.steps import Training
 from reft_ray.screening.reviews import Action, Reviews
+from reft_ray.service import gate
 from reft_ray.service.config import GateArgs, StepsConfig
 from reft_ray.service.settings import finetune_config
 from reft_ray.service.steps import make
+from reft_ray.service.surroundings import Surroundings
 
 
 def file_named(world, job, name: str) -> bytes:
@@ -158,6 +163,17 @@ def test_a_student_above_a_limit_is_withheld_with_its_numbers(world, toy) -> Non
     assert (job.status, job.error.code, job.fine_tuned_model) == (Status.FAILED, "unsafe_model", None)
     assert "limit: at most 0" in job.error.message
     assert not world.models.list(job.project_id)
+
+
+def test_a_job_that_is_stopped_while_a_task_measures_is_no_failed_one(world, toy, monkeypatch) -> None:
+    def stopped(what, *_, **__):
+        raise TrainingStoppedError(f"told to stop while {what}")
+
+    monkeypatch.setattr(gate, "connect", lambda: None)
+    monkeypatch.setattr(gate, "as_task", stopped)
+    surroundings = Surroundings(StepsConfig.of(toy.with_base(resources={"workers": 1})).base("toy"))
+    with pytest.raises(StoppedError, match="while measuring"):
+        gate.evaluate_student(world.run(world.job()), surroundings, Training("/adapter", 1, 1), "cpu")
 
 
 def test_people_decide_about_withheld_rows(world, toy, shuffled_rows) -> None:
