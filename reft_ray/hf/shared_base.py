@@ -105,6 +105,13 @@ class SharedBase:
         logits_BV: Tensor = output.logits[:, -1]
         return logits_BV
 
+    def try_out(self) -> DynamicCache:
+        """Read one token with the base alone, to its very end; the cache behind it. Raises what the device raises."""
+        cache = DynamicCache()
+        one_11 = torch.ones(1, 1, dtype=torch.long, device=self.device)
+        self.logits(one_11, one_11, torch.zeros_like(one_11), cache, [None])[0, 0].item()
+        return cache
+
     def _activate(self, name: str) -> None:
         if name != self._active:
             self._model.set_adapter(name)
@@ -120,10 +127,8 @@ class SharedBase:
             self._model.delete_adapter(name)
 
     def _probe(self, name: str) -> None:
-        cache = DynamicCache()
-        one_11 = torch.ones(1, 1, dtype=torch.long, device=self.device)
         try:
-            self.logits(one_11, one_11, torch.zeros_like(one_11), cache, [None])
+            cache = self.try_out()
         except (TypeError, ValueError, AttributeError, IndexError) as error:
             raise ReftError(f"{name} cannot be served in batches: {type(error).__name__} in a trial run") from None
         if not all(type(layer) is DynamicLayer for layer in cache.layers):

@@ -69,6 +69,8 @@ class ChatEngine:
         self._seated: dict[Row, _Seat] = {}
         self._changed = threading.Condition()
         self._closed = False
+        self.failed_turns = 0
+        """In a row: what belongs to one request is not counted, and a step that succeeds ends the row."""
         self._thread = threading.Thread(target=self._work, name="chat-engine", daemon=True)
         self._thread.start()
 
@@ -158,10 +160,13 @@ class ChatEngine:
             self._leave(leaving)
             self._join(self._admitted(coming))
             if self._batch.rows:
-                self._deliver(self._batch.rows, self._batch.step())
+                tokens = self._batch.step()
+                self.failed_turns = 0
+                self._deliver(self._batch.rows, tokens)
         except Exception as error:
             # Nobody knows in what state the batch is.
             logger.exception("the batch failed")
+            self.failed_turns += 1
             self._fail(error)
         return True
 
@@ -182,7 +187,10 @@ class ChatEngine:
         return coming
 
     def _admitted(self, coming: Sequence[_Seat]) -> list[_Seat]:
-        """Those whose adapters are there. Who finds no place for an adapter waits, and so do all behind: in turn."""
+        """Those whose adapters are there. Who finds no place for an adapter waits, and so do all behind: in turn.
+
+        Raises when the base alone fails as well: then the adapter was not at fault. So does `_join` about prompts.
+        """
         busy = {row.adapter for row in self._batch.rows}
         admitted: list[_Seat] = []
         for index, seat in enumerate(coming):
@@ -190,6 +198,7 @@ class ChatEngine:
             try:
                 there = key is None or folder is None or self.base.hold(key, folder, busy)
             except ReftError as error:
+                self.base.try_out()
                 self._unseat(seat.row)
                 seat.say(ChatError(str(error)))
                 continue
@@ -210,6 +219,7 @@ class ChatEngine:
             tokens = self._batch.join([seat.row for seat in seats])
         except Exception as error:
             logger.exception("%d prompts could not be read", len(seats))
+            self.base.try_out()
             for seat in seats:
                 self._unseat(seat.row)
                 seat.say(ChatError(f"the model failed: {type(error).__name__}"))

@@ -14,6 +14,9 @@ from reft_ray.core.errors import ReftError
 from reft_ray.serving.adapter_cache import AdapterCache
 from reft_ray.serving.args import ChatArgs
 
+MOST_FAILED_TURNS = 3
+"""Once may be a batch that was too large; a device that has failed for good fails every time."""
+
 
 class StudentReplica:
     """`api.chat_model.ChatModel` on this machine: adapters on demand, completions in one running batch.
@@ -62,9 +65,14 @@ class StudentReplica:
         self._files.close()
 
     def check(self) -> None:
-        """Raises ReftError when the thread that completes has ended: the replica must be replaced."""
+        """Raises ReftError when the replica must be replaced: its thread has ended, or its device fails at every turn.
+
+        Such a replica answers faster than any other, and would draw all requests.
+        """
         if not self.engine.is_alive:
             raise ReftError("the thread that completes has ended")
+        if self.engine.failed_turns >= MOST_FAILED_TURNS:
+            raise ReftError(f"the model failed {self.engine.failed_turns} times in a row")
 
     def _prompt(self, conversation: Conversation) -> list[int]:
         try:

@@ -24,6 +24,7 @@ from reft_ray.api.service import create_service
 from reft_ray.api.services import BaseModel, Services, ServiceSettings
 from reft_ray.core.completion import Sampling
 from reft_ray.core.conversation import chat
+from reft_ray.core.errors import ReftError
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.generate import Responder
 from reft_ray.hf.loading import load_base
@@ -253,6 +254,55 @@ def test_a_model_that_gives_no_numbers_fails_its_own_row_alone(student, adapters
     assert isinstance(error, ChatError)
     assert "no numbers" in str(error)
     assert pieces[-1].finish_reason == "length"
+
+
+def ends(model, count, target=BASE):
+    """How so many completions end, one after the other."""
+
+    def one():
+        try:
+            asyncio.run(pieces_of(model, target=target))
+        except ChatError as error:
+            return str(error)
+        return "answered"
+
+    return [one() for _ in range(count)]
+
+
+@pytest.mark.parametrize("adapter", [None, "fits"])
+def test_a_replica_whose_device_has_failed_is_replaced(llama, adapters, adapter, monkeypatch):
+    replica = StudentReplica(str(llama), ChatArgs(device="cpu", precision="float32"))
+    target = Target("ft:0", "tiny", "/m", adapters[0]) if adapter else BASE
+    try:
+        with monkeypatch.context() as broken:
+
+            def fail(*_, **__):
+                raise RuntimeError("device-side assert")
+
+            # An adapter goes to the device as well, which fails as if it did not fit.
+            broken.setattr(type(replica.engine.base), "logits", fail)
+            broken.setattr("reft_ray.hf.shared_base.attach_saved", fail)
+            assert "answered" not in ends(replica, 2, target)
+            replica.check()
+            assert "answered" not in ends(replica, 1, target)
+            with pytest.raises(ReftError, match="failed 3 times in a row"):
+                replica.check()
+        assert ends(replica, 1, target) == ["answered"]
+        replica.check()
+    finally:
+        replica.close()
+
+
+def test_requests_that_fail_by_themselves_replace_no_replica(student, monkeypatch, tmp_path, adapters):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapters[0], folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "r": 8}))
+    assert all("does not fit" in end for end in ends(student, 4, Target("ft:bad", "tiny", "/m", str(folder))))
+    student.check()
+    monkeypatch.setattr(student.engine.base.chat, "prompt", lambda _: [10**6])
+    assert all("IndexError" in end for end in ends(student, 4))
+    student.check()
 
 
 @pytest.mark.parametrize("shape", ["gemma", "qwen"])
