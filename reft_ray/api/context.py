@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from reft_ray.api.errors import ApiError, busy, invalid
 from reft_ray.api.judging import DeadlineError, Judge, JudgeError, Judgement, OverloadedError, UnavailableError
 from reft_ray.api.settings import Bounds, FilterSettings
-from reft_ray.core.verdict import Decision, Thresholds, Verdict
+from reft_ray.core.verdict import Thresholds
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import Recorder
 from reft_ray.telemetry.rows import record_rows
@@ -66,7 +66,7 @@ class Filter:
         record_rows(
             self.recorder,
             [verdict.decision for verdict in verdicts],
-            [reason(verdict) for verdict in verdicts],
+            [verdict.reason for verdict in verdicts],
             [verdict.score for verdict in verdicts],
             stream=stream,
             policy="online",
@@ -84,19 +84,6 @@ class Filter:
             yield
         finally:
             self.recorder.observe(catalog.FILTER_REQUEST_SECONDS, time.perf_counter() - started, stream=stream)
-
-
-def reason(verdict: Verdict) -> str:
-    """Why this decision, in the words of the telemetry catalogue."""
-    if verdict.windows == 0:
-        return "no_text"
-    if math.isnan(verdict.score):
-        return "not_a_number"
-    if verdict.decision is Decision.ALLOW:
-        return "clear"
-    if verdict.truncated and verdict.decision is Decision.REVIEW:
-        return "truncated"
-    return "encoded_text" if verdict.encoding else "refusal_score"
 
 
 def finite(score: float) -> float | None:

@@ -74,3 +74,16 @@ class Verdict:
     encoding: str | None = None
     windows: int = 1
     truncated: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why this decision, in the words of the telemetry catalogue."""
+        if self.windows == 0:
+            return "no_text"
+        if math.isnan(self.score):
+            return "not_a_number"
+        if self.decision is Decision.ALLOW:
+            return "clear"
+        if self.truncated and self.decision is Decision.REVIEW:
+            return "truncated"
+        return "encoded_text" if self.encoding else "refusal_score"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from reft_ray.core.verdict import Decision
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.report import ScreenReport
 from reft_ray.screening.screener import Outcome, ScreenedRow, ScreenedUnit
@@ -79,15 +77,6 @@ class Counting:
 def _reason(row: ScreenedRow) -> str:
     """Why this decision, in the catalogue's words."""
     assert row.ruling is not None
-    verdict = row.ruling.verdict
     if row.outcome is Outcome.KEPT:
         return "clear"
-    if not row.ruling.by_teacher:
-        return "guard"
-    if not verdict.part:
-        return "no_text"
-    if math.isnan(verdict.score):
-        return "not_a_number"
-    if verdict.truncated and verdict.decision is Decision.REVIEW:
-        return "truncated"
-    return "encoded_text" if verdict.encoding else "refusal_score"
+    return row.ruling.verdict.reason if row.ruling.by_teacher else "guard"

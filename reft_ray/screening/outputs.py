@@ -23,7 +23,6 @@ import pyarrow.parquet as pq
 
 from reft_ray.core.conversation import parts, row_id
 from reft_ray.core.errors import UsageError
-from reft_ray.core.verdict import Decision
 from reft_ray.screening.formats import messages_json
 from reft_ray.screening.parsing import FileShape
 from reft_ray.screening.reading import Unit
@@ -268,7 +267,7 @@ def reason_of(row: ScreenedRow) -> str:
         return "flagged_by_guard"
     if not verdict.part:
         return "not_judged" if parts(row.screened) else "no_text"
-    if verdict.truncated and verdict.decision is Decision.REVIEW:
+    if verdict.reason == "truncated":
         return "not_read_to_its_end"
     encoded = "_when_decoded" if verdict.encoding else ""
     return ("score_above_block" if row.outcome is Outcome.BLOCKED else "score_above_review") + encoded
