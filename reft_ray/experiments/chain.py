@@ -8,9 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from reft_ray.core.conversation import Conversation, Example, Label
 from reft_ray.core.verdict import Thresholds
@@ -20,10 +17,9 @@ from reft_ray.finetuning.runtime import Progress
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.generate import Responder
-from reft_ray.hf.loading import load_base
-from reft_ray.hf.lora import ADAPTER_WEIGHTS, attach_saved, merge
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.scorer import TeacherScorer
+from reft_ray.hf.student import load_student
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset import screen
 from reft_ray.screening.kept import kept_count, kept_dataset, kept_rows
@@ -107,10 +103,5 @@ def train_cell(
 
 def respond_with(base: str, student: Path | None, max_new_tokens: int = 48, device: str = "cpu") -> Respond:
     """A model that answers: the base, the base with a finetuned adapter merged in, or a student with whole weights."""
-    whole = student is not None and not (student / ADAPTER_WEIGHTS).is_file()
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    loaded = load_base(str(student) if whole else base, dtype, device)
-    model: Any = loaded.model
-    if student is not None and not whole:
-        model = merge(attach_saved(loaded.model, "student", student))
-    return Responder(model, ChatFormat(loaded.tokenizer), max_new_tokens)
+    loaded = load_student(base, student, device)
+    return Responder(loaded.model, ChatFormat(loaded.tokenizer), max_new_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,7 @@ from reft_ray.finetuning.encoding import fitting
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward
 from reft_ray.hf.generate import Responder
-from reft_ray.hf.loading import Base, load_base
-from reft_ray.hf.lora import ADAPTER_WEIGHTS, attach_saved, merge
+from reft_ray.hf.student import load_student
 from reft_ray.jobs.artefacts import local_folder
 
 _BATCH_TOKENS = 8192
@@ -56,22 +56,10 @@ def measure(base: str, student: str | None, question: Question, device: str) -> 
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    loaded, model = _loaded(base, student, dtype, device)
+    with nullcontext() if student is None else local_folder(student) as folder:
+        loaded = load_student(base, folder, device)
     chat = ChatFormat(loaded.tokenizer)
-    evaluation = evaluate(Responder(model, chat, question.max_new_tokens), question.suite)
+    evaluation = evaluate(Responder(loaded.model, chat, question.max_new_tokens), question.suite)
     encoded = answered(fitting(chat, question.loss_rows, loaded.context).encoded)
     batches = micro_batches(encoded, _BATCH_TOKENS, chat.pad_id, device)
-    return Answer(evaluation, held_out(ModelForward(model), batches))
-
-
-def _loaded(base: str, student: str | None, dtype: torch.dtype, device: str) -> tuple[Base, Any]:
-    if student is None:
-        loaded = load_base(base, dtype, device)
-        return loaded, loaded.model
-    with local_folder(student) as folder:
-        if (folder / ADAPTER_WEIGHTS).is_file():
-            loaded = load_base(base, dtype, device)
-            return loaded, merge(attach_saved(loaded.model, "student", folder))
-        loaded = load_base(str(folder), dtype, device)
-        return loaded, loaded.model
+    return Answer(evaluation, held_out(ModelForward(loaded.model), batches))
