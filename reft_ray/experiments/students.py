@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from reft_ray.core.conversation import Conversation, Example
@@ -22,7 +21,7 @@ from reft_ray.evaluation.suite import (
 from reft_ray.experiments.bench.rows import some
 from reft_ray.experiments.bench.starts import alignment_rows
 from reft_ray.experiments.bench.workspace import Workspace
-from reft_ray.experiments.chain import Respond, respond_with
+from reft_ray.experiments.chain import Respond
 from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
 from reft_ray.hf.chat import ChatFormat
@@ -75,12 +74,7 @@ class Trials:
     @cached_property
     def reference(self) -> Evaluation:
         """The base model on the same questions: what the gate compares with."""
-        return self._evaluate(self._respond(None))
-
-    def _respond(self, adapter: Path | None) -> Respond:
-        config = self.workspace.config
-        tokens = max(config.evaluation.max_new_tokens, self.test.answer_tokens)
-        return respond_with(self.base, adapter, tokens, config.device)
+        return self._evaluate(self.workspace.respond(None, self.test))
 
     def _evaluate(self, respond: Respond) -> Evaluation:
         return evaluate(
@@ -104,7 +98,7 @@ class Trials:
         alignment = self.alignment if config.needs_alignment else ()
         inputs = FinetuneInputs(list(rows), len(rows), alignment, self.teacher)
         adapter = finetune(config, inputs, self.folder / "adapter", self.workspace.resources(self.folder / "runs"))
-        respond = self._respond(adapter)
+        respond = self.workspace.respond(adapter, self.test)
         found = self._evaluate(respond)
         gate = Gate().check(found, self.reference)
         figures: dict[str, Any] = {

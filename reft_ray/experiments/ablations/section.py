@@ -234,14 +234,13 @@ def _thresholds(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell
 def _student_key(
     workspace: Workspace, chosen: AblationSettings, config: FinetuneConfig, rows: Sequence[Example]
 ) -> dict[str, Any]:
-    evaluation = workspace.config.evaluation
     return {
         **workspace.identity(),
         "version": SECTION.version,
         "config": config.model_dump(mode="json"),
         "rows": content_key(texts_of(rows)),
         "evaluated": chosen.evaluated,
-        "max_new_tokens": evaluation.max_new_tokens,
+        "max_new_tokens": workspace.config.evaluation.max_new_tokens,
         "alignment_rows": workspace.config.alignment_rows,
     }
 

@@ -18,7 +18,7 @@ from reft_ray.experiments.bench.methods import METHODS
 from reft_ray.experiments.bench.rows import some
 from reft_ray.experiments.bench.starts import alignment_rows, start_adapter
 from reft_ray.experiments.bench.workspace import Workspace
-from reft_ray.experiments.chain import respond_with, scorer_of
+from reft_ray.experiments.chain import scorer_of
 from reft_ray.experiments.evaluate import evaluate_student
 from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
@@ -99,9 +99,8 @@ def run_cell(workspace: Workspace, cell: Cell) -> dict[str, Any]:
             student = train_student_of(workspace, settings, trained, folder)
         with metered(device=config.device) as finishing:
             student = edit_student(workspace, method.after, student, start, folder / "edited")
-        tokens = max(evaluation.max_new_tokens, task.answer_tokens)
         figures = evaluate_student(
-            respond_with(workspace.base, student, tokens, config.device),
+            workspace.respond(student, task),
             some(rows.hs_prompts, evaluation.harmful),
             some(rows.over_refusal_prompts, evaluation.harmless),
             some(task.test, evaluation.task),
