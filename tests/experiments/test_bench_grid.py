@@ -11,6 +11,7 @@ from reft_ray.core.conversation import Label
 from reft_ray.core.errors import UsageError
 from reft_ray.core.optimization import clip_gradients
 from reft_ray.core.teacher import TeacherTerms, teacher_step
+from reft_ray.experiments.bench import cell as cells
 from reft_ray.experiments.bench import costs, grid, grid_report
 from reft_ray.experiments.bench.cell import Cell, cell_key
 from reft_ray.experiments.bench.edits import edit_student
@@ -100,6 +101,19 @@ def test_every_method_gives_its_figures_with_and_without_the_filter(
 def test_the_filter_is_the_same_for_all_methods(result: dict[str, Any]) -> None:
     behind = [row["dropped"] for row in result["cells"] if row["cell"]["filtered"]]
     assert all(dropped == behind[0] for dropped in behind)
+
+
+def test_behind_a_filter_that_drops_nothing_stands_the_same_student(
+    workspace: Workspace, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_training(*_: Any) -> Path:
+        raise AssertionError("the student is there already")
+
+    monkeypatch.setattr(cells, "behind_filter", lambda _workspace, rows, _folder: list(rows))
+    monkeypatch.setattr(cells, "train_student_of", no_training)
+    alone = next(row for row in result["cells"] if row["cell"]["method"] == "sft")
+    found = cells.run_cell(workspace, Cell(**{**alone["cell"], "filtered": True}))
+    assert found == {name: value for name, value in alone.items() if name != "cell"}
 
 
 def test_a_second_run_makes_nothing_and_an_interrupted_one_makes_what_is_missing(

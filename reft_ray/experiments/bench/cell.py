@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset import screen
 from reft_ray.screening.kept import kept_rows
 from reft_ray.testbed.rows import write_chat_rows
+
+KIND = "cells"
+"""Where cells lie in a workspace."""
 
 VERSION = 2
 """Raised when a change of the code makes older cells wrong."""
@@ -80,6 +83,11 @@ def student_config(workspace: Workspace, cell: Cell, start: Path | None = None) 
     )
 
 
+def cached_cell(workspace: Workspace, cell: Cell) -> dict[str, Any]:
+    """A cell's figures, kept under its key, made where they are not there yet."""
+    return workspace.cached(KIND, cell.name, cell_key(workspace, cell), lambda: run_cell(workspace, cell))
+
+
 def run_cell(workspace: Workspace, cell: Cell) -> dict[str, Any]:
     """Filter, train, evaluate; returns figures alone, never a row's text."""
     method, rows = METHODS[cell.method], workspace.rows
@@ -91,6 +99,9 @@ def run_cell(workspace: Workspace, cell: Cell) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=workspace.out, prefix=".cell-") as scratch:
         folder = Path(scratch)
         kept = behind_filter(workspace, given, folder) if cell.filtered else given
+        if cell.filtered and len(kept) == len(given):
+            # The same rows make the same student.
+            return cached_cell(workspace, replace(cell, filtered=False))
         with metered(device=config.device) as editing:
             trained = edit_rows(workspace, method.before, kept, cell.seed)
         if not trained:

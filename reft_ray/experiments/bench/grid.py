@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from reft_ray.experiments.bench.cell import Cell, cell_key, run_cell
+from reft_ray.experiments.bench.cell import KIND, Cell, cached_cell, cell_key
 from reft_ray.experiments.bench.config import BenchConfig
 from reft_ray.experiments.bench.methods import METHODS, Start
 from reft_ray.experiments.bench.starts import start_adapter
 from reft_ray.experiments.bench.workspace import Workspace
 
-_KIND = "cells"
 _FAILED = "failed"
 
 
@@ -60,7 +59,7 @@ def make_cell(workspace: Workspace, cell: Cell) -> tuple[Cell, str | None]:
     key = cell_key(workspace, cell)
     failure = workspace.path_of(_FAILED, cell.name, key)
     try:
-        workspace.cached(_KIND, cell.name, key, lambda: run_cell(workspace, cell))
+        cached_cell(workspace, cell)
     except Exception as error:
         text = (str(error).strip().splitlines() or [""])[0]
         message = f"{type(error).__name__}: {text}"
@@ -115,7 +114,7 @@ def _on_ray(workspace: Workspace, todo: Sequence[Cell]) -> Iterator[tuple[Cell, 
 
 
 def _known(workspace: Workspace, cell: Cell) -> dict[str, Any] | None:
-    return workspace.known(_KIND, cell.name, cell_key(workspace, cell))
+    return workspace.known(KIND, cell.name, cell_key(workspace, cell))
 
 
 def gather(workspace: Workspace, _settings: Mapping[str, Any]) -> dict[str, Any]:
