@@ -145,7 +145,7 @@ def response_offset(score_B: Tensor, review: float, fpr: float) -> float:
     At most a share `fpr` of them reaches the review threshold raised by it. Where all of them lie near the harmless
     end, answers of another kind may lie beyond them: nothing on the harmless side (cosine below 0) is withheld.
     """
-    return max(0.0, -review, float(score_B.quantile(1.0 - fpr)) - review)
+    return max(0.0, -review, float(score_B.quantile(1.0 - fpr, interpolation="higher")) - review)
 
 
 def fit_calibration(score_B: Tensor, label_B: Tensor) -> Calibration:

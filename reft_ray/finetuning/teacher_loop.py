@@ -296,8 +296,9 @@ class _Run:
 
         Refusals count as harmless answers. Without any answered row the offset lets no answer be withheld.
         """
-        rows = (*self.data.train, *self.data.answers)
-        answers = [row.response for row in rows if row.answered][: self.config.reference_prompts]
+        answers = sample_answers(
+            (*self.data.train, *self.data.answers), self.config.reference_prompts, self.config.seed
+        )
         if not answers:
             return 2.0
         encode, pad_id = self.trainee.chat.encode, self.trainee.chat.pad_id
@@ -365,6 +366,12 @@ def _sample_per_class(rows: Sequence[Encoded], count: int, seed: int) -> list[En
         random.Random(f"{seed}/reference/{label}").shuffle(of_class)  # noqa: S311
         chosen += of_class[: max(1, count // 2)]
     return chosen
+
+
+def sample_answers(rows: Sequence[Example], count: int, seed: int) -> list[str]:
+    """At most `count` answers of `rows`, drawn: the first rows of a file that is sorted hold refusals alone."""
+    answers = [row.response for row in rows if row.answered]
+    return random.Random(f"{seed}/answers").sample(answers, min(count, len(answers)))  # noqa: S311
 
 
 def per_source(rows: Sequence[Example], score_B: Tensor, block: float) -> dict[str, dict[str, float]]:

@@ -520,3 +520,14 @@ def test_validation_rows_are_measured_at_checkpoints_and_change_nothing(llama: P
     found = held_out(ModelForward(model), [collate([fmt.encode(row)], fmt.pad_id) for row in rows])
     assert last["valid_loss"] == pytest.approx(found.loss, rel=1e-4)
     assert last["valid_accuracy"] == pytest.approx(found.accuracy)
+
+
+def test_the_answers_that_an_offset_rests_on_are_drawn_from_all_rows():
+    rows = [Example(chat("hi", f"refused {i}")) for i in range(50)] + [
+        Example(chat("hi", f"helped {i}")) for i in range(50)
+    ]
+    drawn = teacher_loop.sample_answers([Example(chat("no answer")), *rows], 20, seed=0)
+    assert len(set(drawn)) == 20
+    assert {text.split()[0] for text in drawn} == {"refused", "helped"}
+    assert drawn == teacher_loop.sample_answers(rows, 20, seed=0)
+    assert len(teacher_loop.sample_answers(rows, 500, seed=0)) == 100
