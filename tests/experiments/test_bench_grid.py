@@ -182,7 +182,13 @@ def test_a_mean_over_more_seeds_than_others_says_so(result: dict[str, Any], tmp_
 def test_a_cells_key_follows_what_its_figures_depend_on(workspace: Workspace) -> None:
     cell = Cell("distill", "sentiment", 0.25, 16, 0, True)
     key = cell_key(workspace, cell)
-    for changes in ({"edits": {"antidote_rows": 5}}, {"student": {"epochs": 2}}, {"evaluation": {"task": 5}}):
+    for changes in (
+        {"edits": {"antidote_rows": 5}},
+        {"student": {"epochs": 2}},
+        {"evaluation": {"task": 5}},
+        {"count_flops": False},
+        {"device": "cuda"},
+    ):
         other = Workspace(
             preset("quick", {**TINY, **changes, "teacher": str(workspace.teacher.folder), "base": workspace.base}),
             workspace.out,

@@ -53,7 +53,10 @@ class Cell:
 
 
 def cell_key(workspace: Workspace, cell: Cell) -> dict[str, Any]:
-    """What a cell's figures depend on: rows, base and, where it is used, teacher by content; settings; the recipe."""
+    """What a cell's figures depend on: rows, base and, where it is used, teacher by content; settings; the recipe.
+
+    Seconds, memory and operations hang on the device and on whether operations are counted.
+    """
     config = workspace.config
     used = METHODS[cell.method].needs_teacher(cell.filtered)
     return {
@@ -66,6 +69,8 @@ def cell_key(workspace: Workspace, cell: Cell) -> dict[str, Any]:
         "alignment_rows": config.alignment_rows,
         "edits": config.edits.model_dump(),
         "evaluation": config.evaluation.model_dump(),
+        "device": config.device,
+        "count_flops": config.count_flops,
     }
 
 
