@@ -92,14 +92,14 @@ class Database:
         if not self.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": zlib.crc32(name.encode())})
 
-    def migrate(self) -> None:
-        """Bring the tables to the newest version; safe when several gateways start at once."""
+    def migrate(self, revision: str = "head") -> None:
+        """Bring the tables to a version, the newest by default; safe when several gateways start at once."""
         with self.write() as connection:
             self.serialize(connection, "migrations")
             config = Config()
             config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
 
     def close(self) -> None:
         """Give all connections back."""

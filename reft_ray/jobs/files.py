@@ -238,10 +238,7 @@ def _users() -> Select[Any]:
     return select(jobs.c.id).where(
         jobs.c.project_id == files.c.project_id,
         jobs.c.status.not_in(TERMINAL),
-        or_(
-            jobs.c.spec["training_file"].as_string() == files.c.id,
-            jobs.c.spec["validation_file"].as_string() == files.c.id,
-        ),
+        or_(jobs.c.training_file == files.c.id, jobs.c.validation_file == files.c.id),
     )
 
 

@@ -12,7 +12,7 @@ from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.job import Checkpoint, Event, Job, JobError, JobSpec, Status, StoredEvent
 from reft_ray.jobs.tables import job_events, jobs
 
-COLUMNS = [column for column in jobs.c if column.name not in ("seq", "cleaned_at")]
+COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__]
 
 
 def locked(connection: Connection, job_id: str) -> Job:

@@ -62,11 +62,7 @@ def measured_speed(database: Database, model: str, preset: str | None = None, de
 def _finished(connection: Connection, model: str, preset: str | None) -> Sequence[Job]:
     query = (
         select(*COLUMNS)
-        .where(
-            jobs.c.status == Status.SUCCEEDED,
-            jobs.c.attempt == _UNDISTURBED,
-            jobs.c.spec["model"].as_string() == model,
-        )
+        .where(jobs.c.status == Status.SUCCEEDED, jobs.c.attempt == _UNDISTURBED, jobs.c.model == model)
         .order_by(jobs.c.finished_at.desc())
         .limit(JOBS)
     )

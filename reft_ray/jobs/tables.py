@@ -118,6 +118,10 @@ jobs = Table(
     Column("project_id", String(40), nullable=False),
     Column("status", String(20), nullable=False),
     Column("spec", JSON, nullable=False),
+    # The spec's own, because no query may parse what users wrote.
+    Column("model", String(256)),
+    Column("training_file", String(40)),
+    Column("validation_file", String(40)),
     Column("metadata", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("queued_at", Float),

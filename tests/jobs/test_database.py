@@ -1,16 +1,19 @@
 """Opening, migrating and sharing a database."""
 
+import json
 import threading
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
 from reft_ray.core.errors import UsageError
 from reft_ray.jobs.database import Database
-from reft_ray.jobs.tables import metadata
+from reft_ray.jobs.job import JobSpec, Options
+from reft_ray.jobs.job_store import JobStore
+from reft_ray.jobs.tables import jobs, metadata
 
 
 def test_the_migrations_arrive_at_the_tables(database):
@@ -23,6 +26,29 @@ def test_migrating_again_changes_nothing(database):
     database.migrate()
     assert inspect(database.engine).get_table_names() == before
     assert "alembic_version" in before
+
+
+def test_jobs_of_the_first_version_keep_their_files_and_their_model(tmp_path, clock):
+    """Also those whose spec SQLite cannot parse: Python writes an infinity as no JSON."""
+    database = Database.open(f"sqlite:///{tmp_path / 'jobs.db'}", clock, migrate=False)
+    database.migrate("0001")
+    spec = JobSpec("tiny", "file-1", 7, validation_file="file-2", options=Options(kd_weight=float("inf")))
+    added = {"model", "training_file", "validation_file"}
+    values = {
+        **{column.name: None for column in jobs.c if column.name not in {"seq", *added}},
+        **{"id": "ftjob-1", "organization_id": "org-1", "project_id": "proj_1", "status": "running"},
+        **{"spec": json.dumps(spec.to_json()), "metadata": "{}", "result_files": "[]"},
+        **{"created_at": 0.0, "attempt": 1, "failures": 0},
+    }
+    with database.write() as connection:
+        names = ", ".join(values)
+        connection.execute(text(f"INSERT INTO jobs ({names}) VALUES (:{names.replace(', ', ', :')})"), values)
+    database.migrate()
+    with database.read() as connection:
+        found = connection.execute(select(jobs.c.model, jobs.c.training_file, jobs.c.validation_file)).one()
+    assert tuple(found) == ("tiny", "file-1", "file-2")
+    assert JobStore(database).get("ftjob-1").spec == spec
+    database.close()
 
 
 def test_gateways_that_start_together_migrate_once(tmp_path):

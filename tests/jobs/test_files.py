@@ -8,7 +8,8 @@ from reft_ray.core.errors import UsageError
 from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError, QuotaError, TooLargeError
 from reft_ray.jobs.files import STALE_SECONDS, FileStore
-from reft_ray.jobs.job import Event, JobSpec, Status
+from reft_ray.jobs.job import Event, JobSpec, Options, Status
+from reft_ray.jobs.speeds import measured_speed
 from reft_ray.jobs.uploads import JOIN_SECONDS, UploadStore
 
 
@@ -107,6 +108,16 @@ def test_a_file_that_a_job_needs_expires_when_the_job_has_ended(files, jobs, clo
     with pytest.raises(NotFoundError):
         files.get(record.id, "proj_a")
     assert files.sweep() == 2
+
+
+def test_what_a_job_says_is_in_nobodys_way(files, jobs, database):
+    """SQLite parses no infinity, PostgreSQL no NUL, and either refuses the whole query over one such row."""
+    odd = {"options": Options(kd_weight=float("inf"))} if database.is_sqlite else {"suffix": "\0"}
+    jobs.create("org-b", "proj_b", JobSpec("m", "file-other", 1, **odd), {})
+    record = make(files)
+    assert files.sweep() == 0
+    files.delete(record.id, "proj_a")
+    assert measured_speed(database, "m") is None
 
 
 def test_a_file_that_is_replaced_does_not_count_twice(database, content):
