@@ -16,10 +16,16 @@ from reft_ray.jobs.job import Hyperparameters, JobSpec, Options
 MAX_SEED = 2147483647
 
 
+# PostgreSQL can store a NUL in JSON and cannot read it again.
+Key = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
+Value = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
+
+
 class Strict(BaseModel):
     """A part of a request in which unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    # PostgreSQL stores no infinity in JSON, and SQLite cannot read one.
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class HyperparametersBody(Strict):
@@ -91,13 +97,7 @@ class JobBody(Strict):
     validation_file: str | None = None
     suffix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    metadata: (
-        dict[
-            Annotated[str, StringConstraints(min_length=1, max_length=64)],
-            Annotated[str, StringConstraints(max_length=512)],
-        ]
-        | None
-    ) = Field(None, max_length=16)
+    metadata: dict[Key, Value] | None = Field(None, max_length=16)
     integrations: list[IntegrationBody] | None = None
     method: MethodBody | None = None
     hyperparameters: HyperparametersBody | None = None

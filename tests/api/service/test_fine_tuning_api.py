@@ -71,6 +71,7 @@ def test_the_deprecated_hyperparameters_still_count(create):
         ({"suffix": "a/b"}, "suffix", "invalid_value", "suffix"),
         ({"seed": -1}, "seed", "invalid_value", "seed"),
         ({"metadata": {"k": "v" * 513}}, "metadata.k", "invalid_value", "512"),
+        ({"metadata": {"k": "a\0b"}}, "metadata.k", "invalid_value", "pattern"),
         ({"extra_body": {"reft": {"polcy": "fail"}}}, "reft.polcy", "unknown_parameter", "'reft.policy'"),
         ({"extra_body": {"policy": "fail"}}, "policy", "unknown_parameter", "'reft.policy'"),
         ({"extra_body": {"reft": {"policy": "allow"}}}, "reft.policy", "invalid_value", "filter"),
@@ -98,6 +99,15 @@ def test_a_missing_parameter_is_named(service):
     assert answer.json()["error"]["param"] == "training_file"
     for body in (b"", b"[]", b"nope"):
         assert httpx.post(f"{service.url}/v1/fine_tuning/jobs", content=body, headers=headers).status_code == 400
+
+
+@pytest.mark.parametrize("option", ['"kd_weight": 1e999', '"temperature": Infinity', '"gate": {"incoherent": 1e999}'])
+def test_no_infinity_is_stored(service, training_file, option):
+    headers = {"authorization": f"Bearer {service.secret()}", "content-type": "application/json"}
+    body = f'{{"model": "tiny", "training_file": "{training_file}", "reft": {{{option}}}}}'
+    answer = httpx.post(f"{service.url}/v1/fine_tuning/jobs", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
+    assert "finite" in answer.json()["error"]["message"]
 
 
 def test_a_file_for_another_purpose_is_refused(create, client):
