@@ -11,7 +11,9 @@ A unit's files depend on nothing but its rows, so a unit that is screened twice,
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +24,6 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from reft_ray.core.conversation import parts, row_id
-from reft_ray.core.errors import UsageError
 from reft_ray.screening.formats import messages_json
 from reft_ray.screening.parsing import FileShape
 from reft_ray.screening.reading import Unit
@@ -100,10 +101,35 @@ class Output:
                 stream.write(content)
         self._fs.move(temporary, path)
 
+    @contextlib.contextmanager
+    def appending(self, name: str, content: bytes) -> Iterator[None]:
+        """Add to the end of a file that lies in the output's own folder, for a `with` block.
+
+        On a local file system the file is locked until the block ends. Object stores have neither locks nor ends to
+        add to: the file is written anew, and of two writers at the same moment one is lost.
+        """
+        if not self.is_local:
+            with contextlib.suppress(FileNotFoundError):
+                content = self.read(name) + content
+            self.write(name, content)
+            yield
+            return
+        with Path(f"{self._root}/{name}").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            yield
+
     def read(self, name: str) -> bytes:
         """A file's bytes. Raises FileNotFoundError."""
         with self._fs.open_input_file(f"{self._root}/{name}") as stored:
             return bytes(stored.read())
+
+    def written_at(self, name: str) -> float | None:
+        """When a file was last written, in seconds since the epoch; None when it is not there."""
+        time = self._fs.get_file_info(f"{self._root}/{name}").mtime
+        return None if time is None else float(time.timestamp())
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Every finished file below a folder with its size, by name relative to the output."""
@@ -136,12 +162,6 @@ class Output:
     def is_local(self) -> bool:
         """Whether the directory is on a local file system."""
         return isinstance(self._fs, pafs.LocalFileSystem)
-
-    def local_path(self) -> str:
-        """The directory's path. Raises UsageError when it is not on a local file system."""
-        if not self.is_local:
-            raise UsageError(f"{self.name}: a review needs the output on a local file system; copy it first")
-        return str(self._root)
 
 
 def kept_name(shape: FileShape, unit_id: str) -> str:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -67,13 +64,14 @@ class Reviews:
     def __init__(self, out: str, recorder: Recorder | None = None) -> None:
         self._recorder = recorder or NullRecorder()
         self._output = Output(out)
-        self._log = Path(self._output.local_path()) / LOG if self._output.is_local else None
 
     def latest(self) -> dict[int, Review]:
         """The decision that counts for each decided row."""
-        if self._log is None or not self._log.exists():
+        try:
+            log = self._output.read(LOG)
+        except FileNotFoundError:
             return {}
-        entries = (orjson.loads(line) for line in self._log.read_bytes().splitlines() if line.strip())
+        entries = (orjson.loads(line) for line in log.splitlines() if line.strip())
         return {entry["row_number"]: Review(**entry | {"action": Action(entry["action"])}) for entry in entries}
 
     def counts(self) -> tuple[int, int]:
@@ -113,27 +111,22 @@ class Reviews:
         """
         if not reviewer.strip() or not reason.strip():
             raise UsageError("a decision needs a reviewer and a reason")
-        path = Path(self._output.local_path()) / LOG
         rows = self._rows(sorted(set(row_numbers)))
         time = datetime.now(UTC).isoformat(timespec="seconds")
         made = [Review(time, row["row_number"], row["id"], action, reviewer.strip(), reason.strip()) for row in rows]
-        with path.open("ab") as log:
-            fcntl.flock(log, fcntl.LOCK_EX)
-            log.write(b"".join(orjson.dumps(asdict(review)) + b"\n" for review in made))
-            log.flush()
-            os.fsync(log.fileno())
+        with self._output.appending(LOG, b"".join(orjson.dumps(asdict(review)) + b"\n" for review in made)):
             self._rejoin({load_manifest(self._output).unit_of(review.row_number) for review in made})
         self.count(made)
         return made
 
     def count(self, reviews: Iterable[Review]) -> None:
         """Count decisions, and how long the rows had waited for them since the screening ended."""
-        report = Path(self._output.local_path()) / REPORT
+        screened = self._output.written_at(REPORT)
         for review in reviews:
             outcome = "approved" if review.action is Action.APPROVE else "rejected"
             self._recorder.count(catalog.REVIEW_DECISIONS, outcome=outcome)
-            if report.exists():
-                age = datetime.fromisoformat(review.time).timestamp() - report.stat().st_mtime
+            if screened is not None:
+                age = datetime.fromisoformat(review.time).timestamp() - screened
                 self._recorder.observe(catalog.REVIEW_AGE, max(0.0, age))
 
     def approved(self) -> Iterator[tuple[dict[str, Any], Review]]:

@@ -5,14 +5,16 @@ import json
 
 import pytest
 
-from reft_ray.core.errors import UsageError
-from reft_ray.screening.config import ScreenConfig
+from reft_ray.core.errors import BlockedByPolicyError, UsageError
+from reft_ray.screening.config import Policy, ScreenConfig
 from reft_ray.screening.dataset import screen
 from reft_ray.screening.kept import kept_rows
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.report import load_report
-from reft_ray.screening.reviews import Action, Reviews
+from reft_ray.screening.reviews import Action, Reviews, Summary
 from reft_ray.screening.sources import filesystem_of, find_sources
+from reft_ray.telemetry import catalog
+from reft_ray.telemetry.recorder import MemoryRecorder
 from reft_ray.testbed.word_scorer import WordScorer
 
 moto = pytest.importorskip("moto.server", reason="moto is not installed")
@@ -61,8 +63,21 @@ def test_a_screening_from_s3_to_s3(bucket):
     filesystem, path = filesystem_of(out)
     with filesystem.open_input_stream(f"{path}/kept/part-00000-000000.jsonl") as stream:
         assert stream.read() == b"".join(line for n, line in enumerate(raw.splitlines(True)[:30]) if n % 10)
-    with pytest.raises(UsageError, match="local file system"):
-        Reviews(out).decide([1], Action.APPROVE, "ada", "fine")
     for name in ("report.json", "report.html", ".screen/manifest.json"):
         with filesystem.open_input_stream(f"{path}/{name}") as stream:
             assert b"secret" not in stream.read()
+
+
+def test_a_review_in_a_bucket(bucket):
+    rows = [{"prompt": f"{'bomb' if index % 10 == 0 else 'tea'} {index}", "response": "x"} for index in range(30)]
+    put(bucket, "review/rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    out = bucket.format("reviewed")
+    with pytest.raises(BlockedByPolicyError, match="3 withheld rows wait"):
+        screen([bucket.format("review/rows.jsonl")], out, WordScorer, ScreenConfig(policy=Policy.REVIEW))
+    recorder = MemoryRecorder()
+    Reviews(out, recorder).decide([1], Action.APPROVE, "ada", "fine")
+    Reviews(out, recorder).decide([11, 21], Action.REJECT, "bob", "harmful")
+    Reviews(out, recorder).decide([21], Action.APPROVE, "ada", "second look")
+    assert Reviews(out).summary() == Summary(withheld=3, pending=0, approved=2, rejected=1, overturn_rate=2 / 3)
+    assert len(recorder.observations(catalog.REVIEW_AGE)) == 4
+    assert [number for number, _ in kept_rows(out) if number % 10 == 1] == [1, 21]
