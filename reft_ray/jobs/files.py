@@ -110,6 +110,15 @@ class FileStore:
             chunks = checked(filename, chunks)
         try:
             written = self.content.write(_key(project_id, file_id), chunks, most)
+            with self.database.write() as connection:
+                if reserved is None and written.bytes > (left := self._left(connection, project_id)):
+                    # Others that were writing at the same time had been given the same room.
+                    raise QuotaError(f"The project has room for {left} bytes, not {written.bytes}; delete files.")
+                connection.execute(
+                    update(files)
+                    .where(files.c.id == file_id)
+                    .values(bytes=written.bytes, sha256=written.sha256, status="processed")
+                )
         except BaseException:
             with self.database.write() as connection:
                 # Where another call has replaced the record meanwhile, record and bytes are that one's.
@@ -117,12 +126,6 @@ class FileStore:
                 if connection.execute(own).rowcount:
                     self.content.delete(_key(project_id, file_id))
             raise
-        with self.database.write() as connection:
-            connection.execute(
-                update(files)
-                .where(files.c.id == file_id)
-                .values(bytes=written.bytes, sha256=written.sha256, status="processed")
-            )
         return self.get(file_id, project_id)
 
     def get(self, file_id: str, project_id: str) -> FileRecord:
@@ -196,17 +199,20 @@ class FileStore:
 
     def room(self, connection: Connection, project_id: str) -> int:
         """How many bytes the project may still store, open uploads taken as whole; QuotaError where there are none."""
-        self.database.serialize(connection, f"files of {project_id}")
-        stored = select(func.coalesce(func.sum(files.c.bytes), 0)).where(files.c.project_id == project_id)
-        to_come = select(func.coalesce(func.sum(uploads.c.bytes), 0)).where(
-            uploads.c.project_id == project_id, uploads.c.status.in_(OPEN_UPLOAD)
-        )
-        room = self.max_project_bytes - sum(int(connection.execute(each).scalar_one()) for each in (stored, to_come))
+        room = self._left(connection, project_id)
         if room <= 0:
             raise QuotaError(
                 f"The project's files and open uploads fill their quota of {self.max_project_bytes} bytes; delete some."
             )
         return room
+
+    def _left(self, connection: Connection, project_id: str) -> int:
+        self.database.serialize(connection, f"files of {project_id}")
+        stored = select(func.coalesce(func.sum(files.c.bytes), 0)).where(files.c.project_id == project_id)
+        to_come = select(func.coalesce(func.sum(uploads.c.bytes), 0)).where(
+            uploads.c.project_id == project_id, uploads.c.status.in_(OPEN_UPLOAD)
+        )
+        return self.max_project_bytes - sum(int(connection.execute(each).scalar_one()) for each in (stored, to_come))
 
     def _visible(self, project_id: str) -> Select[Any]:
         return select(*_COLUMNS).where(

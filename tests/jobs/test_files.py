@@ -127,6 +127,21 @@ def test_a_file_that_is_replaced_does_not_count_twice(database, content):
     assert b"".join(files.read(record.id, "proj_a")) == b"54321"
 
 
+def test_files_that_arrive_side_by_side_share_the_quota(database, content, tmp_path):
+    files = FileStore(database, content, max_project_bytes=10)
+
+    def overtaken():
+        yield b"123456"
+        make(files, b"abcdef")
+
+    with pytest.raises(QuotaError, match="room for 4 bytes, not 6"):
+        files.create("proj_a", "rows.jsonl", "user_data", overtaken())
+    (kept,) = files.list("proj_a").items
+    assert b"".join(files.read(kept.id, "proj_a")) == b"abcdef"
+    assert [path.name for path in (tmp_path / "content").rglob("*") if path.is_file()] == [kept.id]
+    make(files, b"1234")
+
+
 def test_the_same_id_written_twice_is_one_file(files):
     for data in (b"first", b"second"):
         files.create("proj_a", "report.json", "fine-tune-results", [data], file_id="file-fixed")
