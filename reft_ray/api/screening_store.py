@@ -7,11 +7,13 @@ a screening is a listing and no process has to remember anything:
     {id}/chunk-{sequence}-{rows}-{allow}-{review}-{block}-{invalid}-{bytes}-{sha256}.ndjson
     {id}/closed-{chunks}
 
-The rows themselves are never stored, only their verdicts. An id begins with the second at which it expires.
+The rows themselves are never stored, only their verdicts. An id begins with the second at which it expires and a tag of
+its owner, so that a listing also tells how many somebody has open.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import time
@@ -108,13 +110,15 @@ class ScreeningStore:
     def create(self, owner: str | None, review: float | None, block: float | None, metadata: dict[str, str]) -> State:
         """Open a screening. Raises ApiError 429 when there are too many."""
         now = time.time()
-        live = self._sweep(now)
-        if live >= self._settings.max_screenings:
-            raise busy(f"{live} screenings are open, the most that are kept; delete one or try again later.", 60)
+        live, tag = self._sweep(now), _tag(owner)
+        own = sum(_tag_of(name) == tag for name in live)
+        if own >= self._settings.max_screenings:
+            raise busy(f"{own} screenings are open, the most that a project has; delete one or try again later.", 60)
+        if len(live) >= self._settings.max_screenings_in_all:
+            raise busy(f"{len(live)} screenings are open, the most that are kept; try again later.", 60)
         expires = int(now + self._settings.screening_seconds)
-        about = About(
-            f"screen-{expires:010d}{secrets.token_hex(12)}", int(now), expires, owner, review, block, metadata
-        )
+        name = f"screen-{expires:010d}{tag}{secrets.token_hex(9)}"
+        about = About(name, int(now), expires, owner, review, block, metadata)
         self._fs.create_dir(f"{self._root}/{about.id}", recursive=True)
         self._write(f"{about.id}/about.json", json.dumps(asdict(about)).encode())
         return State(about, {}, None)
@@ -180,19 +184,19 @@ class ScreeningStore:
         """Forget a screening and its verdicts."""
         self._remove(state.about.id)
 
-    def _sweep(self, now: float) -> int:
-        """Remove what has expired; the number of screenings that remain."""
+    def _sweep(self, now: float) -> list[str]:
+        """Remove what has expired; the names of the screenings that remain."""
         names = [
             info.base_name
             for info in self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
             if _plausible(info.base_name)
         ]
-        expired = [name for name in names if _expiry(name) <= now]
+        expired = {name for name in names if _expiry(name) <= now}
         if now - self._swept >= _SWEEP_SECONDS:
             self._swept = now
             for name in expired:
                 self._remove(name)
-        return len(names) - len(expired)
+        return [name for name in names if name not in expired]
 
     def _remove(self, screening_id: str) -> None:
         try:
@@ -233,3 +237,11 @@ def _plausible(screening_id: str) -> bool:
 
 def _expiry(screening_id: str) -> int:
     return int(screening_id.removeprefix("screen-")[:10])
+
+
+def _tag(owner: str | None) -> str:
+    return hashlib.sha256((owner or "").encode()).hexdigest()[:6]
+
+
+def _tag_of(screening_id: str) -> str:
+    return screening_id.removeprefix("screen-")[10:16]

@@ -23,6 +23,7 @@ class Bounds:
 class FilterSettings:
     """Sizes in bytes, times in seconds.
 
+    `max_screenings` are those of one project.
     Without bounds a request may make the filter stricter than the teacher's thresholds, never laxer.
     """
 
@@ -41,5 +42,6 @@ class FilterSettings:
     idle_seconds: float = 60.0
     stall_seconds: float = 120.0
     max_screenings: int = 256
+    max_screenings_in_all: int = 4096
     max_chunks: int = 16_384
     screening_seconds: float = 86_400.0

@@ -76,6 +76,7 @@ class FilterArgs(Strict):
     idle_seconds: float = Field(default=_DEFAULTS.idle_seconds, gt=0)
     stall_seconds: float = Field(default=_DEFAULTS.stall_seconds, gt=0)
     max_screenings: int = Field(default=_DEFAULTS.max_screenings, ge=1)
+    max_screenings_in_all: int = Field(default=_DEFAULTS.max_screenings_in_all, ge=1)
     max_chunks: int = Field(default=_DEFAULTS.max_chunks, ge=1)
     screening_seconds: float = Field(default=_DEFAULTS.screening_seconds, ge=60)
 

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from reft_ray.api.app import create_app
+from reft_ray.api.errors import ApiError
 from reft_ray.api.judging import LocalJudge, UnavailableError
 from reft_ray.api.screening_store import ScreeningStore
 from reft_ray.api.settings import FilterSettings
@@ -234,6 +235,20 @@ def test_expired_screenings_are_swept_and_their_number_is_bounded(
         store.state(first.about.id, None)
     store.create(None, None, None, {})
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_one_project_closes_screenings_to_no_other(tmp_path: Path) -> None:
+    store = ScreeningStore(str(tmp_path), FilterSettings(max_screenings=2, max_screenings_in_all=3))
+    for _ in range(2):
+        first = store.create("project-a", None, None, {})
+    with pytest.raises(ApiError, match="2 screenings are open, the most that a project has") as full:
+        store.create("project-a", None, None, {})
+    assert full.value.status == 429
+    store.create("project-b", None, None, {})
+    with pytest.raises(ApiError, match="3 screenings are open, the most that are kept"):
+        store.create("project-b", None, None, {})
+    store.delete(first)
+    store.create("project-b", None, None, {})
 
 
 def test_two_gateways_share_the_state(tmp_path: Path, row: Row) -> None:
