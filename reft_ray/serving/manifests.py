@@ -17,6 +17,7 @@ from reft_ray.core.errors import ReftError, UsageError
 
 RAY_VERSION = "2.60.0"
 ROLE_LABEL = "reft-ray.io/role"
+AUTH_SECRET = "reft-ray-auth"  # noqa: S105
 HEADER = "# Made by `reft-ray manifests render` from {sources}: change it there.\n"
 
 RAY_DOCUMENTS = {
@@ -109,8 +110,9 @@ def cluster_spec(request: Mapping[str, Any], pods: Mapping[str, Any]) -> dict[st
     head = pods["head"]
     return {
         "rayVersion": RAY_VERSION,
-        # Said outright, because Ray's own default changed between versions.
-        "authOptions": {"mode": "token"},
+        # Said outright, because Ray's own default changed between versions. One token for all clusters: during an
+        # upgrade the gateways of the old and of the new one ask the same head Service.
+        "authOptions": {"mode": "token", "secretName": AUTH_SECRET},
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": copy.deepcopy(pods["autoscaler"]),
         "headGroupSpec": {

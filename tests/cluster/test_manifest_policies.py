@@ -104,7 +104,7 @@ def test_the_head_runs_no_work(all_documents: list[tuple[str, Document]]) -> Non
     for place, cluster in _clusters(all_documents):
         assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0", place
         assert cluster["rayVersion"] == RAY_VERSION, place
-        assert cluster["authOptions"] == {"mode": "token"}, place
+        assert cluster["authOptions"] == {"mode": "token", "secretName": "reft-ray-auth"}, place
 
 
 def test_every_ray_container_is_probed_and_drained(all_pods: Pods) -> None:
