@@ -28,7 +28,8 @@ def create(
         str | None, typer.Option(help="Lifetime such as 12h, 90d or 8w; without end by default.")
     ] = None,
     limit: Annotated[
-        list[str] | None, typer.Option(help="A limit of the project, e.g. requests_per_minute=60; may be repeated.")
+        list[str] | None,
+        typer.Option(help="A limit of the project, e.g. requests_per_minute=60; may be repeated. Others stay."),
     ] = None,
     database: DatabaseOption = DEFAULT_DATABASE,
     as_json: JsonOption = False,
@@ -37,10 +38,8 @@ def create(
     with user_errors(), open_database(database) as records:
         from reft_ray.jobs.tenants import SCOPES, Tenants
 
-        tenants, limits = Tenants(records), _limits(limit or [])
-        key, secret = tenants.create_key(organization, project, name, scope or SCOPES, _seconds(expires))
-        if limits:
-            tenants.set_limits(key.project_id, limits)
+        lifetime, limits = _seconds(expires), _limits(limit or [])
+        key, secret = Tenants(records).create_key(organization, project, name, scope or SCOPES, lifetime, limits)
         if as_json:
             print_json({"id": key.id, "project_id": key.project_id, "secret": secret, "expires_at": key.expires_at})
         else:

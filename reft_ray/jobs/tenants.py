@@ -100,8 +100,12 @@ class Tenants:
         name: str,
         scopes: Sequence[str] = SCOPES,
         expires_seconds: float | None = None,
+        limits: Mapping[str, int] | None = None,
     ) -> tuple[ApiKey, str]:
-        """A new key and its secret; organisation and project are made when they are new."""
+        """A new key and its secret; organisation and project are made when they are new.
+
+        `limits` become those of the project; limits that they do not name stay as they are.
+        """
         unknown = sorted(set(scopes) - set(SCOPES))
         if unknown or not scopes:
             raise InvalidError(
@@ -109,6 +113,7 @@ class Tenants:
             )
         if expires_seconds is not None and expires_seconds <= 0:
             raise InvalidError("a key must expire in the future", "expires")
+        _check(limits or {})
         now, secret, key_id = self.database.now(), PREFIX + secrets.token_urlsafe(32), ids.new_id(ids.KEY)
         with self.database.write() as connection:
             self.database.serialize(connection, "tenants")
@@ -143,6 +148,11 @@ class Tenants:
             self.audit.append_in(
                 connection, "api_key.created", OPERATOR, project_id, {"id": key_id, "scopes": list(scopes)}
             )
+            if limits:
+                mine = projects.c.id == project_id
+                stored = connection.execute(select(projects.c.limits).where(mine)).scalar_one()
+                connection.execute(update(projects).where(mine).values(limits={**stored, **limits}))
+                self.audit.append_in(connection, "rate_limit.updated", OPERATOR, project_id, dict(limits))
         return self.key(key_id), secret
 
     def key(self, key_id: str) -> ApiKey:
@@ -177,23 +187,6 @@ class Tenants:
                 self.audit.append_in(connection, "api_key.deleted", OPERATOR, key.project_id, {"id": key_id})
         return self.key(key_id)
 
-    def set_limits(self, project_id: str, limits: Mapping[str, int]) -> Limits:
-        """Give a project limits of its own; names that are not in `Limits` are refused."""
-        known = {field.name for field in fields(Limits)}
-        for name, value in limits.items():
-            if name not in known:
-                raise InvalidError(f"limit {name!r} is unknown; choose from {', '.join(sorted(known))}", name)
-            if value < 0:
-                raise InvalidError(f"limit {name} must be 0 or more, not {value}", name)
-        with self.database.write() as connection:
-            changed = connection.execute(
-                update(projects).where(projects.c.id == project_id).values(limits=dict(limits))
-            ).rowcount
-            if not changed:
-                raise NotFoundError("project", project_id)
-            self.audit.append_in(connection, "rate_limit.updated", OPERATOR, project_id, dict(limits))
-        return Limits.from_json(limits)
-
     def any_keys(self) -> bool:
         """Whether the service has keys at all; without any, only loopback may ask."""
         with self.database.read() as connection:
@@ -215,6 +208,15 @@ class Tenants:
         return Principal(
             row.organization_id, row.project_id, row.id, frozenset(row.scopes), Limits.from_json(row.limits)
         )
+
+
+def _check(limits: Mapping[str, int]) -> None:
+    known = {field.name for field in fields(Limits)}
+    for name, value in limits.items():
+        if name not in known:
+            raise InvalidError(f"limit {name!r} is unknown; choose from {', '.join(sorted(known))}", name)
+        if value < 0:
+            raise InvalidError(f"limit {name} must be 0 or more, not {value}", name)
 
 
 def _digest(secret: str) -> str:

@@ -70,14 +70,20 @@ def test_unknown_scopes_are_refused(tenants, scopes, message):
 
 
 def test_a_project_has_limits_of_its_own(tenants):
-    key, secret = tenants.create_key("acme", "one", "x", SCOPES)
+    _, secret = tenants.create_key("acme", "one", "x", SCOPES)
     assert tenants.authenticate(secret).limits == Limits()
-    tenants.set_limits(key.project_id, {"requests_per_minute": 5})
-    assert tenants.authenticate(secret).limits == Limits(requests_per_minute=5)
-    with pytest.raises(InvalidError, match="requests_per_minute"):
-        tenants.set_limits(key.project_id, {"request_per_minute": 5})
-    with pytest.raises(InvalidError, match="0 or more"):
-        tenants.set_limits(key.project_id, {"requests_per_minute": -1})
+    tenants.create_key("acme", "one", "y", limits={"requests_per_minute": 5})
+    tenants.create_key("acme", "one", "z", limits={"unfinished_jobs": 2})
+    assert tenants.authenticate(secret).limits == Limits(requests_per_minute=5, unfinished_jobs=2)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"), [({"request_per_minute": 5}, "requests_per_minute"), ({"unfinished_jobs": -1}, "0 or more")]
+)
+def test_limits_that_are_refused_leave_no_key(tenants, limits, message):
+    with pytest.raises(InvalidError, match=message):
+        tenants.create_key("acme", "one", "x", limits=limits)
+    assert tenants.list_keys() == []
 
 
 def test_a_bucket_empties_and_refills_evenly(database, clock):

@@ -84,8 +84,7 @@ def test_every_route_has_a_scope(service):
 
 
 def test_limits_are_told_kept_and_waited_for(service):
-    key, secret = service.services.tenants.create_key("acme", "limited", "x")
-    service.services.tenants.set_limits(key.project_id, {"requests_per_minute": 3})
+    _, secret = service.services.tenants.create_key("acme", "limited", "x", limits={"requests_per_minute": 3})
     client = client_with(service, secret)
     raw = client.models.with_raw_response.list()
     assert raw.headers["x-ratelimit-limit-requests"] == "3"
@@ -105,8 +104,7 @@ def test_limits_are_told_kept_and_waited_for(service):
 
 
 def test_tokens_are_limited_and_what_was_not_used_comes_back(service):
-    key, secret = service.services.tenants.create_key("acme", "talkative", "x")
-    service.services.tenants.set_limits(key.project_id, {"tokens_per_minute": 100})
+    _, secret = service.services.tenants.create_key("acme", "talkative", "x", limits={"tokens_per_minute": 100})
     client = client_with(service, secret)
 
     def talk(most, **options):
@@ -127,8 +125,7 @@ def test_tokens_are_limited_and_what_was_not_used_comes_back(service):
 
 
 def test_unfinished_jobs_have_a_quota(service, rows):
-    key, secret = service.services.tenants.create_key("acme", "busy", "x")
-    service.services.tenants.set_limits(key.project_id, {"unfinished_jobs": 1})
+    _, secret = service.services.tenants.create_key("acme", "busy", "x", limits={"unfinished_jobs": 1})
     client = client_with(service, secret)
     file = client.files.create(file=("a.jsonl", rows), purpose="fine-tune").id
     job = client.fine_tuning.jobs.create(model="tiny", training_file=file)
