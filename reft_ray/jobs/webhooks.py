@@ -121,16 +121,21 @@ class Webhooks:
 
     def check_address(self, url: str) -> None:
         """Refuse an address that would turn the service against the operator's own network."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("https", "http") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+            (host or "").encode("idna")  # as the resolver does, which raises UnicodeError, a ValueError, in its midst
+        except ValueError:
+            raise InvalidError("url: its host name or its port is malformed.", "url") from None
+        if parts.scheme not in ("https", "http") or not host:
             raise InvalidError("url must be an http(s) URL.", "url")
         if self.allow_private:
             return
         if parts.scheme != "https":
             raise InvalidError("url must be https.", "url")
         try:
-            found = {info[4][0] for info in socket.getaddrinfo(parts.hostname, parts.port or 443)}
-        except OSError:
+            found = {info[4][0] for info in socket.getaddrinfo(host, port or 443)}
+        except (OSError, ValueError):
             raise InvalidError("url: its host name cannot be resolved.", "url") from None
         if any(not ipaddress.ip_address(str(address).split("%")[0]).is_global for address in found):
             raise InvalidError("url must be a public address.", "url")

@@ -106,6 +106,16 @@ def test_a_removed_endpoint_hears_nothing(webhooks, finished):
     assert webhooks.list("proj_a") == []
 
 
+MALFORMED = ["https://[::1/", "https://example.com:99999/", "https://a..b/", f"https://{'a' * 70}.org/"]
+
+
+@pytest.mark.parametrize("url", MALFORMED)
+def test_a_malformed_address_is_named_also_where_private_ones_are_allowed(sqlite_database, url):
+    with pytest.raises(InvalidError, match="malformed") as refused:
+        Webhooks(sqlite_database, allow_private=True).add("proj_a", url)
+    assert refused.value.param == "url"
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -118,6 +128,7 @@ def test_a_removed_endpoint_hears_nothing(webhooks, finished):
         "ftp://8.8.8.8/x",
         "file:///etc/passwd",
         "https://",
+        *MALFORMED,
     ],
 )
 def test_no_webhook_reaches_into_the_operators_network(sqlite_database, url):
