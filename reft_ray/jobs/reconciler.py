@@ -53,9 +53,11 @@ class Reconciler:
 
     def tick(self) -> None:
         """Collect drivers that are not wanted any more, hand out slots, start the drivers that are missing."""
-        for job in self.store.with_handle():
-            if job.status not in ACTIVE:
-                self._collect(job)
+        unwanted = {(job.id, job.attempt): job for job in self.store.with_handle() if job.status not in ACTIVE}
+        # A driver that is wanted again, or gone, has all the time from the next time on.
+        self._lingering = {key: since for key, since in self._lingering.items() if key in unwanted}
+        for job in unwanted.values():
+            self._collect(job)
         self.leases.grant(self.slots)
         active = self.store.with_status(ACTIVE)
         driven = [job for job in active if self._is_driven(job)]
@@ -143,4 +145,3 @@ class Reconciler:
             return
         self.launcher.stop(job.handle)
         self.leases.forget(job)
-        self._lingering.pop(key, None)

@@ -186,6 +186,22 @@ def test_a_driver_that_is_not_wanted_has_time_to_end(reconciler, drivers, create
     assert (job.handle, job.lease_owner, job.status) == (None, None, status)
 
 
+def test_a_driver_that_was_wanted_again_has_its_time_anew(reconciler, drivers, create, jobs, clock):
+    job_id = create()
+    reconciler.tick()
+    reconciler.leases.acquire(job_id, 1, "owner")
+    for status in (Status.PAUSED, Status.VALIDATING, Status.PAUSED):
+        jobs.move(job_id, status, Event("on"))
+        reconciler.tick()
+        clock.advance(60)
+        reconciler.leases.renew(job_id, "owner")
+    reconciler.tick()
+    assert drivers.stopped == []
+    clock.advance(41)
+    reconciler.tick()
+    assert drivers.stopped == [f"{job_id}/1"]
+
+
 def test_a_launch_that_fails_is_tried_again_and_keeps_nobody_waiting(reconciler, drivers, create, clock, caplog):
     first, second = create(), create()
     start = drivers.start
