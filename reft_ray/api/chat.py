@@ -117,7 +117,11 @@ def router(services: Services, model: ChatModel) -> APIRouter:
         sampling = body.sampling(services.settings.max_completion_tokens)
         charged = await _charge(services, request, caller, body)
         completion = Completion(model, target, body, sampling, Moderator(request.app.state.judge, body.moderation))
-        admitted = await completion.moderator.admit(body.conversation)
+        try:
+            admitted = await completion.moderator.admit(body.conversation)
+        except BaseException:
+            await _settle(services, caller, completion, charged)
+            raise
         if body.stream:
             events = _settled(services, caller, completion, charged, _stream(completion, admitted))
             return await _streaming(events)

@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from reft_ray.api.chat_model import ChatOverloadedError, ContextLengthError
-from reft_ray.api.judging import LocalJudge
+from reft_ray.api.judging import LocalJudge, UnavailableError
 from reft_ray.api.service import create_service
 from reft_ray.api.services import BaseModel, Services, ServiceSettings
 from reft_ray.core.completion import Piece
@@ -16,6 +16,7 @@ from reft_ray.jobs.database import Database
 from reft_ray.jobs.job import Event, JobSpec, Status
 from reft_ray.testbed.word_scorer import WordScorer
 
+BLOCKING = {"policy": {"input": {"mode": "block"}}}
 SAY = [{"role": "user", "content": "one two three"}]
 
 
@@ -180,6 +181,22 @@ def failing(tmp_path):
             return stack.enter_context(openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0))
 
         yield make
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_without_a_verdict_costs_nothing(service, monkeypatch, stream):
+    async def judge(*_):
+        raise UnavailableError("no teacher")
+
+    secret = service.services.tenants.create_key("acme", f"calm-{stream}", "x", limits={"tokens_per_minute": 200})[1]
+    client = service.connect(secret, max_retries=0)
+    with monkeypatch.context() as broken:
+        broken.setattr(LocalJudge, "judge", judge)
+        for _ in range(3):
+            with pytest.raises(openai.InternalServerError) as caught:
+                talk(client, max_tokens=100, stream=stream, extra_body={"moderation": BLOCKING})
+            assert caught.value.status_code == 503
+    assert talk(client, max_tokens=100).choices
 
 
 @pytest.mark.parametrize("stream", [False, True])
