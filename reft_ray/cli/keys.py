@@ -99,4 +99,6 @@ def _limits(items: list[str]) -> dict[str, int]:
 
 
 def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    # Older versions made keys that end behind the last year that there is.
+    last = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+    return datetime.fromtimestamp(min(seconds, last), UTC).strftime("%Y-%m-%d %H:%M UTC")

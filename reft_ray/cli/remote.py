@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 
-from reft_ray.core.errors import ReftError
+from reft_ray.core.errors import ReftError, UsageError
 
 
 class Remote:
     """A service at `url` (with `/v1`), for a `with` block. Methods raise ReftError with its own message."""
 
     def __init__(self, url: str, key: str) -> None:
+        if not (key.isascii() and key.isprintable()):
+            raise UsageError("--key: a key has printable ASCII characters only; copy it again")
         self._url = url.rstrip("/")
         self._client = httpx.Client(headers={"authorization": f"Bearer {key}"}, timeout=600)
 
@@ -48,20 +51,25 @@ class Remote:
 
     def download(self, path: str) -> Iterator[bytes]:
         """The bytes at a path."""
-        with self._client.stream("GET", f"{self._url}{path}") as answer:
+        with self._reaching(), self._client.stream("GET", f"{self._url}{path}") as answer:
             if answer.is_error:
                 answer.read()
                 raise _error(answer)
             yield from answer.iter_bytes()
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        try:
+        with self._reaching():
             answer = self._client.request(method, f"{self._url}{path}", **options)
-        except httpx.HTTPError as error:
-            raise ReftError(f"{self._url}: {error}; is the service running? (reft-ray serve)") from None
         if answer.is_error:
             raise _error(answer)
         return answer
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ReftError(f"{self._url}: {error}; is the service running? (reft-ray serve)") from None
 
 
 def _error(answer: httpx.Response) -> ReftError:

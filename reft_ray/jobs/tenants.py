@@ -28,6 +28,7 @@ SCOPES = (
     "moderations",
     "webhooks",
 )
+LONGEST_SECONDS = 100 * 365 * 86400
 OPERATOR: Mapping[str, Any] = {"type": "session", "session": {"user": "operator"}}
 """The actor of what is done on the command line."""
 
@@ -113,6 +114,8 @@ class Tenants:
             )
         if expires_seconds is not None and expires_seconds <= 0:
             raise InvalidError("a key must expire in the future", "expires")
+        if expires_seconds is not None and expires_seconds > LONGEST_SECONDS:
+            raise InvalidError("a key must expire within 100 years, or not at all", "expires")
         _check(limits or {})
         now, secret, key_id = self.database.now(), PREFIX + secrets.token_urlsafe(32), ids.new_id(ids.KEY)
         with self.database.write() as connection:

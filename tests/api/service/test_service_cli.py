@@ -15,7 +15,7 @@ from reft_ray.jobs.driver import DriverConfig
 from reft_ray.jobs.launcher import ProcessLauncher
 from reft_ray.jobs.lease import Leases
 from reft_ray.jobs.reconciler import Reconciler
-from reft_ray.jobs.tables import audit_log
+from reft_ray.jobs.tables import api_keys, audit_log
 from reft_ray.jobs.tenants import Tenants
 
 
@@ -66,6 +66,7 @@ def test_a_project_gets_limits_with_its_key(database, records):
     ("arguments", "code"),
     [
         (["create", "--expires", "soon"], 2),
+        (["create", "--expires", "99999999w"], 1),
         (["create", "--scope", "everything"], 1),
         (["create", "--limit", "x"], 2),
         (["revoke", "key_none"], 1),
@@ -75,6 +76,14 @@ def test_mistakes_are_one_line(database, records, arguments, code):
     output = run(keys.app, *arguments, "--database", database, code=code)
     assert output.startswith("error: ")
     assert output.count("\n") == 1
+    assert Tenants(records).list_keys() == []
+
+
+def test_a_key_that_outlives_the_calendar_is_listed(database, records):
+    run(keys.app, "create", "--database", database)
+    with records.write() as connection:
+        connection.execute(update(api_keys).values(expires_at=1e14))
+    assert "valid until 9999-12-31" in run(keys.app, "list", "--database", database)
 
 
 def test_the_audit_log_is_verified(database, records):
@@ -171,6 +180,17 @@ def test_the_cost_is_shown_before_the_launch(service, rows, tmp_path):
     assert run(jobs.app, "list", *access) == ""
 
 
-def test_a_service_that_is_not_there_is_one_line():
+def test_a_service_that_is_not_there_is_one_line(tmp_path):
     output = run(jobs.app, "list", "--url", "http://127.0.0.1:9/v1", code=1)
     assert "is the service running?" in output
+    assert "is the service running?" in run(jobs.app, "list", "--url", "http://[::1/v1", code=1)
+    out = tmp_path / "file"
+    output = run(files.app, "get", "file-x", "--out", str(out), "--url", "http://127.0.0.1:9/v1", code=1)
+    assert "is the service running?" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "two\nlines"])
+def test_a_key_that_cannot_be_sent_is_one_line_that_does_not_repeat_it(key):
+    output = run(jobs.app, "list", "--url", "http://127.0.0.1:9/v1", "--key", key, code=2)
+    assert output == "error: --key: a key has printable ASCII characters only; copy it again\n"
