@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from reft_ray.core.errors import ReftError
 from reft_ray.jobs import errors as records
+from reft_ray.telemetry import catalog
 
 _MESSAGES = {
     "json_invalid": "is not JSON",
@@ -121,6 +122,8 @@ async def _api_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _record_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ReftError)
+    if isinstance(error, records.QuotaError):
+        request.app.state.recorder.count(catalog.RATE_LIMITED, limit=error.limit)
     return answer(from_records(error))
 
 

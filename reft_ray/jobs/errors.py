@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from reft_ray.core.errors import ReftError
 
 
@@ -36,7 +38,11 @@ class TooLargeError(ReftError):
 
 
 class QuotaError(ReftError):
-    """The project has used what it was given."""
+    """The project has used what it was given; `limit` names it as metrics do."""
+
+    def __init__(self, message: str, limit: Literal["bytes", "jobs"]) -> None:
+        super().__init__(message)
+        self.limit = limit
 
 
 class LeaseLostError(ReftError):

@@ -113,7 +113,9 @@ class FileStore:
             with self.database.write() as connection:
                 if reserved is None and written.bytes > (left := self._left(connection, project_id)):
                     # Others that were writing at the same time had been given the same room.
-                    raise QuotaError(f"The project has room for {left} bytes, not {written.bytes}; delete files.")
+                    raise QuotaError(
+                        f"The project has room for {left} bytes, not {written.bytes}; delete files.", "bytes"
+                    )
                 connection.execute(
                     update(files)
                     .where(files.c.id == file_id)
@@ -202,7 +204,9 @@ class FileStore:
         room = self._left(connection, project_id)
         if room <= 0:
             raise QuotaError(
-                f"The project's files and open uploads fill their quota of {self.max_project_bytes} bytes; delete some."
+                f"The project's files and open uploads fill their quota of {self.max_project_bytes} bytes; "
+                "delete some.",
+                "bytes",
             )
         return room
 

@@ -318,7 +318,7 @@ class JobStore:
         self.database.serialize(connection, f"jobs of {project_id}")
         unfinished = select(func.count()).where(jobs.c.project_id == project_id, jobs.c.status.not_in(TERMINAL))
         if connection.execute(unfinished).scalar_one() >= most:
-            raise QuotaError(f"The project has {most} unfinished jobs, as many as it may have.")
+            raise QuotaError(f"The project has {most} unfinished jobs, as many as it may have.", "jobs")
 
 
 def held(connection: Connection, job_id: str, lease: str) -> Job:

@@ -59,7 +59,9 @@ class UploadStore:
         with self.database.write() as connection:
             room = self.files.room(connection, project_id)
             if size > room:
-                raise QuotaError(f"The project has room for {room} bytes, not {size}; delete files or cancel uploads.")
+                raise QuotaError(
+                    f"The project has room for {room} bytes, not {size}; delete files or cancel uploads.", "bytes"
+                )
             connection.execute(
                 insert(uploads).values(
                     id=upload_id,
