@@ -1,4 +1,4 @@
-"""What must happen now and then: webhooks go out, what has expired goes away, gauges are set again."""
+"""What must happen now and then: webhooks go out, and what has expired goes away."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def _post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
 
 @dataclass(slots=True)
 class Housekeeping:
-    """One round per `tick`; sweeps and the check of the audit log only every SWEEP_SECONDS."""
+    """A `tick` sweeps and checks the audit log, once in SWEEP_SECONDS."""
 
     store: JobStore
     uploads: UploadStore
@@ -64,8 +64,7 @@ class Housekeeping:
         return self.uploads.files
 
     def tick(self) -> None:
-        """Count, and when it is time, sweep."""
-        self._gauges()
+        """Sweep when it is time."""
         if self.store.database.now() >= self._swept + SWEEP_SECONDS:
             self.sweep()
             self._swept = self.store.database.now()
@@ -103,8 +102,3 @@ class Housekeeping:
             ticking(self.deliver, "delivering webhooks", seconds, logger),
         ):
             yield
-
-    def _gauges(self) -> None:
-        # Gauges fade when they are not set again, so every state is, also at 0.
-        for (project, status), count in self.store.counts().items():
-            self.store.recorder.set(catalog.JOBS, count, status=str(status), project=project)
