@@ -49,22 +49,6 @@ class MethodBody(BaseModel):
     supervised: SupervisedBody | None = None
 
 
-class WandbBody(Strict):
-    """Where a run is mirrored to."""
-
-    project: str
-    name: str | None = None
-    entity: str | None = None
-    tags: list[str] | None = None
-
-
-class IntegrationBody(Strict):
-    """A service that a job reports to."""
-
-    type: Literal["wandb"]
-    wandb: WandbBody
-
-
 class GateBody(Strict):
     """Limits of the release gate in percentage points, at most the operator's.
 
@@ -98,7 +82,7 @@ class JobBody(Strict):
     suffix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     metadata: dict[Key, Value] | None = Field(None, max_length=16)
-    integrations: list[IntegrationBody] | None = None
+    integrations: list[Any] | None = None
     method: MethodBody | None = None
     hyperparameters: HyperparametersBody | None = None
     reft: ReftBody = Field(default_factory=ReftBody)
@@ -120,6 +104,12 @@ def parse(body: object, settings: ServiceSettings) -> tuple[JobSpec, dict[str, s
             "model",
             "model_not_available",
         )
+    if request.integrations:
+        raise invalid(
+            "Integrations are not supported; the job's events and step_metrics.csv have its metrics.",
+            "integrations",
+            "unsupported_integration",
+        )
     method = request.method
     if method is not None and method.type != "supervised":
         raise invalid(
@@ -137,7 +127,6 @@ def parse(body: object, settings: ServiceSettings) -> tuple[JobSpec, dict[str, s
         suffix=request.suffix,
         hyperparameters=Hyperparameters(**knobs.model_dump()),
         options=_options(request.reft, settings),
-        integrations=tuple(item.model_dump(exclude_none=True) for item in request.integrations or ()),
         preset=base.preset,
     )
     return spec, dict(request.metadata or {})

@@ -24,6 +24,7 @@ REQUIRED = {
     "trained_tokens",
     "validation_file",
 }
+WANDB = {"type": "wandb", "wandb": {"project": "p"}}
 
 
 @pytest.fixture
@@ -72,6 +73,7 @@ def test_the_deprecated_hyperparameters_still_count(create):
         ({"seed": -1}, "seed", "invalid_value", "seed"),
         ({"metadata": {"k": "v" * 513}}, "metadata.k", "invalid_value", "512"),
         ({"metadata": {"k": "a\0b"}}, "metadata.k", "invalid_value", "pattern"),
+        ({"integrations": [WANDB]}, "integrations", "unsupported_integration", "not supported"),
         ({"extra_body": {"reft": {"polcy": "fail"}}}, "reft.polcy", "unknown_parameter", "'reft.policy'"),
         ({"extra_body": {"policy": "fail"}}, "policy", "unknown_parameter", "'reft.policy'"),
         ({"extra_body": {"reft": {"policy": "allow"}}}, "reft.policy", "invalid_value", "filter"),
@@ -108,6 +110,11 @@ def test_no_infinity_is_stored(service, training_file, option):
     answer = httpx.post(f"{service.url}/v1/fine_tuning/jobs", content=body, headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
     assert "finite" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("none", [None, []])
+def test_no_integration_may_be_said(create, none):
+    assert create(integrations=none).integrations == []
 
 
 def test_a_file_for_another_purpose_is_refused(create, client):
