@@ -24,6 +24,9 @@ LOCK_WAIT_SECONDS = 30
 POOL = 24
 """Connections kept, and as many again at peaks: a gateway answers up to 40 requests side by side."""
 
+_HIDE_PARAMETERS = True
+"""An error that is logged would else show what was to be stored, such as a webhook's secret."""
+
 
 class Database:
     """Connections and transactions; `now` is the clock (seconds since the epoch) of everything that is stored."""
@@ -111,7 +114,9 @@ def _engine(url: str, create: bool = True) -> Engine:
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite":
             return _sqlite(url, create)
-        return create_engine(parsed, pool_pre_ping=True, pool_size=POOL, max_overflow=POOL)
+        return create_engine(
+            parsed, pool_pre_ping=True, pool_size=POOL, max_overflow=POOL, hide_parameters=_HIDE_PARAMETERS
+        )
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(
             f"database {url.split('@')[-1]!r}: {error}; use sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME"
@@ -132,7 +137,11 @@ def _sqlite(url: str, create: bool) -> Engine:
     elif not Path(path).is_file():
         raise UsageError(f"database {url}: there is no such file")
     engine = create_engine(
-        url, pool_size=POOL, max_overflow=POOL, connect_args={"timeout": LOCK_WAIT_SECONDS, "check_same_thread": False}
+        url,
+        pool_size=POOL,
+        max_overflow=POOL,
+        hide_parameters=_HIDE_PARAMETERS,
+        connect_args={"timeout": LOCK_WAIT_SECONDS, "check_same_thread": False},
     )
 
     @event.listens_for(engine, "connect")

@@ -101,6 +101,14 @@ def test_a_password_is_in_no_message(postgres_url):
         Database.open_existing(f"{url}/typo")
 
 
+def test_what_was_to_be_stored_is_in_no_error(database):
+    insert = text("INSERT INTO organizations VALUES (:id, 'a', 0)")
+    with pytest.raises(IntegrityError) as refused, database.write() as connection:
+        connection.execute(insert, [{"id": "whsec_secret"}, {"id": "whsec_secret"}])
+    assert "INSERT INTO organizations" in str(refused.value)
+    assert "[parameters:" not in str(refused.value)
+
+
 @pytest.mark.parametrize("url", ["sqlite://", "nonsense", "mystery://host/db"])
 def test_a_url_that_cannot_hold_records_is_refused(url):
     with pytest.raises(UsageError, match="use sqlite:///PATH"):
