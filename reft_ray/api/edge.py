@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reft_ray.api.errors import ApiError, answer
 from reft_ray.telemetry import catalog
+from reft_ray.telemetry.logs import bound
 from reft_ray.telemetry.recorder import Recorder
 
 logger = logging.getLogger(__name__)
@@ -52,12 +53,13 @@ class Edge:
         started = time.perf_counter()
         self._in_flight(+1)
         try:
-            await self._app(scope, self._limited(scope, receive), stamped)
+            with bound(request_id=request_id):
+                await self._app(scope, self._limited(scope, receive), stamped)
         except ClientDisconnect:
             status = 499
         except Exception:
             # The traceback names code, not data; what is judged never reaches the log.
-            logger.exception("request %s failed", request_id)
+            logger.exception("a request failed", extra={"request_id": request_id})
             if status is not None:
                 raise
             failure = ApiError(500, f"The server failed on this request; quote {request_id} when reporting it.")

@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
@@ -30,6 +29,7 @@ from reft_ray.jobs.pipeline import run_job
 from reft_ray.jobs.processes import process_handle
 from reft_ray.jobs.run import JobRun
 from reft_ray.jobs.steps import Steps
+from reft_ray.telemetry import logs
 from reft_ray.telemetry.metric import DEFAULT_APPLICATION
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
 
@@ -104,7 +104,7 @@ def drive(job_id: str, attempt: int, config: DriverConfig) -> int:
     try:
         job = leases.acquire(job_id, attempt, owner)
     except LeaseLostError:
-        logger.info("job %s: attempt %d is not wanted any more", job_id, attempt)
+        logger.info("attempt %d is not wanted any more", attempt)
         return 0
     leases.set_handle(job_id, attempt, config.handle or process_handle(os.getpid()))
     files = FileStore(database, ContentStore(config.files_uri), config.max_file_bytes, config.max_project_bytes)
@@ -117,10 +117,9 @@ def drive(job_id: str, attempt: int, config: DriverConfig) -> int:
         run_job(run, config.make_steps(), recorder)
     except (StoppedError, LeaseLostError) as stop:
         logger.info("%s", stop)
-    except Exception as error:
-        # The message of an error may quote a row; its type and its place do not.
-        frames = "".join(traceback.format_tb(error.__traceback__))
-        logger.error("job %s: attempt %d crashed with %s\n%s", job_id, attempt, type(error).__name__, frames)
+    except Exception:
+        # Our logs tell its type and its place; its message may quote a row.
+        logger.exception("attempt %d crashed", attempt)
         return 1
     finally:
         over.set()
@@ -162,9 +161,10 @@ def _stop_on_signals(run: JobRun) -> None:
 
 def main() -> int:
     """The command line."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logs.configure()
     job_id, attempt = sys.argv[1:]
-    return drive(job_id, int(attempt), DriverConfig.from_environment())
+    with logs.bound(job_id=job_id):
+        return drive(job_id, int(attempt), DriverConfig.from_environment())
 
 
 if __name__ == "__main__":

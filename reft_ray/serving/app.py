@@ -17,6 +17,7 @@ from reft_ray.serving.args import ChatArgs, DeploymentArgs, ServeArgs, parse_arg
 from reft_ray.serving.gateway import Gateway
 from reft_ray.serving.student import StudentReplica
 from reft_ray.serving.teacher import TeacherReplica
+from reft_ray.telemetry import logs
 from reft_ray.telemetry.metric import Labeller
 from reft_ray.telemetry.ray_recorder import RayRecorder
 
@@ -27,9 +28,10 @@ RETRY_AFTER_SECONDS = 1.0
 
 
 class Teacher(TeacherReplica):
-    """The teacher with Ray's metrics: its recorder cannot travel, so it is made where it records."""
+    """The teacher with Ray's metrics and our logs: these cannot travel, so they are made where they record."""
 
     def __init__(self, application: str) -> None:
+        logs.configure()
         _spin_briefly()
         super().__init__(RayRecorder(Labeller(application=application)))
 
@@ -79,6 +81,7 @@ def _student_class(args: ChatArgs) -> type[StudentReplica]:
 
     class Student(StudentReplica):
         def __init__(self, uri: str, args: ChatArgs) -> None:
+            logs.configure()
             _spin_briefly()
             super().__init__(uri, args)
 

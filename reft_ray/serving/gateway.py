@@ -15,7 +15,7 @@ from reft_ray.serving.args import ServeArgs, from_environment
 from reft_ray.serving.chat import chat_of
 from reft_ray.serving.handle import HandleJudge
 from reft_ray.serving.jobs import service_app
-from reft_ray.telemetry import catalog
+from reft_ray.telemetry import catalog, logs
 from reft_ray.telemetry.metric import Labeller
 from reft_ray.telemetry.ray_recorder import RayRecorder
 
@@ -29,6 +29,7 @@ class Gateway:
         args: dict[str, Any],
         students: Mapping[str, DeploymentHandle] | None = None,
     ) -> None:
+        logs.configure()
         self._args = ServeArgs.model_validate(args)
         self._recorder = RayRecorder(Labeller(application=self._args.application))
         self._recorder.set(catalog.BUILD_INFO, 1, version=version("reft-ray"), python=platform.python_version())

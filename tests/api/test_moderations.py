@@ -159,6 +159,7 @@ def test_an_unforeseen_error_is_500_in_the_envelope(make_filter: Callable[..., A
     assert response.json()["error"]["type"] == "server_error"
     assert response.headers["x-request-id"] in response.json()["error"]["message"]
     assert "private" not in caplog.text
+    assert [record.request_id for record in caplog.records if record.exc_info] == [response.headers["x-request-id"]]
 
 
 def test_a_shorter_deadline_of_the_client_is_kept(make_filter: Callable[..., Any]) -> None:

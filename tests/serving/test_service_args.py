@@ -72,6 +72,8 @@ def test_a_base_with_an_endpoint_needs_no_students() -> None:
 
 
 def test_metrics_need_the_token_that_the_environment_holds(tmp_path: Path, monkeypatch) -> None:
+    configured: list[bool] = []
+    monkeypatch.setattr("reft_ray.telemetry.logs.configure", lambda: configured.append(True))
     monkeypatch.setenv("SCRAPERS_TOKEN", "s3cret")
     endpoint = {"url": "http://127.0.0.1:1/v1", "model": "small"}
     models = {"small": {"uri": "/models/small", "endpoint": endpoint}}
@@ -87,6 +89,7 @@ def test_metrics_need_the_token_that_the_environment_holds(tmp_path: Path, monke
         assert client.get("/metrics").status_code == 401
         found = client.get("/metrics", headers={"authorization": "Bearer s3cret"})
         assert "reft_build_info" in found.text
+    assert configured == [True, True]
     monkeypatch.delenv("SCRAPERS_TOKEN")
     with pytest.raises(UsageError, match="the environment variable SCRAPERS_TOKEN is empty"):
         Gateway(None, args.model_dump()).__serve_build_asgi_app__()
