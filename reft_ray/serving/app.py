@@ -20,6 +20,7 @@ from reft_ray.serving.teacher import TeacherReplica
 from reft_ray.telemetry import logs
 from reft_ray.telemetry.metric import Labeller
 from reft_ray.telemetry.ray_recorder import RayRecorder
+from reft_ray.telemetry.tracing import tracer_from_environment
 
 TEACHER = "Teacher"
 GATEWAY = "Gateway"
@@ -28,12 +29,12 @@ RETRY_AFTER_SECONDS = 1.0
 
 
 class Teacher(TeacherReplica):
-    """The teacher with Ray's metrics and our logs: these cannot travel, so they are made where they record."""
+    """The teacher with Ray's metrics, logs and traces: these cannot travel, so they are made where they record."""
 
     def __init__(self, application: str) -> None:
         logs.configure()
         _spin_briefly()
-        super().__init__(RayRecorder(Labeller(application=application)))
+        super().__init__(RayRecorder(Labeller(application=application)), tracer_from_environment())
 
 
 def build_app(args: Mapping[str, Any] | ServeArgs) -> Application:

@@ -23,6 +23,7 @@ from reft_ray.serving.loading import LoadedTeacher, approximate_tokens, load_tea
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
 from reft_ray.telemetry.rows import forget_canaries, record_canaries
+from reft_ray.telemetry.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,9 @@ class TeacherReplica:
     request and whenever it changes: a new teacher is loaded and checked beside the old one, which answers until then.
     """
 
-    def __init__(self, recorder: Recorder | None = None) -> None:
+    def __init__(self, recorder: Recorder | None = None, tracer: Tracer | None = None) -> None:
         self._recorder = recorder or NullRecorder()
+        self._tracer = tracer or Tracer()
         self._teacher: LoadedTeacher | None = None
         self._refused: str | None = None
         self._drift: DriftWatch | None = None
@@ -101,10 +103,15 @@ class TeacherReplica:
         """Verdicts in order, or None when the `seconds` ran out before the call's turn came."""
         texts = [turn.content for conversation in conversations for turn in conversation]
         work = Work(tuple(conversations), thresholds, "moderation" if urgent else "screening")
-        try:
-            return await self._batcher.submit(work, approximate_tokens(texts), time.monotonic() + seconds, urgent)
-        except ExpiredError:
-            return None
+        deadline = time.monotonic() + seconds
+        with self._tracer.span("moderation", self._ready().plain.teacher_id, stream=work.stream) as span:
+            try:
+                judgement = await self._batcher.submit(work, approximate_tokens(texts), deadline, urgent)
+            except ExpiredError:
+                return None
+            for verdict in judgement.verdicts:
+                span.verdict(verdict.score, verdict.decision)
+            return judgement
 
     async def info(self) -> TeacherInfo:
         """The teacher that answers, and why a newer one does not."""

@@ -8,15 +8,20 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from reft_ray.core.conversation import chat
 from reft_ray.core.errors import ReftError
 from reft_ray.core.scoring import TextScore
 from reft_ray.core.verdict import Decision, Thresholds
 from reft_ray.serving import loading
+from reft_ray.serving.app import Teacher
 from reft_ray.serving.teacher import TeacherReplica
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import MemoryRecorder
+from reft_ray.telemetry.tracing import Tracer
 from reft_ray.testbed.word_scorer import WordScorer
 
 WORDS = {"scorer": "words"}
@@ -100,6 +105,33 @@ def test_a_teacher_that_cannot_be_had_is_refused_and_the_old_one_goes_on(caplog:
         assert info.id == "rt-words"
 
     run(body)
+
+
+def test_a_call_is_traced_with_its_verdicts_and_without_its_text() -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+
+    async def body() -> None:
+        replica = TeacherReplica(tracer=Tracer(provider))
+        await replica.reconfigure(WORDS)
+        await replica.judge(ROWS, None, 10, True)
+
+    asyncio.run(body())
+    (span,) = exporter.get_finished_spans()
+    assert (span.name, span.attributes["reft.stream"]) == ("moderation rt-words", "moderation")
+    decisions = [event.attributes["gen_ai.evaluation.score.label"] for event in span.events]
+    assert decisions == ["allow", "block", "review", "block"]
+    assert "bomb" not in span.to_json()
+
+
+def test_the_teachers_process_starts_its_logs_and_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    configured: list[bool] = []
+    tracer = Tracer()
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.setattr("reft_ray.telemetry.logs.configure", lambda: configured.append(True))
+    monkeypatch.setattr("reft_ray.serving.app.tracer_from_environment", lambda: tracer)
+    assert Teacher("reft")._tracer is tracer
+    assert configured == [True]
 
 
 def test_wrong_configuration_is_refused_at_once() -> None:
