@@ -82,10 +82,15 @@ def detect(rows: Iterable[Row], name: str) -> Format:
         keys = keys or sorted(row)[:12]
     if found is None:
         raise UsageError(
-            f"{name}: no known row format; the columns are {', '.join(keys) or 'unreadable'}; "
+            f"{name}: no known row format; the columns are {columns(keys) or 'unreadable'}; "
             f"map them with --column, e.g. --column prompt=question --column response=answer"
         )
     return found
+
+
+def columns(names: Iterable[str]) -> str:
+    """Names that users gave, for a message of one line: some databases store no text with a NUL."""
+    return ", ".join(name if name.isprintable() else ascii(name) for name in names)
 
 
 def conversation_of(row: Row, fmt: Format) -> Conversation:

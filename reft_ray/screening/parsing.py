@@ -11,7 +11,7 @@ import orjson
 
 from reft_ray.core.errors import UsageError
 from reft_ray.screening.checks import Fault
-from reft_ray.screening.formats import Format, Row, detect, mapped
+from reft_ray.screening.formats import Format, Row, columns, detect, mapped
 from reft_ray.screening.reading import FilePlan, Unit, read_units
 from reft_ray.screening.sources import Container
 from reft_ray.screening.validation import DETECTION_ROWS, parse_row
@@ -88,7 +88,7 @@ class _CsvParser:
         self._delimiter = max(",\t;", key=text.count)
         self._names = (self._rows(text) or [[]])[0]
         if len(set(self._names)) != len(self._names):
-            raise UsageError(f"the CSV header names a column twice: {', '.join(self._names)}")
+            raise UsageError(f"the CSV header names a column twice: {columns(self._names)}")
 
     def __call__(self, raw: bytes) -> Row | Fault:
         try:

@@ -30,6 +30,13 @@ def test_each_format_is_detected_and_holds_the_same_conversation(fmt):
     assert conversation_of(ROWS[fmt], fmt) == chat("Q", "A")
 
 
+def test_a_message_about_columns_is_one_printable_line():
+    with pytest.raises(UsageError) as refused:
+        detect([{"a\0b": 1, "c\nd": 2, "schön": 3}], "f")
+    assert r"the columns are 'a\x00b', 'c\nd', schön;" in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
 def test_chosen_and_rejected_are_a_preference_pair_with_or_without_the_prompt_inside():
     plain = {"prompt": "Q", "chosen": "A", "rejected": "B"}
     whole = {"prompt": "Q", "chosen": TURNS, "rejected": [TURNS[0], {"role": "assistant", "content": "B"}]}
