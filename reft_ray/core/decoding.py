@@ -44,6 +44,11 @@ _CONFUSABLES = str.maketrans(
 )
 _WORD = re.compile(r"[^\W\d_]+")
 
+_MARKS = 30
+_MARK_RUN = re.compile(rf"(?:[^\w\x00-\x7f]|[\uff9e\uff9f]){{{_MARKS + 1},}}")
+"""Long enough to hold too many combining marks; the two are the letters that fold to some."""
+_JOINER = "\u034f"
+
 _BASE64_SPAN = re.compile(r"[A-Za-z0-9+/_-]{10,}(?:\r?\n[A-Za-z0-9+/_-]{4,})*={0,2}|[A-Za-z0-9+/_-]{6,}={1,2}")
 _HEX_SPAN = re.compile(r"(?<![0-9A-Za-z])(?:(?:0x|\\x|%)?[0-9A-Fa-f]{2}[ \t\r\n:,;-]{0,2}){6,}(?![0-9A-Za-z])")
 _HEX_NOISE = re.compile(r"0x|\\x|[^0-9A-Fa-f]")
@@ -104,7 +109,7 @@ def _homoglyph(text: str) -> str | None:
     """The text in plain letters, where words mix scripts, or where folding turns foreign letters into English words."""
     if text.isascii():
         return None
-    folded = unicodedata.normalize("NFKC", text).translate(_CONFUSABLES)
+    folded = _folded(text)
     if folded == text or not (any(map(_mixed, _WORD.findall(text))) or _gain(folded, text) >= 2):
         return None
     return folded
@@ -115,9 +120,27 @@ def _mixed(word: str) -> bool:
     if word.isascii() or sum(map(str.isascii, word)) < 2:
         return False
     foreign = [letter for letter in word if not letter.isascii()]
-    folded = unicodedata.normalize("NFKC", "".join(foreign)).translate(_CONFUSABLES)
+    folded = _folded("".join(foreign))
     # A ligature folds to several letters and is ordinary typography.
     return len(folded) == len(foreign) and folded.isascii() and folded.isalpha()
+
+
+def _folded(text: str) -> str:
+    # NFKC sorts each run of combining marks by insertion, which takes the square of the run's length.
+    return unicodedata.normalize("NFKC", _MARK_RUN.sub(_stream_safe, text)).translate(_CONFUSABLES)
+
+
+def _stream_safe(run: re.Match[str]) -> str:
+    """The run with a joiner after every 30 combining marks, as in Unicode's stream-safe text format (UAX #15)."""
+    out: list[str] = []
+    marks = 0
+    for character in run[0]:
+        marks = marks + 1 if unicodedata.combining(unicodedata.normalize("NFKD", character)[0]) else 0
+        if marks > _MARKS:
+            out.append(_JOINER)
+            marks = 1
+        out.append(character)
+    return "".join(out)
 
 
 def _base64(text: str) -> str | None:

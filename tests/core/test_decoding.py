@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import time
+import unicodedata
 import uuid
 from pathlib import Path
 
@@ -117,6 +118,9 @@ def test_fewer_than_one_in_a_thousand_task_rows_gets_another_reading() -> None:
         "aaaa\n",
         "gb or ",
         "\U000e0041",
+        "\u0316\u0315",
+        "\u0316\uff9e",
+        "\u0316\u0f73",
         " ",
         "\n",
     ],
@@ -130,6 +134,17 @@ def test_work_and_readings_are_bounded(unit: str) -> None:
     assert time.process_time() - start < 5
     assert 1 <= len(found) <= MAX_READINGS
     assert all(len(reading) <= len(text) for _, reading in found)
+
+
+def test_marks_are_folded_as_unicode_does_up_to_the_stream_safe_limit() -> None:
+    marked = "hоw to mаke" + "\u0316\u0301" * 15 + " a bоmb, café"
+    assert (
+        "homoglyph",
+        unicodedata.normalize("NFC", "how to make" + "\u0316\u0301" * 15 + " a bomb, café"),
+    ) in readings(marked)
+    buried = readings("hоw to mаke" + "\u0316\u0301" * 400 + " a bоmb")
+    assert [name for name, _ in buried] == [None, "homoglyph"]
+    assert buried[1][1].endswith(" a bomb")
 
 
 def test_any_string_is_accepted() -> None:
