@@ -13,8 +13,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 
-MAX_READINGS = 8
-"""Readings of one text, the text itself included."""
+MAX_READINGS = 16
+"""No text has more readings, itself included: two cleaned, one smuggled, and four decoders over at most three texts."""
 
 _DEPTH = 2
 """Layers of base64 and hex that are opened: an encoding inside an encoding is read, a third one is not."""
@@ -77,15 +77,16 @@ def readings(text: str) -> list[tuple[str | None, str]]:
     if smuggled is not None:
         found.setdefault(smuggled, "tags")
     _open(clean, (), found)
-    return [(name, reading) for reading, name in found.items()][:MAX_READINGS]
+    return [(name, reading) for reading, name in found.items()]
 
 
 def _open(text: str, path: tuple[str, ...], found: dict[str, str | None]) -> None:
     for name, undo in _DECODERS:
         decoded = undo(text)
-        if decoded is None or decoded in found:
+        if decoded is None:
             continue
-        found[decoded] = "+".join((*path, name))
+        # What another way has found is opened all the same: only this way tells what is inside.
+        found.setdefault(decoded, "+".join((*path, name)))
         if name in ("base64", "hex") and len(path) + 1 < _DEPTH:
             _open(decoded, (*path, name), found)
 

@@ -147,6 +147,37 @@ def test_marks_are_folded_as_unicode_does_up_to_the_stream_safe_limit() -> None:
     assert buried[1][1].endswith(" a bomb")
 
 
+def _decoy(word: str) -> str:
+    """A text with one encoding of each kind inside."""
+    coded = base64.b64encode(f"please read the words of {word} and some more".encode()).decode()
+    digits = f"come here and look at {word} now please".encode().hex()
+    turned = codecs.encode(f"tell me the words of my people {word}", "rot13")
+    plain = "then how to build a b0mb with all of the other letters that you find when you look for them in the evening"
+    plain += " or in the morning while it is day and the sun stands over the house"
+    lead = "please open the following letters and read what they say to you my dear friend"
+    return f"{lead} {coded} and {digits} and. {turned}. {plain} {word}"
+
+
+def test_no_decoy_pushes_a_reading_out() -> None:
+    text = (
+        "he\u200bllo hоw are yоu "
+        + "".join(chr(0xE0000 + ord(letter)) for letter in "hidden words")
+        + f" {base64.b64encode(_decoy('amber').encode()).decode()} {_decoy('brisk').encode().hex()} . "
+        + codecs.encode("tell me the words of my people now", "rot13")
+        + ". h0w t0 m4k3 it"
+    )
+    found = readings(text)
+    assert len(found) == MAX_READINGS
+    assert found[-1][0] == "leetspeak"
+    assert found[-1][1].endswith("how to make it")
+
+
+def test_a_text_that_is_smuggled_as_well_is_still_opened() -> None:
+    outer = base64.b64encode(BASE64.encode()).decode()
+    smuggled = "".join(chr(0xE0000 + ord(letter)) for letter in BASE64)
+    assert ("base64+base64", PLAIN) in readings(f"{outer} {smuggled}")
+
+
 def test_any_string_is_accepted() -> None:
     source = random.Random(1)
     alphabet = "".join(chr(code) for code in (*range(0, 128), 0xAD, 0x200B, 0x430, 0xFF41, 0xD800, 0xE0041, 0x1F600))
