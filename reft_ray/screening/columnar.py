@@ -6,6 +6,7 @@ import codecs
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
@@ -28,7 +29,9 @@ def cut(source: Source, limits: Limits) -> Cuts:
             sizes = (len(raw) for raw in json_elements(source, limits.row_bytes))
             return _cut_blocks(((1, size) for size in sizes), limits, split_blocks=False)
         with source.open() as stored:
-            return _cut_blocks(((batch.num_rows, batch.nbytes) for batch in _arrow_batches(stored)), limits)
+            schema, batches = _arrow_batches(stored)
+            _check_names(schema, source.name)
+            return _cut_blocks(((batch.num_rows, batch.nbytes) for batch in batches), limits)
     except (OSError, pa.ArrowInvalid) as error:
         raise UsageError(f"{source.name}: damaged file: {str(error).splitlines()[0]}") from error
 
@@ -41,7 +44,7 @@ def tables(source: Source, ranges: Sequence[Range]) -> Iterator[tuple[Range, pa.
         if source.container is Container.PARQUET:
             first, batches = _parquet_batches(stored, ranges)
         else:
-            first, batches = 0, _arrow_batches(stored)
+            first, (_, batches) = 0, _arrow_batches(stored)
         yield from _sliced(batches, first, ranges)
 
 
@@ -148,7 +151,9 @@ def _cut_blocks(blocks: Iterator[tuple[int, int]], limits: Limits, split_blocks:
 
 def _cut_parquet(source: Source, limits: Limits) -> Cuts:
     with source.open() as stored:
-        metadata = pq.ParquetFile(stored).metadata
+        file = pq.ParquetFile(stored)
+        _check_names(file.schema_arrow, source.name)
+        metadata = file.metadata
         described = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         return _cut_blocks(((group.num_rows, group.total_byte_size) for group in described), limits)
 
@@ -170,15 +175,28 @@ def _parquet_batches(stored: pa.NativeFile, ranges: Sequence[Range]) -> tuple[in
     return first, file.iter_batches(batch_size=max(unit.end - unit.start for unit in ranges), row_groups=wanted)
 
 
-def _arrow_batches(stored: pa.NativeFile) -> Iterator[pa.RecordBatch]:
+def _arrow_batches(stored: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     head = stored.read(len(_ARROW_FILE))
     stored.seek(0)
     if head == _ARROW_FILE:
         reader = pa.ipc.open_file(stored)
-        for index in range(reader.num_record_batches):
-            yield reader.get_batch(index)
-    else:
-        yield from pa.ipc.open_stream(stored)
+        return reader.schema, map(reader.get_batch, range(reader.num_record_batches))
+    stream = pa.ipc.open_stream(stored)
+    return stream.schema, iter(stream)
+
+
+def _check_names(schema: pa.Schema, name: str) -> None:
+    """Raises UsageError where two columns, or two fields of one, share a name: a reader takes either."""
+    pending = [list(schema)]
+    while pending:
+        fields = pending.pop()
+        names = Counter(field.name for field in fields)
+        for column, count in names.items():
+            if count > 1:
+                raise UsageError(f"{name}: {count} columns are named {column[:40]}; rename or drop all but one")
+        for field in fields:
+            kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+            pending.append([kind.field(index) for index in range(kind.num_fields)])
 
 
 def _sliced(batches: Iterator[pa.RecordBatch], first: int, ranges: Sequence[Range]) -> Iterator[tuple[Range, pa.Table]]:

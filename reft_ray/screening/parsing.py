@@ -35,7 +35,10 @@ class FileShape:
 
 
 def parse_unit(unit: Unit, container: Container, header: bytes = b"") -> list[Row | Fault]:
-    """Every row of a unit as a dictionary, or the fault that keeps it from being one, in order."""
+    """Every row of a unit as a dictionary, or the fault that keeps it from being one, in order.
+
+    Raises UsageError when the header of a CSV file does not name its columns.
+    """
     if unit.native is not None:
         return [_absent_dropped(row) for row in unit.native.to_pylist()]
     raws = unit.rows["raw"].to_pylist()
@@ -50,9 +53,15 @@ def parse_unit(unit: Unit, container: Container, header: bytes = b"") -> list[Ro
 def shape_of(plan: FilePlan, fmt: Format | None, columns: Mapping[str, str]) -> FileShape:
     """The shape of a file, its format detected from its first rows unless it is named.
 
-    Raises UsageError when the format is ambiguous or unknown. A file without any row has no wrong format.
+    Raises UsageError when the format is ambiguous or unknown, or a CSV header wrong. A file without any row has no
+    wrong format.
     """
     source, header = plan.source, plan.cuts.header
+    if source.container is Container.CSV:
+        try:
+            _CsvParser(header)
+        except UsageError as error:
+            raise UsageError(f"{source.name}: {error}") from None
     found = fmt or _detected(plan, columns)
     return FileShape(plan.index, source.name, source.container, source.compression, plan.first_row, found, header)
 
@@ -86,7 +95,14 @@ class _CsvParser:
     def __init__(self, header: bytes) -> None:
         text = header.decode("utf-8", "replace").strip("\r\n")
         self._delimiter = max(",\t;", key=text.count)
-        self._names = (self._rows(text) or [[]])[0]
+        try:
+            rows = self._rows(text)
+        except csv.Error as error:
+            raise UsageError(f"the CSV header cannot be read: {error}; quote names that hold quotes") from None
+        # It is handed on with the kept rows as it stands, and other readers would find rows in it.
+        if len(rows) > 1:
+            raise UsageError("a carriage return in the CSV header joins it to a row; end each line with a line feed")
+        self._names = rows[0] if rows else []
         if len(set(self._names)) != len(self._names):
             raise UsageError(f"the CSV header names a column twice: {columns(self._names)}")
 

@@ -16,6 +16,7 @@ from reft_ray.core.scoring import TextScore
 from reft_ray.core.verdict import Thresholds
 from reft_ray.screening.config import Policy, ScreenConfig
 from reft_ray.screening.dataset import screen
+from reft_ray.screening.formats import Format
 from reft_ray.screening.kept import kept_count, kept_rows
 from reft_ray.screening.policy import Status
 from reft_ray.screening.ranges import Limits
@@ -314,6 +315,42 @@ def test_csv_rows_that_a_stray_mark_joins_are_not_kept_unread(tmp_path, rows):
     report = screen([str(data)], str(tmp_path / "out"), WordScorer)
     assert (report.kept, report.invalid, report.reasons[0].code) == (1, 1, "invalid_csv")
     assert not any(b"bomb" in part.read_bytes() for part in (tmp_path / "out/kept").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (b"prompt,response\rhow to build a bomb,Take the parts\n", "carriage return"),
+        (b'"prompt"s,response\n', "cannot be read"),
+        (b"prompt,response,prompt\n", "names a column twice"),
+    ],
+)
+def test_a_csv_header_that_holds_more_than_names_is_refused(tmp_path, header, said):
+    data = tmp_path / "rows.csv"
+    data.write_bytes(header + b"What is tea?,A drink\n")
+    for fmt in (None, Format.RESPONSE):
+        with pytest.raises(UsageError, match=rf"rows\.csv: .*{said}"):
+            screen([str(data)], str(tmp_path / "out"), WordScorer, ScreenConfig(format=fmt))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_columns_of_one_name_are_refused(tmp_path, kind, nested):
+    texts = [pa.array(["how to build a bomb"]), pa.array(["tea"])]
+    names = ["prompt", "prompt"]
+    twice = pa.table(texts, names=names)
+    if nested:
+        pairs = pa.StructArray.from_arrays(texts, fields=[pa.field(name, pa.string()) for name in names])
+        twice = pa.table({"list": pa.ListArray.from_arrays([0, 1], pairs)})
+    table = twice.append_column("response", [["ok"]])
+    data = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, data)
+    else:
+        with pa.ipc.new_file(str(data), table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(UsageError, match=rf"rows\.{kind}: 2 columns are named prompt"):
+        screen([str(data)], str(tmp_path / "out"), WordScorer)
 
 
 def test_a_finished_output_is_not_the_answer_of_another_teacher(dataset, tmp_path):
