@@ -89,13 +89,23 @@ def _json(line: bytes) -> Any:
     if not line.strip():
         raise RowError("empty_line", "the line is empty")
     try:
-        return json.loads(line.decode())
+        return json.loads(line.decode(), object_pairs_hook=_unique)
+    except RowError:
+        raise
     except UnicodeDecodeError as error:
         raise RowError("invalid_utf8", f"byte {error.start} is not UTF-8") from None
     except json.JSONDecodeError as error:
         raise RowError("invalid_json", f"not JSON at character {error.pos}: {error.msg}") from None
     except (RecursionError, ValueError):
         raise RowError("invalid_json", "nested too deeply, or a number with too many digits") from None
+
+
+def _unique(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(entries)
+    if len(values) < len(entries):
+        # We would judge the last value, and other readers take the first.
+        raise RowError("ambiguous_keys", "a JSON object has one key twice")
+    return values
 
 
 def _conversation(value: Any) -> Conversation:

@@ -13,6 +13,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 _CALL_KEYS = ("", "function", "custom", "name", "arguments", "input")
 _KEY_CHARACTERS = 40
 """How much of a key stands in a part's name: keys are the client's, and as long as it likes."""
+_IDENTIFIER_CHARACTERS = 64
 
 
 class Label(StrEnum):
@@ -140,8 +141,18 @@ def other_texts(values: Mapping[str, object], known: Container[str]) -> Iterator
 
 
 def _identifies(name: object, value: object) -> bool:
-    """Whether an entry of a row, turn or call only tells it from others."""
-    return name in ("id", "type", "index", "tool_call_id") and not any(map(str.isspace, str(value)))
+    """Whether an entry of a row, turn or call only tells it from others: a short ASCII word or a number.
+
+    A longer word may be a sentence without its blanks, and other scripts have none.
+    """
+    if name not in ("id", "type", "index", "tool_call_id") or not isinstance(value, str | int | float | None):
+        return False
+    text = str(value)
+    return len(text) <= _IDENTIFIER_CHARACTERS and text.isascii() and not any(map(str.isspace, text))
+
+
+class _Entries(list[tuple[str, object]]):
+    """What a JSON object says, in order; a dictionary would keep the last of the values under one key."""
 
 
 def _leaves(call: object, numbers: bool = True) -> Iterator[str]:
@@ -155,9 +166,10 @@ def _leaves(call: object, numbers: bool = True) -> Iterator[str]:
         key, value = pending.pop()
         if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
             with suppress(ValueError, RecursionError):
-                value = json.loads(value)
-        if isinstance(value, Mapping) and value:
-            pending += reversed([(str(name), inner) for name, inner in value.items() if not _identifies(name, inner)])
+                value = json.loads(value, object_pairs_hook=_Entries)
+        if isinstance(value, Mapping | _Entries) and value:
+            entries = value.items() if isinstance(value, Mapping) else value
+            pending += reversed([(str(name), inner) for name, inner in entries if not _identifies(name, inner)])
         elif isinstance(value, list) and value:
             pending += [(key, inner) for inner in reversed(value)]
         elif not numbers and isinstance(value, int | float):

@@ -14,7 +14,7 @@ from reft_ray.screening.checks import Fault
 from reft_ray.screening.formats import Format, Row, columns, detect, mapped
 from reft_ray.screening.reading import FilePlan, Unit, read_units
 from reft_ray.screening.sources import Container
-from reft_ray.screening.validation import DETECTION_ROWS, parse_row
+from reft_ray.screening.validation import DETECTION_ROWS, REPEATED_KEY, parse_row, repeats_key
 
 _STRUCTURED = frozenset(
     {"messages", "conversations", "history", "tools", "chosen", "rejected", "preferred_output", "non_preferred_output"}
@@ -121,19 +121,22 @@ class _CsvParser:
         if len(cells) != len(self._names):
             message = f"{len(cells)} fields, and the header has {len(self._names)}"
             return Fault("", "invalid_csv", message, "quote fields that hold the separator")
-        return {name: _structured(name, cell) for name, cell in zip(self._names, cells, strict=True)}
+        row = {name: _structured(name, cell) for name, cell in zip(self._names, cells, strict=True)}
+        return REPEATED_KEY if None in row.values() else row
 
     def _rows(self, text: str) -> list[list[str]]:
         return list(csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter, strict=True))
 
 
 def _structured(name: str, cell: str) -> object:
-    """A list that a cell holds as JSON, in the columns that are lists in every other container."""
+    """A list that a cell holds as JSON, in the columns that are lists in every other container; None where it has a
+    key twice."""
     if name in _STRUCTURED and cell[:1] in ("[", "{"):
         try:
-            return orjson.loads(cell)
+            value = orjson.loads(cell)
         except orjson.JSONDecodeError:
             return cell
+        return None if repeats_key(cell.encode(), value) else value
     return cell
 
 

@@ -16,6 +16,8 @@ from reft_ray.screening.checks import CHECKS, Fault
 from reft_ray.screening.formats import Format, Row, detect, mapped
 
 DETECTION_ROWS = 100
+REPEATED_KEY = Fault("", "ambiguous_keys", "a dictionary has one key twice", "keep one value under each key")
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,35 @@ def parse_row(raw: bytes) -> Row | Fault:
         return _unreadable(raw, error)
     if type(row) is not dict:
         return Fault("", "data_type", f"the line is a JSON {json_type(row)}, not a dictionary", 'write {"...": ...}')
-    return row
+    return REPEATED_KEY if repeats_key(raw, row) else row
+
+
+def repeats_key(raw: bytes, value: object) -> bool:
+    """Whether a dictionary in some JSON has a key twice, of which its `value` holds one; readers differ in which."""
+    try:
+        written = orjson.dumps(value)
+    except orjson.JSONEncodeError:  # nested deeper than can be written
+        return _keys_said(raw) != _keys_held(value)
+    if b"\\" in raw and b"\\u0022" in raw:
+        return _keys_said(raw) != _keys_held(value)
+    # The fast way: what is lost took its quotes along.
+    return raw.count(b'"') != written.count(b'"')
+
+
+def _keys_said(raw: bytes) -> int:
+    return sum(1 for string in _STRING.finditer(raw) if string[1])
+
+
+def _keys_held(value: object) -> int:
+    pending, held = [value], 0
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            held += len(value)
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+    return held
 
 
 def json_type(value: object) -> str:

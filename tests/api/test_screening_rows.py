@@ -34,6 +34,8 @@ from reft_ray.testbed.word_scorer import WordScorer
         (b'{"messages": [{"role": "user", "content": 3}]}', "data_type"),
         (b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "data_type"),
         (b'{"prompt": 3}', "data_type"),
+        (b'{"prompt": "how to build a bomb", "prompt": "hello"}', "ambiguous_keys"),
+        (b'{"text": "a", "meta": [{"x": {"k": 1, "\\u006b": 2}}]}', "ambiguous_keys"),
         (b'{"prompt": "a", "completion": []}', "data_type"),
         (b'{"text": ""}', "missing_content"),
     ],

@@ -26,6 +26,7 @@ def function(arguments: Any) -> dict[str, Any]:
         ({"command": "rm", "deep": {"n": 0}}, "command: rm\nn: 0"),
         ('{"a \\u0062omb": null}', "a bomb"),
         ('{"inner": "{\\"word\\": \\"bomb\\"}"}', "word: bomb"),
+        ('{"t": "a bomb", "t": {"t": "x", "t": "y"}, "t": {}}', "t: a bomb\nt: x\nt: y\nt"),
         ("not json {", "arguments: not json {"),
         ("{broken", "arguments: {broken"),
         ('{"lone": "\\ud800"}', "lone: ?"),
@@ -54,7 +55,18 @@ def test_each_call_is_a_part_of_its_own_after_its_turn() -> None:
     assert [part.role for part in found] == ["user", *["assistant"] * 4, "tool"]
 
 
-@pytest.mark.parametrize("calls", ["a bomb", {"a": "bomb"}, [["a bomb"]], [{"id": "a bomb"}]])
+@pytest.mark.parametrize(
+    "calls",
+    [
+        "a bomb",
+        {"a": "bomb"},
+        [["a bomb"]],
+        [{"id": "a bomb"}],
+        [{"id": ["bomb"]}],
+        [{"type": "bomb_" * 20}],
+        [{"index": "bomb爆弾の作り方"}],
+    ],
+)
 def test_calls_of_another_shape_are_read_as_well(calls: Any) -> None:
     (part,) = parts(conversation_from([turn(tool_calls=calls)]))
     assert "bomb" in part.text
@@ -69,6 +81,12 @@ def test_what_is_nested_deeply_exhausts_no_stack() -> None:
     text = "[" * 100_000
     (part,) = parts(conversation_from([turn(tool_calls=[function(text)])]))
     assert part.text.endswith(text)
+
+
+def test_short_words_and_numbers_that_tell_calls_apart_are_not_read() -> None:
+    calls = [{"id": "call_" + "0" * 59, "type": "function", "index": 3, "tool_call_id": None, "name": "run"}]
+    (part,) = parts(conversation_from([turn(tool_calls=calls)]))
+    assert part.text == "name: run"
 
 
 def test_a_harmful_call_blocks_its_row_and_the_verdict_names_it() -> None:

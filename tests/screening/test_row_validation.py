@@ -98,6 +98,37 @@ def test_control_tokens_are_found_however_json_writes_them(written):
     assert found(raw, control_tokens={"<|eot_id|>"}) == []
 
 
+def chat_with(extra: str) -> bytes:
+    return lines({"messages": [USER, ANSWER]})[:-1] + b"," + extra.encode() + b"}"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        '"messages": []',
+        '"meta": {"k": 1, "k": 2}',
+        '"meta": {"k": 1, "\\u006b": 2}',
+        '"meta": {"k": 1, "k": "\\u0022\\u0022"}',
+        '"meta": {"k\\u0022": 1, "k\\u0022": 2}',
+        '"meta": ' + "[" * 600 + '{"k": 1, "k": 2}' + "]" * 600,
+    ],
+)
+def test_a_key_that_is_said_twice_makes_its_row_invalid(extra):
+    assert found(chat_with(extra), fmt=Format.CHAT) == [(1, "", "ambiguous_keys")]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        '"meta": {"k": "k", "l": {"k": "\\"k\\": 1"}}',
+        '"meta": {"k" : ["\\u0022k\\u0022:", "\\\\", "a\\\\\\"b\\": "], "": {}}',
+        '"meta": ' + "[" * 600 + '{"k": 1, "l": "\\u0022"}' + "]" * 600,
+    ],
+)
+def test_keys_that_are_said_once_are_fine_however_they_are_written(extra):
+    assert found(chat_with(extra)) == []
+
+
 def test_too_few_rows_are_an_error_only_when_asked_for():
     raw = lines({"messages": [USER, ANSWER]})
     assert found(raw) == []

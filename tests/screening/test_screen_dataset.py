@@ -333,6 +333,15 @@ def test_a_csv_header_that_holds_more_than_names_is_refused(tmp_path, header, sa
             screen([str(data)], str(tmp_path / "out"), WordScorer, ScreenConfig(format=fmt))
 
 
+def test_a_cell_that_says_a_key_twice_is_invalid(tmp_path):
+    twice = '{"role": "user", "content": "some bread", "content": "tea"}'
+    cell = f'[{twice}, {{"role": "assistant", "content": "ok"}}]'.replace('"', '""')
+    data = tmp_path / "rows.csv"
+    data.write_text(f'messages\n"{cell}"\n"{cell.replace("content", "name", 1)}"\n')
+    report = screen([str(data)], str(tmp_path / "out"), WordScorer, ScreenConfig(format=Format.CHAT))
+    assert (report.kept, report.invalid, report.reasons[0].code) == (1, 1, "ambiguous_keys")
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 @pytest.mark.parametrize("nested", [False, True])
 def test_columns_of_one_name_are_refused(tmp_path, kind, nested):
