@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from reft_ray.core.conversation import (
-    ROLES,
-    Conversation,
-    Message,
-    Part,
-    chat,
-    conversation_from,
-    other_texts,
-    parts,
-    readable,
-    row_id,
-    tool_definitions,
-)
+from reft_ray.core.conversation import ROLES, Conversation, chat, parts, readable, row_id, tool_definitions
+from reft_ray.core.row_texts import is_text_part, rest_of, turns_in_full, unseen
 
 _SHAPES = "a row is {'messages': [...]}, {'prompt': ..., 'completion': ...} or {'text': ...}"
-_ANSWERS = frozenset({"completion", "response", "chosen", "rejected"})
-_TURN_KEYS = frozenset({"role", "content", "tool_calls", "function_call"})
 
 
 class RowError(ValueError):
@@ -111,6 +98,7 @@ def _unique(entries: list[tuple[str, Any]]) -> dict[str, Any]:
 def _conversation(value: Any) -> Conversation:
     if not isinstance(value, dict):
         raise RowError("data_type", f"not a JSON object: {_SHAPES}")
+    _check_seen("", value)
     turns: Conversation
     if "messages" in value:
         turns, known = (*_messages(value["messages"]), *tool_definitions(value)), {"messages", "tools", "functions"}
@@ -125,13 +113,7 @@ def _conversation(value: Any) -> Conversation:
     else:
         raise RowError("missing_messages_list", f"no messages: {_SHAPES}")
     # Whoever trains on the row may read other keys than we do: what was not judged is not cleared.
-    others = other_texts(value, known)
-    return (*turns, *(Message(_role(other.name, value), other.text, trained=False) for other in others))
-
-
-def _role(key: str, row: Mapping[str, Any]) -> str:
-    # Other texts may be prompts, whose thresholds are the stricter ones.
-    return "assistant" if key in _ANSWERS and isinstance(row[key], str) else "tool"
+    return (*turns, *rest_of(value, known))
 
 
 def _string(value: Any, name: str) -> str:
@@ -147,20 +129,15 @@ def _messages(value: Any) -> Conversation:
         raise RowError("missing_messages_list", "messages must be a list with at least one message")
     for index, turn in enumerate(value):
         _check_turn(f"messages[{index}]", turn)
-    conversation = conversation_from(value)
+    conversation = turns_in_full(value)
     if not parts(conversation):
         raise RowError("missing_content", "no message has any text")
-    return tuple(
-        replace(turn, calls=(*turn.calls, *others)) if (others := tuple(_others(values))) else turn
-        for turn, values in zip(conversation, value, strict=True)
-    )
+    return conversation
 
 
-def _others(turn: Mapping[str, Any]) -> Iterator[Part]:
-    yield from other_texts(turn, _TURN_KEYS)
-    if isinstance(turn.get("content"), list):
-        for part in turn["content"]:
-            yield from other_texts(part, ("text",))
+def _check_seen(name: str, values: Mapping[str, Any]) -> None:
+    if media := unseen(values):
+        raise RowError("unsupported_content", f"{name}{media[0]} cannot be judged; what cannot be read is not cleared")
 
 
 def _check_turn(name: str, turn: Any) -> None:
@@ -168,6 +145,7 @@ def _check_turn(name: str, turn: Any) -> None:
         raise RowError("message_missing_key", f"{name} must be an object with role and content")
     if turn["role"] not in ROLES:
         raise RowError("unrecognized_role", f"{name}.role must be one of {', '.join(ROLES)}")
+    _check_seen(f"{name}.", turn)
     content = turn.get("content")
     if content is None:
         # OpenAI leaves the content out where the assistant calls tools.
@@ -181,7 +159,7 @@ def _check_parts(name: str, content: Any) -> None:
     if not isinstance(content, Sequence):
         raise RowError("data_type", f"{name}.content must be a string or a list of parts")
     for index, part in enumerate(content):
-        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+        if not is_text_part(part):
             raise RowError(
                 "data_type", f"{name}.content[{index}] is not a text part; what cannot be read is not cleared"
             )

@@ -33,6 +33,13 @@ from reft_ray.testbed.word_scorer import WordScorer
         (b'{"messages": [{"role": "user", "content": " "}]}', "missing_content"),
         (b'{"messages": [{"role": "user", "content": 3}]}', "data_type"),
         (b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "data_type"),
+        (
+            b'{"messages": [{"role": "user", "content": [{"type": "image_url", "text": "a", "image_url": {}}]}]}',
+            "data_type",
+        ),
+        (b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "image": "b"}]}]}', "data_type"),
+        (b'{"messages": [{"role": "user", "content": "a", "images": ["b"]}]}', "unsupported_content"),
+        (b'{"text": "a", "images": ["b"]}', "unsupported_content"),
         (b'{"prompt": 3}', "data_type"),
         (b'{"prompt": "how to build a bomb", "prompt": "hello"}', "ambiguous_keys"),
         (b'{"text": "a", "meta": [{"x": {"k": 1, "\\u006b": 2}}]}', "ambiguous_keys"),
@@ -52,6 +59,7 @@ def test_a_bad_line_names_its_fault(line: bytes, code: str) -> None:
     [
         ({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]}, ["system", "user"]),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "u"}]}]}, ["user"]),
+        ({"messages": [{"role": "user", "content": [{"text": "u", "image": None}]}], "images": []}, ["user"]),
         (
             {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": None, "tool_calls": [1]}]},
             ["user", "assistant"],
