@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from reft_ray.core.conversation import ROLES
+from reft_ray.core.row_texts import is_text_part, unseen
 from reft_ray.screening.formats import SHAREGPT_ROLES, Format, Row
 
 _COMMON_KEYS = frozenset({"role", "content", "name"})
@@ -98,11 +99,19 @@ def _content_faults(turn: Mapping[str, Any], present: set[str], path: str) -> li
         return [
             Fault(f"{path}.content[{index}]", "unsupported_content", "only parts of type text can be screened")
             for index, part in enumerate(content)
-            if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str))
+            if not is_text_part(part)
         ]
     if not isinstance(content, str) or not content:
         return [Fault(f"{path}.content", "missing_content", "content is not a non-empty text", "give a text")]
     return []
+
+
+def media_faults(values: Mapping[str, Any], path: str = "") -> list[Fault]:
+    """What a row, or a dictionary in it, holds under its own keys that is no text."""
+    return [
+        Fault(f"{path}{key}", "unsupported_content", "only text can be screened", "leave the row out")
+        for key in unseen(values)
+    ]
 
 
 def check_sharegpt(row: Row) -> list[Fault]:
@@ -117,6 +126,7 @@ def check_sharegpt(row: Row) -> list[Fault]:
         if not isinstance(turn, Mapping):
             faults.append(Fault(path, "data_type", "the turn is not a dictionary"))
             continue
+        faults += media_faults(turn, f"{path}.")
         role = turn.get("from")
         if role is None:
             faults.append(Fault(path, "message_missing_key", "the turn has no from"))
@@ -158,6 +168,7 @@ def check_preference(row: Row) -> list[Fault]:
         faults = [Fault("input", "missing_messages_list", "input is not a dictionary with messages")]
     else:
         faults = message_faults(source.get("messages"), "input.messages", needs_answer=False)
+        faults += media_faults(source, "input.")
     return faults + _turns_fault(row, "preferred_output") + _turns_fault(row, "non_preferred_output")
 
 

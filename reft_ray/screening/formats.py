@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
 import orjson
 
-from reft_ray.core.conversation import Conversation, Message, conversation_from, tool_definitions
+from reft_ray.core.conversation import Conversation, Message, conversation_from, other_texts, tool_definitions
 from reft_ray.core.errors import UsageError
+from reft_ray.core.row_texts import rest_of, turns_in_full
 
 Row = Mapping[str, Any]
+Reader = Callable[[Sequence[Mapping[str, Any]]], Conversation]
 
 
 class Format(StrEnum):
@@ -35,6 +37,22 @@ SIGNATURES: tuple[tuple[Format, frozenset[str]], ...] = (
     (Format.PREFERENCE, frozenset({"input", "preferred_output", "non_preferred_output"})),
     (Format.PREFERENCE, frozenset({"chosen", "rejected"})),
 )
+
+_KEYS: Mapping[Format, frozenset[str]] = {
+    Format.CHAT: frozenset({"messages"}),
+    Format.COMPLETION: frozenset({"prompt", "completion"}),
+    Format.RESPONSE: frozenset({"prompt", "response"}),
+    Format.ALPACA: frozenset({"instruction", "input", "output", "system", "history"}),
+    Format.SHAREGPT: frozenset({"conversations", "system"}),
+    Format.PREFERENCE: frozenset({"input", "preferred_output", "non_preferred_output", "prompt", "chosen", "rejected"}),
+    Format.PROMPT: frozenset({"prompt"}),
+}
+"""The keys that each format reads."""
+_TOOLS = frozenset({"tools", "functions"})
+_LEARNED = frozenset().union(*_KEYS.values(), {"text"})
+"""Where trainers look for text; other columns describe the row."""
+_NOT_FREE = frozenset({"role", "content", "weight", "tool_calls", "id", "type", "index", "tool_call_id"})
+"""Keys of a message under which a text would not be read, or not as text."""
 
 SHAREGPT_ROLES = {
     "system": "system",
@@ -95,37 +113,33 @@ def columns(names: Iterable[str]) -> str:
 
 def conversation_of(row: Row, fmt: Format) -> Conversation:
     """What training reads of a valid row; of a preference pair the preferred answer."""
-    match fmt:
-        case Format.CHAT:
-            return conversation_from(row["messages"])
-        case Format.SHAREGPT:
-            turns = [Message(SHAREGPT_ROLES[turn["from"]], turn["value"]) for turn in row["conversations"]]
-            return (Message("system", row["system"]), *turns) if row.get("system") else tuple(turns)
-        case Format.ALPACA:
-            return _alpaca(row)
-        case Format.COMPLETION:
-            return (*_turns(row["prompt"], "user"), *_turns(row["completion"], "assistant"))
-        case Format.RESPONSE:
-            return (*_turns(row["prompt"], "user"), *_turns(row["response"], "assistant"))
-        case Format.PREFERENCE:
-            return (*_preference_prompt(row), *_answer(row, "preferred_output", "chosen"))
-        case Format.PROMPT:
-            return _turns(row["prompt"], "user")
+    return _laid_out(row, fmt, conversation_from)
 
 
 def screened_of(row: Row, fmt: Format) -> Conversation:
-    """All text of a valid row that a model could learn: also tool definitions and the answer that is not preferred.
+    """All text of a valid row that a model could learn, under the keys that some format reads.
 
-    Turns stand where `conversation_of` puts them; what it leaves out follows after the last one.
+    Turns stand where `conversation_of` puts them, each with the texts under its other keys. What it leaves out follows
+    after the last one: the answer that is not preferred, tool definitions, and text that another format would read
+    (unless a turn with the same thresholds or stricter ones says the same).
     """
-    turns = conversation_of(row, fmt)
+    turns = _laid_out(row, fmt, turns_in_full)
+    known = _KEYS[fmt] | _TOOLS
+    sources = [row]
+    rest: Conversation = ()
     if fmt is Format.PREFERENCE:
-        source = row.get("input")
-        tools = tool_definitions(source) if isinstance(source, Mapping) else ()
-        return (*turns, *_answer(row, "non_preferred_output", "rejected"), *tools)
-    if fmt is not Format.CHAT:
-        return turns
-    return (*turns, *tool_definitions(row))
+        turns = (*turns, *_answer(row, "non_preferred_output", "rejected", turns_in_full))
+        if "preferred_output" not in row:
+            known = known - {"input"}
+            rest = _turns(row["prompt"], "user", turns_in_full) if row.get("prompt") is not None else ()
+        elif isinstance(source := row.get("input"), Mapping):
+            known = known - {"prompt"}
+            sources.append(source)
+            rest = rest_of(source, {"messages", *_TOOLS})
+    tools = [turn for source in sources for turn in tool_definitions(source)]
+    rest = (*rest, *rest_of({key: value for key, value in row.items() if key in _LEARNED}, known))
+    said = {turn.content for turn in turns if turn.role != "assistant"}
+    return (*turns, *tools, *(turn for turn in rest if turn.calls or turn.content not in said))
 
 
 def messages_json(conversation: Conversation) -> str:
@@ -137,16 +151,41 @@ def _message(turn: Message) -> dict[str, object]:
     values: dict[str, object] = {"role": turn.role, "content": turn.content}
     if not turn.trained:
         values["weight"] = 0
+    unnamed = []
     for call in turn.calls:
-        if call.name == "function_call":
-            values["function_call"] = call.text
+        if call.name.startswith("tool_calls[") or call.name in values or call.name in _NOT_FREE:
+            unnamed.append(call.text)
         else:
-            values.setdefault("tool_calls", []).append(call.text)  # type: ignore[attr-defined]
-    return values
+            values[call.name] = call.text
+    return values | {"tool_calls": unnamed} if unnamed else values
 
 
-def _turns(value: Any, role: str) -> Conversation:
-    return (Message(role, value),) if isinstance(value, str) else conversation_from(value)
+def _laid_out(row: Row, fmt: Format, read: Reader) -> Conversation:
+    match fmt:
+        case Format.CHAT:
+            return read(row["messages"])
+        case Format.SHAREGPT:
+            turns = [_spoken(turn, whole=read is turns_in_full) for turn in row["conversations"]]
+            return (Message("system", row["system"]), *turns) if row.get("system") else tuple(turns)
+        case Format.ALPACA:
+            return _alpaca(row)
+        case Format.COMPLETION:
+            return (*_turns(row["prompt"], "user", read), *_turns(row["completion"], "assistant", read))
+        case Format.RESPONSE:
+            return (*_turns(row["prompt"], "user", read), *_turns(row["response"], "assistant", read))
+        case Format.PREFERENCE:
+            return (*_preference_prompt(row, read), *_answer(row, "preferred_output", "chosen", read))
+        case Format.PROMPT:
+            return _turns(row["prompt"], "user", read)
+
+
+def _turns(value: Any, role: str, read: Reader) -> Conversation:
+    return (Message(role, value),) if isinstance(value, str) else read(value)
+
+
+def _spoken(turn: Mapping[str, Any], whole: bool) -> Message:
+    others = tuple(other_texts(turn, ("from", "value"))) if whole else ()
+    return Message(SHAREGPT_ROLES[turn["from"]], turn["value"], calls=others)
 
 
 def _alpaca(row: Row) -> Conversation:
@@ -157,13 +196,13 @@ def _alpaca(row: Row) -> Conversation:
     return (*turns, Message("user", prompt), Message("assistant", row["output"]))
 
 
-def _preference_prompt(row: Row) -> Conversation:
+def _preference_prompt(row: Row, read: Reader) -> Conversation:
     source = row.get("input") if "preferred_output" in row else row.get("prompt")
     if isinstance(source, Mapping):
-        return conversation_from(source["messages"])
+        return read(source["messages"])
     if source is None or _holds_prompt(row):
         return ()
-    return _turns(source, "user")
+    return _turns(source, "user", read)
 
 
 def _holds_prompt(row: Row) -> bool:
@@ -172,5 +211,5 @@ def _holds_prompt(row: Row) -> bool:
     return isinstance(chosen, list) and bool(chosen) and chosen[0].get("role") != "assistant"
 
 
-def _answer(row: Row, ours: str, theirs: str) -> Conversation:
-    return _turns(row[ours] if ours in row else row[theirs], "assistant")
+def _answer(row: Row, ours: str, theirs: str, read: Reader) -> Conversation:
+    return _turns(row[ours] if ours in row else row[theirs], "assistant", read)

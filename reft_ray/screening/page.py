@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from reft_ray.core.conversation import conversation_from, parts
+from reft_ray.core.conversation import parts
+from reft_ray.core.row_texts import turns_in_full
 from reft_ray.screening.manifest import Manifest
 from reft_ray.screening.outputs import Output
 from reft_ray.screening.report import ScreenReport
@@ -74,5 +75,5 @@ def _quarantined(output: Output, unit: str, columns: tuple[str, ...]) -> list[di
 
 
 def _part_text(name: str, messages: str) -> str:
-    found = parts(conversation_from(orjson.loads(messages)))
+    found = parts(turns_in_full(orjson.loads(messages)))
     return "\n".join(part.text for part in found if part.name == name or not name.startswith("messages["))

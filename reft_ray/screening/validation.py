@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from reft_ray.core.errors import UsageError
-from reft_ray.screening.checks import CHECKS, Fault
+from reft_ray.screening.checks import CHECKS, Fault, media_faults
 from reft_ray.screening.formats import Format, Row, detect, mapped
 
 DETECTION_ROWS = 100
@@ -55,7 +55,7 @@ class RowChecker:
     def faults(self, row: Row, raw: bytes | None = None) -> list[Fault]:
         """Every fault of a parsed row; `raw` (its bytes in the file, if any) only speeds up the token search."""
         fields = mapped(row, self.columns)
-        faults = self._check(fields)
+        faults = self._check(fields) + media_faults(fields)
         if self._tokens is not None and (raw is None or any(hint in raw for hint in self._hints)):
             faults = faults + list(self._token_faults(self._tokens, fields))
         return faults

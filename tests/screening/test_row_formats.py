@@ -6,7 +6,11 @@ import pytest
 
 from reft_ray.core.conversation import chat, conversation_from, parts
 from reft_ray.core.errors import UsageError
+from reft_ray.core.row_texts import turns_in_full
+from reft_ray.core.scoring import judge
+from reft_ray.core.verdict import Decision
 from reft_ray.screening.formats import Format, conversation_of, detect, mapped, messages_json, screened_of
+from reft_ray.testbed.word_scorer import WordScorer
 
 TURNS = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
 
@@ -113,3 +117,79 @@ def test_tool_definitions_of_a_preference_row_are_screened():
         "non_preferred_output": [{"role": "assistant", "content": "no"}],
     }
     assert "bomb" in screened_of(row, Format.PREFERENCE)[-1].content
+
+
+BAD = "how to build a bomb"
+
+
+@pytest.mark.parametrize(
+    ("fmt", "row", "part"),
+    [
+        (Format.CHAT, {"messages": [TURNS[0], TURNS[1] | {"refusal": BAD}]}, "messages[1].assistant.refusal"),
+        (Format.CHAT, {"messages": [TURNS[0] | {"name": BAD}, TURNS[1]]}, "messages[0].user.name"),
+        (
+            Format.CHAT,
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "Q", "note": BAD}]}, TURNS[1]]},
+            "messages[0].user.note",
+        ),
+        (Format.CHAT, {"messages": TURNS, "prompt": BAD, "completion": "A"}, "messages[2].tool"),
+        (Format.CHAT, {"messages": TURNS, "completion": BAD}, "messages[2].assistant"),
+        (Format.CHAT, {"messages": TURNS, "text": BAD}, "messages[2].tool"),
+        (Format.COMPLETION, ROWS[Format.COMPLETION] | {"tools": [{"description": BAD}]}, "messages[2].tool"),
+        (Format.RESPONSE, ROWS[Format.RESPONSE] | {"functions": BAD}, "messages[2].tool"),
+        (Format.RESPONSE, ROWS[Format.RESPONSE] | {"completion": BAD}, "messages[2].assistant"),
+        (Format.ALPACA, ROWS[Format.ALPACA] | {"text": BAD}, "messages[2].tool"),
+        (Format.SHAREGPT, ROWS[Format.SHAREGPT] | {"tools": BAD}, "messages[2].tool"),
+        (
+            Format.SHAREGPT,
+            {"conversations": [{"from": "human", "value": "Q", "thought": BAD}, {"from": "gpt", "value": "A"}]},
+            "messages[0].user.thought",
+        ),
+        (Format.PREFERENCE, {"prompt": "Q", "chosen": "A", "rejected": "B", "tools": BAD}, "messages[3].tool"),
+        (Format.PREFERENCE, {"prompt": BAD, "chosen": TURNS, "rejected": TURNS}, "messages[4].user"),
+        (
+            Format.PREFERENCE,
+            {"prompt": [{"role": "user", "content": BAD}], "chosen": TURNS, "rejected": TURNS},
+            "messages[4].user",
+        ),
+        (Format.PREFERENCE, {"prompt": "Q", "chosen": "A", "rejected": "B", "input": BAD}, "messages[3].tool"),
+        (Format.PREFERENCE, ROWS[Format.PREFERENCE] | {"prompt": BAD}, "messages[3].tool"),
+        (
+            Format.PREFERENCE,
+            ROWS[Format.PREFERENCE] | {"input": {"messages": TURNS[:1], "note": BAD}},
+            "messages[3].tool",
+        ),
+        (Format.PROMPT, {"prompt": "Q", "response": BAD}, "messages[1].assistant"),
+    ],
+)
+def test_text_that_another_reader_would_learn_is_judged(fmt, row, part):
+    screened = screened_of(row, fmt)
+    (verdict,) = judge(WordScorer(), [screened])
+    assert (verdict.decision, verdict.part) == (Decision.BLOCK, part)
+    assert BAD not in str(conversation_of(row, fmt))
+    # Through a service, or on the report's page, it is the same text under the same name.
+    told = turns_in_full(json.loads(messages_json(screened)))
+    assert [(found.name, found.text) for found in parts(told)] == [
+        (found.name, found.text) for found in parts(screened)
+    ]
+
+
+def test_what_describes_a_row_or_repeats_its_prompt_is_not_judged_again():
+    row = {"messages": TURNS, "prompt": "Q", "source": "web", "id": "a b", "label": BAD}
+    assert screened_of(row, Format.CHAT) == chat("Q", "A")
+    whole = {"prompt": "Q", "chosen": TURNS, "rejected": [TURNS[0], {"role": "assistant", "content": "B"}]}
+    assert [turn.content for turn in screened_of(whole, Format.PREFERENCE)] == ["Q", "A", "Q", "B"]
+
+
+def test_an_answer_elsewhere_does_not_stand_for_a_prompt():
+    row = {"messages": [TURNS[0], {"role": "assistant", "content": BAD}], "prompt": BAD}
+    assert [turn.role for turn in screened_of(row, Format.CHAT)] == ["user", "assistant", "tool"]
+
+
+@pytest.mark.parametrize("key", ["role", "content", "weight", "tool_calls", "id", "function_call", "note"])
+def test_no_text_is_lost_on_the_way_to_a_service(key):
+    texts = [{"text": "Q", key: BAD}, {"text": "Q", key: {"index": [BAD + " " + key]}}]
+    turns = turns_in_full([{"role": "user", "content": texts}])
+    told = turns_in_full(json.loads(messages_json(turns)))
+    assert sorted(part.text for part in parts(told)) == sorted(part.text for part in parts(turns))
+    assert sum(BAD in part.text for part in parts(told)) == 2

@@ -77,6 +77,15 @@ def test_every_error_is_reported_with_its_line():
             "missing_messages_list",
         ),
         (Format.PROMPT, {"text": "Q"}, "missing_field"),
+        (Format.PROMPT, {"prompt": "Q", "images": ["a.png"]}, "unsupported_content"),
+        (Format.CHAT, {"messages": [USER, ANSWER], "audio": {"path": "a.wav"}}, "unsupported_content"),
+        (Format.CHAT, {"messages": [USER | {"content": [{"text": "Q", "image": "x"}]}, ANSWER]}, "unsupported_content"),
+        (Format.SHAREGPT, {"conversations": [{"from": "gpt", "value": "x", "video": "y"}]}, "unsupported_content"),
+        (
+            Format.PREFERENCE,
+            {"input": {"messages": [USER], "images": "x"}, "preferred_output": "A", "non_preferred_output": "B"},
+            "unsupported_content",
+        ),
     ],
 )
 def test_other_formats_are_checked(fmt, row, code):
@@ -86,8 +95,9 @@ def test_other_formats_are_checked(fmt, row, code):
 def test_valid_rows_of_every_kind_pass():
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
     tool = {"role": "tool", "content": "x", "tool_call_id": "1"}
-    text_parts = USER | {"content": [{"type": "text", "text": "Q"}]}
-    raw = lines({"messages": [USER, call, tool, ANSWER | {"weight": 0}]}, {"messages": [text_parts, ANSWER]})
+    text_parts = USER | {"content": [{"type": "text", "text": "Q"}, {"text": "Q"}]}
+    no_media = {"images": [], "audio": None, "videos": ""}
+    raw = lines({"messages": [USER, call, tool, ANSWER | {"weight": 0}]}, {"messages": [text_parts, ANSWER]} | no_media)
     assert validate(b"\xef\xbb\xbf" + raw.replace(b"\n", b"\r\n")) == []
 
 
