@@ -100,7 +100,7 @@ class GeneratorGuard:
     """A chat model that answers with one of two words, such as Llama Guard's `safe` and `unsafe`.
 
     The probability compares how likely the two answers are, so that nothing has to be generated or parsed. A dialogue
-    that the template refuses or that is too long is judged part by part, window by window.
+    that the template refuses or that is too long is judged part by part, window by window; so are tool calls.
     """
 
     def __init__(
@@ -129,21 +129,24 @@ class GeneratorGuard:
         return [max(map(self._probability, self._prompts(turns)), key=reach, default=1.0) for turns in conversations]
 
     def _prompts(self, conversation: Conversation) -> list[list[int]]:
-        if not parts(conversation):
-            return []
+        texts = [part.text for part in parts(conversation)]
         try:
-            whole = self._chat.tokens(self._chat.render(conversation, generation=True))
+            whole = self._chat.tokens(self._chat.render(conversation, generation=True)) if texts else []
         except ReftError:
             whole = []
-        if whole and len(whole) <= self._room:
-            return [whole]
+        if not whole or len(whole) > self._room:
+            return self._in_windows(texts)
+        # No template renders the calls.
+        return [whole, *self._in_windows([call.text for turn in conversation for call in turn.calls])]
+
+    def _in_windows(self, texts: Sequence[str]) -> list[list[int]]:
         frame = len(self._prompt(""))
-        if frame >= self._room:
+        if texts and frame >= self._room:
             raise ReftError(f"guard {self.guard_id}: its template alone is longer than its context")
         return [
             self._prompt(str(self._chat.tokenizer.decode(window)))
-            for part in parts(conversation)
-            for window in _windows(self._chat.tokens(part.text), (self._room - frame) * 3 // 4)
+            for text in texts
+            for window in _windows(self._chat.tokens(text), (self._room - frame) * 3 // 4)
         ]
 
     def _prompt(self, text: str) -> list[int]:

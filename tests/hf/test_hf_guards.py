@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from reft_ray.core.conversation import Message, chat
+from reft_ray.core.conversation import Message, Part, chat
 from reft_ray.core.errors import ReftError
 from reft_ray.hf.guards import ClassifierGuard, GeneratorGuard
 from reft_ray.hf.tiny import TinyShape, tiny_llama, train_tokenizer
@@ -100,6 +100,17 @@ def test_a_generator_reads_dialogues_that_are_longer_than_its_context(generator)
     assert len(prompts) > 3
     assert all(len(prompt) <= guard._room for prompt in prompts)
     assert 0.0 < guard.probabilities([chat("tea milk bread " * 80, "honey")])[0] < 1.0
+
+
+def test_a_generator_reads_tool_calls(generator, monkeypatch):
+    guard = GeneratorGuard.load(str(generator), device="cpu")
+    called = Message("assistant", "honey", calls=(Part("tool_calls[0]", "name: bomb"), Part("note", "milk " * 200)))
+    whole, call, *rest = guard._prompts((Message("user", "tea"), called))
+    texts = [guard._chat.tokenizer.decode(prompt) for prompt in (whole, call)]
+    assert ("tea" in texts[0], "bomb" in texts[0], "bomb" in texts[1]) == (True, False, True)
+    assert len(rest) > 1
+    monkeypatch.setattr(guard, "_probability", lambda prompt: 0.9 if prompt == call else 0.1)
+    assert guard.probabilities([(Message("user", "tea"), called), chat("tea", "honey")]) == [0.9, 0.1]
 
 
 def test_a_score_that_is_no_number_is_not_taken_for_a_low_one(classifier, monkeypatch):
