@@ -11,6 +11,8 @@ from reft_ray.core.completion import Sampling
 from reft_ray.core.conversation import ROLES, Conversation, conversation_from
 
 Mode = Literal["score", "block"]
+STOP_CHARACTERS = 256
+"""Every token is looked at for the beginnings of stop sequences, on the thread that makes all answers."""
 
 
 class TextContent(BaseModel):
@@ -91,6 +93,15 @@ class ChatRequest(BaseModel):
         for index, turn in enumerate(value if isinstance(value, list) else ()):
             if isinstance(turn, dict) and turn.get("role") not in ROLES:
                 raise ValueError(f"messages[{index}].role must be one of {', '.join(ROLES)}")
+        return value
+
+    @field_validator("stop")
+    @classmethod
+    def _short(cls, value: str | list[str] | None) -> str | list[str] | None:
+        """Raises ValueError."""
+        texts = [value] if isinstance(value, str) else value or []
+        if any(len(text) > STOP_CHARACTERS for text in texts):
+            raise ValueError(f"a stop sequence may have {STOP_CHARACTERS} characters")
         return value
 
     @property

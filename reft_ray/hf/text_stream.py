@@ -42,6 +42,6 @@ class TextStream:
 def _overlap(text: str, stops: Sequence[str]) -> int:
     """How many characters at the text's end may be the beginning of a stop sequence."""
     return max(
-        (size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])),
+        (size for stop in stops for size in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:size])),
         default=0,
     )

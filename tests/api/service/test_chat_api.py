@@ -116,6 +116,7 @@ def test_moderation_blocks_before_a_word_is_shown(client, stream, side):
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages", "invalid_value"),
         ({"temperature": 3}, "temperature", "invalid_value"),
+        ({"stop": ["x", "x" * 257]}, "stop", "invalid_value"),
         ({"extra_body": {"moderation": {"polcy": {}}}}, "moderation.polcy", "invalid_value"),
     ],
 )
