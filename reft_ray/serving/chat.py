@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -46,6 +45,8 @@ class HandleChat:
                     yield item
                     if item.finish_reason is not None:
                         return
+            except ChatError:
+                raise
             except BackPressureError:
                 raise ChatOverloadedError("the model's queue is full") from None
             except LOST:
@@ -53,7 +54,7 @@ class HandleChat:
                     raise ChatError("the model was lost in mid-answer") from None
             except DeploymentUnavailableError as error:
                 raise ChatError(f"the model is not there: {error}") from None
-            except RayError as error:
+            except Exception as error:  # by gRPC a replica's error comes as its own type, not as a RayError
                 raise ChatError(f"the model failed: {type(error).__name__}") from None
             else:
                 raise ChatError("the model's answer broke off")

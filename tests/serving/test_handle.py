@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -10,9 +10,12 @@ from ray.exceptions import ActorDiedError, RaySystemError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from reft_ray.api.chat_model import ChatError, ChatOverloadedError, ContextLengthError, Target
 from reft_ray.api.judging import DeadlineError, JudgeError, Judgement, OverloadedError, UnavailableError
+from reft_ray.core.completion import Piece, Sampling
 from reft_ray.core.conversation import chat
 from reft_ray.core.scoring import judge
+from reft_ray.serving.chat import HandleChat
 from reft_ray.serving.handle import HandleJudge
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import MemoryRecorder
@@ -83,6 +86,7 @@ def test_a_patient_call_outlasts_a_full_queue() -> None:
         (lambda: Script(None), 5, DeadlineError),
         (lambda: Script(RIGHT), -1, DeadlineError),
         (lambda: Script(RaySystemError("broken")), 5, JudgeError),
+        (lambda: Script(RuntimeError("as gRPC brings it")), 5, JudgeError),
         (lambda: Script(Judgement("rt-words", RIGHT.verdicts[:1])), 5, JudgeError),
     ],
 )
@@ -101,7 +105,58 @@ def test_the_teachers_facts_are_remembered_for_a_moment() -> None:
         await judging.info()
         await judging.info()
         assert len(script.calls) == 1
-        with pytest.raises(UnavailableError):
-            await HandleJudge(Script(ActorDiedError()), MemoryRecorder()).info()  # type: ignore[arg-type]
+        for failure in (ActorDiedError(), RuntimeError("as gRPC brings it")):
+            with pytest.raises(UnavailableError):
+                await HandleJudge(Script(failure), MemoryRecorder()).info()  # type: ignore[arg-type]
 
     asyncio.run(run())
+
+
+class Talk:
+    """Stands for a deployment handle of students: says some pieces, then fails."""
+
+    def __init__(self, *items: Any) -> None:
+        self._items = items
+        self.stream = self
+        self.cancelled = False
+
+    def options(self, **_: Any) -> "Talk":
+        return self
+
+    def remote(self, *_: Any) -> "Talk":
+        return self
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        for item in self._items:
+            if isinstance(item, Exception) and not isinstance(item, ChatError):
+                raise item
+            yield item
+
+
+@pytest.mark.parametrize(
+    ("failure", "error", "says"),
+    [
+        (RuntimeError("as gRPC brings it"), ChatError, "the model failed: RuntimeError"),
+        (RaySystemError("broken"), ChatError, "the model failed: RaySystemError"),
+        (FULL, ChatOverloadedError, "full"),
+        (ContextLengthError("512 tokens at most"), ContextLengthError, "512"),
+    ],
+)
+def test_an_answer_that_breaks_off_is_the_rooms_own_error(
+    failure: Exception, error: type[Exception], says: str
+) -> None:
+    talk = Talk(Piece("word "), failure)
+
+    async def run() -> None:
+        async for piece in HandleChat(talk).generate(  # type: ignore[arg-type]
+            Target("m", "m", "/m"), ROWS[0], Sampling(4)
+        ):
+            assert piece.text == "word "
+
+    with pytest.raises(ChatError, match=says) as raised:
+        asyncio.run(run())
+    assert type(raised.value) is error
+    assert talk.cancelled
