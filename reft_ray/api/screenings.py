@@ -17,7 +17,7 @@ from fastapi import Path as PathParameter
 from starlette.responses import StreamingResponse
 
 from reft_ray.api.context import Filter
-from reft_ray.api.errors import ApiError, busy, invalid, too_large
+from reft_ray.api.errors import ApiError, busy, conflict, invalid, too_large
 from reft_ray.api.pipeline import OUTCOMES
 from reft_ray.api.pipeline import Screening as Pass
 from reft_ray.api.schema import ChunkReceipt, Counts, Screening, ScreeningClose, ScreeningCreate
@@ -77,12 +77,13 @@ def router(guard: Filter, store: ScreeningStore | None) -> APIRouter:
         chunk = kept().known(state, sequence, digest)
         if chunk is not None:
             return _receipt(chunk, duplicate=True)
+        limits = await _limits(guard, state)
         if not slots.take():
             guard.recorder.count(catalog.FILTER_SHED, reason="verdicts_lag")
             raise busy("Verdicts lag behind: other chunks are being judged.", 1)
         try:
             with guard.timed("screening"):
-                chunk, verdicts = await _judged(guard, state, sequence, digest, body)
+                chunk, verdicts = await _judged(guard, limits, sequence, digest, body)
         finally:
             slots.give()
         await asyncio.to_thread(kept().keep, state, chunk, verdicts)
@@ -128,9 +129,26 @@ def router(guard: Filter, store: ScreeningStore | None) -> APIRouter:
     return routes
 
 
-async def _judged(guard: Filter, state: State, sequence: int, digest: str, body: bytes) -> tuple[Chunk, bytes]:
+async def _limits(guard: Filter, state: State) -> Thresholds | None:
+    """The thresholds of the whole screening, None for the teacher's own.
+
+    Raises ApiError 409 where they are laxer than a teacher's that came after it was opened.
+    """
     about = state.about
-    limits = Thresholds(about.review, about.block) if about.review is not None and about.block is not None else None
+    if about.review is None or about.block is None:
+        return None
+    try:
+        return await guard.thresholds(about.review, about.block)
+    except ApiError as error:
+        if error.status != 400:
+            raise
+        message = f"The teacher has changed since the screening was opened: {error.message}. Open another screening."
+        raise conflict(message, "thresholds_outdated") from None
+
+
+async def _judged(
+    guard: Filter, limits: Thresholds | None, sequence: int, digest: str, body: bytes
+) -> tuple[Chunk, bytes]:
     judging = Pass(guard, limits)
     parts: list[bytes] = []
     records = judging.records(_once(body))

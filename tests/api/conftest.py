@@ -35,6 +35,7 @@ class TroubledJudge:
     waiting: int = 0
     most_waiting: int = 0
     teacher_id: str = "rt-words"
+    scorer: type[WordScorer] = WordScorer
 
     async def judge(
         self,
@@ -51,12 +52,12 @@ class TroubledJudge:
                 raise self.failures.pop(0)
             if self.gate is not None:
                 await self.gate.wait()
-            return await LocalJudge(WordScorer(self.teacher_id)).judge(conversations, thresholds, deadline, patient)
+            return await LocalJudge(self.scorer(self.teacher_id)).judge(conversations, thresholds, deadline, patient)
         finally:
             self.waiting -= 1
 
     async def info(self) -> TeacherInfo:
-        return await LocalJudge(WordScorer(self.teacher_id)).info()
+        return await LocalJudge(self.scorer(self.teacher_id)).info()
 
 
 @dataclass

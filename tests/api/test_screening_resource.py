@@ -15,6 +15,7 @@ from reft_ray.api.errors import ApiError
 from reft_ray.api.judging import LocalJudge, UnavailableError
 from reft_ray.api.screening_store import ScreeningStore
 from reft_ray.api.settings import FilterSettings
+from reft_ray.core.verdict import Thresholds
 from reft_ray.testbed.word_scorer import WordScorer
 
 Row = Callable[[str], bytes]
@@ -189,6 +190,30 @@ def test_thresholds_hold_for_the_whole_screening(make_filter: Callable[..., Any]
         assert (await client.post("/screenings/resumable", json={"messages": []})).status_code == 400
 
     use(make_filter().app, body)
+
+
+def test_thresholds_laxer_than_a_later_teachers_judge_no_more(make_filter: Callable[..., Any], row: Row) -> None:
+    class Stricter(WordScorer):
+        def __init__(self, teacher_id: str) -> None:
+            super().__init__(teacher_id)
+            self.thresholds = Thresholds(-0.5, 0.05)
+
+    async def body(client: httpx.AsyncClient) -> None:
+        path = await create(client, reft={"block": 0.2})
+        own = await create(client)
+        kept = await client.put(f"{path}/chunks/0", content=row("A knife."))
+        service.judge.scorer = Stricter
+        refused = await client.put(f"{path}/chunks/1", content=row("A knife."))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "thresholds_outdated")
+        assert "0.05" in refused.json()["error"]["message"]
+        assert (await client.put(f"{path}/chunks/0", content=row("A knife."))).json() == kept.json() | {
+            "duplicate": True
+        }
+        assert (await client.put(f"{own}/chunks/0", content=row("A knife."))).json()["counts"]["block"] == 1
+        assert (await client.get(path)).json()["rows"] == 1
+
+    service = make_filter()
+    use(service.app, body)
 
 
 def test_nothing_but_verdicts_is_stored(make_filter: Callable[..., Any], row: Row, tmp_path: Path) -> None:
