@@ -12,6 +12,7 @@ import orjson
 from reft_ray.core.errors import UsageError
 from reft_ray.screening.checks import Fault
 from reft_ray.screening.formats import Format, Row, columns, detect, mapped
+from reft_ray.screening.native import native_rows
 from reft_ray.screening.reading import FilePlan, Unit, read_units
 from reft_ray.screening.sources import Container
 from reft_ray.screening.validation import DETECTION_ROWS, REPEATED_KEY, parse_row, repeats_key
@@ -40,7 +41,7 @@ def parse_unit(unit: Unit, container: Container, header: bytes = b"") -> list[Ro
     Raises UsageError when the header of a CSV file does not name its columns.
     """
     if unit.native is not None:
-        return [_absent_dropped(row) for row in unit.native.to_pylist()]
+        return native_rows(unit.native)
     raws = unit.rows["raw"].to_pylist()
     reasons = unit.rows["reason"].to_pylist()
     parse = _CsvParser(header) if container is Container.CSV else parse_row
@@ -76,17 +77,6 @@ def _detected(plan: FilePlan, columns: Mapping[str, str]) -> Format:
         if len(sample) >= DETECTION_ROWS:
             break
     return detect(sample[:DETECTION_ROWS], plan.source.name) if seen else Format.CHAT
-
-
-def _absent_dropped(value: Row) -> Row:
-    """Columns of structures hold null for keys that a row does not have; take them for absent."""
-    return {key: _dropped(item) for key, item in value.items() if item is not None}
-
-
-def _dropped(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _dropped(item) for key, item in value.items() if item is not None}
-    return [_dropped(item) for item in value] if isinstance(value, list) else value
 
 
 class _CsvParser:

@@ -6,12 +6,15 @@ import io
 import json
 import random
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
 from reft_ray.core.errors import UsageError
+from reft_ray.screening.formats import Format
+from reft_ray.screening.parsing import parse_unit, shape_of
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.reading import ROWS, groups, plan_files, read_units
 from reft_ray.screening.sources import Container, display_name, find_sources
@@ -176,3 +179,40 @@ def test_missing_files_are_an_error(tmp_path):
 
 def test_credentials_are_never_shown():
     assert display_name("s3://key:secret@bucket/a.jsonl?endpoint_override=h") == "s3://bucket/a.jsonl"
+
+
+def string_array(*texts):
+    """Strings as a hostile writer stores them, without a look at their bytes."""
+    ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+    return pa.Array.from_buffers(pa.string(), len(texts), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_values_that_nobody_can_hold_cost_only_their_row(tmp_path, kind):
+    late = pa.StructArray.from_arrays([pa.array([0, 2**62, 0, 0], pa.timestamp("ms"))], names=["at"])
+    table = pa.table(
+        {
+            "prompt": string_array(b"one", b"two", b"\xff\xfe", b"four"),
+            "response": ["r"] * 4,
+            "late": late,
+            "when": pa.array([2**62] * 4, pa.timestamp("ms")),
+            "zone": pa.array([0] * 4, pa.timestamp("ms", "Nowhere/Else")),
+            "day": pa.array([2**30] * 4, pa.date32()),
+            "lasts": pa.array([2**62] * 4, pa.duration("s")),
+            "tags": pa.array([[("a", "b")], [], None, []], pa.map_(pa.string(), pa.string())),
+        }
+    )
+    path = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table)
+    (plan,) = plan_files(find_sources([str(path)]), LIMITS[0])
+    shape = shape_of(plan, None, {})
+    (unit,) = read_units(plan, plan.cuts.ranges)
+    one, two, three, four = parse_unit(unit, shape.container)
+    assert shape.format is Format.RESPONSE
+    assert (one["prompt"], one["tags"], four["prompt"]) == ("one", [["a", "b"]], "four")
+    assert "when" not in one
+    assert [(fault.path, fault.code) for fault in (two, three)] == [("late", "data_type"), ("prompt", "invalid_utf8")]
