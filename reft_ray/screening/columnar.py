@@ -9,15 +9,21 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reft_ray.core.errors import UsageError
 from reft_ray.screening.ranges import CHUNK, Cuts, Limits, Range
+from reft_ray.screening.sizes import is_bounded, row_sizes
 from reft_ray.screening.sources import Container, Source
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _ARROW_FILE = b"ARROW1"
+_COMPACT_BYTES = 64 << 20
+_COMPACT_FILE = 16 << 20
+_COMPACT_ROWS = 65_536
+_PLAIN_ROWS = 64
 
 
 def cut(source: Source, limits: Limits) -> Cuts:
@@ -26,26 +32,26 @@ def cut(source: Source, limits: Limits) -> Cuts:
         if source.container is Container.PARQUET:
             return _cut_parquet(source, limits)
         if source.container is Container.JSON:
-            sizes = (len(raw) for raw in json_elements(source, limits.row_bytes))
-            return _cut_blocks(((1, size) for size in sizes), limits, split_blocks=False)
+            return _cut_elements((len(raw) for raw in json_elements(source, limits.row_bytes)), limits)
         with source.open() as stored:
             schema, batches = _arrow_batches(stored)
-            _check_names(schema, source.name)
-            return _cut_blocks(((batch.num_rows, batch.nbytes) for batch in batches), limits)
+            _check_columns(schema, source.name)
+            return _cut_blocks(map(row_sizes, batches), limits)
     except (OSError, pa.ArrowInvalid) as error:
         raise UsageError(f"{source.name}: damaged file: {str(error).splitlines()[0]}") from error
 
 
-def tables(source: Source, ranges: Sequence[Range]) -> Iterator[tuple[Range, pa.Table]]:
-    """Each range of a Parquet or Arrow file as a table of its own."""
+def tables(source: Source, ranges: Sequence[Range]) -> Iterator[tuple[Range, pa.Table | None]]:
+    """Each range of a Parquet or Arrow file as a table of its own, None for a row that is too large."""
     if not ranges:
         return
     with source.open() as stored:
         if source.container is Container.PARQUET:
-            first, batches = _parquet_batches(stored, ranges)
+            schema, first, batches = _parquet_batches(stored, ranges)
         else:
-            first, (_, batches) = 0, _arrow_batches(stored)
-        yield from _sliced(batches, first, ranges)
+            first, (schema, batches) = 0, _arrow_batches(stored)
+        for unit, table in _sliced(batches, first, ranges):
+            yield unit, None if unit.too_large else _plain(table, schema).combine_chunks()
 
 
 def parquet_groups(source: Source, wanted: Sequence[Range]) -> list[tuple[Range, ...]]:
@@ -130,32 +136,71 @@ class _Scanner:
         return bool(chunk)
 
 
-def _cut_blocks(blocks: Iterator[tuple[int, int]], limits: Limits, split_blocks: bool = True) -> Cuts:
-    """Ranges over blocks of (rows, bytes): either each block is cut on its own, or small ones are collected."""
+def _plain(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The rows of a slice with their own types, which `_group_batches` may change."""
+    if table.schema.equals(schema):
+        return table
+    # A cast would take apart every value of a list, those outside of the slice as well: the rows are copied out first.
+    batches = (batch.take(pa.array(range(batch.num_rows))) for batch in table.to_batches())
+    return pa.concat_tables(pa.Table.from_batches([batch]).cast(schema) for batch in batches)
+
+
+def _cut_elements(sizes: Iterator[int], limits: Limits) -> Cuts:
+    """Ranges over rows of these many bytes."""
     bounds = [0]
-    rows = size = 0
-    for block_rows, block_bytes in blocks:
-        if split_blocks:
-            step = max(1, min(limits.rows, block_rows * limits.bytes // max(block_bytes, 1)))
-            bounds += [min(start + step, rows + block_rows) for start in range(rows, rows + block_rows, step)]
-        elif rows > bounds[-1] and (rows - bounds[-1] >= limits.rows or size + block_bytes > limits.bytes):
+    rows = held = 0
+    for size in sizes:
+        if rows > bounds[-1] and (rows - bounds[-1] >= limits.rows or held + size > limits.bytes):
             bounds.append(rows)
-            size = 0
-        rows += block_rows
-        size += block_bytes
+            held = 0
+        rows += 1
+        held += size
     if rows > bounds[-1]:
         bounds.append(rows)
     pairs = itertools.pairwise(bounds)
     return Cuts(tuple(Range(index, start, end, start + 1) for index, (start, end) in enumerate(pairs)), rows)
 
 
+def _cut_blocks(blocks: Iterator[np.ndarray], limits: Limits) -> Cuts:
+    """Ranges over blocks of rows of these many bytes; none crosses the end of a block."""
+    ranges: list[Range] = []
+    first = 0
+    for sizes_N in blocks:
+        ends_N = np.cumsum(sizes_N)
+        start = taken = 0
+        while start < len(sizes_N):
+            fitting = int(np.searchsorted(ends_N, taken + limits.bytes, side="right"))
+            end = min(max(fitting, start + 1), start + limits.rows)
+            too_large = int(sizes_N[start]) > limits.row_bytes
+            ranges.append(Range(len(ranges), first + start, first + end, first + start + 1, too_large))
+            start, taken = end, int(ends_N[end - 1])
+        first += len(sizes_N)
+    return Cuts(tuple(ranges), first)
+
+
 def _cut_parquet(source: Source, limits: Limits) -> Cuts:
     with source.open() as stored:
         file = pq.ParquetFile(stored)
-        _check_names(file.schema_arrow, source.name)
-        metadata = file.metadata
-        described = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-        return _cut_blocks(((group.num_rows, group.total_byte_size) for group in described), limits)
+        _check_columns(file.schema_arrow, source.name)
+        return _cut_blocks((_group_sizes(stored, group) for group in range(file.metadata.num_row_groups)), limits)
+
+
+def _group_sizes(stored: pa.NativeFile, group: int) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype=np.int64), *map(row_sizes, _group_batches(stored, group))])
+
+
+def _group_batches(stored: pa.NativeFile, group: int) -> Iterator[pa.RecordBatch]:
+    """The rows of a row group, the texts of a small one as dictionaries: a text that is stored once is held once.
+
+    The dictionary grows with the group, so that rows of a large one come as they are, a few at a time.
+    """
+    file = pq.ParquetFile(stored)
+    if file.metadata.row_group(group).total_byte_size > _COMPACT_BYTES and stored.size() > _COMPACT_FILE:
+        return file.iter_batches(batch_size=_PLAIN_ROWS, row_groups=[group])
+    leaves = (file.schema.column(index) for index in range(len(file.schema)))
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    compact = pq.ParquetFile(stored, metadata=file.metadata, read_dictionary=texts)
+    return compact.iter_batches(batch_size=_COMPACT_ROWS, row_groups=[group])
 
 
 def _group_ends(file: pq.ParquetFile) -> list[int]:
@@ -163,7 +208,8 @@ def _group_ends(file: pq.ParquetFile) -> list[int]:
     return list(itertools.accumulate(counts))
 
 
-def _parquet_batches(stored: pa.NativeFile, ranges: Sequence[Range]) -> tuple[int, Iterator[pa.RecordBatch]]:
+def _parquet_batches(stored: pa.NativeFile, ranges: Sequence[Range]) -> tuple[pa.Schema, int, Iterator[pa.RecordBatch]]:
+    """The schema of the file, and batches from a first row on; none lies in two row groups."""
     file = pq.ParquetFile(stored)
     ends = _group_ends(file)
     wanted = [
@@ -172,7 +218,8 @@ def _parquet_batches(stored: pa.NativeFile, ranges: Sequence[Range]) -> tuple[in
         if end > ranges[0].start and (ends[index - 1] if index else 0) < ranges[-1].end
     ]
     first = ends[wanted[0] - 1] if wanted and wanted[0] else 0
-    return first, file.iter_batches(batch_size=max(unit.end - unit.start for unit in ranges), row_groups=wanted)
+    batches = itertools.chain.from_iterable(_group_batches(stored, index) for index in wanted)
+    return file.schema_arrow, first, batches
 
 
 def _arrow_batches(stored: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -185,17 +232,20 @@ def _arrow_batches(stored: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.Record
     return stream.schema, iter(stream)
 
 
-def _check_names(schema: pa.Schema, name: str) -> None:
-    """Raises UsageError where two columns, or two fields of one, share a name: a reader takes either."""
+def _check_columns(schema: pa.Schema, name: str) -> None:
+    """Raises UsageError where two columns, or two fields of one, share a name (readers differ in which they take), and
+    where a type does not tell how large its values are."""
     pending = [list(schema)]
     while pending:
         fields = pending.pop()
         names = Counter(field.name for field in fields)
-        for column, count in names.items():
-            if count > 1:
-                raise UsageError(f"{name}: {count} columns are named {column[:40]}; rename or drop all but one")
         for field in fields:
+            if names[field.name] > 1:
+                message = f"{names[field.name]} columns are named {field.name[:40]}; rename or drop all but one"
+                raise UsageError(f"{name}: {message}")
             kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+            if not is_bounded(kind):
+                raise UsageError(f"{name}: column {field.name[:40]} is of the type {str(kind)[:40]}; cast or drop it")
             pending.append([kind.field(index) for index in range(kind.num_fields)])
 
 
@@ -210,7 +260,6 @@ def _sliced(batches: Iterator[pa.RecordBatch], first: int, ranges: Sequence[Rang
                 first += held.pop(0).num_rows
         if not held:
             raise UsageError("the file became shorter while it was screened")
-        table = pa.Table.from_batches(held).slice(unit.start - first, unit.end - unit.start)
-        yield unit, table.combine_chunks()
+        yield unit, pa.Table.from_batches(held).slice(unit.start - first, unit.end - unit.start)
         while held and first + held[0].num_rows <= unit.end:
             first += held.pop(0).num_rows

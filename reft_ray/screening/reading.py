@@ -46,7 +46,9 @@ class FilePlan:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Rows of one range: `rows` has the schema ROWS; `native` has the same rows as columns, in columnar files."""
+    """Rows of one range: `rows` has the schema ROWS; `native` has the same rows as columns, in columnar files.
+
+    A row that is too large has no columns."""
 
     id: str
     file: int
@@ -92,9 +94,7 @@ def read_units(plan: FilePlan, ranges: Sequence[Range]) -> Iterator[Unit]:
         elif plan.source.container is Container.JSON:
             yield from _json_units(plan, ranges)
         else:
-            for unit, native in columnar.tables(plan.source, ranges):
-                numbers = range(plan.first_row + unit.first_row, plan.first_row + unit.first_row + native.num_rows)
-                yield Unit(plan.unit_id(unit), plan.index, rows_table(numbers, [None] * native.num_rows), native)
+            yield from _native_units(plan, ranges)
     except (OSError, pa.ArrowInvalid) as error:
         raise UsageError(f"{plan.source.name}: {str(error).splitlines()[0]}") from error
 
@@ -160,6 +160,18 @@ def _json_units(plan: FilePlan, ranges: Sequence[Range]) -> Iterator[Unit]:
         numbers = range(plan.first_row + unit.first_row, plan.first_row + unit.first_row + len(raws))
         yield Unit(plan.unit_id(unit), plan.index, rows_table(numbers, raws))
         position = unit.end
+
+
+def _native_units(plan: FilePlan, ranges: Sequence[Range]) -> Iterator[Unit]:
+    for unit, native in columnar.tables(plan.source, ranges):
+        first = plan.first_row + unit.first_row
+        if native is None:
+            rows = rows_table(
+                [first], [b""], ["row_too_large: more bytes than a row may have, of which none are shown"]
+            )
+        else:
+            rows = rows_table(range(first, first + native.num_rows), [None] * native.num_rows)
+        yield Unit(plan.unit_id(unit), plan.index, rows, native)
 
 
 class _Reader:

@@ -54,9 +54,9 @@ class UnitWorker:
     def __init__(self, job: Job, counting: Counting | None = None) -> None:
         self._config, self._counting = job.config, counting
         # Judging and the findings ask for the same readings; a unit's texts are decoded once.
-        decode = lru_cache(maxsize=DECODED_TEXTS)(job.config.decode)
-        self._screener = Screener(job.scorer_factory, replace(job.config, decode=decode), job.shapes)
-        self._inspector = Inspector(job.config.languages, decode, job.sample) if job.config.findings else None
+        self._decode = lru_cache(maxsize=DECODED_TEXTS)(job.config.decode)
+        self._screener = Screener(job.scorer_factory, replace(job.config, decode=self._decode), job.shapes)
+        self._inspector = Inspector(job.config.languages, self._decode, job.sample) if job.config.findings else None
         self._output = Output(job.out)
 
     def work(self, unit: Unit) -> Finished:
@@ -71,6 +71,8 @@ class UnitWorker:
             parts=write_parts(self._output, result),
             signals=self._inspector.inspect(result.rows) if self._inspector else {},
         )
+        # Whole texts: as many as a unit's bytes allow, and no more.
+        self._decode.cache_clear()
         self._output.write(f"{UNITS}/{unit.id}.json", state.to_json())
         if self._counting is not None:
             self._counting.unit(result, self._config, self._screener.judges["teacher"])

@@ -13,10 +13,12 @@ import pytest
 import zstandard
 
 from reft_ray.core.errors import UsageError
+from reft_ray.screening import columnar
 from reft_ray.screening.formats import Format
 from reft_ray.screening.parsing import parse_unit, shape_of
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.reading import ROWS, groups, plan_files, read_units
+from reft_ray.screening.sizes import row_sizes
 from reft_ray.screening.sources import Container, display_name, find_sources
 
 LIMITS = [Limits(), Limits(7, 300, 4000), Limits(1, 1, 4000)]
@@ -179,6 +181,84 @@ def test_missing_files_are_an_error(tmp_path):
 
 def test_credentials_are_never_shown():
     assert display_name("s3://key:secret@bucket/a.jsonl?endpoint_override=h") == "s3://bucket/a.jsonl"
+
+
+def stored(tmp_path, kind, columns):
+    """A file whose texts are dictionaries, written plainly typed in Parquet."""
+    path = tmp_path / f"rows.{kind}"
+    table = pa.table(columns)
+    if kind == "parquet":
+        pq.write_table(table, path, store_schema=False, compression="zstd")
+    else:
+        with pa.ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table)
+    (plan,) = plan_files(find_sources([str(path)]), Limits(2000, 1 << 20, 4 << 20))
+    return path, plan
+
+
+def repeated(count, text):
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), [text])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_text_that_is_stored_once_and_stands_in_every_row_makes_small_units(tmp_path, kind):
+    path, plan = stored(tmp_path, kind, {"prompt": repeated(300, "x" * 100_000), "response": repeated(300, "r")})
+    assert path.stat().st_size < 200_000
+    units = [parse_unit(unit, plan.source.container) for ranges in groups(plan) for unit in read_units(plan, ranges)]
+    assert [len(rows) for rows in units] == [10] * 30
+    assert all(row == {"prompt": "x" * 100_000, "response": "r"} for rows in units for row in rows)
+
+
+def test_large_row_groups_are_cut_by_the_same_bytes(tmp_path, monkeypatch):
+    columns = {"prompt": repeated(300, "x" * 100_000), "turns": [["a", None], [], None] * 100}
+    _, plan = stored(tmp_path, "parquet", columns)
+    units = [unit for ranges in groups(plan) for unit in read_units(plan, ranges)]
+    monkeypatch.setattr(columnar, "_COMPACT_BYTES", 0)
+    monkeypatch.setattr(columnar, "_COMPACT_FILE", 0)
+    _, again = stored(tmp_path, "parquet", columns)
+    assert again.cuts == plan.cuts
+    plain = [unit for ranges in groups(again) for unit in read_units(again, ranges)]
+    assert all(one.native.equals(other.native) for one, other in zip(units, plain, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_row_of_columns_over_the_limit_is_named_and_never_taken_apart(tmp_path, kind):
+    # The middle row would have 100 GB, and its file has next to nothing.
+    turns = pa.ListArray.from_arrays([0, 1, 1_000_001, 1_000_002], repeated(1_000_002, "x" * 100_000))
+    _, plan = stored(tmp_path, kind, {"prompt": ["a", "b", "c"], "turns": turns})
+    before = pa.total_allocated_bytes()
+    units = [unit for ranges in groups(plan) for unit in read_units(plan, ranges)]
+    assert pa.total_allocated_bytes() - before < 64 << 20
+    assert [unit.rows["row_number"].to_pylist() for unit in units] == [[1], [2], [3]]
+    one, fault, three = (row for unit in units for row in parse_unit(unit, plan.source.container))
+    assert (one["prompt"], fault.code, three["prompt"]) == ("a", "row_too_large", "c")
+
+
+def test_sizes_of_rows_are_those_of_their_values():
+    rows = [
+        {"t": "four", "l": ["a", "bcd"], "m": [("k", "val")], "s": {"x": "yy", "n": 1}, "f": ["p", "q"]},
+        {"t": None, "l": [], "m": None, "s": {"x": None, "n": None}, "f": [None, "long"]},
+        {"t": "x" * 50, "l": None, "m": [], "s": None, "f": ["", ""]},
+    ]
+    turns, words = pa.map_(pa.string(), pa.string()), pa.dictionary(pa.int8(), pa.string())
+    types = {"t": words, "l": pa.list_(pa.large_string()), "m": turns, "f": pa.list_(pa.string(), 2)}
+    types["s"] = pa.struct([("x", pa.binary()), ("n", pa.int16())])
+    (batch,) = pa.Table.from_pylist(rows, pa.schema(types.items())).to_batches()
+    texts = [4 + 4 + 4 + 2 + 2, 4, 50]
+    # 8 bytes for each cell and each value in it; a null still has its place, but in a dictionary or a list.
+    cells = [1 + 3 + 4 + 3 + 3, 1 + 1 + 1 + 3 + 3, 1 + 1 + 1 + 3 + 3]
+    expected = [text + 8 * count for text, count in zip(texts, cells, strict=True)]
+    assert row_sizes(batch).tolist() == expected
+    assert row_sizes(batch.slice(1)).tolist() == expected[1:]
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.list_view(pa.string()), pa.json_()])
+def test_types_that_hide_how_large_they_are_are_refused(tmp_path, kind):
+    table = pa.table({"prompt": pa.nulls(1, kind), "response": ["r"]})
+    with pa.ipc.new_file(str(tmp_path / "rows.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(UsageError, match=r"rows\.arrow: column prompt is of the type .*; cast or drop it"):
+        rows_of(tmp_path / "rows.arrow")
 
 
 def string_array(*texts):

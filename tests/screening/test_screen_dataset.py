@@ -173,6 +173,20 @@ def test_an_output_is_never_mixed(dataset, tmp_path):
         screen([str(dataset)], str(tmp_path), WordScorer, SMALL_UNITS)
 
 
+def test_decoded_texts_are_not_held_beyond_their_unit(dataset, tmp_path):
+    decoded = []
+
+    def decode(text):
+        decoded.append(text)
+        return [(None, text)]
+
+    rows = dataset.read_bytes().splitlines()[:1] * 3
+    data = tmp_path / "same.jsonl"
+    data.write_bytes(b"\n".join(rows))
+    screen([str(data)], str(tmp_path / "out"), WordScorer, ScreenConfig(limits=Limits(rows=1), decode=decode))
+    assert len(decoded) == 3 * len(set(decoded)) == 6
+
+
 def test_identical_texts_are_scored_once(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "same prompt", "response": "same answer"}) * 1 + "\n")
