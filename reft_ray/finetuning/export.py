@@ -12,6 +12,7 @@ from torch import Tensor
 from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.model import Trainee
 from reft_ray.hf.lora import is_adapted, save_adapter
+from reft_ray.hf.product import Product, check_replaceable
 
 EXPORT = "export"
 """Where in a run's last checkpoint its product lies."""
@@ -29,16 +30,15 @@ def export_student(trainee: Trainee, weights: Mapping[str, Tensor], folder: Path
     trainee.base.tokenizer.save_pretrained(folder)
 
 
-def collect_export(checkpoint: Path, out: Path) -> Path:
+def collect_export(checkpoint: Path, out: Path, product: Product) -> Path:
     """Copy a last checkpoint's product to `out` under a temporary name, then rename it.
 
-    Raises ReftError when the checkpoint has none, or `out` holds something that no run has written.
+    Raises ReftError when the checkpoint has none, or `out` holds anything but an older product of this kind.
     """
     source = checkpoint / EXPORT
     if not source.is_dir():
         raise ReftError(f"{checkpoint} is not the last checkpoint of a finished run")
-    if out.exists() and any(out.iterdir()) and not any(out.glob("*.json")):
-        raise ReftError(f"{out} exists and holds no model: choose another directory")
+    check_replaceable(out, product)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
         made = Path(scratch) / out.name

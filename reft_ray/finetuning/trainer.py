@@ -31,7 +31,8 @@ from reft_ray.finetuning.student_loop import train_student
 from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_on_worker, soft_targets_path
 from reft_ray.finetuning.task import as_task, cause_of
 from reft_ray.finetuning.teacher_loop import TeacherData, train_teacher
-from reft_ray.hf.ref_teacher import RefTeacher
+from reft_ray.hf.product import ADAPTER, MODEL, Product, check_replaceable
+from reft_ray.hf.ref_teacher import TEACHER, RefTeacher
 from reft_ray.telemetry.recorder import Recorder
 
 _USER = "user"
@@ -69,7 +70,7 @@ def prepare_teacher(
     def loop(runtime: Runtime, _rows: ray.data.DataIterator | None) -> None:
         train_teacher(runtime, config, data)
 
-    _run(loop, None, out, resources, run_id or f"teacher-{uuid.uuid4().hex[:12]}", progress)
+    _run(loop, None, out, TEACHER, resources, run_id or f"teacher-{uuid.uuid4().hex[:12]}", progress)
     return RefTeacher.load(out)
 
 
@@ -95,6 +96,8 @@ def finetune(
     # Said here, once: a worker that raises it would be started again as often as failures are allowed.
     if inputs.teacher and config.init == "aligned" and inputs.teacher.manifest.weights != "lora":
         raise ReftError(f"init=aligned starts from a LoRA teacher, and {inputs.teacher.id} has full weights")
+    if out.resolve() == Path(config.base).resolve():
+        raise ReftError(f"{out} holds the base model that is finetuned: choose another directory")
     targets: Path | None = None
     if inputs.teacher and config.method.distills and config.labels == "soft" and config.teacher_forward == "cached":
         targets = Path(resources.shared or _storage(resources, out)) / "targets"
@@ -111,7 +114,8 @@ def finetune(
         assert source is not None
         train_student(runtime, config, source, alignment, teacher, targets, sharded, validation)
 
-    return _run(loop, dataset, out, resources, run_id or f"finetune-{uuid.uuid4().hex[:12]}", progress, stop)
+    product = ADAPTER if config.weights == "lora" else MODEL
+    return _run(loop, dataset, out, product, resources, run_id or f"finetune-{uuid.uuid4().hex[:12]}", progress, stop)
 
 
 def _make_soft_targets(
@@ -144,11 +148,13 @@ def _run(
     loop: Loop,
     dataset: ray.data.Dataset | None,
     out: Path,
+    product: Product,
     resources: Resources,
     run_id: str,
     progress: Progress | None,
     stop: Stop | None = None,
 ) -> Path:
+    check_replaceable(out, product)
     storage = _storage(resources, out)
     if resources.workers == 0:
         device = "cuda" if resources.gpus_per_worker else "cpu"
@@ -156,7 +162,7 @@ def _run(
         loop(runtime, dataset.iterator() if dataset is not None else None)
         checkpoint = runtime.latest_checkpoint()
         assert checkpoint is not None
-        return _collected(checkpoint, out, run_id, stop)
+        return _collected(checkpoint, out, product, run_id, stop)
     with Channel(progress, stop) if progress or stop else nullcontext() as channel:
         sender = Sender(channel.queue, channel.flag) if channel else None
 
@@ -190,13 +196,13 @@ def _run(
     if result.checkpoint is None:
         raise ReftError(f"run {run_id} ended without a checkpoint")
     with result.checkpoint.as_directory() as folder:
-        return _collected(Path(folder), out, run_id, stop)
+        return _collected(Path(folder), out, product, run_id, stop)
 
 
-def _collected(checkpoint: Path, out: Path, run_id: str, stop: Stop | None) -> Path:
+def _collected(checkpoint: Path, out: Path, product: Product, run_id: str, stop: Stop | None) -> Path:
     if stop is not None and not (checkpoint / EXPORT).is_dir():
         raise TrainingStoppedError(f"run {run_id} was stopped; its state is saved")
-    return collect_export(checkpoint, out)
+    return collect_export(checkpoint, out, product)
 
 
 def _every_rank_reads_all() -> DataConfig:

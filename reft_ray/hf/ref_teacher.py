@@ -32,11 +32,13 @@ from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import Base, load_base
 from reft_ray.hf.lora import attach_saved, merge, save_adapter
 from reft_ray.hf.precision import resolve_dtype
+from reft_ray.hf.product import ADAPTER, MODEL, Product, check_replaceable
 from reft_ray.hf.scorer import TeacherScorer, packs
 
 FORMAT = 1
 MANIFEST = "teacher.json"
 _REFUSAL = "refusal.safetensors"
+TEACHER = Product("Ref-Teacher", (MANIFEST,), (_REFUSAL, "README.md", *ADAPTER.below("adapter"), *MODEL.below("model")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +209,9 @@ def save_teacher(folder: Path, model: nn.Module, manifest: Manifest, refusal_D: 
     """Write an artefact under a temporary name and rename it; an older artefact there is replaced.
 
     `model` carries the adapter `teacher`, or is the fully finetuned model itself. Raises ReftError when `folder`
-    holds something that is not an artefact.
+    holds anything but an artefact.
     """
-    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
-        raise ReftError(f"{folder} exists and holds no Ref-Teacher: choose another directory")
+    check_replaceable(folder, TEACHER)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".teacher-") as scratch:
         made = Path(scratch) / "artefact"

@@ -209,6 +209,32 @@ def test_what_is_missing_is_said_before_training(llama: Path, tmp_path: Path) ->
         FinetuneConfig.of({"base": "b", "weights": "full", "teacher_forward": "live"})
 
 
+def test_a_directory_with_anything_else_is_refused_before_training_and_keeps_its_files(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "package.json").write_text("{}")
+    # Neither base exists, so whoever began would stumble over that.
+    with pytest.raises(ReftError, match="mine exists and holds no adapter"):
+        finetune(finetune_config(Path("/none"), method="sft"), FinetuneInputs(USER, len(USER)), mine, LOCAL)
+    with pytest.raises(ReftError, match="mine exists and holds no Ref-Teacher"):
+        prepare_teacher(teacher_config(Path("/none")), TeacherData(UNANSWERED, UNANSWERED), mine, LOCAL)
+    with pytest.raises(ReftError, match="mine holds the base model that is finetuned"):
+        finetune(finetune_config(mine, method="sft", weights="full"), FinetuneInputs(USER, len(USER)), mine, LOCAL)
+    assert [path.name for path in mine.iterdir()] == ["package.json"]
+
+
+def test_what_came_into_a_directory_while_a_run_trained_is_not_lost(llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def put(_metrics: Mapping[str, Any]) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "package.json").write_text("{}")
+
+    with pytest.raises(ReftError, match="out exists and holds no adapter"):
+        finetune(finetune_config(llama, method="sft"), FinetuneInputs(USER, len(USER)), out, LOCAL, progress=put)
+    assert (out / "package.json").is_file()
+
+
 def test_relative_paths_are_made_absolute_because_workers_run_elsewhere(
     teacher: RefTeacher, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
