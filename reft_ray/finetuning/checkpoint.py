@@ -99,15 +99,26 @@ def restore_rng(folder: Path, rank: int) -> None:
 
 
 def restore(
-    folder: Path, rank: int, config: Training, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path,
+    rank: int,
+    config: Training,
+    inputs: Mapping[str, str],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Put weights, optimiser and random numbers back; returns the checkpoint for what is a loop's own.
 
-    Raises ReftError when another configuration wrote it.
+    `inputs` identify what the loop reads, by what people call it. Raises ReftError when the checkpoint was written by
+    another configuration or from other inputs.
     """
     groups, state = read_state(folder)
     if state["config"] != config.model_dump(mode="json"):
         raise ReftError(f"{folder} was written by another configuration: choose a new run id or remove it")
+    # An earlier release noted none: a run that it began goes on.
+    noted = state.get("inputs", {})
+    for name, value in inputs.items():
+        if noted.get(name, value) != value:
+            raise ReftError(f"{folder} was written with another {name}: choose a new run id or remove it")
     restore_weights(model, groups["weights"])
     restore_optimizer(model, optimizer, groups["optimizer"])
     restore_rng(folder, rank)

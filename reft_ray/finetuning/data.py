@@ -14,6 +14,7 @@ import ray.data
 
 from reft_ray.core.conversation import Example, conversation_from
 from reft_ray.core.errors import ReftError
+from reft_ray.finetuning.rows import messages_json
 
 COLUMNS = pa.schema([("row_number", pa.int64()), ("messages", pa.string())])
 _READ_ROWS = 1024
@@ -21,10 +22,7 @@ _READ_ROWS = 1024
 
 def table_of(rows: Iterable[Example]) -> pa.Table:
     """Examples as a table of the two columns, numbered from 0."""
-    messages = [
-        json.dumps([{"role": turn.role, "content": turn.content, "weight": int(turn.trained)} for turn in row.messages])
-        for row in rows
-    ]
+    messages = [messages_json(row) for row in rows]
     return pa.table({"row_number": pa.array(range(len(messages)), pa.int64()), "messages": messages}, COLUMNS)
 
 

@@ -6,6 +6,8 @@ is one number. The price is that every rank reads the text of all rows, which is
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -23,6 +25,21 @@ class RowSource(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Example]: ...
+
+
+def messages_json(row: Example) -> str:
+    """A row's chat messages as JSON."""
+    return json.dumps(
+        [{"role": turn.role, "content": turn.content, "weight": int(turn.trained)} for turn in row.messages]
+    )
+
+
+def digest_of(rows: Iterable[Example]) -> str:
+    """24 hex digits of SHA-256 over the messages and labels of rows, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(f"{row.label} {messages_json(row)}\n".encode())
+    return digest.hexdigest()[:24]
 
 
 def shuffled(rows: Iterable[T], buffer: int, seed: str) -> Iterator[T]:

@@ -41,7 +41,7 @@ from reft_ray.hf.lora import (
     saved_scale,
 )
 from reft_ray.hf.ref_teacher import RefTeacher
-from reft_ray.hf.soft_targets import StoredTargets, alignment_key, key_name
+from reft_ray.hf.soft_targets import StoredTargets, alignment_key, key_name, rows_key
 
 STUDENT = "student"
 
@@ -59,11 +59,13 @@ def train_student(
     targets_folder: Path | None = None,
     sharded: bool = False,
     validation: Sequence[Example] = (),
+    identity: str = "",
 ) -> Trainee:
     """Finetune a student on rows that were screened already; returns it trained.
 
     `alignment` and `teacher` are needed by methods that distil, `targets_folder` by cached soft labels (see
     `finetuning.targets`). `validation` rows are not learned; their figures go with the reports of checkpoints.
+    `identity` tells the rows from others: no checkpoint of others is gone on from.
     Raises ReftError when one is missing or no row can be trained on.
     """
     torch.manual_seed(config.seed + runtime.rank)
@@ -77,15 +79,18 @@ def train_student(
     aligned: Cycle | None = None
     alignment_loss: AlignmentLoss = hard_labels
     alignment_left_out = LeftOut()
+    inputs = {"dataset": identity, "Ref-Teacher": teacher.id if teacher else "", "alignment set": ""}
     if config.method.distills:
         encoded, alignment_left_out = alignment_rows(trainee.chat, alignment, trainee.max_tokens)
         if not encoded:
             raise ReftError("distillation needs alignment rows with answers that fit the model's context")
         aligned = Cycle(encoded, f"{config.seed}/alignment")
+        inputs["alignment set"] = rows_key(encoded)
         alignment_loss = alignment_loss_of(config, trainee, encoded, teacher, targets_folder)
     if sharded:
         shard(trainee.model)
     run = _Run(runtime, config, trainee, rows, aligned, alignment_loss, sharded)
+    run.inputs = inputs
     run.notes = [alignment_left_out.note]
     run.validation = answered(fitting(trainee.chat, validation, trainee.max_tokens).encoded)
     run.train()
@@ -170,6 +175,7 @@ class _Run:
         self.alignment_rows = 0
         self.alignment_tokens = 0
         self.left_out = LeftOut()
+        self.inputs: dict[str, str] = {}
         self.notes: list[str] = []
         self.validation: list[Encoded] = []
         self.told: deque[dict[str, Any]] = deque(maxlen=_REMEMBERED_REPORTS)
@@ -340,6 +346,7 @@ class _Run:
             "alignment_ahead": self.aligned.ahead if self.aligned else 0.0,
             "told": list(self.told),
             "config": config.model_dump(mode="json"),
+            "inputs": self.inputs,
         }
 
         def write(folder: Path) -> None:
@@ -364,7 +371,7 @@ class _Run:
         folder = self.runtime.latest_checkpoint()
         if folder is None:
             return
-        groups, state = restore(folder, self.runtime.rank, self.config, self.model, self.optimizer)
+        groups, state = restore(folder, self.runtime.rank, self.config, self.inputs, self.model, self.optimizer)
         self.step, self.rows_done = state["step"], state["rows_done"]
         self.tokens_done, self.user_tokens = state["tokens_done"], state["user_tokens"]
         self.alignment_rows, self.alignment_tokens = state["alignment_rows"], state["alignment_tokens"]

@@ -31,7 +31,7 @@ from reft_ray.finetuning.config import TeacherConfig
 from reft_ray.finetuning.encoding import fitting
 from reft_ray.finetuning.export import EXPORT
 from reft_ray.finetuning.model import Trainee, load_trainee
-from reft_ray.finetuning.rows import Cycle, share
+from reft_ray.finetuning.rows import Cycle, digest_of, share
 from reft_ray.finetuning.runtime import Runtime
 from reft_ray.hf.features import labels_of, prompt_features, scores_by_layer
 from reft_ray.hf.lora import is_adapted, mixed
@@ -86,6 +86,11 @@ class _Run:
         train = fitting(trainee.chat, data.train, trainee.max_tokens)
         validation = fitting(trainee.chat, data.validation, trainee.max_tokens, train.left_out)
         further = fitting(trainee.chat, data.answers, trainee.max_tokens, train.left_out)
+        self.inputs = {
+            "set of training prompts": digest_of(data.train),
+            "set of validation prompts": digest_of(data.validation),
+            "set of answers": digest_of(data.answers),
+        }
         # Whether both labels are there is asked again: rows may have been left out.
         self.data = TeacherData(train.rows, validation.rows, further.rows)
         self.left_out = train.left_out
@@ -337,6 +342,7 @@ class _Run:
             "stale": self.stale,
             "positions": {name: cycle.position for name, cycle in self.cycles.items()},
             "config": self.config.model_dump(mode="json"),
+            "inputs": self.inputs,
         }
 
         def write(folder: Path) -> None:
@@ -350,7 +356,7 @@ class _Run:
         folder = self.runtime.latest_checkpoint()
         if folder is None:
             return
-        groups, state = restore(folder, self.runtime.rank, self.config, self.trainee.model, self.optimizer)
+        groups, state = restore(folder, self.runtime.rank, self.config, self.inputs, self.trainee.model, self.optimizer)
         self.running.load_state_dict({k: v.to(self.runtime.device) for k, v in groups["running"].items()})
         self.best = groups.get("best", {})
         self.step, self.stale, self.rows_seen = state["step"], state["stale"], state["rows_seen"]

@@ -26,6 +26,7 @@ from reft_ray.finetuning.data import ShardRows, dataset_of
 from reft_ray.finetuning.export import EXPORT, collect_export
 from reft_ray.finetuning.progress import Channel, Sender
 from reft_ray.finetuning.ray_runtime import RayRuntime, set_threads
+from reft_ray.finetuning.rows import digest_of
 from reft_ray.finetuning.runtime import LocalRuntime, Progress, Runtime, Stop, TrainingStoppedError
 from reft_ray.finetuning.student_loop import train_student
 from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_on_worker, soft_targets_path
@@ -44,7 +45,8 @@ class FinetuneInputs:
     """What a finetuning run reads besides its configuration.
 
     `rows` were screened already: a dataset with the columns of `finetuning.data`, of `count` rows, or examples.
-    `validation` rows are not learned, and every worker holds them in memory.
+    `validation` rows are not learned, and every worker holds them in memory. `identity` tells these rows from others,
+    so that no run goes on with other rows; examples have one of their own.
     """
 
     rows: ray.data.Dataset | Sequence[Example]
@@ -52,6 +54,13 @@ class FinetuneInputs:
     alignment: Sequence[Example] = ()
     teacher: RefTeacher | None = None
     validation: Sequence[Example] = ()
+    identity: str = ""
+
+    @property
+    def rows_identity(self) -> str:
+        """What a checkpoint keeps of the rows."""
+        known = self.identity or ("" if isinstance(self.rows, ray.data.Dataset) else digest_of(self.rows))
+        return f"{self.count} {known}"
 
 
 def prepare_teacher(
@@ -107,12 +116,12 @@ def finetune(
     dataset = rows if isinstance(rows, ray.data.Dataset) else None if local else dataset_of(rows)
     count, alignment, teacher, validation = inputs.count, inputs.alignment, inputs.teacher, inputs.validation
     examples = None if isinstance(rows, ray.data.Dataset) or not local else rows
-    sharded = resources.strategy == "fsdp"
+    sharded, identity = resources.strategy == "fsdp", inputs.rows_identity
 
     def loop(runtime: Runtime, shard: ray.data.DataIterator | None) -> None:
         source = examples if shard is None else ShardRows(shard, count)
         assert source is not None
-        train_student(runtime, config, source, alignment, teacher, targets, sharded, validation)
+        train_student(runtime, config, source, alignment, teacher, targets, sharded, validation, identity)
 
     product = ADAPTER if config.weights == "lora" else MODEL
     return _run(loop, dataset, out, product, resources, run_id or f"finetune-{uuid.uuid4().hex[:12]}", progress, stop)

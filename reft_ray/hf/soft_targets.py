@@ -26,10 +26,15 @@ from reft_ray.core.targets import SoftTargets, soften
 
 def alignment_key(rows: Sequence[Encoded], teacher_id: str, temperature: float, k: int) -> dict[str, str]:
     """What the labels depend on; two runs with the same key share one file."""
+    return {"teacher": teacher_id, "rows": rows_key(rows), "temperature": str(temperature), "k": str(k)}
+
+
+def rows_key(rows: Sequence[Encoded]) -> str:
+    """24 hex digits of SHA-256 over alignment rows as tokens, in order."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps([row.ids, row.trained]).encode())
-    return {"teacher": teacher_id, "rows": digest.hexdigest()[:24], "temperature": str(temperature), "k": str(k)}
+    return digest.hexdigest()[:24]
 
 
 def key_name(key: dict[str, str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import Any
 
 from reft_ray.core.errors import BlockedByPolicyError
 from reft_ray.experiments.chain import scorer_of
+from reft_ray.experiments.service_run import kept_hash
 from reft_ray.jobs.errors import StoppedError
 from reft_ray.jobs.job import Event, Status
 from reft_ray.jobs.run import JobRun
@@ -19,7 +19,7 @@ from reft_ray.screening.config import Policy, ScreenConfig
 from reft_ray.screening.counting import Counting
 from reft_ray.screening.dataset import Progress, screen
 from reft_ray.screening.manifest import load_manifest
-from reft_ray.screening.outputs import UNITS, Output, approved_name, kept_name
+from reft_ray.screening.outputs import UNITS, Output
 from reft_ray.screening.report import load_report
 from reft_ray.screening.reviews import Action, Reviews
 from reft_ray.screening.tally import UnitState
@@ -108,7 +108,7 @@ def _result(run: JobRun, folder: str) -> Screening:
         report_file=run.save_file(REPORT, _lines(folder)),
         quarantine_file=quarantine,
         teacher_id=str(report.judges.get("teacher", "")),
-        kept_sha256=_kept_hash(folder),
+        kept_sha256=kept_hash(folder),
     )
 
 
@@ -154,17 +154,6 @@ def _rows(folder: str) -> Iterator[bytes]:
                 for row in output.table(part, ("line", "decision", "conversation")).to_pylist():
                     messages = json.loads(row["conversation"])
                     yield _line({"line": row["line"], "decision": row["decision"], "messages": messages})
-
-
-def _kept_hash(folder: str) -> str:
-    """SHA-256 over the kept parts in row order, approved rows behind those of their unit: over their very bytes."""
-    output, digest = Output(folder), hashlib.sha256()
-    manifest, sizes = load_manifest(output), output.sizes("kept")
-    for unit in manifest.units:
-        for name in (kept_name(manifest.shape_of(unit), unit), approved_name(manifest.shape_of(unit), unit)):
-            if name in sizes:
-                digest.update(output.read(name))
-    return digest.hexdigest()
 
 
 def _line(values: dict[str, Any]) -> bytes:

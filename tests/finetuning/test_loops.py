@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,39 @@ def test_a_checkpoint_of_another_configuration_is_refused(llama: Path, tmp_path:
     finetune(finetune_config(llama, method="sft"), inputs, tmp_path / "a", LOCAL, "run")
     with pytest.raises(ReftError, match="written by another configuration"):
         finetune(finetune_config(llama, method="sft", seed=1), inputs, tmp_path / "a", LOCAL, "run")
+
+
+def test_a_checkpoint_of_other_inputs_is_refused(teacher: RefTeacher, llama: Path, tmp_path: Path) -> None:
+    config = finetune_config(llama, method="distill", labels="hard")
+    inputs = FinetuneInputs(USER, len(USER), HARMFUL + HARMLESS, teacher)
+
+    def run(inputs: FinetuneInputs) -> Path:
+        return finetune(config, inputs, tmp_path / "out", LOCAL, "run")
+
+    first = weights(run(inputs))
+    foreign = RefTeacher(teacher.folder, teacher.manifest, teacher.refusal_D, "rt-another")
+    for name, changes in {
+        "dataset": {"rows": [*USER[:-1], USER[0]]},
+        "Ref-Teacher": {"teacher": foreign},
+        "alignment set": {"alignment": HARMLESS + HARMFUL},
+    }.items():
+        with pytest.raises(ReftError, match=rf"checkpoint-\d+ was written with another {name}: choose a new run id"):
+            run(replace(inputs, **changes))
+    # An earlier release noted no inputs; what it began goes on.
+    state = max((tmp_path / ".runs" / "run").glob("checkpoint-*")) / "state.json"
+    values = json.loads(state.read_text())
+    del values["inputs"]
+    state.write_text(json.dumps(values))
+    assert all(torch.equal(first[name], tensor) for name, tensor in weights(run(inputs)).items())
+
+
+def test_a_checkpoint_of_a_teacher_with_other_prompts_is_refused(llama: Path, tmp_path: Path) -> None:
+    config = teacher_config(llama, epochs=1)
+    prepare_teacher(config, TeacherData(HARMFUL + HARMLESS, UNANSWERED), tmp_path / "one", LOCAL, "run")
+    with pytest.raises(ReftError, match="written with another set of training prompts: choose a new run id"):
+        prepare_teacher(
+            config, TeacherData(HARMFUL + HARMLESS + UNANSWERED, UNANSWERED), tmp_path / "two", LOCAL, "run"
+        )
 
 
 @pytest.mark.parametrize(
