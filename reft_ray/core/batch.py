@@ -103,6 +103,11 @@ def collate(rows: Sequence[Encoded], pad_id: int, device: torch.device | str = "
     )
 
 
+def idle_batch(pad_id: int, device: torch.device | str = "cpu") -> Batch:
+    """A batch that stands for no row: a rank without rows takes part in a step with it and adds zeros."""
+    return collate([Encoded([pad_id], [False], 0)], pad_id, device)
+
+
 def token_batches(lengths: Sequence[int], max_tokens: int, max_padding: float = 1.0) -> Iterator[list[int]]:
     """Group row indices into batches of at most `max_tokens` padded tokens, rows of like length together.
 

@@ -69,6 +69,7 @@ def teacher_step(
 
     The very first step has no R_l yet: it is taken from that step's own features before any loss. Gradients are
     left as this rank's share of the whole sum; the caller sums them over ranks. Returned terms are over all ranks.
+    A rank without rows brings `core.batch.idle_batch`, because the width of the sums is that of a feature.
     """
     totals = TeacherTotals.of(batches, all_reduce)
     if running.refusal_D is None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reft_ray.core.batch import Batch, Encoded, answered, collate, micro_batches
+from reft_ray.core.batch import Batch, Encoded, answered, idle_batch, micro_batches
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
 from reft_ray.core.guided import AlignmentLoss, GuidedTerms, cached_teacher, hard_labels, live_teacher
@@ -290,8 +290,7 @@ class _Run:
         counts = torch.zeros(self.runtime.world, dtype=torch.float64)
         counts[self.runtime.rank] = len(batches)
         most = int(self.runtime.all_reduce(counts).max())
-        nothing = Encoded([self.trainee.chat.pad_id], [False], 0)
-        idle = collate([nothing], self.trainee.chat.pad_id, self.runtime.device)
+        idle = idle_batch(self.trainee.chat.pad_id, self.runtime.device)
         return batches + [idle] * (most - len(batches))
 
     def _report(self, terms: GuidedTerms | None, seconds: float, last: bool = False, save: bool = False) -> None:

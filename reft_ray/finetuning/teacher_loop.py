@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from reft_ray.core.batch import Encoded, answered, micro_batches
+from reft_ray.core.batch import Encoded, answered, idle_batch, micro_batches
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError
 from reft_ray.core.optimization import adamw, clip_gradients, learning_rate_at, reduce_gradients, set_learning_rate
@@ -194,7 +194,7 @@ class _Run:
         )
         terms = teacher_step(
             self.trainee.forward,
-            batches,
+            batches or [idle_batch(self.trainee.chat.pad_id, runtime.device)],
             self.running,
             self.layer,
             config.separation_weight if config.feature == "trained" else 0.0,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reft_ray.core.batch import Encoded, collate, numbered
+from reft_ray.core.batch import Encoded, collate, idle_batch, numbered
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.guided import cached_teacher, guided_step, live_teacher
 from reft_ray.core.held_out import held_out
@@ -149,12 +149,27 @@ def test_a_batch_that_stands_for_no_rows_asks_for_no_soft_labels(setup: Setup) -
         def rows(self, indices: Sequence[int]) -> SoftTargets:
             raise AssertionError("row 0 has soft labels, but this is not row 0")
 
-    idle = collate([Encoded([setup.fmt.pad_id], [False], 0)], setup.fmt.pad_id)
+    idle = idle_batch(setup.fmt.pad_id)
     terms = guided_step(setup.student, setup.batches(setup.user, 4), [idle], cached_teacher(Nobody()), all_reduce=one)
     alone = setup.gradient()
     guided_step(setup.student, setup.batches(setup.user, 4))
     assert terms.distill == 0
     assert torch.equal(alone, setup.gradient())
+
+
+def test_a_rank_without_rows_adds_nothing_to_the_teachers_step(setup: Setup) -> None:
+    rows = setup.user + setup.alignment
+    alone, beside = RunningRefusal(0.95), RunningRefusal(0.95)
+    teacher_step(setup.student, setup.batches(rows, 4), alone, 2, 0.5)
+    whole = setup.gradient()
+    idle = idle_batch(setup.fmt.pad_id)
+    teacher_step(setup.student, [*setup.batches(rows, 4), idle], beside, 2, 0.5)
+    assert torch.allclose(whole, setup.gradient(), atol=1e-7)
+    assert torch.equal(alone.refusal_D, beside.refusal_D)
+    terms = teacher_step(setup.student, [idle], beside, 2, 0.5)
+    assert terms.total == 0
+    assert not setup.gradient().any()
+    assert torch.equal(alone.refusal_D, beside.refusal_D)
 
 
 def one(counts: torch.Tensor) -> torch.Tensor:

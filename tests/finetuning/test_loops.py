@@ -19,7 +19,7 @@ from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
 from reft_ray.finetuning.rows import Cycle, global_batches, share, shuffled
 from reft_ray.finetuning.runtime import LocalRuntime, TrainingStoppedError
 from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_on_worker
-from reft_ray.finetuning.teacher_loop import TeacherData, sweep_layers
+from reft_ray.finetuning.teacher_loop import TeacherData, sweep_layers, train_teacher
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune, prepare_teacher
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward
@@ -189,6 +189,18 @@ def test_a_checkpoint_of_other_inputs_is_refused(teacher: RefTeacher, llama: Pat
     del values["inputs"]
     state.write_text(json.dumps(values))
     assert all(torch.equal(first[name], tensor) for name, tensor in weights(run(inputs)).items())
+
+
+def test_a_teacher_trains_on_more_workers_than_a_step_has_rows(llama: Path) -> None:
+    class Last(LocalRuntime):
+        rank, world = 7, 8
+
+    # Two prompts a step and none of them for this rank; before, it left the others waiting for its sums.
+    told: list[Mapping[str, Any]] = []
+    config = teacher_config(llama, batch_rows=2, epochs=1, log_every=1)
+    train_teacher(Last(progress=told.append), config, TeacherData(HARMFUL + HARMLESS, UNANSWERED))
+    assert [report["step"] for report in told] == [1, 2, 3, 4]
+    assert [report["total"] for report in told[:3]] == [0, 0, 0]
 
 
 def test_a_checkpoint_of_a_teacher_with_other_prompts_is_refused(llama: Path, tmp_path: Path) -> None:
