@@ -55,13 +55,15 @@ def train(
         else:
             typer.echo("note: no --validation and no --holdout-source: a tenth of the rows validates", err=True)
             rows, held = hold_out_rows(rows, seed=config.seed)
-        answers = apart_from(answers, held)
+        apart, answers = apart_from(rows, held), apart_from(answers, held)
+        if len(apart) < len(rows):
+            typer.echo(f"note: {len(rows) - len(apart)} rows are left out, because their prompts validate", err=True)
         if workers:
             start_ray()
         with recording() as recorder, bar("Ref-Teacher", quiet=as_json) as progress:
             made = prepare_teacher(
                 config,
-                TeacherData(rows, held, answers),
+                TeacherData(apart, held, answers),
                 out,
                 Resources(workers=workers),
                 run_id,

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from reft_ray.core.conversation import Example, Label, chat
-from reft_ray.finetuning.prompts import hold_out_sources, join_answers, read_labelled
+from reft_ray.finetuning.prompts import apart_from, hold_out_sources, join_answers, read_labelled
 from reft_ray.finetuning.teacher_loop import TeacherData
 
 HELD_OUT = ["catqa", "harmbench_advtrain", "dangerousqa", "certified_safe", "dolly_1000"]
@@ -42,7 +42,8 @@ def teacher_rows(data: Path) -> TeacherData:
         ],
     )
     train, validation = hold_out_sources(short(prompts), HELD_OUT)
-    return TeacherData(train, validation, [row for row in short(answers) if row.source not in HELD_OUT])
+    further = [row for row in short(answers) if row.source not in HELD_OUT]
+    return TeacherData(apart_from(train, validation), validation, apart_from(further, validation))
 
 
 def complying(rows: Sequence[Example]) -> list[Example]:

@@ -123,13 +123,17 @@ def hold_out_sources(rows: Sequence[Example], sources: Sequence[str]) -> tuple[l
 
 
 def hold_out_rows(rows: Sequence[Example], share: float = 0.1, seed: int = 0) -> tuple[list[Example], list[Example]]:
-    """(training, validation) by a random share of each label: of the same sources, so its figures flatter."""
-    train: list[Example] = []
-    held: list[Example] = []
+    """(training, validation) by a random share of each label's prompts, with all of their rows.
+
+    Both are of the same sources, so the figures of such a validation flatter.
+    """
+    drawn: list[Example] = []
+    chosen: set[str] = set()
     for label in Label:
         of_label = [row for row in rows if row.label is label]
         random.Random(f"{seed}/holdout/{label}").shuffle(of_label)  # noqa: S311
-        count = max(1, round(share * len(of_label)))
-        held += of_label[:count]
-        train += of_label[count:]
-    return train, held
+        prompts = list(dict.fromkeys(_key(row) for row in of_label))
+        chosen.update(prompts[: max(1, round(share * len(prompts)))])
+        drawn += of_label
+    held = [row for row in drawn if _key(row) in chosen]
+    return apart_from(drawn, held), held

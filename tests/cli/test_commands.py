@@ -83,9 +83,10 @@ def test_bad_input_gets_one_line_and_the_right_code(
 
 
 def test_a_teacher_is_trained_measured_and_shown(llama: Path, tmp_path: Path) -> None:
-    rows = jsonl(tmp_path / "rows.jsonl", ROWS)
+    prompts = jsonl(tmp_path / "prompts.jsonl", ROWS)
+    rows = jsonl(tmp_path / "rows.jsonl", [{**row, "prompt": f"please {row['prompt']}"} for row in ROWS])
     out = tmp_path / "teacher"
-    arguments = ["teacher", "train", "--base", str(llama), "--prompts", str(rows), "--validation", str(rows)]
+    arguments = ["teacher", "train", "--base", str(llama), "--prompts", str(prompts), "--validation", str(rows)]
     settings = ["--set", "epochs=3", "--set", "optimizer.learning_rate=0.01", "--set", "lora.rank=4"]
     trained = RUN.invoke(app, [*arguments, *settings, "--out", str(out), "--json"])
     assert trained.exit_code == 0, trained.stderr
@@ -100,6 +101,16 @@ def test_a_teacher_is_trained_measured_and_shown(llama: Path, tmp_path: Path) ->
     table = RUN.invoke(app, ["teacher", "evaluate", "--teacher", str(out), "--prompts", str(rows)])
     assert "overall" in table.stdout
     assert shown["id"] in RUN.invoke(app, ["teacher", "show", str(out)]).stdout
+
+
+def test_prompts_that_validate_are_not_trained_on(tmp_path: Path) -> None:
+    prompts = jsonl(tmp_path / "prompts.jsonl", ROWS)
+    held = jsonl(tmp_path / "held.jsonl", [row for row in ROWS if row["label"] == "harmless"])
+    arguments = ["teacher", "train", "--base", "B", "--prompts", str(prompts), "--validation", str(held)]
+    result = RUN.invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    note, error = result.stderr.splitlines()
+    assert note == "note: 4 rows are left out, because their prompts validate"
+    assert error == "error: the training prompts hold no harmless row: both labels are needed"
 
 
 def test_eval_prints_measures_with_intervals(llama: Path, tmp_path: Path) -> None:

@@ -75,11 +75,24 @@ def test_whole_sources_are_held_out() -> None:
     assert len(train) == len(held) == 20
     with pytest.raises(ReftError, match="no row has source 'z'; there are x, y"):
         hold_out_sources(rows, ["z"])
-    mixed = rows + [Example(chat("c"), Label.HARMLESS)] * 20
+    mixed = rows + [Example(chat(f"c{i}"), Label.HARMLESS) for i in range(20)]
     train, held = hold_out_rows(mixed)
     assert (len(train), len(held)) == (54, 6)
     assert {row.label for row in held} == set(Label)
     assert hold_out_rows(mixed)[1] == held
+
+
+def test_a_prompt_validates_with_all_its_rows_whatever_they_answer_or_say() -> None:
+    rows = [Example(chat(f"harmful {i % 10}", str(i)), Label.HARMFUL) for i in range(60)]
+    rows += [Example(chat(f"harmless {i}"), Label.HARMLESS) for i in range(20)]
+    rows += [Example(chat(f"harmful {i}"), Label.HARMLESS) for i in range(10)]
+    train, held = hold_out_rows(rows)
+    asked = [{row.prompt[0].content for row in part} for part in (train, held)]
+    assert not asked[0] & asked[1]
+    assert len(train) + len(held) == len(rows)
+    # A tenth of the prompts of each label, not of the rows.
+    assert 1 <= sum(prompt.startswith("harmful") for prompt in asked[1]) <= 4
+    assert {row.label for row in train} == set(Label)
 
 
 def test_answers_to_prompts_that_validate_are_set_apart() -> None:
