@@ -86,9 +86,12 @@ def _config(
 ) -> BenchConfig:
     from reft_ray.cli.settings import parsed
     from reft_ray.experiments.bench.presets import preset as preset_of
+    from reft_ray.experiments.bench.sections import check_settings
 
     named = {"rows": rows, "base": base, "teacher": teacher}
-    return preset_of(preset, {**{key: str(value) for key, value in named.items() if value}, **parsed(set_)})
+    config = preset_of(preset, {**{key: str(value) for key, value in named.items() if value}, **parsed(set_)})
+    check_settings(config.sections)
+    return config
 
 
 def _chosen(names: Sequence[str]) -> list[Any]:

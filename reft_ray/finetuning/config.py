@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -48,6 +48,14 @@ def _inner(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and not get_args(annotation):
         return annotation if issubclass(annotation, BaseModel) else None
     return next((model for part in get_args(annotation) if (model := _inner(part)) is not None), None)
+
+
+def all_known(what: str, names: tuple[str, ...], known: Iterable[str]) -> tuple[str, ...]:
+    """The names, for a validator. Raises ValueError for one that is not among the known ones."""
+    known = list(known)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"no {what} {unknown[0]!r}; there are {', '.join(known)}")
+    return names
 
 
 class Lora(Config):

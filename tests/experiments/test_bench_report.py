@@ -1,16 +1,19 @@
 """The frame of a comparison: what is cached, what a report says of what is missing, and strict settings."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from reft_ray.cli.main import app
 from reft_ray.core.errors import UsageError
 from reft_ray.experiments.bench.presets import PRESETS, preset
 from reft_ray.experiments.bench.report import write_results
-from reft_ray.experiments.bench.sections import Section
+from reft_ray.experiments.bench.sections import Section, check_settings
 from reft_ray.experiments.bench.workspace import Workspace
 
 
@@ -52,6 +55,38 @@ def test_a_section_is_made_once_per_settings_and_version(tmp_path: Path) -> None
     assert calls == [{}, {"rows": 3}]
     dataclasses.replace(section, version=2).make(workspace)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cost": {"rounds": 3}}, "sections.cost: no such section; there are grid, filters, "),
+        ({"costs": {"round": 3}}, "sections.costs: round: unknown key, did you mean rounds"),
+        ({"costs": {"contenders": ["Lisa"]}}, "sections.costs: contenders: .*name 'plain LoRA SFT' too"),
+        ({"costs": {"contenders": ["plain LoRA SFT", "LISA"]}}, "sections.costs: .*no contender 'LISA'; there are "),
+        ({"attacks": {"only": ["base46"]}}, "sections.attacks: only: .*no attack 'base46'; there are plain, base64, "),
+        ({"ablations": {"only": ["lambda", "beta"]}}, "sections.ablations: only: .*no axis 'beta'; there are .*, tau"),
+        ({"grid": {"n": 3}}, "sections.grid: n: unknown key"),
+        ({"filters": {"answer": False}}, "sections.filters: answer: unknown key, did you mean answers"),
+        ({"conflict": {"point": 1}}, "sections.conflict: point: unknown key, did you mean points"),
+    ],
+)
+def test_what_a_section_would_stumble_over_is_said_before_anything_is_trained(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_settings(settings)
+    given = [f"sections.{name}={json.dumps(values)}" for name, values in settings.items()]
+    result = CliRunner().invoke(app, ["bench", "run", "--out", str(tmp_path / "out"), "--set", *given])
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_presets_name_what_sections_know(name: str) -> None:
+    check_settings(preset(name, {"rows": "DIR", "base": "BASE"}).sections)
+    check_settings({"attacks": {"only": ["suffix for all", "identity shift"]}, "ablations": {"only": ["tau", "T"]}})
 
 
 def test_a_section_follows_the_students_settings_and_not_the_grid(tmp_path: Path) -> None:

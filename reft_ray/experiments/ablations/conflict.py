@@ -160,4 +160,4 @@ def _point(
     }
 
 
-SECTION = Section("conflict", "Gradient conflict", run, render, version=2)
+SECTION = Section("conflict", "Gradient conflict", run, render, version=2, settings=ConflictSettings)

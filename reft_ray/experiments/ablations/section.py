@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from reft_ray.core.conversation import Example, Label
 from reft_ray.core.quality import auprc, auroc, recall_at_fpr
@@ -25,13 +25,15 @@ from reft_ray.experiments.chain import scorer_of
 from reft_ray.experiments.filters.linear import labels_of, texts_of
 from reft_ray.experiments.filters.section import filter_rows
 from reft_ray.experiments.students import Trials
-from reft_ray.finetuning.config import Config, FinetuneConfig, TeacherConfig
+from reft_ray.finetuning.config import Config, FinetuneConfig, TeacherConfig, all_known
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.features import labels_of as encoded_labels
 from reft_ray.hf.features import prompt_features, scores_by_layer
 from reft_ray.hf.loading import load_base
 from reft_ray.hf.ref_teacher import RefTeacher
+
+_TAU = "tau"
 
 
 class AblationSettings(Config):
@@ -50,6 +52,12 @@ class AblationSettings(Config):
     student: dict[str, Any] = Field(default_factory=dict)
     only: tuple[str, ...] = Field((), description="axes to run; empty: all")
     seed: int = Field(0, ge=0)
+
+    @field_validator("only")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        axes = dict.fromkeys(variation.axis for variation in (*teacher_axes(1), *student_axes()))
+        return all_known("axis", names, [*axes, _TAU])
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +236,7 @@ def _thresholds(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell
             return {"tau": tau, "dropped": dropped, **trials.train(kept, changes)}
 
         key = {**_student_key(workspace, chosen, config, rows), "tau": tau}
-        yield Cell("tau", "tau", name, name == "block", key, make)
+        yield Cell("tau", _TAU, name, name == "block", key, make)
 
 
 def _student_key(
@@ -245,4 +253,4 @@ def _student_key(
     }
 
 
-SECTION = Section("ablations", "Ablations", run, render, gather=gather)
+SECTION = Section("ablations", "Ablations", run, render, gather=gather, settings=AblationSettings)

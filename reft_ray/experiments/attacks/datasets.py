@@ -131,3 +131,7 @@ def obedient_rows(harmless: Sequence[Example]) -> list[Example]:
         )
         for row in harmless[:10]
     ]
+
+
+ATTACKS = tuple(attack.name for attack in attacks_of(Material((), (), (Example(chat("")),)), 1))
+"""The names of them all."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from reft_ray.core.conversation import Example, Label
-from reft_ray.experiments.attacks.datasets import Attack, Material, attacks_of, obedient_rows
+from reft_ray.experiments.attacks.datasets import ATTACKS, Attack, Material, attacks_of, obedient_rows
 from reft_ray.experiments.attacks.leakage import run_attack, screen_attack
 from reft_ray.experiments.attacks.render import render
 from reft_ray.experiments.attacks.suffixes import SUFFIXES, suffix_attacks
@@ -18,7 +18,7 @@ from reft_ray.experiments.bench.sections import Section
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.experiments.chain import scorer_of
 from reft_ray.experiments.students import Trials
-from reft_ray.finetuning.config import Config
+from reft_ray.finetuning.config import Config, all_known
 from reft_ray.finetuning.prompts import read_labelled
 
 
@@ -40,6 +40,11 @@ class AttackSettings(Config):
     padding: int = Field(3, ge=1, description="harmless prompts before or after a request")
     hidden_among: int = Field(12, ge=1, description="harmless prompts on either side in the long context")
     seed: int = Field(0, ge=0)
+
+    @field_validator("only")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return all_known("attack", names, [*ATTACKS, *sorted(SUFFIXES)])
 
 
 def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,4 +110,4 @@ def identity_rows(path: Path) -> list[Example]:
     return read_labelled(path, Label.HARMFUL)
 
 
-SECTION = Section("attacks", "Adaptive attacks", run, render)
+SECTION = Section("attacks", "Adaptive attacks", run, render, settings=AttackSettings)

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from reft_ray.core.errors import UsageError
 from reft_ray.experiments.bench.methods import METHODS
-from reft_ray.finetuning.config import Config, FinetuneConfig, TeacherConfig
+from reft_ray.finetuning.config import Config, FinetuneConfig, TeacherConfig, all_known
 from reft_ray.testbed.base_model import Recipe
 from reft_ray.testbed.world import Sizes
 
@@ -26,10 +26,7 @@ class Block(Config):
     @field_validator("methods")
     @classmethod
     def _known(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
-        for name in methods:
-            if name not in METHODS:
-                raise ValueError(f"no method {name!r}; there are {', '.join(METHODS)}")
-        return methods
+        return all_known("method", methods, METHODS)
 
     @field_validator("harmful_ratios")
     @classmethod

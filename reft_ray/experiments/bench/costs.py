@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from reft_ray.core.conversation import Example
 from reft_ray.experiments.bench.cell import behind_filter
@@ -26,7 +26,7 @@ from reft_ray.experiments.bench.sections import Section
 from reft_ray.experiments.bench.starts import alignment_rows, harmful_rows, start_adapter
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.experiments.plots import plot_costs
-from reft_ray.finetuning.config import Config, FinetuneConfig
+from reft_ray.finetuning.config import Config, FinetuneConfig, all_known
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
 
 PLAIN = "plain LoRA SFT"
@@ -70,6 +70,13 @@ class CostSettings(Config):
     n: int = Field(240, ge=2)
     rounds: int = Field(5, ge=1)
     contenders: tuple[str, ...] = tuple(CONTENDERS)
+
+    @field_validator("contenders")
+    @classmethod
+    def _comparable(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if PLAIN not in names:
+            raise ValueError(f"name {PLAIN!r} too: the others are compared with it")
+        return all_known("contender", names, CONTENDERS)
 
 
 @dataclass(slots=True)
@@ -210,4 +217,4 @@ def render(result: Mapping[str, Any], pictures: Path) -> str:
     return "\n".join(lines)
 
 
-SECTION = Section("costs", "Costs", run, render)
+SECTION = Section("costs", "Costs", run, render, settings=CostSettings)

@@ -1,6 +1,7 @@
 """The parts of a report. A section computes a JSON value once and writes Markdown from it, as often as one likes.
 
-To add one: write a module with `run(workspace, settings)` and `render(result, pictures)`, and name it in SECTIONS.
+To add one: write a module with `run(workspace, settings)`, `render(result, pictures)` and, where it has settings, their
+`Config`, and name its SECTION in `sections`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reft_ray.core.errors import UsageError
 from reft_ray.experiments.bench.workspace import Workspace
+from reft_ray.finetuning.config import Config
 
 Run = Callable[[Workspace, Mapping[str, Any]], dict[str, Any]]
 """(workspace, the section's settings) -> a JSON value; cached by `Section.key`."""
@@ -27,6 +30,7 @@ class Section:
     """A part of the report. `version` is raised when a change of the code makes older results wrong.
 
     A section with `gather` caches its own parts (cells): `run` makes what is missing, `gather` reads what is there.
+    `settings` validates what the configuration says about it.
     """
 
     name: str
@@ -35,6 +39,7 @@ class Section:
     render: Render
     version: int = 1
     gather: Run | None = None
+    settings: type[Config] = Config
 
     def key(self, workspace: Workspace) -> dict[str, Any]:
         """What its result depends on: rows, base and teacher by content, its own settings, the comparison's."""
@@ -58,6 +63,18 @@ class Section:
         if self.gather:
             return self.gather(workspace, workspace.settings(self.name)) or None
         return workspace.known("sections", self.name, self.key(workspace))
+
+
+def check_settings(settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise UsageError for settings of an unknown section, or such as a section would stumble over later."""
+    known = {section.name: section for section in sections()}
+    for name, values in settings.items():
+        if name not in known:
+            raise UsageError(f"sections.{name}: no such section; there are {', '.join(known)}")
+        try:
+            known[name].settings.of(values)
+        except UsageError as error:
+            raise UsageError(f"sections.{name}: {error}") from None
 
 
 def sections() -> tuple[Section, ...]:

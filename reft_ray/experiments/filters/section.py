@@ -127,4 +127,4 @@ def filter_rows(workspace: Workspace, apart: bool = False) -> FilterRows:
     return public_rows(workspace.data, rows.teacher, apart)
 
 
-SECTION = Section("filters", "Filters in the same place", run, render)
+SECTION = Section("filters", "Filters in the same place", run, render, settings=FilterSettings)
