@@ -7,6 +7,10 @@ from functools import lru_cache
 
 import torch
 
+from reft_ray.core.errors import UsageError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 def best_device() -> str:
     """The device to compute on where none is named."""
@@ -14,10 +18,15 @@ def best_device() -> str:
 
 
 def resolve_dtype(precision: str, device: torch.device | str) -> torch.dtype:
-    """`float32`, `bfloat16`, or `auto`: bfloat16 where a matrix product is at least 1.3 times as fast with it."""
+    """`float32`, `bfloat16`, or `auto`: bfloat16 where a matrix product is at least 1.3 times as fast with it.
+
+    Raises UsageError for any other name.
+    """
     if precision == "auto":
         return torch.bfloat16 if bfloat16_pays(str(device)) else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    if precision not in _DTYPES:
+        raise UsageError(f"precision {precision}: one of auto, {', '.join(_DTYPES)}")
+    return _DTYPES[precision]
 
 
 @lru_cache
