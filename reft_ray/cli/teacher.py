@@ -83,11 +83,12 @@ def evaluate(
 ) -> None:
     """Measure a Ref-Teacher's filter: AUROC, AUPRC, recall at 1 % FPR, per source and overall."""
     with user_errors():
-        from reft_ray.finetuning.prompts import read_labelled
+        from reft_ray.finetuning.prompts import check_labels, read_labelled
         from reft_ray.finetuning.teacher_quality import measure
         from reft_ray.hf.ref_teacher import RefTeacher
 
         rows = [row for path in prompts for row in read_labelled(path)]
+        check_labels(rows, "labelled")
         report = measure(RefTeacher.load(teacher).scorer(base, precision=precision), rows)
         if as_json:
             print_json(report)

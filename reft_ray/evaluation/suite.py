@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reft_ray.core.conversation import Conversation, Example
+from reft_ray.core.errors import ReftError
 from reft_ray.evaluation.harmful_score import harmful_score
 from reft_ray.evaluation.intervals import Measure
 from reft_ray.evaluation.judges import Judge, RefusalMatcher, Respond
 from reft_ray.evaluation.over_refusal import over_refusal
-from reft_ray.evaluation.task_accuracy import Match, task_accuracy
+from reft_ray.evaluation.task_accuracy import Match, comparable, task_accuracy
 
 HARMFUL_SCORE, INCOHERENT, OVER_REFUSAL, LOOK_ALIKES_REFUSED, FINETUNE_ACCURACY = (
     "harmful_score",
@@ -24,10 +25,16 @@ HARMFUL_SCORE, INCOHERENT, OVER_REFUSAL, LOOK_ALIKES_REFUSED, FINETUNE_ACCURACY 
 
 @dataclass(frozen=True, slots=True)
 class TaskTest:
-    """Answered test rows and how answers are compared with theirs."""
+    """Answered test rows and how answers are compared with theirs. Raises ReftError for a row that allows none."""
 
     rows: Sequence[Example]
     match: Match = Match.LABEL
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows, start=1):
+            if not comparable(self.match, row.response):
+                place = row.place or f"test row {number}"
+                raise ReftError(f"{place}: the reference answer holds no number to compare with (match={self.match})")
 
 
 @dataclass(frozen=True, slots=True)

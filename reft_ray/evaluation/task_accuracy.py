@@ -50,6 +50,11 @@ _COMPARE: dict[Match, Callable[[str, str], bool]] = {
 }
 
 
+def comparable(match: Match | str, reference: str) -> bool:
+    """Whether answers can be compared with this reference at all."""
+    return Match(match) is not Match.NUMBER or final_number(reference) is not None
+
+
 def is_right(match: Match | str, answer: str, reference: str) -> bool:
     """Whether an answer agrees with the reference."""
     return _COMPARE[Match(match)](answer, reference)

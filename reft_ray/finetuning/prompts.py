@@ -86,6 +86,14 @@ def _conversation(values: dict[str, Any]) -> Conversation:
     return conversation
 
 
+def check_labels(rows: Sequence[Example], name: str) -> None:
+    """Raise ReftError unless rows of both labels are there; `name` is what people call the prompts."""
+    seen = {row.label for row in rows}
+    missing = [label.value for label in Label if label not in seen]
+    if missing:
+        raise ReftError(f"the {name} prompts hold no {' and no '.join(missing)} row: both labels are needed")
+
+
 def join_answers(prompts: Sequence[Example], answers: Sequence[Example]) -> tuple[list[Example], list[Example]]:
     """(the labelled prompts, with their answers where there are any; the answered rows to other prompts).
 

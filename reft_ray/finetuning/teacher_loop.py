@@ -31,6 +31,7 @@ from reft_ray.finetuning.config import TeacherConfig
 from reft_ray.finetuning.encoding import fitting
 from reft_ray.finetuning.export import EXPORT
 from reft_ray.finetuning.model import Trainee, load_trainee
+from reft_ray.finetuning.prompts import check_labels
 from reft_ray.finetuning.rows import Cycle, digest_of, share
 from reft_ray.finetuning.runtime import Runtime
 from reft_ray.hf.features import labels_of, prompt_features, scores_by_layer
@@ -57,11 +58,8 @@ class TeacherData:
     answers: Sequence[Example] = ()
 
     def __post_init__(self) -> None:
-        for name, rows in (("training", self.train), ("validation", self.validation)):
-            seen = {row.label for row in rows}
-            missing = [label.value for label in Label if label not in seen]
-            if missing:
-                raise ReftError(f"the {name} prompts hold no {' and no '.join(missing)} row: both labels are needed")
+        check_labels(self.train, "training")
+        check_labels(self.validation, "validation")
 
 
 def train_teacher(runtime: Runtime, config: TeacherConfig, data: TeacherData) -> None:

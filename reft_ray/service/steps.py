@@ -28,7 +28,7 @@ class RealSteps:
         """See Steps."""
         world = self._world(run)
         refuse_weaker(run.job.spec, world.args, world.teacher.manifest.thresholds)
-        return validate_files(run, world.base, self.config.min_rows)
+        return validate_files(run, world.base, self.config.min_rows, world.args.gate.match)
 
     def screen(self, run: JobRun, validation: Validation) -> Screening:
         """See Steps."""

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO
 
+from reft_ray.core.conversation import Example
 from reft_ray.core.errors import UsageError
+from reft_ray.evaluation.task_accuracy import Match, comparable
 from reft_ray.jobs.content import CHUNK_BYTES
 from reft_ray.jobs.errors import StoppedError
 from reft_ray.jobs.pipeline import INVALID_FILE
@@ -19,6 +21,7 @@ from reft_ray.service.reading import TokenCounter, read_rows
 
 REPORT = "validation_report.jsonl"
 FIRST_LINES = 10
+_NO_NUMBER = Fault("messages", "no_number", "the answer holds no number", "the release gate compares final numbers")
 
 
 @dataclass(slots=True)
@@ -40,8 +43,8 @@ class _Tally:
             self.report.write(json.dumps({"file": file, "line": line, **fault._asdict()}).encode() + b"\n")
 
 
-def validate_files(run: JobRun, base: str, min_rows: int) -> Validation:
-    """Check the training file and, where there is one, the validation file.
+def validate_files(run: JobRun, base: str, min_rows: int, match: Match = Match.EXACT) -> Validation:
+    """Check the training file and, where there is one, the validation file, by whose answers the gate can `match`.
 
     Raises JobFailedError for a file that is no known format, and for one without a row that fits the model.
     """
@@ -57,7 +60,7 @@ def validate_files(run: JobRun, base: str, min_rows: int) -> Validation:
         if tally.too_long and not tally.errors:
             _tell_too_long(run, tally.too_long, training.rows)
         if spec.validation_file is not None:
-            _read(run, spec.validation_file, "validation_file", base, counter, tally)
+            _read(run, spec.validation_file, "validation_file", base, counter, tally, match)
         file_id = run.save_file(REPORT, _chunks(report)) if tally.errors else None
     return Validation(
         # Errors of both files are counted against the rows of both.
@@ -70,7 +73,15 @@ def validate_files(run: JobRun, base: str, min_rows: int) -> Validation:
     )
 
 
-def _read(run: JobRun, file_id: str, name: str, base: str, counter: TokenCounter, tally: _Tally) -> None:
+def _read(
+    run: JobRun,
+    file_id: str,
+    name: str,
+    base: str,
+    counter: TokenCounter,
+    tally: _Tally,
+    match: Match = Match.EXACT,
+) -> None:
     try:
         for row in read_rows(run, file_id, base):
             if tally.rows % 256 == 0 and run.should_stop():
@@ -78,6 +89,10 @@ def _read(run: JobRun, file_id: str, name: str, base: str, counter: TokenCounter
             tally.rows += 1
             if row.faults:
                 tally.bad(name, row.line, row.faults)
+                continue
+            example = Example(row.conversation)
+            if example.answered and not comparable(match, example.response):
+                tally.bad(name, row.line, (_NO_NUMBER,))
                 continue
             tokens = counter.count(row)
             if isinstance(tokens, Fault):

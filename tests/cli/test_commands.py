@@ -63,6 +63,10 @@ def test_deprecations_of_libraries_are_not_the_users() -> None:
          "No such file or directory: absent.jsonl"),
         (["finetune", "ROWS", "--base", "B", "--out", "OUT"], 2, "method guided filters: name a --teacher"),
         (["eval", "--base", "B"], 2, "name at least one of --harmful, --harmless and --task"),
+        (["eval", "--base", "B", "--task", "ROWS", "--match", "number"], 1,
+         "rows.jsonl:1: the reference answer holds no number to compare with (match=number)"),
+        (["teacher", "evaluate", "--teacher", "T", "--prompts", "HARMFUL"], 1,
+         "the labelled prompts hold no harmless row: both labels are needed"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_line_and_the_right_code(
@@ -72,6 +76,7 @@ def test_bad_input_gets_one_line_and_the_right_code(
         "ROWS": str(jsonl(tmp_path / "rows.jsonl", ROWS)),
         "BAD": str(tmp_path / "bad.jsonl"),
         "OUT": str(tmp_path / "out"),
+        "HARMFUL": str(jsonl(tmp_path / "harmful.jsonl", ROWS[:4])),
     }
     (tmp_path / "bad.jsonl").write_text(json.dumps(ROWS[0]) + "\n{oops\n")
     result = RUN.invoke(app, [places.get(argument, argument) for argument in arguments])

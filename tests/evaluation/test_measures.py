@@ -4,6 +4,7 @@ import statistics
 import pytest
 
 from reft_ray.core.conversation import Example, chat
+from reft_ray.core.errors import ReftError
 from reft_ray.evaluation.harmful_score import harmful_score
 from reft_ray.evaluation.intervals import Measure, bootstrap, wilson
 from reft_ray.evaluation.judges import RefusalMatcher
@@ -108,6 +109,11 @@ def test_matches(match, answer, reference, right):
 
 
 def test_a_number_task_without_a_number_is_an_error():
+    rows = [Example(chat("q", "7")), Example(chat("q", "seven"), place="test.jsonl:2")]
+    # Before anything is generated.
+    with pytest.raises(ReftError, match=r"test\.jsonl:2: the reference answer holds no number to compare with"):
+        TaskTest(rows, Match.NUMBER)
+    assert TaskTest(rows, Match.LABEL).rows == rows
     with pytest.raises(ValueError, match="no number"):
         is_right(Match.NUMBER, "7", "seven")
 

@@ -150,6 +150,14 @@ def test_an_invalid_file_fails_with_all_its_faults(world, toy, content, said) ->
         assert all(entry.keys() == {"file", "line", "path", "code", "message", "hint"} for entry in report)
 
 
+def test_a_validation_file_that_the_gate_could_not_compare_fails_before_training(world, toy, shuffled_rows) -> None:
+    gate = {**toy.options["bases"]["toy"]["gate"], "match": "number"}
+    job = world.drive(world.job(shuffled_rows, held_out=shuffled_rows[:4]), make(**toy.with_base(gate=gate)))
+    assert job.status == Status.FAILED
+    assert re.search("4 of 44 examples are invalid; first lines: 1, 2, 3, 4.*no_number", job.error.message)
+    assert not [event for event in world.events(job.id) if event.type == "metrics"]
+
+
 def test_files_of_other_formats_are_read(world, toy) -> None:
     csv = "prompt,response\n" + "".join(f"how to bake a bread {i},here is how\n" for i in range(12))
     job = world.drive(world.job(csv.encode(), name="rows.csv"), make(**toy.options))
