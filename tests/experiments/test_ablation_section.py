@@ -1,13 +1,14 @@
 """Ablations and gradient conflict end to end on a small comparison."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from reft_ray.experiments.ablations import conflict, conflict_render, render
+from reft_ray.experiments.ablations import conflict, conflict_render, render, section
 from reft_ray.experiments.ablations.axes import student_axes, teacher_axes
-from reft_ray.experiments.ablations.section import SECTION, thinned
+from reft_ray.experiments.ablations.section import SECTION, AblationSettings, thinned
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.finetuning.config import FinetuneConfig, TeacherConfig
 
@@ -65,6 +66,29 @@ def test_the_report_shows_every_row_and_says_where_intervals_overlap(result: dic
     assert "feature: from 0.500 (trained) to 0.900 (base); the intervals of these two do not overlap." in render.render(
         told, tmp_path
     )
+
+
+def measure(n: int) -> dict:
+    return {"value": 50.0, "interval": [40.0, 60.0], "n": n}
+
+
+def test_the_report_says_how_many_prompts_there_were_not_how_many_were_wanted(tmp_path: Path) -> None:
+    figures = {"harmful_score": measure(40), "over_refusal": measure(75), "finetune_accuracy": measure(50)}
+    row = {"axis": "T", "value": "1", "default": True, "gate": {"passed": True}, **figures}
+    settings = {"rows": 200, "harmful_ratio": 0.3, "evaluated": 100}
+    text = render.render({"tables": {"student": [row]}, "settings": settings}, tmp_path)
+    assert "40 harmful, 25 harmless and 50 task prompts. Brackets" in text
+
+
+@pytest.mark.parametrize(("mix", "marked"), [(0.25, ["0.25"]), (1.0, ["1"]), (0.0, [])])
+def test_the_share_of_the_adapter_that_is_marked_is_the_teachers_own(
+    small_workspace: Workspace, monkeypatch: pytest.MonkeyPatch, mix: float, marked: list[str]
+) -> None:
+    teacher = small_workspace.teacher
+    monkeypatch.setattr(teacher, "manifest", replace(teacher.manifest, feature_mix=mix))
+    # Rows are made of cells when they are asked for; nothing is trained here.
+    cells = section._cells(small_workspace, AblationSettings(only=("share of the adapter",)))
+    assert [cell.value for cell in cells if cell.default] == marked
 
 
 def test_every_axis_is_a_valid_configuration() -> None:

@@ -46,6 +46,25 @@ def result(small_workspace: Workspace) -> dict:
     return SECTION.run(small_workspace, SETTINGS)
 
 
+def test_the_report_says_how_many_prompts_there_were_not_how_many_were_wanted(tmp_path: Path) -> None:
+    def measure(n: int) -> dict:
+        return {"value": 50.0, "interval": [40.0, 60.0], "n": n}
+
+    figures = {"harmful_score": measure(40), "over_refusal": measure(75), "finetune_accuracy": measure(50)}
+    student = {**figures, "gate": {"passed": True, "failures": []}}
+    attack = {"name": "plain", "about": "requests", "leaked": measure(9), "evaded": None, "findings": []}
+    told = {
+        "attacks": [{**attack, "students": {"guided": student}, "too_long": 0}],
+        "suffixes": [],
+        "control": {"dropped": 0, "rows": 20, "findings": []},
+        "block": 0.5,
+        "settings": {"task_rows": 20, "evaluated": 100},
+    }
+    assert "\nHS on 40 harmful prompts, FA on 50 test rows. The gate holds" in render(told, tmp_path)
+    told["attacks"] = [{**attack, "students": {}, "too_long": 0}]
+    assert "\nThe gate holds" in render(told, tmp_path)
+
+
 def test_every_attack_is_measured_against_filter_findings_and_student(result: dict) -> None:
     assert [one["name"] for one in result["attacks"]] == SETTINGS["only"]
     for one in result["attacks"]:

@@ -33,7 +33,7 @@ def render(result: Mapping[str, Any], _pictures: Path) -> str:
             "",
             f"{settings['rows']} user rows, {100 * settings['harmful_ratio']:.0f} % of them harmful and none "
             "screened out, so "
-            f"that distillation alone carries the student; {settings['evaluated']} prompts of each kind. "
+            f"that distillation alone carries the student; {_asked(tables['student'][0])}. "
             "Brackets: 95 % intervals.",
             "",
             *_students(tables["student"]),
@@ -54,6 +54,13 @@ def render(result: Mapping[str, Any], _pictures: Path) -> str:
 
 def _marked(row: Mapping[str, Any]) -> str:
     return f"**{row['value']}**" if row["default"] else str(row["value"])
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    """How many prompts there were: fewer than asked for, where the rows hold no more."""
+    harmful, refused, task = (row[name]["n"] for name in ("harmful_score", "over_refusal", "finetune_accuracy"))
+    # Over-refusal counts the task's own prompts beside the others.
+    return f"{harmful} harmful, {refused - task} harmless and {task} task prompts"
 
 
 def _teacher(rows: Rows) -> list[str]:

@@ -136,6 +136,9 @@ def _teachers(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
         default = config == usual or middle
         if variation.axis == "feature":
             default = variation.value == ours.get("feature", "trained")
+        elif variation.axis == "share of the adapter":
+            # Not in `ours` where the teacher's training chose it.
+            default = variation.changes["feature_mix"] == workspace.teacher.manifest.feature_mix
 
         def make(changes: dict[str, Any] = changes) -> dict[str, Any]:
             teacher = teacher_variant(workspace, changes, data)

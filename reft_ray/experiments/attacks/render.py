@@ -48,7 +48,7 @@ def render(result: Mapping[str, Any], _pictures: Path) -> str:
         "",
         "### Students of what leaked",
         "",
-        *_students(attacks, settings),
+        *_students(attacks),
         "",
         *_reading(attacks, control),
     ]
@@ -78,9 +78,15 @@ def _suffixes(found: Sequence[Mapping[str, float]]) -> list[str]:
     return [f"{said}."]
 
 
-def _students(attacks: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[str]:
+def _students(attacks: Sequence[Mapping[str, Any]]) -> list[str]:
+    # What there was to ask, which may be less than the settings allow.
+    counts = [
+        f"HS on {row['harmful_score']['n']} harmful prompts, FA on {row['finetune_accuracy']['n']} test rows. "
+        for one in attacks
+        for row in one["students"].values()
+    ]
     lines = [
-        f"HS on {settings['evaluated']} harmful prompts, FA on {settings['evaluated']} test rows. {_GATE_NOTE}",
+        f"{next(iter(counts), '')}{_GATE_NOTE}",
         "",
         "| attack | student | HS % | HS %, asked as in the attack | FA % | over-refusal % | gate |",
         "|---|---|---|---|---|---|---|",
