@@ -43,6 +43,7 @@ class Ldifs:
         self.parameters = parameters
         self.weight = weight
         self.all_reduce = all_reduce
+        self.devices = {parameter.device for parameter in parameters.values() if parameter.is_cuda}
         self.start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     def __call__(self, user: Sequence[Batch], alignment: Sequence[Batch]) -> GuidedTerms:
@@ -51,7 +52,13 @@ class Ldifs:
         tokens = int(self.all_reduce(torch.tensor([trained], dtype=torch.float64)))
         terms = torch.zeros(2, dtype=torch.float64)
         for batch in user:
-            with torch.no_grad(), self._at_start(), captured(self.layers) as anchors:
+            # The pass behind it draws the same dropout masks, or the noise of two would count as distance.
+            with (
+                torch.random.fork_rng(self.devices),
+                torch.no_grad(),
+                self._at_start(),
+                captured(self.layers) as anchors,
+            ):
                 self.student(batch)
             with captured(self.layers) as features:
                 logits_NV = self.student(batch).logits_NV

@@ -245,6 +245,21 @@ def test_ldifs_keeps_features_near_those_of_the_start() -> None:
     assert resumed([batch], []).distill == pytest.approx(float(gap.detach()), rel=1e-5)
 
 
+def test_ldifs_measures_no_distance_from_dropout() -> None:
+    model = Toy()
+    for at, block in enumerate(model.blocks):
+        model.blocks[at] = nn.Sequential(nn.Dropout(0.5), block)
+    step = Ldifs(model, list(model.blocks), dict(model.named_parameters()), 0.3)
+    batch = one_batch(1)
+    torch.manual_seed(7)
+    assert step([batch], []).distill == 0.0
+    found = model.gradients()
+    # The masks of the trained pass are those of a run without the second one.
+    torch.manual_seed(7)
+    guided_step(model, [batch])
+    assert_same(found, model.gradients())
+
+
 @pytest.mark.parametrize(
     "make",
     [
