@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from reft_ray.core.conversation import Label
@@ -14,6 +15,7 @@ from reft_ray.core.teacher import TeacherTerms, teacher_step
 from reft_ray.experiments.bench import cell as cells
 from reft_ray.experiments.bench import costs, grid, grid_report
 from reft_ray.experiments.bench.cell import Cell, cell_key
+from reft_ray.experiments.bench.config import Block
 from reft_ray.experiments.bench.edits import edit_student
 from reft_ray.experiments.bench.methods import METHODS
 from reft_ray.experiments.bench.presets import preset
@@ -153,6 +155,27 @@ def test_a_failed_cell_is_told_and_does_not_end_the_grid(
     text = grid_report.render(found, tmp_path)
     assert "Failed cells:" in text
     assert not list(tmp_path.glob("cells/*"))
+
+
+def test_a_cell_that_ray_lost_is_told_as_failed(
+    small_workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sent:
+        remote = staticmethod(lambda *_: object())
+
+    def lost(_: object) -> None:
+        raise ray.exceptions.RayError("a traceback\nthe node is gone")
+
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda _work: Sent)
+    monkeypatch.setattr(ray, "wait", lambda waiting, num_returns: (waiting[:num_returns], waiting[num_returns:]))
+    monkeypatch.setattr(ray, "get", lost)
+    block = {"methods": ["sft"], "tasks": ["sentiment"], "harmful_ratios": [0.0], "sizes": [4, 8]}
+    config = small_workspace.config.model_copy(update={"blocks": (Block.of(block),)})
+    workspace = type(small_workspace)(config, tmp_path, workers=1)
+    found = grid.run(workspace, {})
+    assert [cell["error"] for cell in found["failed"]] == ["RayError: the node is gone"] * 2
+    assert found["not_run"] == 0
+    assert len(workspace.failures) == 2
 
 
 def test_an_unknown_task_is_told_before_anything_is_trained(workspace: Workspace, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from reft_ray.experiments.bench.cell import KIND, Cell, cached_cell, cell_key
@@ -55,19 +56,26 @@ def _one_by_one(workspace: Workspace, todo: Sequence[Cell]) -> Iterator[tuple[Ce
 
 
 def make_cell(workspace: Workspace, cell: Cell) -> tuple[Cell, str | None]:
-    """Run one cell and keep its figures, or its failure in one line; a failed cell is tried again by the next run."""
-    key = cell_key(workspace, cell)
-    failure = workspace.path_of(_FAILED, cell.name, key)
+    """Run one cell and keep its figures, or its failure."""
     try:
         cached_cell(workspace, cell)
     except Exception as error:
-        text = (str(error).strip().splitlines() or [""])[0]
-        message = f"{type(error).__name__}: {text}"
-        failure.parent.mkdir(parents=True, exist_ok=True)
-        failure.write_text(json.dumps({"cell": asdict(cell), "error": message}) + "\n", encoding="utf-8")
-        return cell, message
-    failure.unlink(missing_ok=True)
+        return _failed(workspace, cell, error, 0)
+    _failure(workspace, cell).unlink(missing_ok=True)
     return cell, None
+
+
+def _failed(workspace: Workspace, cell: Cell, error: Exception, line: int) -> tuple[Cell, str]:
+    """Keep a failure by one line of its message, for the report; a failed cell is tried again by the next run."""
+    message = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[line]}"
+    path = _failure(workspace, cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"cell": asdict(cell), "error": message}) + "\n", encoding="utf-8")
+    return cell, message
+
+
+def _failure(workspace: Workspace, cell: Cell) -> Path:
+    return workspace.path_of(_FAILED, cell.name, cell_key(workspace, cell))
 
 
 def _on_ray(workspace: Workspace, todo: Sequence[Cell]) -> Iterator[tuple[Cell, str | None]]:
@@ -110,7 +118,8 @@ def _on_ray(workspace: Workspace, todo: Sequence[Cell]) -> Iterator[tuple[Cell, 
         try:
             yield ray.get(ready)
         except ray.exceptions.RayError as error:
-            yield cell, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
+            # The cell never came to its own end. Ray tells the cause last, behind its own traceback.
+            yield _failed(workspace, cell, error, -1)
 
 
 def _known(workspace: Workspace, cell: Cell) -> dict[str, Any] | None:
@@ -124,8 +133,7 @@ def gather(workspace: Workspace, _settings: Mapping[str, Any]) -> dict[str, Any]
         if (result := _known(workspace, cell)) is not None:
             made.append({"cell": asdict(cell), **result})
             continue
-        failure = workspace.path_of(_FAILED, cell.name, cell_key(workspace, cell))
-        if failure.is_file():
+        if (failure := _failure(workspace, cell)).is_file():
             failed.append({"name": cell.name, "error": json.loads(failure.read_text(encoding="utf-8"))["error"]})
         else:
             absent += 1
