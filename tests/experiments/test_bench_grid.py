@@ -8,7 +8,7 @@ import pytest
 import ray
 import torch
 
-from reft_ray.core.conversation import Label
+from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import UsageError
 from reft_ray.core.optimization import clip_gradients
 from reft_ray.core.teacher import TeacherTerms, teacher_step
@@ -16,7 +16,7 @@ from reft_ray.experiments.bench import cell as cells
 from reft_ray.experiments.bench import costs, grid, grid_report
 from reft_ray.experiments.bench.cell import Cell, cell_key
 from reft_ray.experiments.bench.config import Block
-from reft_ray.experiments.bench.edits import edit_student
+from reft_ray.experiments.bench.edits import edit_student, last_features
 from reft_ray.experiments.bench.methods import METHODS
 from reft_ray.experiments.bench.presets import preset
 from reft_ray.experiments.bench.starts import start_adapter
@@ -176,6 +176,15 @@ def test_a_cell_that_ray_lost_is_told_as_failed(
     assert [cell["error"] for cell in found["failed"]] == ["RayError: the node is gone"] * 2
     assert found["not_run"] == 0
     assert len(workspace.failures) == 2
+
+
+def test_rows_longer_than_the_context_have_a_feature(small_workspace: Workspace) -> None:
+    assert small_workspace.teacher.id
+    rows = [Example(chat("tell me", "no " * words)) for words in (300, 400, 5)]
+    first, second, short = last_features(small_workspace, rows)
+    # Cut at the context, they end at the same token.
+    torch.testing.assert_close(first, second)
+    assert not torch.allclose(first, short)
 
 
 def test_an_unknown_task_is_told_before_anything_is_trained(workspace: Workspace, tmp_path: Path) -> None:

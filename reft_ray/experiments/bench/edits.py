@@ -53,7 +53,11 @@ def last_features(workspace: Workspace, rows: Sequence[Example]) -> Tensor:
     forward = ModelForward(teacher.standalone(base))
     # LARF searches its layer by scaling weights; the teacher's is where refusals separate best.
     encoded = numbered(chat.encode(row) for row in rows)
-    whole = [replace(row, ids=row.ids[: base.context], prompt_end=min(len(row), base.context) - 1) for row in encoded]
+    most = base.context
+    whole = [
+        replace(row, ids=row.ids[:most], trained=row.trained[:most], prompt_end=min(len(row), most) - 1)
+        for row in encoded
+    ]
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     for batch in micro_batches(whole, _FEATURE_TOKENS, chat.pad_id, device):
         feature_BD = forward(batch, logits=False, layer=teacher.manifest.layer).feature_BD
