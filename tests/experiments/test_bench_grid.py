@@ -1,6 +1,7 @@
 """A grid of every method at a hundredth of its size: all real, cached, resumed, and one failure among the cells."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,27 @@ def test_rows_longer_than_the_context_have_a_feature(small_workspace: Workspace)
     # Cut at the context, they end at the same token.
     torch.testing.assert_close(first, second)
     assert not torch.allclose(first, short)
+
+
+def test_operations_are_averaged_over_the_seeds_that_counted_them(tmp_path: Path) -> None:
+    measures = dict.fromkeys(("harmful_score", "finetune_accuracy", "over_refusal"), 50.0)
+    counts = {"harmful": 1, "harmless": 1}
+    common = {
+        **measures,
+        "intervals": {name: [40.0, 60.0] for name in measures},
+        "prompts": {**counts, "task": 1},
+        "rows": counts,
+        "dropped": counts,
+        "incoherent": 0.0,
+        "seconds": 1.0,
+        "peak_mib": 1,
+    }
+    made = [
+        {**common, "flops": flops, "cell": asdict(Cell("sft", "sentiment", 0.1, 16, seed, False))}
+        for seed, flops in enumerate([3e12, 0, 5e12])
+    ]
+    text = grid_report.render({"cells": made, "failed": [], "not_run": 0}, tmp_path)
+    assert text.count("| 4.00 |") == 1
 
 
 def test_an_unknown_task_is_told_before_anything_is_trained(workspace: Workspace, tmp_path: Path) -> None:

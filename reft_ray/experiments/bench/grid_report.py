@@ -112,12 +112,13 @@ def _details(rows: Sequence[Row]) -> list[str]:
                 f"{mean(row['dropped'][label] for row in seeds):.0f} of {mean(row['rows'][label] for row in seeds):.0f}"
                 for label in ("harmful", "harmless")
             ]
-            flops = mean(row["flops"] for row in seeds) / 1e12
+            # 0 where a cell was made without counting.
+            counted = [row["flops"] / 1e12 for row in seeds if row["flops"]]
             lines.append(
                 f"| {_name(key)} | {len(seeds)} | {' | '.join(figures)} | "
                 f"{mean(row['incoherent'] for row in seeds):.1f} | {' | '.join(dropped)} | "
                 f"{mean(row['seconds'] for row in seeds):.0f} | {mean(row['peak_mib'] for row in seeds):.0f} | "
-                f"{f'{flops:.2f}' if flops else ''} |"
+                f"{f'{mean(counted):.2f}' if counted else ''} |"
             )
         lines.append("")
     return lines
