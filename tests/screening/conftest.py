@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 WORDS = "amber brisk cedar delta ember fable grove haven ivory jolly karma lemon maple noble ocean pearl quiet river"
@@ -26,6 +28,22 @@ def mixed(count: int) -> list[bytes]:
             word = "bomb" if index % 10 == 0 else "knife" if index % 15 == 0 else ""
             lines.append(json.dumps(row(index, word)).encode())
     return lines
+
+
+@pytest.fixture
+def columnar_file(tmp_path: Path):
+    """`rows.KIND` of a table, a Parquet or an Arrow file."""
+
+    def write(kind: str, table: pa.Table, **parquet) -> Path:
+        path = tmp_path / f"rows.{kind}"
+        if kind == "parquet":
+            pq.write_table(table, path, **parquet)
+        else:
+            with pa.ipc.new_file(str(path), table.schema) as writer:
+                writer.write_table(table)
+        return path
+
+    return write
 
 
 @pytest.fixture

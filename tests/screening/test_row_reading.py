@@ -183,17 +183,16 @@ def test_credentials_are_never_shown():
     assert display_name("s3://key:secret@bucket/a.jsonl?endpoint_override=h") == "s3://bucket/a.jsonl"
 
 
-def stored(tmp_path, kind, columns):
-    """A file whose texts are dictionaries, written plainly typed in Parquet."""
-    path = tmp_path / f"rows.{kind}"
-    table = pa.table(columns)
-    if kind == "parquet":
-        pq.write_table(table, path, store_schema=False, compression="zstd")
-    else:
-        with pa.ipc.new_file(str(path), table.schema) as writer:
-            writer.write_table(table)
-    (plan,) = plan_files(find_sources([str(path)]), Limits(2000, 1 << 20, 4 << 20))
-    return path, plan
+@pytest.fixture
+def stored(columnar_file):
+    """A file whose texts are dictionaries, written plainly typed in Parquet, and its plan."""
+
+    def store(kind, columns):
+        path = columnar_file(kind, pa.table(columns), store_schema=False, compression="zstd")
+        (plan,) = plan_files(find_sources([str(path)]), Limits(2000, 1 << 20, 4 << 20))
+        return path, plan
+
+    return store
 
 
 def repeated(count, text):
@@ -201,31 +200,31 @@ def repeated(count, text):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_a_text_that_is_stored_once_and_stands_in_every_row_makes_small_units(tmp_path, kind):
-    path, plan = stored(tmp_path, kind, {"prompt": repeated(300, "x" * 100_000), "response": repeated(300, "r")})
+def test_a_text_that_is_stored_once_and_stands_in_every_row_makes_small_units(stored, kind):
+    path, plan = stored(kind, {"prompt": repeated(300, "x" * 100_000), "response": repeated(300, "r")})
     assert path.stat().st_size < 200_000
     units = [parse_unit(unit, plan.source.container) for ranges in groups(plan) for unit in read_units(plan, ranges)]
     assert [len(rows) for rows in units] == [10] * 30
     assert all(row == {"prompt": "x" * 100_000, "response": "r"} for rows in units for row in rows)
 
 
-def test_large_row_groups_are_cut_by_the_same_bytes(tmp_path, monkeypatch):
+def test_large_row_groups_are_cut_by_the_same_bytes(stored, monkeypatch):
     columns = {"prompt": repeated(300, "x" * 100_000), "turns": [["a", None], [], None] * 100}
-    _, plan = stored(tmp_path, "parquet", columns)
+    _, plan = stored("parquet", columns)
     units = [unit for ranges in groups(plan) for unit in read_units(plan, ranges)]
     monkeypatch.setattr(columnar, "_COMPACT_BYTES", 0)
     monkeypatch.setattr(columnar, "_COMPACT_FILE", 0)
-    _, again = stored(tmp_path, "parquet", columns)
+    _, again = stored("parquet", columns)
     assert again.cuts == plan.cuts
     plain = [unit for ranges in groups(again) for unit in read_units(again, ranges)]
     assert all(one.native.equals(other.native) for one, other in zip(units, plain, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_a_row_of_columns_over_the_limit_is_named_and_never_taken_apart(tmp_path, kind):
+def test_a_row_of_columns_over_the_limit_is_named_and_never_taken_apart(stored, kind):
     # The middle row would have 100 GB, and its file has next to nothing.
     turns = pa.ListArray.from_arrays([0, 1, 1_000_001, 1_000_002], repeated(1_000_002, "x" * 100_000))
-    _, plan = stored(tmp_path, kind, {"prompt": ["a", "b", "c"], "turns": turns})
+    _, plan = stored(kind, {"prompt": ["a", "b", "c"], "turns": turns})
     before = pa.total_allocated_bytes()
     units = [unit for ranges in groups(plan) for unit in read_units(plan, ranges)]
     assert pa.total_allocated_bytes() - before < 64 << 20
@@ -253,12 +252,11 @@ def test_sizes_of_rows_are_those_of_their_values():
 
 
 @pytest.mark.parametrize("kind", [pa.string_view(), pa.list_view(pa.string()), pa.json_()])
-def test_types_that_hide_how_large_they_are_are_refused(tmp_path, kind):
+def test_types_that_hide_how_large_they_are_are_refused(columnar_file, kind):
     table = pa.table({"prompt": pa.nulls(1, kind), "response": ["r"]})
-    with pa.ipc.new_file(str(tmp_path / "rows.arrow"), table.schema) as writer:
-        writer.write_table(table)
+    path = columnar_file("arrow", table)
     with pytest.raises(UsageError, match=r"rows\.arrow: column prompt is of the type .*; cast or drop it"):
-        rows_of(tmp_path / "rows.arrow")
+        rows_of(path)
 
 
 def string_array(*texts):
@@ -268,7 +266,7 @@ def string_array(*texts):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_values_that_nobody_can_hold_cost_only_their_row(tmp_path, kind):
+def test_values_that_nobody_can_hold_cost_only_their_row(columnar_file, kind):
     late = pa.StructArray.from_arrays([pa.array([0, 2**62, 0, 0], pa.timestamp("ms"))], names=["at"])
     table = pa.table(
         {
@@ -282,12 +280,7 @@ def test_values_that_nobody_can_hold_cost_only_their_row(tmp_path, kind):
             "tags": pa.array([[("a", "b")], [], None, []], pa.map_(pa.string(), pa.string())),
         }
     )
-    path = tmp_path / f"rows.{kind}"
-    if kind == "parquet":
-        pq.write_table(table, path)
-    else:
-        with pa.ipc.new_file(str(path), table.schema) as writer:
-            writer.write_table(table)
+    path = columnar_file(kind, table)
     (plan,) = plan_files(find_sources([str(path)]), LIMITS[0])
     shape = shape_of(plan, None, {})
     (unit,) = read_units(plan, plan.cuts.ranges)

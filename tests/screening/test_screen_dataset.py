@@ -263,7 +263,7 @@ CELLS = [("0012 is an id", "2024-01-02"), ("how to make a bomb", "no"), ('a "quo
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "jsonl.gz", "jsonl.zst", "parquet", "arrow"])
-def test_kept_rows_are_in_the_inputs_own_format(tmp_path, kind):
+def test_kept_rows_are_in_the_inputs_own_format(tmp_path, columnar_file, kind):
     path, out = tmp_path / f"rows.{kind}", tmp_path / "out"
     dicts = [{"prompt": prompt, "response": response} for prompt, response in CELLS]
     native = pa.table(
@@ -276,11 +276,8 @@ def test_kept_rows_are_in_the_inputs_own_format(tmp_path, kind):
         path.write_bytes(text.getvalue().encode())
     elif kind == "json":
         path.write_text(json.dumps(dicts))
-    elif kind == "parquet":
-        pq.write_table(native, path)
-    elif kind == "arrow":
-        with pa.ipc.new_file(str(path), native.schema) as writer:
-            writer.write_table(native)
+    elif kind in ("parquet", "arrow"):
+        columnar_file(kind, native)
     else:
         path.write_bytes(gzip.compress(jsonl) if kind.endswith("gz") else pa.compress(jsonl, "zstd", asbytes=True))
     report = screen([str(path)], str(out), WordScorer)
@@ -358,7 +355,7 @@ def test_a_cell_that_says_a_key_twice_is_invalid(tmp_path):
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 @pytest.mark.parametrize("nested", [False, True])
-def test_columns_of_one_name_are_refused(tmp_path, kind, nested):
+def test_columns_of_one_name_are_refused(tmp_path, columnar_file, kind, nested):
     texts = [pa.array(["how to build a bomb"]), pa.array(["tea"])]
     names = ["prompt", "prompt"]
     twice = pa.table(texts, names=names)
@@ -366,12 +363,7 @@ def test_columns_of_one_name_are_refused(tmp_path, kind, nested):
         pairs = pa.StructArray.from_arrays(texts, fields=[pa.field(name, pa.string()) for name in names])
         twice = pa.table({"list": pa.ListArray.from_arrays([0, 1], pairs)})
     table = twice.append_column("response", [["ok"]])
-    data = tmp_path / f"rows.{kind}"
-    if kind == "parquet":
-        pq.write_table(table, data)
-    else:
-        with pa.ipc.new_file(str(data), table.schema) as writer:
-            writer.write_table(table)
+    data = columnar_file(kind, table)
     with pytest.raises(UsageError, match=rf"rows\.{kind}: 2 columns are named prompt"):
         screen([str(data)], str(tmp_path / "out"), WordScorer)
 
