@@ -137,7 +137,7 @@ class _Scanner:
 
 
 def _plain(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The rows of a slice with their own types, which `_group_batches` may change."""
+    """The rows of a slice with their own types, which `_RowGroups` may change."""
     if table.schema.equals(schema):
         return table
     # A cast would take apart every value of a list, those outside of the slice as well: the rows are copied out first.
@@ -180,27 +180,31 @@ def _cut_blocks(blocks: Iterator[np.ndarray], limits: Limits) -> Cuts:
 
 def _cut_parquet(source: Source, limits: Limits) -> Cuts:
     with source.open() as stored:
-        file = pq.ParquetFile(stored)
-        _check_columns(file.schema_arrow, source.name)
-        return _cut_blocks((_group_sizes(stored, group) for group in range(file.metadata.num_row_groups)), limits)
+        groups = _RowGroups(stored)
+        _check_columns(groups.file.schema_arrow, source.name)
+        return _cut_blocks(map(groups.sizes, range(groups.file.num_row_groups)), limits)
 
 
-def _group_sizes(stored: pa.NativeFile, group: int) -> np.ndarray:
-    return np.concatenate([np.empty(0, dtype=np.int64), *map(row_sizes, _group_batches(stored, group))])
-
-
-def _group_batches(stored: pa.NativeFile, group: int) -> Iterator[pa.RecordBatch]:
-    """The rows of a row group, the texts of a small one as dictionaries: a text that is stored once is held once.
+class _RowGroups:
+    """The rows of a Parquet file, the texts of a small group as dictionaries: a text that is stored once is held once.
 
     The dictionary grows with the group, so that rows of a large one come as they are, a few at a time.
     """
-    file = pq.ParquetFile(stored)
-    if file.metadata.row_group(group).total_byte_size > _COMPACT_BYTES and stored.size() > _COMPACT_FILE:
-        return file.iter_batches(batch_size=_PLAIN_ROWS, row_groups=[group])
-    leaves = (file.schema.column(index) for index in range(len(file.schema)))
-    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-    compact = pq.ParquetFile(stored, metadata=file.metadata, read_dictionary=texts)
-    return compact.iter_batches(batch_size=_COMPACT_ROWS, row_groups=[group])
+
+    def __init__(self, stored: pa.NativeFile) -> None:
+        self.file = pq.ParquetFile(stored)
+        leaves = (self.file.schema.column(index) for index in range(len(self.file.schema)))
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        self._compact = pq.ParquetFile(stored, metadata=self.file.metadata, read_dictionary=texts)
+        self._small = stored.size() <= _COMPACT_FILE
+
+    def batches(self, group: int) -> Iterator[pa.RecordBatch]:
+        if self._small or self.file.metadata.row_group(group).total_byte_size <= _COMPACT_BYTES:
+            return self._compact.iter_batches(batch_size=_COMPACT_ROWS, row_groups=[group])
+        return self.file.iter_batches(batch_size=_PLAIN_ROWS, row_groups=[group])
+
+    def sizes(self, group: int) -> np.ndarray:
+        return np.concatenate([np.empty(0, dtype=np.int64), *map(row_sizes, self.batches(group))])
 
 
 def _group_ends(file: pq.ParquetFile) -> list[int]:
@@ -210,16 +214,15 @@ def _group_ends(file: pq.ParquetFile) -> list[int]:
 
 def _parquet_batches(stored: pa.NativeFile, ranges: Sequence[Range]) -> tuple[pa.Schema, int, Iterator[pa.RecordBatch]]:
     """The schema of the file, and batches from a first row on; none lies in two row groups."""
-    file = pq.ParquetFile(stored)
-    ends = _group_ends(file)
+    groups = _RowGroups(stored)
+    ends = _group_ends(groups.file)
     wanted = [
         index
         for index, end in enumerate(ends)
         if end > ranges[0].start and (ends[index - 1] if index else 0) < ranges[-1].end
     ]
     first = ends[wanted[0] - 1] if wanted and wanted[0] else 0
-    batches = itertools.chain.from_iterable(_group_batches(stored, index) for index in wanted)
-    return file.schema_arrow, first, batches
+    return groups.file.schema_arrow, first, itertools.chain.from_iterable(map(groups.batches, wanted))
 
 
 def _arrow_batches(stored: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:

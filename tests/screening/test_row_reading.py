@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -218,6 +219,22 @@ def test_large_row_groups_are_cut_by_the_same_bytes(stored, monkeypatch):
     assert again.cuts == plan.cuts
     plain = [unit for ranges in groups(again) for unit in read_units(again, ranges)]
     assert all(one.native.equals(other.native) for one, other in zip(units, plain, strict=True))
+
+
+def test_a_plan_reads_a_files_footer_as_often_for_many_row_groups(tmp_path, monkeypatch):
+    footers = []
+
+    def counted(*args, **options):
+        footers[-1] += "metadata" not in options
+        return pq.ParquetFile(*args, **options)
+
+    monkeypatch.setattr(columnar, "pq", SimpleNamespace(ParquetFile=counted))
+    for rows in (2, 20):
+        path = tmp_path / f"{rows}.parquet"
+        pq.write_table(pa.table({"prompt": ["p"] * 40, "response": ["r"] * 40}), path, row_group_size=rows)
+        footers.append(0)
+        assert plan_files(find_sources([str(path)]), LIMITS[0])[0].cuts.rows == 40
+    assert footers[0] == footers[1] > 0
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
