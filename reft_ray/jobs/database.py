@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ LOCK_WAIT_SECONDS = 30
 POOL = 24
 """Connections kept, and as many again at peaks: a gateway answers up to 40 requests side by side."""
 
-_HIDE_PARAMETERS = True
-"""An error that is logged would else show what was to be stored, such as a webhook's secret."""
+# An error that is logged would else show what was to be stored, such as a webhook's secret.
+_pooled = partial(create_engine, pool_size=POOL, max_overflow=POOL, hide_parameters=True)
 
 
 class Database:
@@ -114,9 +115,7 @@ def _engine(url: str, create: bool = True) -> Engine:
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite":
             return _sqlite(url, create)
-        return create_engine(
-            parsed, pool_pre_ping=True, pool_size=POOL, max_overflow=POOL, hide_parameters=_HIDE_PARAMETERS
-        )
+        return _pooled(parsed, pool_pre_ping=True)
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(
             f"database {url.split('@')[-1]!r}: {error}; use sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME"
@@ -136,13 +135,7 @@ def _sqlite(url: str, create: bool) -> Engine:
             connection.execute("PRAGMA journal_mode=WAL")
     elif not Path(path).is_file():
         raise UsageError(f"database {url}: there is no such file")
-    engine = create_engine(
-        url,
-        pool_size=POOL,
-        max_overflow=POOL,
-        hide_parameters=_HIDE_PARAMETERS,
-        connect_args={"timeout": LOCK_WAIT_SECONDS, "check_same_thread": False},
-    )
+    engine = _pooled(url, connect_args={"timeout": LOCK_WAIT_SECONDS, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: Any) -> None:
