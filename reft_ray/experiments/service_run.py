@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,9 +20,7 @@ from reft_ray.screening.config import ScorerFactory, ScreenConfig
 from reft_ray.screening.counting import Counting
 from reft_ray.screening.dataset import Progress as ScreenProgress
 from reft_ray.screening.dataset import screen
-from reft_ray.screening.kept import kept_count, kept_dataset, kept_rows
-from reft_ray.screening.manifest import load_manifest
-from reft_ray.screening.outputs import Output, approved_name, kept_name
+from reft_ray.screening.kept import kept_count, kept_dataset, kept_hash, kept_rows
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
 
 if TYPE_CHECKING:
@@ -93,6 +90,7 @@ class ServiceRun:
         return train_on_kept(
             self.config,
             folder,
+            kept_hash(folder),
             self.alignment,
             self.teacher,
             self.out,
@@ -106,6 +104,7 @@ class ServiceRun:
 def train_on_kept(
     config: FinetuneConfig,
     screening: str,
+    kept_sha256: str,
     alignment: Sequence[Example],
     teacher: RefTeacher | None,
     out: Path,
@@ -116,22 +115,14 @@ def train_on_kept(
     recorder: Recorder | None = None,
     validation: Sequence[Example] = (),
 ) -> Path:
-    """Finetune on what a finished screening kept; without workers the rows are read here, and no cluster starts."""
+    """Finetune on what a finished screening kept; without workers the rows are read here, and no cluster starts.
+
+    `kept_sha256` is the `kept_hash` of the screening: a run goes on with these rows alone.
+    """
     rows: Dataset | list[Example]
     if resources.workers:
         rows = kept_dataset(screening)
     else:
         rows = [Example(turns, place=f"row {number}") for number, turns in kept_rows(screening)]
-    inputs = FinetuneInputs(rows, kept_count(screening), alignment, teacher, validation, kept_hash(screening))
+    inputs = FinetuneInputs(rows, kept_count(screening), alignment, teacher, validation, kept_sha256)
     return finetune(config, inputs, out, resources, run_id, progress, recorder, stop)
-
-
-def kept_hash(folder: str) -> str:
-    """SHA-256 over the kept parts in row order, approved rows behind those of their unit: over their very bytes."""
-    output, digest = Output(folder), hashlib.sha256()
-    manifest, sizes = load_manifest(output), output.sizes("kept")
-    for unit in manifest.units:
-        for name in (kept_name(manifest.shape_of(unit), unit), approved_name(manifest.shape_of(unit), unit)):
-            if name in sizes:
-                digest.update(output.read(name))
-    return digest.hexdigest()

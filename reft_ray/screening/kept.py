@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from reft_ray.screening import reviews
 from reft_ray.screening.checks import Fault
 from reft_ray.screening.formats import conversation_of, mapped, messages_json
 from reft_ray.screening.manifest import Manifest, load_manifest
-from reft_ray.screening.outputs import UNITS, Output, kept_name
+from reft_ray.screening.outputs import UNITS, Output, approved_name, kept_name
 from reft_ray.screening.parsing import FileShape, parse_unit
 from reft_ray.screening.policy import Status, standing
 from reft_ray.screening.ranges import Limits
@@ -50,6 +51,17 @@ def kept_rows(out: str) -> Iterator[tuple[int, Conversation]]:
 def kept_count(out: str) -> int:
     """How many rows `kept_rows` gives."""
     return load_report(out).kept + reviews.Reviews(out).summary().approved
+
+
+def kept_hash(folder: str) -> str:
+    """SHA-256 over the kept parts in row order, approved rows behind those of their unit: over their very bytes."""
+    output, digest = Output(folder), hashlib.sha256()
+    manifest, sizes = load_manifest(output), output.sizes("kept")
+    for unit in manifest.units:
+        for name in (kept_name(manifest.shape_of(unit), unit), approved_name(manifest.shape_of(unit), unit)):
+            if name in sizes:
+                digest.update(output.read(name))
+    return digest.hexdigest()
 
 
 def kept_dataset(out: str) -> Dataset:

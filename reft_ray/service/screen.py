@@ -10,7 +10,6 @@ from typing import Any
 
 from reft_ray.core.errors import BlockedByPolicyError
 from reft_ray.experiments.chain import scorer_of
-from reft_ray.experiments.service_run import kept_hash
 from reft_ray.jobs.errors import StoppedError
 from reft_ray.jobs.job import Event, Status
 from reft_ray.jobs.run import JobRun
@@ -18,6 +17,7 @@ from reft_ray.jobs.steps import REJECTED_SECONDS, Screening
 from reft_ray.screening.config import Policy, ScreenConfig
 from reft_ray.screening.counting import Counting
 from reft_ray.screening.dataset import Progress, screen
+from reft_ray.screening.kept import kept_hash
 from reft_ray.screening.manifest import load_manifest
 from reft_ray.screening.outputs import UNITS, Output
 from reft_ray.screening.report import load_report

@@ -64,6 +64,7 @@ def train_student(run: JobRun, world: Surroundings, shared: Path, screening: Scr
             student = train_on_kept(
                 config,
                 screening.kept_uri,
+                screening.kept_sha256,
                 world.alignment(run.job.spec.options.alignment_dataset) if config.method.distills else (),
                 world.teacher,
                 Path(scratch) / "student",
