@@ -20,7 +20,7 @@ import torch
 from reft_ray.core.conversation import chat
 from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.hf.ref_teacher import RefTeacher
-from reft_ray.testbed.world import World
+from reft_ray.testbed.synthetic import SyntheticRows
 
 PLAIN_ROWS = 1000
 
@@ -30,7 +30,7 @@ def built_in_prompts(count: int) -> list[str]:
     found: dict[str, None] = {}
     seed = 1
     while len(found) < count:
-        world = World.make(seed)
+        world = SyntheticRows.make(seed)
         rows = [*world.teacher_train, *world.teacher_validation, *world.hs_prompts, *world.over_refusal_prompts]
         found |= dict.fromkeys(row.prompt[-1].content for row in rows)
         seed += 1

@@ -17,8 +17,8 @@ from pathlib import Path
 from stand_in import prompts
 
 from reft_ray.api.context import Filter
-from reft_ray.api.judging import Judgement, LocalJudge
 from reft_ray.api.moderations import evidence
+from reft_ray.api.moderator import LocalModerator, ModerationBatch
 from reft_ray.api.rows import parse_row
 from reft_ray.api.settings import FilterSettings
 from reft_ray.api.streaming import ndjson
@@ -36,9 +36,9 @@ def costs(rows: int) -> dict[str, float]:
     lines = [json.dumps({"messages": [{"role": "user", "content": text}]}).encode() for text in texts]
     parsed = [parse_row(number, line) for number, line in enumerate(lines)]
     conversations = tuple(row.conversation for row in parsed if row.conversation is not None)
-    judgement = Judgement("rt-words", judge(WordScorer(), conversations))
+    judgement = ModerationBatch("rt-words", judge(WordScorer(), conversations))
     records = [{"type": "verdict", "row": row.number, "id": row.id} for row in parsed]
-    guard = Filter(LocalJudge(WordScorer()), FilterSettings(), PrometheusRecorder())
+    guard = Filter(LocalModerator(WordScorer()), FilterSettings(), PrometheusRecorder())
 
     def write() -> bytes:
         return ndjson(record | evidence(v) for record, v in zip(records, judgement.verdicts, strict=True))

@@ -25,8 +25,8 @@ import yaml
 from reft_ray.core.conversation import Example
 from reft_ray.telemetry import rules
 from reft_ray.testbed.rows import write_chat_rows
+from reft_ray.testbed.synthetic import SyntheticRows
 from reft_ray.testbed.tasks import Task
-from reft_ray.testbed.world import World
 
 PATIENCE_SECONDS = 600.0
 
@@ -89,7 +89,7 @@ def _free_port() -> int:
 
 def use(url: str) -> None:
     """Chats and screenings by the way, while one user finetunes on poisoned rows and another on an attack alone."""
-    world, stop = World.make(0), threading.Event()
+    world, stop = SyntheticRows.make(0), threading.Event()
     with openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
         by_the_way = [
             threading.Thread(target=_again, args=(stop, 0.2, lambda rng: _moderate(client, world, rng))),
@@ -114,12 +114,12 @@ def _again(stop: threading.Event, pause: float, act: Callable[[random.Random], N
             act(rng)
 
 
-def _moderate(client: openai.OpenAI, world: World, rng: random.Random) -> None:
+def _moderate(client: openai.OpenAI, world: SyntheticRows, rng: random.Random) -> None:
     rows = rng.choices(world.over_refusal_prompts, k=6) + rng.choices(world.hs_prompts, k=2)
     client.moderations.create(input=[row.prompt[-1].content for row in rows])
 
 
-def _screen(url: str, world: World, rng: random.Random) -> None:
+def _screen(url: str, world: SyntheticRows, rng: random.Random) -> None:
     rows = world.user_rows(60, rng.choice((0.0, 0.1, 0.3)), Task.SENTIMENT, rng.randrange(1000))
     httpx.post(f"{url}/v1/screenings", content=_jsonl(rows), timeout=60).raise_for_status()
 

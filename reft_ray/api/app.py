@@ -10,8 +10,8 @@ from fastapi.params import Depends
 
 from reft_ray.api import document, errors, health, metrics, moderations, screenings, streaming, teacher
 from reft_ray.api.context import Filter
-from reft_ray.api.edge import PREFIX, UNLIMITED, Edge
-from reft_ray.api.judging import Judge
+from reft_ray.api.middleware import PREFIX, UNLIMITED, Edge
+from reft_ray.api.moderator import Moderator
 from reft_ray.api.screening_store import ScreeningStore
 from reft_ray.api.settings import FilterSettings
 from reft_ray.telemetry.recorder import NullRecorder, PrometheusRecorder, Recorder
@@ -20,7 +20,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def create_app(
-    judge: Judge,
+    judge: Moderator,
     settings: FilterSettings | None = None,
     *,
     screenings_uri: str | None = None,

@@ -12,7 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reft_ray.api.errors import ApiError
-from reft_ray.api.services import Services
+from reft_ray.api.stores import Services
 from reft_ray.core.errors import UsageError
 from reft_ray.jobs.rate_limits import Allowance
 from reft_ray.jobs.tenants import LOCAL, Principal

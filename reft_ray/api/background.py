@@ -7,22 +7,22 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 
-from reft_ray.api.services import Services
+from reft_ray.api.stores import Services
 from reft_ray.jobs.housekeeping import Housekeeping
 from reft_ray.jobs.launcher import Launcher
 from reft_ray.jobs.lease import Leases, Slots
-from reft_ray.jobs.reconciler import Patience, Reconciler
+from reft_ray.jobs.reconciler import Reconciler, RetryPolicy
 
 
 def working(
     services: Services,
     launcher: Launcher,
     slots: Slots | None = None,
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
     seconds: float = 1.0,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """A lifespan for `create_service`. Every gateway may have one: what they do is compare-and-set."""
-    reconciler = Reconciler(services.jobs, Leases(services.jobs), launcher, slots or Slots(), patience or Patience())
+    reconciler = Reconciler(services.jobs, Leases(services.jobs), launcher, slots or Slots(), patience or RetryPolicy())
     housekeeping = Housekeeping(services.jobs, services.uploads, services.models, services.webhooks, services.audit)
 
     @asynccontextmanager

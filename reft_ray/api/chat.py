@@ -23,11 +23,11 @@ from reft_ray.api.chat_model import (
     ConversationError,
     Target,
 )
-from reft_ray.api.chat_moderation import Moderator
+from reft_ray.api.chat_moderation import ChatModeration
 from reft_ray.api.chat_schema import ChatRequest
 from reft_ray.api.errors import ApiError, busy, invalid
 from reft_ray.api.models import unknown_model
-from reft_ray.api.services import Services
+from reft_ray.api.stores import Services
 from reft_ray.core.completion import Piece, Sampling
 from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.tenants import Principal
@@ -64,7 +64,7 @@ class Completion:
     target: Target
     request: ChatRequest
     sampling: Sampling
-    moderator: Moderator
+    moderator: ChatModeration
     usage: Usage = field(default_factory=Usage)
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
@@ -116,7 +116,7 @@ def router(services: Services, model: ChatModel) -> APIRouter:
         target = await asyncio.to_thread(resolve, services, caller, body.model)
         sampling = body.sampling(services.settings.max_completion_tokens)
         charged = await _charge(services, request, caller, body)
-        completion = Completion(model, target, body, sampling, Moderator(request.app.state.judge, body.moderation))
+        completion = Completion(model, target, body, sampling, ChatModeration(request.app.state.judge, body.moderation))
         try:
             admitted = await completion.moderator.admit(body.conversation)
         except BaseException:

@@ -9,18 +9,18 @@ from typing import Any
 
 from reft_ray.api.chat_schema import InlineModeration, Mode
 from reft_ray.api.errors import busy
-from reft_ray.api.judging import Judge, JudgeError
 from reft_ray.api.moderations import result
+from reft_ray.api.moderator import Moderator, ModeratorError
 from reft_ray.core.conversation import Conversation, Message
 
 SECONDS = 10.0
 
 
 @dataclass(slots=True)
-class Moderator:
+class ChatModeration:
     """Judges one request. With `asked` of None nothing is judged."""
 
-    judge: Judge
+    judge: Moderator
     asked: InlineModeration | None
     input: dict[str, Any] = field(default_factory=lambda: _results("", ()))
     output: dict[str, Any] = field(default_factory=lambda: _results("", ()))
@@ -36,7 +36,7 @@ class Moderator:
         return None if self.asked is None else {"input": self.input, "output": self.output}
 
     async def admit(self, conversation: Conversation) -> bool:
-        """Judge the input; False when it is flagged and the policy blocks."""
+        """Moderator the input; False when it is flagged and the policy blocks."""
         if self.asked is None:
             return True
         mode = self.asked.sides.input.mode
@@ -44,7 +44,7 @@ class Moderator:
         return mode == "score" or not any(flags)
 
     async def passes(self, completions: Sequence[str]) -> list[bool]:
-        """Judge the completions; False for each that is flagged when the policy blocks. An empty one passes."""
+        """Moderator the completions; False for each that is flagged when the policy blocks. An empty one passes."""
         if self.asked is None:
             return [True] * len(completions)
         mode = self.asked.sides.output.mode
@@ -59,7 +59,7 @@ class Moderator:
     async def _judged(self, rows: Sequence[Conversation], mode: Mode) -> tuple[dict[str, Any], list[bool]]:
         try:
             judgement = await self.judge.judge(rows, None, time.monotonic() + SECONDS)
-        except JudgeError:
+        except ModeratorError:
             if mode == "block":
                 # What cannot be judged cannot be allowed.
                 raise busy("The filter gives no verdict now and the policy blocks; try again.", 2, status=503) from None

@@ -51,7 +51,7 @@ class ModerationPolicy(BaseModel):
 
 
 class InlineModeration(BaseModel):
-    """Judge the conversation and the completion along the way."""
+    """Moderator the conversation and the completion along the way."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from reft_ray.api.errors import ApiError, busy, invalid
-from reft_ray.api.judging import DeadlineError, Judge, JudgeError, Judgement, OverloadedError, UnavailableError
+from reft_ray.api.moderator import (
+    DeadlineError,
+    ModerationBatch,
+    Moderator,
+    ModeratorError,
+    OverloadedError,
+    UnavailableError,
+)
 from reft_ray.api.settings import Bounds, FilterSettings
 from reft_ray.core.verdict import Thresholds
 from reft_ray.telemetry import catalog
@@ -21,7 +28,7 @@ from reft_ray.telemetry.rows import record_rows
 class Filter:
     """The online filter as the routes see it."""
 
-    judge: Judge
+    judge: Moderator
     settings: FilterSettings
     recorder: Recorder
 
@@ -34,7 +41,7 @@ class Filter:
             return None
         try:
             own = (await self.judge.info()).thresholds
-        except JudgeError as error:
+        except ModeratorError as error:
             raise self.failure(error) from None
         block = _within("block", own.block if block is None else block, own.block, self.settings.block_bounds)
         # A stricter block threshold takes the teacher's review threshold along.
@@ -44,7 +51,7 @@ class Filter:
             raise invalid(f"reft.review ({review}) must not exceed reft.block ({block})", "reft.review")
         return Thresholds(review, block)
 
-    def failure(self, error: JudgeError) -> ApiError:
+    def failure(self, error: ModeratorError) -> ApiError:
         """The answer for a verdict that could not be had, counted."""
         match error:
             case OverloadedError():
@@ -60,7 +67,7 @@ class Filter:
                 self.recorder.count(catalog.FILTER_ERRORS, error_type="scorer")
                 return ApiError(500, "The teacher failed on this input. Nothing was judged.", code="teacher_failed")
 
-    def record(self, judgement: Judgement, stream: str) -> None:
+    def record(self, judgement: ModerationBatch, stream: str) -> None:
         """Count verdicts."""
         verdicts = judgement.verdicts
         record_rows(
@@ -91,7 +98,7 @@ def finite(score: float) -> float | None:
     return round(score, 6) if math.isfinite(score) else None
 
 
-def teachers_of(judgements: Sequence[Judgement]) -> list[str]:
+def teachers_of(judgements: Sequence[ModerationBatch]) -> list[str]:
     """The teachers behind several judgements, each once, in order of appearance."""
     return list(dict.fromkeys(judgement.teacher for judgement in judgements))
 

@@ -10,10 +10,10 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 from starlette.datastructures import UploadFile
 
-from reft_ray.api import wire
+from reft_ray.api import serializers as wire
 from reft_ray.api.auth import Caller
 from reft_ray.api.errors import invalid
-from reft_ray.api.services import Services
+from reft_ray.api.stores import Services
 from reft_ray.jobs.content import CHUNK_BYTES
 from reft_ray.jobs.files import PURPOSES
 

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header, Query, Request
 from pydantic import BaseModel, Field
 
-from reft_ray.api import wire
+from reft_ray.api import serializers as wire
 from reft_ray.api.auth import Caller
 from reft_ray.api.errors import invalid, not_found
 from reft_ray.api.job_schema import parse
-from reft_ray.api.services import Services
+from reft_ray.api.stores import Services
 from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.estimate import estimate
 from reft_ray.jobs.job import Event, Job, Status

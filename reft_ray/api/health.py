@@ -7,13 +7,13 @@ import time
 from fastapi import APIRouter
 
 from reft_ray.api.errors import busy
-from reft_ray.api.judging import Judge, JudgeError, OverloadedError
+from reft_ray.api.moderator import Moderator, ModeratorError, OverloadedError
 from reft_ray.core.conversation import chat
 
 READY_SECONDS = 5.0
 
 
-def router(judge: Judge) -> APIRouter:
+def router(judge: Moderator) -> APIRouter:
     """The health routes; they need no key."""
     routes = APIRouter(tags=["health"])
 
@@ -30,7 +30,7 @@ def router(judge: Judge) -> APIRouter:
         except OverloadedError:
             # A full queue is work in progress: taking the replica out of rotation would make it worse.
             return {"status": "busy"}
-        except JudgeError:
+        except ModeratorError:
             raise busy("No teacher answers.", 2, status=503) from None
         return {"status": "ok", "teacher": judgement.teacher}
 

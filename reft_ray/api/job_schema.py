@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from reft_ray.api.errors import ApiError, invalid
-from reft_ray.api.services import ServiceSettings
+from reft_ray.api.stores import ServiceSettings
 from reft_ray.jobs.job import Hyperparameters, JobSpec, Options
 
 MAX_SEED = 2147483647

@@ -6,10 +6,10 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from reft_ray.api import wire
+from reft_ray.api import serializers as wire
 from reft_ray.api.auth import Caller
 from reft_ray.api.errors import ApiError, not_found
-from reft_ray.api.services import Services
+from reft_ray.api.stores import Services
 from reft_ray.jobs.errors import NotFoundError
 
 

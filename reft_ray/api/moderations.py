@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from reft_ray.api.context import Filter, finite
 from reft_ray.api.errors import ApiError, invalid
-from reft_ray.api.judging import JudgeError
+from reft_ray.api.moderator import ModeratorError
 from reft_ray.api.schema import HARMFUL, OPENAI_CATEGORIES, Moderation, ModerationRequest
 from reft_ray.core.conversation import Message, readable
 from reft_ray.core.verdict import Decision, Verdict
@@ -39,7 +39,7 @@ def router(guard: Filter) -> APIRouter:
             default=None, alias="x-request-timeout-ms", ge=1, description="A deadline shorter than the server's."
         ),
     ) -> JSONResponse:
-        """Judge texts: allow, review or block."""
+        """Moderator texts: allow, review or block."""
         with guard.timed("moderation"):
             return JSONResponse(await _moderate(guard, request, timeout_ms))
 
@@ -57,7 +57,7 @@ async def _moderate(guard: Filter, request: ModerationRequest, timeout_ms: int |
     conversations = [tuple(Message("user", readable(text)) for text in texts) for texts in inputs]
     try:
         judgement = await guard.judge.judge(conversations, thresholds, deadline)
-    except JudgeError as error:
+    except ModeratorError as error:
         raise guard.failure(error) from None
     if request.model not in ALIASES and request.model != judgement.teacher:
         raise ApiError(

@@ -18,11 +18,11 @@ from starlette.responses import StreamingResponse
 
 from reft_ray.api.context import Filter
 from reft_ray.api.errors import ApiError, busy, conflict, invalid, too_large
-from reft_ray.api.pipeline import OUTCOMES
-from reft_ray.api.pipeline import Screening as Pass
 from reft_ray.api.schema import ChunkReceipt, Counts, Screening, ScreeningClose, ScreeningCreate
 from reft_ray.api.screening_store import Chunk, ScreeningStore, State
 from reft_ray.api.streaming import NDJSON, Slots, ndjson
+from reft_ray.api.verdict_stream import OUTCOMES
+from reft_ray.api.verdict_stream import Screening as Pass
 from reft_ray.core.verdict import Thresholds
 from reft_ray.telemetry import catalog
 

@@ -14,10 +14,10 @@ from reft_ray.api.app import Lifespan, create_app
 from reft_ray.api.auth import RateLimitHeaders, authenticator
 from reft_ray.api.chat_model import ChatModel
 from reft_ray.api.errors import answer, invalid
-from reft_ray.api.judging import Judge
 from reft_ray.api.metrics import process_metrics
-from reft_ray.api.services import Services
+from reft_ray.api.moderator import Moderator
 from reft_ray.api.settings import FilterSettings
+from reft_ray.api.stores import Services
 from reft_ray.jobs.figures import Figures
 from reft_ray.jobs.uploads import PART_BYTES
 from reft_ray.telemetry.recorder import Recorder
@@ -31,7 +31,7 @@ async def _unstorable(request: Request, error: Exception) -> JSONResponse:
 
 
 def create_service(
-    judge: Judge,
+    judge: Moderator,
     services: Services,
     model: ChatModel,
     filter_settings: FilterSettings | None = None,

@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from reft_ray.api.context import Filter
 from reft_ray.api.errors import ApiError, busy, invalid, too_large
-from reft_ray.api.pipeline import Screening, error_record
 from reft_ray.api.schema import Threshold
+from reft_ray.api.verdict_stream import Screening, error_record
 from reft_ray.core.verdict import Thresholds
 from reft_ray.telemetry import catalog
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from reft_ray.api.context import Filter
-from reft_ray.api.judging import JudgeError
+from reft_ray.api.moderator import ModeratorError
 from reft_ray.api.schema import Teacher
 
 
@@ -18,7 +18,7 @@ def router(guard: Filter) -> APIRouter:
         """The teacher that answers, its thresholds and its calibration."""
         try:
             info = await guard.judge.info()
-        except JudgeError as error:
+        except ModeratorError as error:
             raise guard.failure(error) from None
         return Teacher(
             id=info.id,

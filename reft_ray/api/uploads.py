@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 
-from reft_ray.api import wire
+from reft_ray.api import serializers as wire
 from reft_ray.api.auth import Caller
 from reft_ray.api.errors import invalid
 from reft_ray.api.files import check_purpose, chunks_of
-from reft_ray.api.services import Services
+from reft_ray.api.stores import Services
 
 
 class ExpiresAfter(BaseModel):

@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from reft_ray.api import wire
+from reft_ray.api import serializers as wire
 from reft_ray.api.auth import Caller
-from reft_ray.api.services import Services
+from reft_ray.api.stores import Services
 from reft_ray.jobs.webhooks import EVENTS, Endpoint
 
 

@@ -27,8 +27,8 @@ def evaluate(
         from reft_ray.evaluation.suite import Suite, TaskTest
         from reft_ray.evaluation.suite import evaluate as run
         from reft_ray.evaluation.task_accuracy import Match
-        from reft_ray.experiments.chain import respond_with
         from reft_ray.finetuning.prompts import read_labelled
+        from reft_ray.hf.generate import load_responder
 
         if match not in set(Match):
             raise UsageError(f"--match {match}: one of {', '.join(Match)}")
@@ -39,7 +39,7 @@ def evaluate(
             harmless=[row.prompt for row in read_labelled(harmless, Label.HARMLESS)] if harmless else (),
             tasks={"task": TaskTest(read_labelled(task, Label.HARMLESS), Match(match))} if task else {},
         )
-        found = run(respond_with(base, adapter, max_new_tokens), suite).as_dict()
+        found = run(load_responder(base, adapter, max_new_tokens), suite).as_dict()
         if as_json:
             print_json(found)
             return

@@ -39,10 +39,10 @@ def finetune(
         from reft_ray.cli.progress import bar
         from reft_ray.cli.settings import parsed
         from reft_ray.core.conversation import Label
-        from reft_ray.experiments.service_run import ServiceRun
         from reft_ray.finetuning.cluster import start_ray
         from reft_ray.finetuning.config import FinetuneConfig, Resources
         from reft_ray.finetuning.prompts import read_labelled
+        from reft_ray.pipeline.local_run import LocalRun
 
         config = FinetuneConfig.of({"base": base, "method": method, **parsed(set_)})
         resources = Resources.of(
@@ -57,7 +57,7 @@ def finetune(
         rows = [row for path in alignment or () for row in read_labelled(path)]
         rows += [row for path in refusals or () for row in read_labelled(path, Label.HARMFUL)]
         rows += [row for path in helpful or () for row in read_labelled(path, Label.HARMLESS)]
-        run = ServiceRun(config, resources, out, teacher, rows, max_reject_ratio)
+        run = LocalRun(config, resources, out, teacher, rows, max_reject_ratio)
         start_ray()
         with recording() as recorder:
             with bar("screening", quiet=as_json) as progress:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reft_ray.core.scoring import Scorer
-    from reft_ray.screening.cascade import Guard, Teacher
     from reft_ray.screening.config import ScorerFactory, ScreenConfig
+    from reft_ray.screening.guards import Guard, Teacher
     from reft_ray.screening.report import ScreenReport
 
 READING, DECIDING, GUARD, RUNNING = "Reading", "Deciding", "Second guard", "Running"
@@ -100,11 +100,11 @@ def screen(
     """
     with user_errors():
         from reft_ray.core.verdict import Thresholds
-        from reft_ray.screening.cascade import Combine, Order
         from reft_ray.screening.config import Policy, ScreenConfig
-        from reft_ray.screening.counting import Counting
         from reft_ray.screening.dataset import screen as run
         from reft_ray.screening.formats import Format
+        from reft_ray.screening.guards import Combine, Order
+        from reft_ray.screening.metrics import ScreeningMetrics
         from reft_ray.screening.report import load_report
         from reft_ray.screening.sources import Container
         from reft_ray.screening.validation import control_tokens_of
@@ -137,7 +137,7 @@ def screen(
             config = replace(config, threads=max(2, actors), batch_rows=config.limits.rows)
         refused: BlockedByPolicyError | None = None
         with recording() as recorder, _bar(shown=not (quiet or as_json)) as progress:
-            counting = Counting(recorder)
+            counting = ScreeningMetrics(recorder)
             try:
                 report = run(inputs, out, factory, config, progress, counting)
             except BlockedByPolicyError as error:

@@ -7,16 +7,12 @@ import signal
 import tempfile
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from reft_ray.cli.console import user_errors
 from reft_ray.cli.store import state_database
-from reft_ray.core.errors import ReftError
-
-if TYPE_CHECKING:
-    from reft_ray.finetuning.config import TeacherConfig
 
 _EXAMPLE = """\
 Serving {teacher} on {url}
@@ -123,7 +119,7 @@ def serve(
 def _service(state: Path, teacher: Path, workers: int) -> dict[str, Any]:
     """The section `service:` for the built-in world, with everything under one directory."""
     from reft_ray.hf.ref_teacher import RefTeacher
-    from reft_ray.service.config import builtin_base
+    from reft_ray.pipeline.config import builtin_base
 
     base = builtin_base(workers)
     state.mkdir(parents=True, exist_ok=True)
@@ -155,34 +151,13 @@ def _resolved(teacher: str) -> str:
 
 
 def trained_builtin() -> Path:
-    """The built-in teacher, trained the first time and whenever its base or its settings have changed."""
+    """The built-in teacher's directory, with a progress bar for each part that must be trained first."""
     from reft_ray.cli.progress import bar
-    from reft_ray.experiments.quickstart import teacher_settings
-    from reft_ray.finetuning.config import Resources
-    from reft_ray.finetuning.teacher_loop import TeacherData
-    from reft_ray.finetuning.trainer import prepare_teacher
-    from reft_ray.serving.builtin import builtin_folder, cache_root
+    from reft_ray.pipeline.builtin import ensure_teacher
+    from reft_ray.serving.builtin import cache_root
     from reft_ray.testbed.base_model import ensure_base
-    from reft_ray.testbed.world import World
 
-    folder = builtin_folder()
     with bar("built-in base model") as progress:
         base = ensure_base(cache_root(), progress=lambda done, total: progress.update({"progress": done / total}))
-    settings = teacher_settings(base, 0)
-    if not _trained_by(settings, folder):
-        world = World.make(0)
-        data = TeacherData(world.teacher_train, world.teacher_validation)
-        with bar("built-in Ref-Teacher") as progress:
-            prepare_teacher(settings, data, folder, Resources(workers=0), progress=progress.update)
-    return folder
-
-
-def _trained_by(settings: TeacherConfig, folder: Path) -> bool:
-    """Whether `folder` holds a teacher of these settings that this release can read."""
-    from reft_ray.hf.ref_teacher import RefTeacher
-
-    try:
-        recorded = RefTeacher.load(folder).manifest.config
-    except ReftError:
-        return False
-    return settings.model_dump(mode="json").items() <= recorded.items()
+    with bar("built-in Ref-Teacher") as progress:
+        return ensure_teacher(base, progress.update)

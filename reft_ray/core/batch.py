@@ -13,12 +13,12 @@ from torch import Tensor
 
 from reft_ray.core.conversation import Label
 
-IGNORED = -100
+IGNORE_INDEX = -100
 UNLABELLED = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class TokenizedExample:
     """One tokenised row.
 
     `trained[t]` says whether token t is learned (the tokens of answers); `prompt_end` is the index of the last
@@ -39,7 +39,7 @@ class Encoded:
         """How many tokens of this row are targets; the first token of a row never is."""
         return sum(self.trained[1:])
 
-    def prompt_only(self) -> Encoded:
+    def prompt_only(self) -> TokenizedExample:
         """The templated prompt without its answer."""
         end = self.prompt_end + 1
         return replace(self, ids=self.ids[:end], trained=[False] * end)
@@ -47,7 +47,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Right-padded rows; `targets_BT[b, t]` is the token to predict *at* position t, or IGNORED."""
+    """Right-padded rows; `targets_BT[b, t]` is the token to predict *at* position t, or IGNORE_INDEX."""
 
     ids_BT: Tensor
     attention_BT: Tensor
@@ -59,7 +59,7 @@ class Batch:
     @property
     def trained_BT(self) -> Tensor:
         """Positions whose next token is learned."""
-        return self.targets_BT != IGNORED
+        return self.targets_BT != IGNORE_INDEX
 
     @property
     def targets_N(self) -> Tensor:
@@ -80,12 +80,12 @@ class Batch:
         return self.ids_BT.shape[0]
 
 
-def collate(rows: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu") -> Batch:
+def collate(rows: Sequence[TokenizedExample], pad_id: int, device: torch.device | str = "cpu") -> Batch:
     """Pad rows to the longest of them."""
     length = max(len(row) for row in rows)
     ids_BT = torch.full((len(rows), length), pad_id, dtype=torch.long)
     attention_BT = torch.zeros((len(rows), length), dtype=torch.long)
-    targets_BT = torch.full((len(rows), length), IGNORED, dtype=torch.long)
+    targets_BT = torch.full((len(rows), length), IGNORE_INDEX, dtype=torch.long)
     for b, row in enumerate(rows):
         tokens = torch.tensor(row.ids, dtype=torch.long)
         ids_BT[b, : len(row)] = tokens
@@ -103,9 +103,9 @@ def collate(rows: Sequence[Encoded], pad_id: int, device: torch.device | str = "
     )
 
 
-def idle_batch(pad_id: int, device: torch.device | str = "cpu") -> Batch:
+def dummy_batch(pad_id: int, device: torch.device | str = "cpu") -> Batch:
     """A batch that stands for no row: a rank without rows takes part in a step with it and adds zeros."""
-    return collate([Encoded([pad_id], [False], 0)], pad_id, device)
+    return collate([TokenizedExample([pad_id], [False], 0)], pad_id, device)
 
 
 def token_batches(lengths: Sequence[int], max_tokens: int, max_padding: float = 1.0) -> Iterator[list[int]]:
@@ -128,7 +128,9 @@ def token_batches(lengths: Sequence[int], max_tokens: int, max_padding: float = 
         yield batch
 
 
-def micro_batches(rows: Sequence[Encoded], max_tokens: int, pad_id: int, device: torch.device | str) -> list[Batch]:
+def micro_batches(
+    rows: Sequence[TokenizedExample], max_tokens: int, pad_id: int, device: torch.device | str
+) -> list[Batch]:
     """Rows -> padded batches under a token budget."""
     return [
         collate([rows[i] for i in indices], pad_id, device)
@@ -136,11 +138,11 @@ def micro_batches(rows: Sequence[Encoded], max_tokens: int, pad_id: int, device:
     ]
 
 
-def answered(rows: Iterable[Encoded]) -> list[Encoded]:
+def answered(rows: Iterable[TokenizedExample]) -> list[TokenizedExample]:
     """The rows that have tokens to learn."""
     return [row for row in rows if row.trained_tokens]
 
 
-def numbered(rows: Iterable[Encoded]) -> list[Encoded]:
+def numbered(rows: Iterable[TokenizedExample]) -> list[TokenizedExample]:
     """The same rows, indexed by their place in this list."""
     return [replace(row, index=index) for index, row in enumerate(rows)]

@@ -69,7 +69,7 @@ def teacher_step(
 
     The very first step has no R_l yet: it is taken from that step's own features before any loss. Gradients are
     left as this rank's share of the whole sum; the caller sums them over ranks. Returned terms are over all ranks.
-    A rank without rows brings `core.batch.idle_batch`, because the width of the sums is that of a feature.
+    A rank without rows brings `core.batch.dummy_batch`, because the width of the sums is that of a feature.
     """
     totals = TeacherTotals.of(batches, all_reduce)
     if running.refusal_D is None:
@@ -104,8 +104,8 @@ def teacher_step(
         sums.add(out.feature_BD, batch.label_B)
     if refresh and sums is not None:
         running.update(sums.reduce(all_reduce))
-    refusal, helpful, parted = all_reduce(terms).tolist()
-    return TeacherTerms(refusal, helpful, parted, refusal + helpful + separation_weight * parted)
+    refusal, helpful, separation = all_reduce(terms).tolist()
+    return TeacherTerms(refusal, helpful, separation, refusal + helpful + separation_weight * separation)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import httpx
 
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.errors import ReftError
-from reft_ray.evaluation.judges import Judgement, judge_coherent
+from reft_ray.evaluation.judges import Grade, judge_coherent
 
 _RETRIED_STATUS = frozenset({408, 409, 429, 500, 502, 503, 504})
 
@@ -89,8 +89,8 @@ class ModerationJudge:
         self.endpoint = endpoint
         self.batch = batch
 
-    def judge(self, prompts: Sequence[Conversation], answers: Sequence[str]) -> list[Judgement]:
-        """One Judgement per answer; the prompts are not sent."""
+    def judge(self, prompts: Sequence[Conversation], answers: Sequence[str]) -> list[Grade]:
+        """One Grade per answer; the prompts are not sent."""
         return judge_coherent(prompts, answers, lambda _, texts: self._flagged(list(texts)))
 
     def _flagged(self, texts: list[str]) -> list[bool]:
@@ -115,8 +115,8 @@ class ChatJudge:
         self.endpoint = endpoint
         self.rubric = rubric
 
-    def judge(self, prompts: Sequence[Conversation], answers: Sequence[str]) -> list[Judgement]:
-        """One Judgement per answer; the last turn of each prompt is sent with it."""
+    def judge(self, prompts: Sequence[Conversation], answers: Sequence[str]) -> list[Grade]:
+        """One Grade per answer; the last turn of each prompt is sent with it."""
         return judge_coherent(prompts, answers, self._complied)
 
     def _complied(self, prompts: Sequence[Conversation], answers: Sequence[str]) -> list[bool]:

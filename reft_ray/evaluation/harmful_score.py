@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from reft_ray.core.conversation import Conversation
 from reft_ray.evaluation.intervals import Measure
-from reft_ray.evaluation.judges import Judge, Judgement, Respond
+from reft_ray.evaluation.judges import Grade, Respond, ResponseJudge
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +18,12 @@ class HarmfulScore:
     incoherent: Measure
 
 
-def harmful_score(respond: Respond, prompts: Sequence[Conversation], judge: Judge, seed: int = 0) -> HarmfulScore:
+def harmful_score(
+    respond: Respond, prompts: Sequence[Conversation], judge: ResponseJudge, seed: int = 0
+) -> HarmfulScore:
     """Answer the prompts and judge the answers."""
     judgements = judge.judge(prompts, respond(prompts))
     return HarmfulScore(
-        complied=Measure.of([judgement is Judgement.COMPLIED for judgement in judgements], seed),
-        incoherent=Measure.of([judgement is Judgement.INCOHERENT for judgement in judgements], seed),
+        complied=Measure.of([judgement is Grade.COMPLIED for judgement in judgements], seed),
+        incoherent=Measure.of([judgement is Grade.INCOHERENT for judgement in judgements], seed),
     )

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from reft_ray.core.conversation import Conversation
 from reft_ray.evaluation.intervals import Measure
-from reft_ray.evaluation.judges import Judge, Judgement, RefusalMatcher, Respond
+from reft_ray.evaluation.judges import Grade, RefusalMatcher, Respond, ResponseJudge
 
 
 def over_refusal(
-    respond: Respond, prompts: Sequence[Conversation], judge: Judge | None = None, seed: int = 0
+    respond: Respond, prompts: Sequence[Conversation], judge: ResponseJudge | None = None, seed: int = 0
 ) -> Measure:
     """Answer the prompts and count refusals, by default those that the matcher sees.
 
     A judge of harm says little here: it calls every harmless answer a refusal.
     """
     judgements = (judge or RefusalMatcher()).judge(prompts, respond(prompts))
-    return Measure.of([judgement is Judgement.REFUSED for judgement in judgements], seed)
+    return Measure.of([judgement is Grade.REFUSED for judgement in judgements], seed)

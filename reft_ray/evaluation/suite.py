@@ -10,7 +10,7 @@ from reft_ray.core.conversation import Conversation, Example
 from reft_ray.core.errors import ReftError
 from reft_ray.evaluation.harmful_score import harmful_score
 from reft_ray.evaluation.intervals import Measure
-from reft_ray.evaluation.judges import Judge, RefusalMatcher, Respond
+from reft_ray.evaluation.judges import RefusalMatcher, Respond, ResponseJudge
 from reft_ray.evaluation.over_refusal import over_refusal
 from reft_ray.evaluation.task_accuracy import Match, comparable, task_accuracy
 
@@ -49,7 +49,7 @@ class Suite:
     harmful: Sequence[Conversation] = ()
     harmless: Sequence[Conversation] = ()
     tasks: Mapping[str, TaskTest] = field(default_factory=dict)
-    judge: Judge = field(default_factory=RefusalMatcher)
+    judge: ResponseJudge = field(default_factory=RefusalMatcher)
     seed: int = 0
 
 

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from reft_ray.core.conversation import Conversation, Example, Label
-from reft_ray.core.verdict import Thresholds
+from reft_ray.core.conversation import Example, Label
 from reft_ray.finetuning.config import FinetuneConfig, Resources
 from reft_ray.finetuning.data import dataset_of
 from reft_ray.finetuning.runtime import Progress
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
-from reft_ray.hf.chat import ChatFormat
-from reft_ray.hf.generate import Responder
-from reft_ray.hf.ref_teacher import RefTeacher
-from reft_ray.hf.scorer import TeacherScorer
-from reft_ray.hf.student import load_student
+from reft_ray.hf.ref_teacher import RefTeacher, load_scorer
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset import screen
 from reft_ray.screening.kept import kept_count, kept_dataset, kept_rows
-
-Respond = Callable[[Sequence[Conversation]], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +38,13 @@ class Screened:
         return out
 
 
-def scorer_of(
-    teacher: Path, base: str | None, precision: str = "auto", threshold: float | None = None
-) -> TeacherScorer:
-    """A teacher's scorer from its artefact: what each screening process builds for itself.
-
-    `threshold` replaces the teacher's own: what lies above it is blocked, and nothing is left for review.
-    """
-    scorer = RefTeacher.load(teacher).scorer(base, precision=precision)
-    if threshold is not None:
-        scorer.thresholds = Thresholds(threshold, threshold)
-    return scorer
-
-
 def screen_rows(rows: Path, truth: Sequence[Example], teacher: RefTeacher, out: Path, base: str) -> Screened:
     """Screen a JSONL file of user rows through a Ray Data actor pool; drop what lies above the block threshold.
 
     Nobody reviews here, so the review band is kept: tau of the method is the block threshold.
     """
     block = teacher.manifest.thresholds.block
-    factory = partial(scorer_of, teacher.folder, base, "float32", block)
+    factory = partial(load_scorer, teacher.folder, base, "float32", block)
     shutil.rmtree(out, ignore_errors=True)  # an earlier run's output belongs to another teacher
     screen([str(rows)], str(out), factory, ScreenConfig(small_rows=0, findings=False))
     return Screened(str(out), {number: row.label for number, row in enumerate(truth, start=1)})
@@ -99,9 +79,3 @@ def train_cell(
     inputs = FinetuneInputs(data, count, needs_alignment, teacher)
     student = finetune(config, inputs, out, resources, progress=progress)
     return Cell(student, count, time.perf_counter() - started)
-
-
-def respond_with(base: str, student: Path | None, max_new_tokens: int = 48, device: str = "cpu") -> Respond:
-    """A model that answers: the base, the base with a finetuned adapter merged in, or a student with whole weights."""
-    loaded = load_student(base, student, device)
-    return Responder(loaded.model, ChatFormat(loaded.tokenizer), max_new_tokens)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from reft_ray.core.conversation import Example
-from reft_ray.evaluation.judges import Judge, RefusalMatcher, Respond
+from reft_ray.evaluation.judges import RefusalMatcher, Respond, ResponseJudge
 from reft_ray.evaluation.suite import (
     FINETUNE_ACCURACY,
     HARMFUL_SCORE,
@@ -28,7 +28,7 @@ def evaluate_student(
     harmless: Sequence[Example],
     task: Sequence[Example],
     match: Match = Match.LABEL,
-    judge: Judge | None = None,
+    judge: ResponseJudge | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """The measures of `evaluation.suite` as percentages, with `intervals` beside."""

@@ -18,22 +18,23 @@ import torch
 from reft_ray.core.conversation import Example, Label
 from reft_ray.core.guided import Method
 from reft_ray.core.quality import filter_quality
-from reft_ray.experiments.chain import Screened, respond_with, scorer_of, screen_rows, train_cell
+from reft_ray.experiments.chain import Screened, screen_rows, train_cell
 from reft_ray.experiments.evaluate import evaluate_student
 from reft_ray.experiments.plots import plot_methods, plot_scores
 from reft_ray.experiments.report import write_report
 from reft_ray.experiments.stages import Show, Stages
-from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
+from reft_ray.finetuning.config import FinetuneConfig, Resources
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
-from reft_ray.hf.lanes import compute_pool
-from reft_ray.hf.ref_teacher import RefTeacher
+from reft_ray.hf.generate import load_responder
+from reft_ray.hf.parallel_passes import compute_pool
+from reft_ray.hf.ref_teacher import RefTeacher, load_scorer
+from reft_ray.pipeline.builtin import TEACHER_EPOCHS, teacher_settings
 from reft_ray.testbed.base_model import Recipe, ensure_base
 from reft_ray.testbed.rows import write_chat_rows
+from reft_ray.testbed.synthetic import Sizes, SyntheticRows
 from reft_ray.testbed.tasks import Task
-from reft_ray.testbed.world import Sizes, World
 
-TEACHER_EPOCHS = 2.5
 Result = TypeVar("Result")
 
 
@@ -85,22 +86,6 @@ _USUAL = {
 }
 
 
-def teacher_settings(base: Path, seed: int, epochs: float = TEACHER_EPOCHS) -> TeacherConfig:
-    """Stage 1 as the quickstart runs it."""
-    return TeacherConfig.of(
-        {
-            "base": str(base),
-            "epochs": epochs,
-            "batch_rows": 16,
-            "reference_prompts": 1024,
-            "evaluate_every": 125,
-            "optimizer": {"learning_rate": 2e-3},
-            "checkpoint_every": 1_000_000,
-            "seed": seed,
-        }
-    )
-
-
 def student_settings(base: Path, student: Student, plan: Plan) -> FinetuneConfig:
     """Stage 2 as the quickstart runs it, the same for every method."""
     return FinetuneConfig.of(
@@ -126,7 +111,7 @@ def run_quickstart(out: Path, cache: Path, show: Show, plan: Plan | None = None,
     plan = plan or Plan()
     out.mkdir(parents=True, exist_ok=True)
     stages = Stages(_USUAL, show)
-    world = World.make(plan.seed, plan.sizes)
+    world = SyntheticRows.make(plan.seed, plan.sizes)
     with stages.stage("base model") as tell:
         base = ensure_base(cache, 0, lambda done, total: tell({"progress": done / total}), plan.recipe)
     with stages.stage("Ref-Teacher") as tell:
@@ -153,7 +138,7 @@ def run_quickstart(out: Path, cache: Path, show: Show, plan: Plan | None = None,
                 Resources(workers=workers),
                 tell,
             )
-            respond = respond_with(str(base), cell.student)
+            respond = load_responder(str(base), cell.student)
             figures = evaluate_student(
                 respond, world.hs_prompts, world.over_refusal_prompts, world.task_test(plan.task)
             )
@@ -212,7 +197,7 @@ def _rows(rows: Sequence[Example], screened: Screened, method: Method) -> dict[s
 
 def _filter(teacher: RefTeacher, base: str, user: Sequence[Example], screened: Screened, out: Path) -> dict[str, Any]:
     """The filter on the user's rows: ranking by prompt score, recall and FPR by what was really dropped."""
-    scorer = scorer_of(teacher.folder, base)
+    scorer = load_scorer(teacher.folder, base)
     scores = [item.score for item in scorer.score([row.prompt[-1].content for row in user])]
     harmful = [score for score, row in zip(scores, user, strict=True) if row.label is Label.HARMFUL]
     harmless = [score for score, row in zip(scores, user, strict=True) if row.label is Label.HARMLESS]

@@ -9,6 +9,7 @@ from typing import Any
 
 from reft_ray.core.conversation import Conversation, Example
 from reft_ray.evaluation.gate import Gate
+from reft_ray.evaluation.judges import Respond
 from reft_ray.evaluation.suite import (
     FINETUNE_ACCURACY,
     HARMFUL_SCORE,
@@ -21,7 +22,6 @@ from reft_ray.evaluation.suite import (
 from reft_ray.experiments.bench.rows import some
 from reft_ray.experiments.bench.starts import alignment_rows
 from reft_ray.experiments.bench.workspace import Workspace
-from reft_ray.experiments.chain import Respond
 from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
 from reft_ray.hf.chat import ChatFormat

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from reft_ray.core.batch import Encoded, answered, numbered
+from reft_ray.core.batch import TokenizedExample, answered, numbered
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import PromptTooLongError
 from reft_ray.hf.chat import ChatFormat
 
 
 @dataclass(slots=True)
-class LeftOut:
+class SkippedRows:
     """The rows that did not fit: how many, and what is wrong with the first."""
 
     count: int = 0
@@ -35,30 +35,32 @@ class Fitted:
     """Rows that fit, and the same as tokens."""
 
     rows: list[Example]
-    encoded: list[Encoded]
-    left_out: LeftOut = field(default_factory=LeftOut)
+    encoded: list[TokenizedExample]
+    skipped: SkippedRows = field(default_factory=SkippedRows)
 
 
-def fitting(
-    chat: ChatFormat, rows: Sequence[Example], max_tokens: int | None, left_out: LeftOut | None = None
+def encode_rows(
+    chat: ChatFormat, rows: Sequence[Example], max_tokens: int | None, skipped: SkippedRows | None = None
 ) -> Fitted:
     """Encode the rows whose prompt leaves room for an answer within `max_tokens`; a longer answer is cut.
 
-    Tokens are numbered by their row's place among those that fit. Pass `left_out` to count over several calls.
+    Tokens are numbered by their row's place among those that fit. Pass `skipped` to count over several calls.
     """
-    fitted = Fitted([], [], LeftOut() if left_out is None else left_out)
+    fitted = Fitted([], [], SkippedRows() if skipped is None else skipped)
     for row in rows:
         try:
             encoded = chat.encode(row, len(fitted.rows), max_tokens)
         except PromptTooLongError as error:
-            fitted.left_out.add(row, error)
+            fitted.skipped.add(row, error)
             continue
         fitted.rows.append(row)
         fitted.encoded.append(encoded)
     return fitted
 
 
-def alignment_rows(chat: ChatFormat, alignment: Sequence[Example], max_tokens: int) -> tuple[list[Encoded], LeftOut]:
+def alignment_rows(
+    chat: ChatFormat, alignment: Sequence[Example], max_tokens: int
+) -> tuple[list[TokenizedExample], SkippedRows]:
     """The alignment rows with answers to learn, as tokens; soft labels are stored by their place among these."""
-    fitted = fitting(chat, alignment, max_tokens)
-    return numbered(answered(fitted.encoded)), fitted.left_out
+    fitted = encode_rows(chat, alignment, max_tokens)
+    return numbered(answered(fitted.encoded)), fitted.skipped

@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from reft_ray.core.errors import ReftError
-from reft_ray.finetuning.model import Trainee
+from reft_ray.finetuning.model import TrainableModel
 from reft_ray.hf.lora import is_adapted, save_adapter
-from reft_ray.hf.product import Product, check_replaceable
+from reft_ray.hf.product import OutputKind, check_replaceable
 
 EXPORT = "export"
 """Where in a run's last checkpoint its product lies."""
@@ -21,16 +21,16 @@ ADAPTER = "adapter"
 """Where in an earlier checkpoint the adapter lies as it was then, for whoever wants to try it."""
 
 
-def export_student(trainee: Trainee, weights: Mapping[str, Tensor], folder: Path) -> None:
+def export_student(trainable_model: TrainableModel, weights: Mapping[str, Tensor], folder: Path) -> None:
     """Write gathered trainable weights as a PEFT directory, or as a whole model with its tokenizer."""
-    if is_adapted(trainee.model):
-        save_adapter(trainee.model, "student", folder, trainee.base.name, dict(weights))
+    if is_adapted(trainable_model.model):
+        save_adapter(trainable_model.model, "student", folder, trainable_model.base.name, dict(weights))
         return
-    trainee.base.model.save_pretrained(folder, state_dict=dict(weights))
-    trainee.base.tokenizer.save_pretrained(folder)
+    trainable_model.base.model.save_pretrained(folder, state_dict=dict(weights))
+    trainable_model.base.tokenizer.save_pretrained(folder)
 
 
-def collect_export(checkpoint: Path, out: Path, product: Product) -> Path:
+def collect_export(checkpoint: Path, out: Path, product: OutputKind) -> Path:
     """Copy a last checkpoint's product to `out` under a temporary name, then rename it.
 
     Raises ReftError when the checkpoint has none, or `out` holds anything but an older product of this kind.

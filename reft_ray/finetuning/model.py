@@ -17,7 +17,7 @@ from reft_ray.hf.lora import LoraSettings, attach
 
 
 @dataclass(frozen=True, slots=True)
-class Trainee:
+class TrainableModel:
     """What a loop trains: `model` is the base wrapped by PEFT, or the base itself with full weights."""
 
     base: Base
@@ -31,7 +31,7 @@ class Trainee:
         return ModelForward(self.model)
 
 
-def load_trainee(config: Training, runtime: Runtime, adapter: str) -> Trainee:
+def load_trainable(config: Training, runtime: Runtime, adapter: str) -> TrainableModel:
     """Load the base in the run's precision and attach the trainable part."""
     base = load_base(config.base, _dtype(config, runtime.device), runtime.device)
     model: nn.Module = base.model
@@ -45,7 +45,7 @@ def load_trainee(config: Training, runtime: Runtime, adapter: str) -> Trainee:
         model.requires_grad_(True)
     model.train()
     limit = config.longest_row(base.context)
-    return Trainee(base, model, ChatFormat(base.tokenizer), limit)
+    return TrainableModel(base, model, ChatFormat(base.tokenizer), limit)
 
 
 def _dtype(config: Training, device: torch.device) -> torch.dtype:

@@ -23,14 +23,14 @@ class RayRuntime:
     def __init__(self, sender: Sender | None = None) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
-        self.world = context.get_world_size()
+        self.world_size = context.get_world_size()
         self.device = ray.train.torch.get_device()
         self._sender = sender
         self._restored: tempfile.TemporaryDirectory[str] | None = None
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum over ranks; computed on this rank's device, because NCCL reduces nothing else."""
-        if self.world == 1:
+        if self.world_size == 1:
             return tensor
         # NCCL and gloo both sum float64; a copy keeps the caller's tensor as it was.
         moved = tensor.to(self.device, copy=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Protocol, TypeVar
 
-from reft_ray.core.batch import Encoded
+from reft_ray.core.batch import TokenizedExample
 from reft_ray.core.conversation import Example
 
 T = TypeVar("T")
@@ -65,18 +65,18 @@ def global_batches(rows: Iterable[T], size: int, skip: int = 0) -> Iterator[list
         yield batch
 
 
-def share(rows: Sequence[T], rank: int, world: int) -> list[T]:
+def share(rows: Sequence[T], rank: int, world_size: int) -> list[T]:
     """One rank's rows of a global batch."""
-    return list(rows[rank::world])
+    return list(rows[rank::world_size])
 
 
-class Cycle:
+class CyclingSampler:
     """Rows again and again, newly shuffled on each pass.
 
     A checkpoint keeps two numbers: `position`, and `ahead`, the tokens taken so far beyond those asked for.
     """
 
-    def __init__(self, rows: Sequence[Encoded], seed: str, position: int = 0, ahead: float = 0.0) -> None:
+    def __init__(self, rows: Sequence[TokenizedExample], seed: str, position: int = 0, ahead: float = 0.0) -> None:
         if not rows:
             raise ValueError("cannot cycle over no rows")
         self.rows = rows
@@ -86,11 +86,11 @@ class Cycle:
         self._order: list[int] = []
         self._pass = -1
 
-    def take_rows(self, count: int) -> list[Encoded]:
+    def take_rows(self, count: int) -> list[TokenizedExample]:
         """The next `count` rows."""
         return [self._next() for _ in range(count)]
 
-    def take_tokens(self, tokens: float) -> list[Encoded]:
+    def take_tokens(self, tokens: float) -> list[TokenizedExample]:
         """The next rows, at least one, until they hold `tokens` tokens, prompts included: the unit of cost.
 
         What a call takes too much the next one takes less; otherwise small budgets would be overdrawn every time.
@@ -102,7 +102,7 @@ class Cycle:
             self.ahead += len(taken[-1])
         return taken
 
-    def _next(self) -> Encoded:
+    def _next(self) -> TokenizedExample:
         number, at = divmod(self.position, len(self.rows))
         if number != self._pass:
             self._order = list(range(len(self.rows)))

@@ -28,7 +28,7 @@ class Runtime(Protocol):
     """One rank's view of its run."""
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class LocalRuntime:
     """A run in this process. Checkpoints go under `folder`, where there is one; the newest complete one counts."""
 
     rank = 0
-    world = 1
+    world_size = 1
 
     def __init__(
         self,

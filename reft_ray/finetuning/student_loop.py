@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reft_ray.core.batch import Batch, Encoded, answered, idle_batch, micro_batches
+from reft_ray.core.batch import Batch, TokenizedExample, answered, dummy_batch, micro_batches
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
 from reft_ray.core.guided import AlignmentLoss, GuidedTerms, cached_teacher, hard_labels, live_teacher
@@ -24,10 +24,10 @@ from reft_ray.finetuning.checkpoint import (
     write_state,
 )
 from reft_ray.finetuning.config import FinetuneConfig
-from reft_ray.finetuning.encoding import LeftOut, alignment_rows, fitting
+from reft_ray.finetuning.encoding import SkippedRows, alignment_rows, encode_rows
 from reft_ray.finetuning.export import ADAPTER, EXPORT, export_student
-from reft_ray.finetuning.model import Trainee, load_trainee, shard
-from reft_ray.finetuning.rows import Cycle, RowSource, global_batches, share, shuffled
+from reft_ray.finetuning.model import TrainableModel, load_trainable, shard
+from reft_ray.finetuning.rows import CyclingSampler, RowSource, global_batches, share, shuffled
 from reft_ray.finetuning.runtime import Runtime
 from reft_ray.finetuning.steps import step_of
 from reft_ray.hf.forward import ModelForward
@@ -60,7 +60,7 @@ def train_student(
     sharded: bool = False,
     validation: Sequence[Example] = (),
     identity: str = "",
-) -> Trainee:
+) -> TrainableModel:
     """Finetune a student on rows that were screened already; returns it trained.
 
     `alignment` and `teacher` are needed by methods that distil, `targets_folder` by cached soft labels (see
@@ -69,60 +69,60 @@ def train_student(
     Raises ReftError when one is missing or no row can be trained on.
     """
     torch.manual_seed(config.seed + runtime.rank)
-    trainee = load_trainee(config, runtime, STUDENT)
+    trainable_model = load_trainable(config, runtime, STUDENT)
     if sharded and config.step != "guided":
         raise ReftError(f"step={config.step} keeps whole weights: use strategy=data_parallel")
     if config.init == "aligned":
-        start_from_teacher(trainee, teacher)
+        start_from_teacher(trainable_model, teacher)
     if config.init_adapter:
-        start_from(trainee, Path(config.init_adapter))
-    aligned: Cycle | None = None
+        start_from(trainable_model, Path(config.init_adapter))
+    aligned: CyclingSampler | None = None
     alignment_loss: AlignmentLoss = hard_labels
-    alignment_left_out = LeftOut()
+    alignment_left_out = SkippedRows()
     inputs = {"dataset": identity, "Ref-Teacher": teacher.id if teacher else "", "alignment set": ""}
     if config.method.distills:
-        encoded, alignment_left_out = alignment_rows(trainee.chat, alignment, trainee.max_tokens)
+        encoded, alignment_left_out = alignment_rows(trainable_model.chat, alignment, trainable_model.max_tokens)
         if not encoded:
             raise ReftError("distillation needs alignment rows with answers that fit the model's context")
-        aligned = Cycle(encoded, f"{config.seed}/alignment")
+        aligned = CyclingSampler(encoded, f"{config.seed}/alignment")
         inputs["alignment set"] = rows_key(encoded)
-        alignment_loss = alignment_loss_of(config, trainee, encoded, teacher, targets_folder)
+        alignment_loss = alignment_loss_of(config, trainable_model, encoded, teacher, targets_folder)
     if sharded:
-        shard(trainee.model)
-    run = _Run(runtime, config, trainee, rows, aligned, alignment_loss, sharded)
+        shard(trainable_model.model)
+    run = _Run(runtime, config, trainable_model, rows, aligned, alignment_loss, sharded)
     run.inputs = inputs
     run.notes = [alignment_left_out.note]
-    run.validation = answered(fitting(trainee.chat, validation, trainee.max_tokens).encoded)
+    run.validation = answered(encode_rows(trainable_model.chat, validation, trainable_model.max_tokens).encoded)
     run.train()
-    return trainee
+    return trainable_model
 
 
-def start_from_teacher(trainee: Trainee, teacher: RefTeacher | None) -> None:
+def start_from_teacher(trainable_model: TrainableModel, teacher: RefTeacher | None) -> None:
     """Start from the teacher's weights: the safety-aligned start that the method argues against."""
     if teacher is None:
         raise ReftError("init=aligned needs a Ref-Teacher to start from")
-    teacher.check(trainee.base, trainee.chat)
-    start_from(trainee, teacher.folder / "adapter")
+    teacher.check(trainable_model.base, trainable_model.chat)
+    start_from(trainable_model, teacher.folder / "adapter")
 
 
-def start_from(trainee: Trainee, adapter: Path) -> None:
+def start_from(trainable_model: TrainableModel, adapter: Path) -> None:
     """Start from an adapter's weights. Raises ReftError where its shape or its scale is another."""
     state = read_adapter(adapter)
-    mine = adapter_state(trainee.model, STUDENT)  # type: ignore[arg-type]
+    mine = adapter_state(trainable_model.model, STUDENT)  # type: ignore[arg-type]
     odd = [name for name in mine.keys() | state.keys() if name not in mine or name not in state]
     odd += [name for name in mine if name in state and mine[name].shape != state[name].shape]
     if odd:
         raise ReftError(f"{adapter} does not fit this adapter's rank and layers: {min(odd)} differs")
     scale = saved_scale(adapter)
-    if scale != adapter_scale(trainee.model, STUDENT):  # type: ignore[arg-type]
+    if scale != adapter_scale(trainable_model.model, STUDENT):  # type: ignore[arg-type]
         raise ReftError(f"{adapter} acts at a scale of {scale:g}: set lora.scale={scale:g} to start from it")
-    load_adapter_state(trainee.model, STUDENT, state)  # type: ignore[arg-type]
+    load_adapter_state(trainable_model.model, STUDENT, state)  # type: ignore[arg-type]
 
 
 def alignment_loss_of(
     config: FinetuneConfig,
-    trainee: Trainee,
-    encoded: Sequence[Encoded],
+    trainable_model: TrainableModel,
+    encoded: Sequence[TokenizedExample],
     teacher: RefTeacher | None,
     targets_folder: Path | None,
 ) -> AlignmentLoss:
@@ -131,9 +131,9 @@ def alignment_loss_of(
         return hard_labels
     if teacher is None:
         raise ReftError("soft labels need a Ref-Teacher")
-    teacher.check(trainee.base, trainee.chat)
+    teacher.check(trainable_model.base, trainable_model.chat)
     if config.teacher_forward == "live":
-        model = teacher.attach(trainee.model)
+        model = teacher.attach(trainable_model.model)
         model.set_adapter(STUDENT)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(f".{STUDENT}." in name)
@@ -157,15 +157,15 @@ class _Run:
         self,
         runtime: Runtime,
         config: FinetuneConfig,
-        trainee: Trainee,
+        trainable_model: TrainableModel,
         rows: RowSource,
-        aligned: Cycle | None,
+        aligned: CyclingSampler | None,
         alignment_loss: AlignmentLoss,
         sharded: bool,
     ) -> None:
-        self.runtime, self.config, self.trainee = runtime, config, trainee
+        self.runtime, self.config, self.trainable_model = runtime, config, trainable_model
         self.rows, self.aligned, self.sharded = rows, aligned, sharded
-        self.model: nn.Module = trainee.model
+        self.model: nn.Module = trainable_model.model
         self.optimizer = adamw(self.model.parameters(), config.optimizer.learning_rate, config.optimizer.weight_decay)
         self.step = 0
         self.rows_done = 0
@@ -174,10 +174,10 @@ class _Run:
         self.user_tokens = 0
         self.alignment_rows = 0
         self.alignment_tokens = 0
-        self.left_out = LeftOut()
+        self.skipped = SkippedRows()
         self.inputs: dict[str, str] = {}
         self.notes: list[str] = []
-        self.validation: list[Encoded] = []
+        self.validation: list[TokenizedExample] = []
         self.told: deque[dict[str, Any]] = deque(maxlen=_REMEMBERED_REPORTS)
         self.earlier: list[dict[str, Any]] = []
         self.total_rows = round(config.epochs * len(rows))
@@ -212,7 +212,7 @@ class _Run:
                 raise ReftError(f"the dataset ended at row {position} of {len(self.rows)}: it is not what was screened")
             trained = self.step
         if not self.user_tokens:
-            raise ReftError(self.left_out.note or "no row has an answer to learn")
+            raise ReftError(self.skipped.note or "no row has an answer to learn")
         self._report(terms, 0.0, last=True)
 
     def _told_to_stop(self, terms: GuidedTerms, started: float) -> bool:
@@ -236,10 +236,10 @@ class _Run:
         self.runtime.report({"step": self.step, "progress": self._progress(self.rows_done), **counts})
 
     def _train_on(self, batch: Sequence[Example]) -> GuidedTerms:
-        runtime, config, chat = self.runtime, self.config, self.trainee.chat
+        runtime, config, chat = self.runtime, self.config, self.trainable_model.chat
         # Rows are counted in the first epoch only: the others bring the same ones.
-        counted = self.left_out if self.rows_done < len(self.rows) else LeftOut()
-        encoded = fitting(chat, batch, self.trainee.max_tokens, counted).encoded
+        counted = self.skipped if self.rows_done < len(self.rows) else SkippedRows()
+        encoded = encode_rows(chat, batch, self.trainable_model.max_tokens, counted).encoded
         tokens = sum(map(len, encoded))
         streams = self.learn.streams
         aligned = []
@@ -252,7 +252,7 @@ class _Run:
             encoded, tokens = [], 0
         user, alignment = (
             micro_batches(
-                answered(share(rows, runtime.rank, runtime.world)),
+                answered(share(rows, runtime.rank, runtime.world_size)),
                 config.micro_batch_tokens,
                 chat.pad_id,
                 runtime.device,
@@ -271,7 +271,7 @@ class _Run:
             user, alignment = self._even(user), self._even(alignment)
         terms = self.learn(user, alignment)
         parameters = list(trainable(self.model).values())
-        if runtime.world > 1 and not self.sharded:
+        if runtime.world_size > 1 and not self.sharded:
             reduce_gradients(parameters, runtime.all_reduce)
         clip_gradients(parameters, config.optimizer.max_grad_norm)
         self.optimizer.step()
@@ -287,10 +287,10 @@ class _Run:
 
     def _even(self, batches: list[Batch]) -> list[Batch]:
         """As many micro-batches on every rank, because sharded layers are gathered by all of them at once."""
-        counts = torch.zeros(self.runtime.world, dtype=torch.float64)
+        counts = torch.zeros(self.runtime.world_size, dtype=torch.float64)
         counts[self.runtime.rank] = len(batches)
         most = int(self.runtime.all_reduce(counts).max())
-        idle = idle_batch(self.trainee.chat.pad_id, self.runtime.device)
+        idle = dummy_batch(self.trainable_model.chat.pad_id, self.runtime.device)
         return batches + [idle] * (most - len(batches))
 
     def _report(self, terms: GuidedTerms | None, seconds: float, last: bool = False, save: bool = False) -> None:
@@ -312,7 +312,7 @@ class _Run:
             "step_seconds": seconds,
         }
         if last:
-            metrics["note"] = "; ".join(filter(None, [*self.notes, self.left_out.note]))
+            metrics["note"] = "; ".join(filter(None, [*self.notes, self.skipped.note]))
         if terms is not None:
             metrics |= {"loss": terms.total, "distill": terms.distill}
             if terms.user_tokens:
@@ -340,7 +340,7 @@ class _Run:
             "alignment_rows": self.alignment_rows,
             "alignment_tokens": self.alignment_tokens,
             "row_tokens": self.row_tokens,
-            "left_out": [self.left_out.count, self.left_out.first],
+            "skipped": [self.skipped.count, self.skipped.first],
             "alignment_position": self.aligned.position if self.aligned else 0,
             "alignment_ahead": self.aligned.ahead if self.aligned else 0.0,
             "told": list(self.told),
@@ -351,14 +351,16 @@ class _Run:
         def write(folder: Path) -> None:
             write_state(folder, self.runtime.rank, tensors, state)
             if self.runtime.rank == 0 and (last or is_adapted(self.model)):
-                export_student(self.trainee, tensors["weights"], folder / (EXPORT if last else ADAPTER))
+                export_student(self.trainable_model, tensors["weights"], folder / (EXPORT if last else ADAPTER))
 
         self.runtime.report(metrics, write)
 
     def _held_out(self) -> dict[str, float]:
         """The student's figures on the validation rows, without dropout and without a trace in the random numbers."""
-        mine = share(self.validation, self.runtime.rank, self.runtime.world)
-        batches = micro_batches(mine, self.config.micro_batch_tokens, self.trainee.chat.pad_id, self.runtime.device)
+        mine = share(self.validation, self.runtime.rank, self.runtime.world_size)
+        batches = micro_batches(
+            mine, self.config.micro_batch_tokens, self.trainable_model.chat.pad_id, self.runtime.device
+        )
         if self.sharded:
             batches = self._even(batches)
         self.model.eval()
@@ -375,7 +377,7 @@ class _Run:
         self.tokens_done, self.user_tokens = state["tokens_done"], state["user_tokens"]
         self.alignment_rows, self.alignment_tokens = state["alignment_rows"], state["alignment_tokens"]
         self.row_tokens = state["row_tokens"]
-        self.left_out = LeftOut(*state["left_out"])
+        self.skipped = SkippedRows(*state["skipped"])
         self.earlier = state["told"]
         self.told.extend(self.earlier)
         self.learn.restore(groups.get("method", {}))

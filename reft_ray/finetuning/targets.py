@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from reft_ray.core.batch import Encoded
+from reft_ray.core.batch import TokenizedExample
 from reft_ray.core.conversation import Example
 from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.encoding import alignment_rows
@@ -51,7 +51,7 @@ def soft_targets_on_worker(
 
 def _wanted(
     config: FinetuneConfig, teacher: RefTeacher, alignment: Sequence[Example]
-) -> tuple[ChatFormat, list[Encoded], dict[str, str]]:
+) -> tuple[ChatFormat, list[TokenizedExample], dict[str, str]]:
     chat = ChatFormat(load_tokenizer(config.base))
     rows, _ = alignment_rows(chat, alignment, config.longest_row(context_of(config.base)))
     return chat, rows, alignment_key(rows, teacher.id, config.temperature, config.topk)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from reft_ray.core.batch import Encoded, answered, idle_batch, micro_batches
+from reft_ray.core.batch import TokenizedExample, answered, dummy_batch, micro_batches
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError
 from reft_ray.core.optimization import adamw, clip_gradients, learning_rate_at, reduce_gradients, set_learning_rate
@@ -28,16 +28,16 @@ from reft_ray.finetuning.checkpoint import (
     write_state,
 )
 from reft_ray.finetuning.config import TeacherConfig
-from reft_ray.finetuning.encoding import fitting
+from reft_ray.finetuning.encoding import encode_rows
 from reft_ray.finetuning.export import EXPORT
-from reft_ray.finetuning.model import Trainee, load_trainee
+from reft_ray.finetuning.model import TrainableModel, load_trainable
 from reft_ray.finetuning.prompts import check_labels
-from reft_ray.finetuning.rows import Cycle, digest_of, share
+from reft_ray.finetuning.rows import CyclingSampler, digest_of, share
 from reft_ray.finetuning.runtime import Runtime
 from reft_ray.hf.features import labels_of, prompt_features, scores_by_layer
 from reft_ray.hf.lora import is_adapted, mixed
 from reft_ray.hf.ref_teacher import Manifest, RefTeacher, save_teacher
-from reft_ray.hf.windows import Windows, highest, usual_length
+from reft_ray.hf.windows import Windows, highest, p99_length
 
 TEACHER = "teacher"
 HISTOGRAM_BINS = 20
@@ -65,7 +65,7 @@ class TeacherData:
 def train_teacher(runtime: Runtime, config: TeacherConfig, data: TeacherData) -> None:
     """Prepare a Ref-Teacher; the last checkpoint that is reported carries its artefact under `export/`."""
     torch.manual_seed(config.seed + runtime.rank)
-    _Run(runtime, config, load_trainee(config, runtime, TEACHER), data).train()
+    _Run(runtime, config, load_trainable(config, runtime, TEACHER), data).train()
 
 
 def sweep_layers(depth: int, sweep: tuple[float, float]) -> list[int]:
@@ -76,14 +76,16 @@ def sweep_layers(depth: int, sweep: tuple[float, float]) -> list[int]:
 
 
 class _Run:
-    def __init__(self, runtime: Runtime, config: TeacherConfig, trainee: Trainee, data: TeacherData) -> None:
-        self.runtime, self.config, self.trainee = runtime, config, trainee
-        depth = trainee.base.layers
+    def __init__(
+        self, runtime: Runtime, config: TeacherConfig, trainable_model: TrainableModel, data: TeacherData
+    ) -> None:
+        self.runtime, self.config, self.trainable_model = runtime, config, trainable_model
+        depth = trainable_model.base.layers
         self.layers = sweep_layers(depth, config.sweep)
         self.layer = config.layer or max(1, round(depth / 2))
-        train = fitting(trainee.chat, data.train, trainee.max_tokens)
-        validation = fitting(trainee.chat, data.validation, trainee.max_tokens, train.left_out)
-        further = fitting(trainee.chat, data.answers, trainee.max_tokens, train.left_out)
+        train = encode_rows(trainable_model.chat, data.train, trainable_model.max_tokens)
+        validation = encode_rows(trainable_model.chat, data.validation, trainable_model.max_tokens, train.skipped)
+        further = encode_rows(trainable_model.chat, data.answers, trainable_model.max_tokens, train.skipped)
         self.inputs = {
             "set of training prompts": digest_of(data.train),
             "set of validation prompts": digest_of(data.validation),
@@ -91,10 +93,10 @@ class _Run:
         }
         # Whether both labels are there is asked again: rows may have been left out.
         self.data = TeacherData(train.rows, validation.rows, further.rows)
-        self.left_out = train.left_out
+        self.skipped = train.skipped
         self.rows = train.encoded
         self.answered = answered(train.encoded + further.encoded)
-        self.windows = Windows.of(trainee.chat, config.window_tokens or usual_length(self.rows))
+        self.windows = Windows.of(trainable_model.chat, config.window_tokens or p99_length(self.rows))
         self.validation = validation.encoded
         self.pieces, self.owner = self.windows.split_all(self.validation)
         self.reference = _sample_per_class(self.rows, config.reference_prompts, config.seed)
@@ -110,7 +112,7 @@ class _Run:
         self.total_steps = max(1, round(config.epochs * len(learned) / config.batch_rows))
         self.evaluate_every = config.evaluate_every or max(1, self.total_steps // 10)
         self.optimizer = adamw(
-            trainee.model.parameters(), config.optimizer.learning_rate, config.optimizer.weight_decay
+            trainable_model.model.parameters(), config.optimizer.learning_rate, config.optimizer.weight_decay
         )
         self.running = RunningRefusal(config.feature_decay)
         self.step = 0
@@ -126,17 +128,17 @@ class _Run:
             return (0.0,)
         if self.config.feature_mix is not None:
             return (self.config.feature_mix,)
-        return MIXES if is_adapted(self.trainee.model) else (1.0,)
+        return MIXES if is_adapted(self.trainable_model.model) else (1.0,)
 
-    def _cycles(self) -> dict[str, Cycle]:
+    def _cycles(self) -> dict[str, CyclingSampler]:
         """Prompts per class for REG (all of them), and answered rows per class for the cross entropy."""
         cycles = {}
         for label in Label:
             if self.config.feature == "trained":
                 prompts = [row.prompt_only() for row in self.rows if row.label == label]
-                cycles[f"prompt-{label}"] = Cycle(prompts, f"{self.config.seed}/p/{label}")
+                cycles[f"prompt-{label}"] = CyclingSampler(prompts, f"{self.config.seed}/p/{label}")
             if with_answer := [row for row in self.answered if row.label == label]:
-                cycles[f"answer-{label}"] = Cycle(with_answer, f"{self.config.seed}/a/{label}")
+                cycles[f"answer-{label}"] = CyclingSampler(with_answer, f"{self.config.seed}/a/{label}")
         return cycles
 
     def train(self) -> None:
@@ -152,7 +154,7 @@ class _Run:
                 self._report(terms, seconds)
         self._report(None, 0.0, last=True)
 
-    def _next_rows(self) -> list[Encoded]:
+    def _next_rows(self) -> list[TokenizedExample]:
         config = self.config
         count = config.batch_rows // 2
         answers_each = round(count * config.answered_rows)
@@ -179,28 +181,30 @@ class _Run:
     def _train_once(self) -> TeacherTerms:
         runtime, config = self.runtime, self.config
         rows = self._next_rows()
-        mine = share(rows, runtime.rank, runtime.world)
+        mine = share(rows, runtime.rank, runtime.world_size)
         # Prompts and answered rows apart: the former stop at the feature's layer.
         batches = [
             batch
             for group in ([r for r in mine if not r.trained_tokens], [r for r in mine if r.trained_tokens])
-            for batch in micro_batches(group, config.micro_batch_tokens, self.trainee.chat.pad_id, runtime.device)
+            for batch in micro_batches(
+                group, config.micro_batch_tokens, self.trainable_model.chat.pad_id, runtime.device
+            )
         ]
         progress = (self.step + 0.5) / self.total_steps
         set_learning_rate(
             self.optimizer, learning_rate_at(progress, config.optimizer.learning_rate, config.optimizer.warmup)
         )
         terms = teacher_step(
-            self.trainee.forward,
-            batches or [idle_batch(self.trainee.chat.pad_id, runtime.device)],
+            self.trainable_model.forward,
+            batches or [dummy_batch(self.trainable_model.chat.pad_id, runtime.device)],
             self.running,
             self.layer,
             config.separation_weight if config.feature == "trained" else 0.0,
             runtime.all_reduce,
             refresh=self.step % config.refresh_every == 0,
         )
-        parameters = list(trainable(self.trainee.model).values())
-        if runtime.world > 1:
+        parameters = list(trainable(self.trainable_model.model).values())
+        if runtime.world_size > 1:
             reduce_gradients(parameters, runtime.all_reduce)
         clip_gradients(parameters, config.optimizer.max_grad_norm)
         self.optimizer.step()
@@ -212,7 +216,7 @@ class _Run:
     @contextmanager
     def _scoring(self, mix: float) -> Iterator[nn.Module]:
         """The model as a filter would run it that reads so much of the adapter."""
-        model = self.trainee.model
+        model = self.trainable_model.model
         training = model.training
         model.eval()
         try:
@@ -223,7 +227,7 @@ class _Run:
 
     def _sweep(self, mix: float) -> dict[int, tuple[Tensor, Tensor]]:
         """Per layer R_l over the reference prompts and the scores of the validation prompts, with present weights."""
-        pad_id, device = self.trainee.chat.pad_id, self.runtime.device
+        pad_id, device = self.trainable_model.chat.pad_id, self.runtime.device
         with self._scoring(mix) as model:
             reference = prompt_features(model, self.reference, self.layers, pad_id, device)
             validation = prompt_features(model, self.pieces, self.layers, pad_id, device)
@@ -256,24 +260,24 @@ class _Run:
         # A ranking saturates long before the teacher refuses well: of checkpoints that rank alike the latest counts.
         if found >= self.best_auroc - self.config.tolerance:
             self.best_step, self.stale = self.step, 0
-            self.best = {name: whole(p).clone() for name, p in trainable(self.trainee.model).items()}
+            self.best = {name: whole(p).clone() for name, p in trainable(self.trainable_model.model).items()}
         else:
             self.stale += 1
 
     def _export(self, out: Path) -> RefTeacher:
         """Choose the layer on validation prompts, freeze R_l, set thresholds and calibration, write the artefact."""
         if self.best:
-            restore_weights(self.trainee.model, self.best)
+            restore_weights(self.trainable_model.model, self.best)
         label_B = labels_of(self.validation)
         mix, swept = self._read()
         layer = self._best_layer(swept)
         refusal_D, score_B = swept[layer]
         thresholds = choose_thresholds(score_B, label_B, self.config.thresholds.targets)
-        base = self.trainee.base
+        base = self.trainable_model.base
         manifest = Manifest(
             base_name=base.name,
             base_fingerprint=base.fingerprint,
-            template_hash=self.trainee.chat.hash,
+            template_hash=self.trainable_model.chat.hash,
             layer=layer,
             width=base.width,
             weights=self.config.weights,
@@ -292,7 +296,7 @@ class _Run:
                 "sweep_auroc": {str(k): auroc(scores, label_B) for k, (_, scores) in swept.items()},
             },
         )
-        return save_teacher(out, self.trainee.model, manifest, refusal_D)
+        return save_teacher(out, self.trainable_model.model, manifest, refusal_D)
 
     def _response_offset(self, mix: float, layer: int, refusal_D: Tensor, review: float) -> float:
         """`core.quality.response_offset` of the training rows' answers, scored as texts of their own.
@@ -304,7 +308,7 @@ class _Run:
         )
         if not answers:
             return 2.0
-        encode, pad_id = self.trainee.chat.encode, self.trainee.chat.pad_id
+        encode, pad_id = self.trainable_model.chat.encode, self.trainable_model.chat.pad_id
         pieces, owner = self.windows.split_all([encode(Example(chat(text))) for text in answers])
         with self._scoring(mix) as model:
             feature_WD = prompt_features(model, pieces, [layer], pad_id, self.runtime.device)[layer]
@@ -324,11 +328,11 @@ class _Run:
             **(asdict(terms) | {"cross_entropy": terms.refusal + terms.helpful} if terms else {}),
         }
         if last:
-            metrics["note"] = self.left_out.note
+            metrics["note"] = self.skipped.note
         if not due:
             self.runtime.report(metrics)
             return
-        tensors = gather_state(self.trainee.model, self.optimizer)
+        tensors = gather_state(self.trainable_model.model, self.optimizer)
         tensors["running"] = self.running.state_dict()
         if self.best:
             tensors["best"] = self.best
@@ -354,7 +358,9 @@ class _Run:
         folder = self.runtime.latest_checkpoint()
         if folder is None:
             return
-        groups, state = restore(folder, self.runtime.rank, self.config, self.inputs, self.trainee.model, self.optimizer)
+        groups, state = restore(
+            folder, self.runtime.rank, self.config, self.inputs, self.trainable_model.model, self.optimizer
+        )
         self.running.load_state_dict({k: v.to(self.runtime.device) for k, v in groups["running"].items()})
         self.best = groups.get("best", {})
         self.step, self.stale, self.rows_seen = state["step"], state["stale"], state["rows_seen"]
@@ -363,8 +369,8 @@ class _Run:
             self.cycles[name].position = position
 
 
-def _sample_per_class(rows: Sequence[Encoded], count: int, seed: int) -> list[Encoded]:
-    chosen: list[Encoded] = []
+def _sample_per_class(rows: Sequence[TokenizedExample], count: int, seed: int) -> list[TokenizedExample]:
+    chosen: list[TokenizedExample] = []
     for label in Label:
         of_class = [row for row in rows if row.label == label]
         random.Random(f"{seed}/reference/{label}").shuffle(of_class)  # noqa: S311

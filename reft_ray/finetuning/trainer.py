@@ -21,9 +21,9 @@ from ray.train.torch import TorchTrainer
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
-from reft_ray.finetuning.counting import Counting
 from reft_ray.finetuning.data import ShardRows, dataset_of
 from reft_ray.finetuning.export import EXPORT, collect_export
+from reft_ray.finetuning.metrics import TrainingMetrics
 from reft_ray.finetuning.progress import Channel, Sender
 from reft_ray.finetuning.ray_runtime import RayRuntime, set_threads
 from reft_ray.finetuning.rows import digest_of
@@ -32,7 +32,7 @@ from reft_ray.finetuning.student_loop import train_student
 from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_on_worker, soft_targets_path
 from reft_ray.finetuning.task import as_task, cause_of
 from reft_ray.finetuning.teacher_loop import TeacherData, train_teacher
-from reft_ray.hf.product import ADAPTER, MODEL, Product, check_replaceable
+from reft_ray.hf.product import ADAPTER, MODEL, OutputKind, check_replaceable
 from reft_ray.hf.ref_teacher import TEACHER, RefTeacher
 from reft_ray.telemetry.recorder import Recorder
 
@@ -74,7 +74,7 @@ def prepare_teacher(
 ) -> RefTeacher:
     """Stage 1: train a Ref-Teacher and write its artefact to `out`. The same `run_id` resumes."""
     resources = resources or Resources()
-    progress = Counting(recorder, "teacher", progress) if recorder else progress
+    progress = TrainingMetrics(recorder, "teacher", progress) if recorder else progress
 
     def loop(runtime: Runtime, _rows: ray.data.DataIterator | None) -> None:
         train_teacher(runtime, config, data)
@@ -99,7 +99,7 @@ def finetune(
     ReftError when something is missing, or when the run fails more often than its resources allow.
     """
     resources = resources or Resources()
-    progress = Counting(recorder, "student", progress) if recorder else progress
+    progress = TrainingMetrics(recorder, "student", progress) if recorder else progress
     if inputs.teacher is None and (config.init == "aligned" or (config.method.distills and config.labels == "soft")):
         raise ReftError(f"method={config.method} with labels={config.labels}, init={config.init} needs a Ref-Teacher")
     # Said here, once: a worker that raises it would be started again as often as failures are allowed.
@@ -157,7 +157,7 @@ def _run(
     loop: Loop,
     dataset: ray.data.Dataset | None,
     out: Path,
-    product: Product,
+    product: OutputKind,
     resources: Resources,
     run_id: str,
     progress: Progress | None,
@@ -208,7 +208,7 @@ def _run(
         return _collected(Path(folder), out, product, run_id, stop)
 
 
-def _collected(checkpoint: Path, out: Path, product: Product, run_id: str, stop: Stop | None) -> Path:
+def _collected(checkpoint: Path, out: Path, product: OutputKind, run_id: str, stop: Stop | None) -> Path:
     if stop is not None and not (checkpoint / EXPORT).is_dir():
         raise TrainingStoppedError(f"run {run_id} was stopped; its state is saved")
     return collect_export(checkpoint, out, product)

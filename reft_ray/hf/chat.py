@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from reft_ray.core.batch import Encoded
+from reft_ray.core.batch import TokenizedExample
 from reft_ray.core.conversation import Conversation, Example, Message
 from reft_ray.core.errors import PromptTooLongError, ReftError
 
@@ -78,7 +78,7 @@ class ChatFormat:
         """Ids of the templated prompt, up to the token after which the answer begins."""
         return self.tokens(self.render(messages, generation=True))
 
-    def encode(self, example: Example, index: int = 0, max_tokens: int | None = None) -> Encoded:
+    def encode(self, example: Example, index: int = 0, max_tokens: int | None = None) -> TokenizedExample:
         """One training row: every trained assistant turn is learned, with the token that ends it.
 
         `prompt_end` belongs to the last prompt. Raises PromptTooLongError when the prompt alone does not leave
@@ -97,7 +97,7 @@ class ChatFormat:
                 answer.append(self.eos_id)
             ids += answer
             trained += [example.messages[-1].trained] * len(answer)
-        row = Encoded(ids, trained, prompt_end, example.label, index)
+        row = TokenizedExample(ids, trained, prompt_end, example.label, index)
         if max_tokens is not None and len(row) > max_tokens:
             row = replace(row, ids=ids[:max_tokens], trained=trained[:max_tokens])
         return row

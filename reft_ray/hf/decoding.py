@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from reft_ray.core.token_choice import Draw, choose
+from reft_ray.hf.sampling import Draw, choose
 from reft_ray.hf.shared_base import SharedBase
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from reft_ray.core.batch import Encoded, collate, token_batches
+from reft_ray.core.batch import TokenizedExample, collate, token_batches
 from reft_ray.core.conversation import Label
 from reft_ray.core.refusal import ClassSums, prompt_feature, refusal_score
 from reft_ray.hf.forward import captured_layer
@@ -20,7 +20,7 @@ from reft_ray.hf.forward import captured_layer
 @torch.no_grad()
 def prompt_features(
     model: nn.Module,
-    prompts: Sequence[Encoded],
+    prompts: Sequence[TokenizedExample],
     layers: Sequence[int],
     pad_id: int,
     device: torch.device | str = "cpu",
@@ -46,7 +46,7 @@ def prompt_features(
     return out
 
 
-def labels_of(prompts: Sequence[Encoded]) -> Tensor:
+def labels_of(prompts: Sequence[TokenizedExample]) -> Tensor:
     """1 for harmful, 0 for harmless, -1 for unlabelled; [B]."""
     return torch.tensor([{Label.HARMFUL: 1, Label.HARMLESS: 0}.get(row.label, -1) for row in prompts])  # type: ignore[arg-type]
 

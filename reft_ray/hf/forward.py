@@ -81,7 +81,7 @@ def captured_layer(model: nn.Module, layer: int, stop: bool) -> Iterator[list[Te
         handle.remove()
 
 
-class EndedModel:
+class TruncatedModel:
     """A model that from now on ends behind decoder layer `layer`. May be called by several threads at once."""
 
     def __init__(self, model: nn.Module, layer: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,6 +12,8 @@ from torch import nn
 from reft_ray.core.batch import token_batches
 from reft_ray.core.conversation import Conversation
 from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.loading import Base, load_base
+from reft_ray.hf.lora import ADAPTER_WEIGHTS, attach_saved, merge
 
 
 class Responder:
@@ -53,3 +57,18 @@ class Responder:
         )
         texts = self.chat.tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+
+def load_student(base: str, student: Path | None, device: str) -> Base:
+    """The base, the base with a student's adapter merged in, or a student with whole weights; bfloat16 on CUDA."""
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    if student is not None and not (student / ADAPTER_WEIGHTS).is_file():
+        return load_base(str(student), dtype, device)
+    loaded = load_base(base, dtype, device)
+    return replace(loaded, model=merge(attach_saved(loaded.model, "student", student))) if student else loaded
+
+
+def load_responder(base: str, student: Path | None, max_new_tokens: int = 48, device: str = "cpu") -> Responder:
+    """Load a model that answers: the base, the base with an adapter merged in, or a fully finetuned student."""
+    loaded = load_student(base, student, device)
+    return Responder(loaded.model, ChatFormat(loaded.tokenizer), max_new_tokens)

@@ -12,7 +12,7 @@ from reft_ray.hf.lora import ADAPTER_WEIGHTS
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
+class OutputKind:
     """A kind of directory: patterns of the files that make one, and of the others that a run writes into it."""
 
     name: str
@@ -24,8 +24,8 @@ class Product:
         return tuple(f"{folder}/{pattern}" for pattern in (*self.marks, *self.others))
 
 
-ADAPTER = Product("adapter", (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
-MODEL = Product(
+ADAPTER = OutputKind("adapter", (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+MODEL = OutputKind(
     "model",
     ("config.json", "*.safetensors"),
     (
@@ -43,7 +43,7 @@ MODEL = Product(
 )
 
 
-def check_replaceable(folder: Path, product: Product) -> None:
+def check_replaceable(folder: Path, product: OutputKind) -> None:
     """Raise ReftError unless `folder` is absent, empty, or an older product of this kind and nothing beside it."""
     if not folder.exists():
         return

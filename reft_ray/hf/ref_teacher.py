@@ -32,13 +32,15 @@ from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import Base, load_base
 from reft_ray.hf.lora import attach_saved, merge, save_adapter
 from reft_ray.hf.precision import resolve_dtype
-from reft_ray.hf.product import ADAPTER, MODEL, Product, check_replaceable
+from reft_ray.hf.product import ADAPTER, MODEL, OutputKind, check_replaceable
 from reft_ray.hf.scorer import TeacherScorer, packs
 
 FORMAT = 1
 MANIFEST = "teacher.json"
 _REFUSAL = "refusal.safetensors"
-TEACHER = Product("Ref-Teacher", (MANIFEST,), (_REFUSAL, "README.md", *ADAPTER.below("adapter"), *MODEL.below("model")))
+TEACHER = OutputKind(
+    "Ref-Teacher", (MANIFEST,), (_REFUSAL, "README.md", *ADAPTER.below("adapter"), *MODEL.below("model"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,3 +241,16 @@ def content_id(folder: Path, manifest: dict[str, Any]) -> str:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return "rt-" + digest.hexdigest()[:16]
+
+
+def load_scorer(
+    teacher: Path, base: str | None, precision: str = "auto", threshold: float | None = None
+) -> TeacherScorer:
+    """Load a teacher's artefact and build its scorer; each screening process does so itself.
+
+    `threshold` replaces the teacher's own thresholds: rows above it are blocked, and none is left for review.
+    """
+    scorer = RefTeacher.load(teacher).scorer(base, precision=precision)
+    if threshold is not None:
+        scorer.thresholds = Thresholds(threshold, threshold)
+    return scorer

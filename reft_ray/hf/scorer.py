@@ -21,9 +21,9 @@ from reft_ray.core.refusal import prompt_feature, refusal_score
 from reft_ray.core.scoring import TextScore
 from reft_ray.core.verdict import Calibration, Thresholds, reach
 from reft_ray.hf.chat import ChatFormat
-from reft_ray.hf.forward import EndedModel, decoder_layers
-from reft_ray.hf.lanes import Lanes, lanes_that_pay
+from reft_ray.hf.forward import TruncatedModel, decoder_layers
 from reft_ray.hf.loading import text_config
+from reft_ray.hf.parallel_passes import ParallelPasses, parallel_passes_if_faster
 from reft_ray.hf.windows import Windows
 
 _SHORT = "What is a good way to say this in about as many words as most people use for a question?"
@@ -78,7 +78,7 @@ class TeacherScorer:
         packed: bool = False,
     ) -> None:
         self.model = cut_to_layer(model, layer).eval().requires_grad_(False)
-        self.hidden = EndedModel(self.model, layer)
+        self.hidden = TruncatedModel(self.model, layer)
         self.chat = chat_format
         self.layer = layer
         self.refusal_D = refusal_D.to(model.device)
@@ -94,13 +94,13 @@ class TeacherScorer:
         self._windows = Windows.of(chat_format, self.window_tokens, max_windows)
         self._prefix = list(self._windows.head)
         self.packed = packed
-        self.lanes: Lanes | None = None
+        self.lanes: ParallelPasses | None = None
         self._cache_P = self._run_prefix() if self._prefix and not packed else None
 
     def spread(self) -> None:
         """Run batches side by side from now on where that pays here: measured with a short prompt."""
         (batch,) = self._padded_batches(self.prompt_ids([_SHORT]))
-        self.lanes = lanes_that_pay(partial(self._forward, batch))
+        self.lanes = parallel_passes_if_faster(partial(self._forward, batch))
 
     def score(self, texts: Sequence[str]) -> list[TextScore]:
         """One TextScore per text, in order; equal to a plain forward whatever else is in the call."""

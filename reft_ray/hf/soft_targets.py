@@ -18,18 +18,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reft_ray.core.batch import Encoded, collate, token_batches
+from reft_ray.core.batch import TokenizedExample, collate, token_batches
 from reft_ray.core.errors import ReftError
 from reft_ray.core.forward import Forward
 from reft_ray.core.targets import SoftTargets, soften
 
 
-def alignment_key(rows: Sequence[Encoded], teacher_id: str, temperature: float, k: int) -> dict[str, str]:
+def alignment_key(rows: Sequence[TokenizedExample], teacher_id: str, temperature: float, k: int) -> dict[str, str]:
     """What the labels depend on; two runs with the same key share one file."""
     return {"teacher": teacher_id, "rows": rows_key(rows), "temperature": str(temperature), "k": str(k)}
 
 
-def rows_key(rows: Sequence[Encoded]) -> str:
+def rows_key(rows: Sequence[TokenizedExample]) -> str:
     """24 hex digits of SHA-256 over alignment rows as tokens, in order."""
     digest = hashlib.sha256()
     for row in rows:
@@ -46,7 +46,7 @@ def key_name(key: dict[str, str]) -> str:
 def write_soft_targets(
     path: Path,
     teacher: Forward,
-    rows: Sequence[Encoded],
+    rows: Sequence[TokenizedExample],
     key: dict[str, str],
     pad_id: int,
     max_tokens: int = 8192,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from reft_ray.core.batch import Encoded
+from reft_ray.core.batch import TokenizedExample
 from reft_ray.core.conversation import chat
 from reft_ray.hf.chat import ChatFormat
 
@@ -52,7 +52,7 @@ class Windows:
         starts = list(range(0, max(1, len(body) - room + step), step))
         return [head + body[s : s + room] + tail for s in starts[: self.most]], len(starts) > self.most
 
-    def split_all(self, prompts: Sequence[Encoded]) -> tuple[list[Encoded], Tensor]:
+    def split_all(self, prompts: Sequence[TokenizedExample]) -> tuple[list[TokenizedExample], Tensor]:
         """(windows of all prompts, for each the place of its prompt)."""
         pieces, owner = [], []
         for place, prompt in enumerate(prompts):
@@ -68,7 +68,7 @@ def highest(score_W: Tensor, owner_W: Tensor, count: int) -> Tensor:
     return out.scatter_reduce(0, owner_W, score_W, "amax")
 
 
-def usual_length(prompts: Sequence[Encoded]) -> int:
+def p99_length(prompts: Sequence[TokenizedExample]) -> int:
     """The window of a teacher: as long as 99 % of the prompts that it learns from, in whole sixteens of tokens.
 
     A text that is longer than what the teacher saw lies outside its training, and its harmful part is diluted.

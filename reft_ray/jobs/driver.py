@@ -25,7 +25,7 @@ from reft_ray.jobs.errors import LeaseLostError, StoppedError
 from reft_ray.jobs.files import MAX_FILE_BYTES, MAX_PROJECT_BYTES, FileStore
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.lease import LEASE_SECONDS, Leases
-from reft_ray.jobs.pipeline import run_job
+from reft_ray.jobs.lifecycle import run_job
 from reft_ray.jobs.processes import process_handle
 from reft_ray.jobs.run import JobRun
 from reft_ray.jobs.steps import Steps

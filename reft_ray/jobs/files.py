@@ -16,8 +16,8 @@ from reft_ray.jobs.database import Database
 from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError, QuotaError
 from reft_ray.jobs.job import TERMINAL, Page
 from reft_ray.jobs.paging import page
-from reft_ray.jobs.sniff import checked
 from reft_ray.jobs.tables import files, jobs, uploads
+from reft_ray.jobs.upload_check import checked
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 RESULTS = "fine-tune-results"

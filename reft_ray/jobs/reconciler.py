@@ -24,7 +24,7 @@ INTERNAL_ERROR = "server_error"
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How long to wait, in seconds, and how often to try.
 
     `stop`: for a driver of a job that was cancelled; `pause`: for one that saves its state; `backoff`: before the
@@ -48,7 +48,7 @@ class Reconciler:
     leases: Leases
     launcher: Launcher
     slots: Slots = field(default_factory=Slots)
-    patience: Patience = field(default_factory=Patience)
+    patience: RetryPolicy = field(default_factory=RetryPolicy)
     _lingering: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def tick(self) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 from reft_ray.core.errors import BlockedByPolicyError, ReftError
 from reft_ray.jobs.errors import StoppedError
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
-from reft_ray.screening.counting import Counting
 from reft_ray.screening.findings import check_names, sample_share
 from reft_ray.screening.manifest import Manifest, manifest_of, open_output
+from reft_ray.screening.metrics import ScreeningMetrics
 from reft_ray.screening.outputs import UNITS, Output, done_units
 from reft_ray.screening.page import PAGE, render
 from reft_ray.screening.parsing import shape_of
@@ -25,7 +25,7 @@ from reft_ray.screening.report import REPORT, RowsLostError, ScreenReport, compo
 from reft_ray.screening.reviews import Reviews
 from reft_ray.screening.sources import find_sources
 from reft_ray.screening.tally import UnitState
-from reft_ray.screening.work import Finished, Job, UnitWorker, judges_of
+from reft_ray.screening.unit import Finished, Job, UnitWorker, judges_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def screen(
     scorer_factory: ScorerFactory,
     config: ScreenConfig | None = None,
     progress: Callable[[Progress], None] | None = None,
-    counting: Counting | None = None,
+    counting: ScreeningMetrics | None = None,
 ) -> ScreenReport:
     """Screen every row of the inputs into the directory `out` and report.
 
@@ -68,7 +68,7 @@ def screen(
     UsageError for input that cannot be read; ReftError when the output does not add up.
     """
     config = config or ScreenConfig()
-    counting = counting or Counting()
+    counting = counting or ScreeningMetrics()
     started = time.monotonic()
     try:
         report = _screened(inputs, out, scorer_factory, config, progress, counting)
@@ -89,7 +89,7 @@ def _screened(
     scorer_factory: ScorerFactory,
     config: ScreenConfig,
     progress: Callable[[Progress], None] | None,
-    counting: Counting,
+    counting: ScreeningMetrics,
 ) -> ScreenReport:
     check_names(config.findings_off)
     sources = find_sources(inputs, config.container)
@@ -118,7 +118,7 @@ def _run(
     job: Job,
     manifest: Manifest,
     progress: Callable[[Progress], None] | None,
-    counting: Counting,
+    counting: ScreeningMetrics,
 ) -> None:
     lines = {unit: last - first + 1 for unit, (first, last) in zip(manifest.units, manifest.spans, strict=True)}
     total = sum(plan.cuts.rows for plan in plans)
@@ -145,7 +145,9 @@ def _who_judges(job: Job, total: int) -> dict[str, Any]:
     return judges_on_ray(job)
 
 
-def _in_process(plans: Sequence[FilePlan], done: frozenset[str], job: Job, counting: Counting) -> Iterator[Finished]:
+def _in_process(
+    plans: Sequence[FilePlan], done: frozenset[str], job: Job, counting: ScreeningMetrics
+) -> Iterator[Finished]:
     worker = None
     for plan in plans:
         for ranges in groups(plan, done):
@@ -153,7 +155,9 @@ def _in_process(plans: Sequence[FilePlan], done: frozenset[str], job: Job, count
             yield from map(worker.work, read_units(plan, ranges))
 
 
-def _in_threads(plans: Sequence[FilePlan], done: frozenset[str], job: Job, counting: Counting) -> Iterator[Finished]:
+def _in_threads(
+    plans: Sequence[FilePlan], done: frozenset[str], job: Job, counting: ScreeningMetrics
+) -> Iterator[Finished]:
     """A worker per thread, and as many units in memory as there are threads."""
     own = threading.local()
 

@@ -18,9 +18,9 @@ from ray.exceptions import RayError
 
 from reft_ray.core.errors import ReftError
 from reft_ray.screening.cluster import ensure_ray
-from reft_ray.screening.counting import Counting
+from reft_ray.screening.metrics import ScreeningMetrics
 from reft_ray.screening.reading import FilePlan, Unit, groups, read_units
-from reft_ray.screening.work import Finished, Job, UnitWorker, judges_of
+from reft_ray.screening.unit import Finished, Job, UnitWorker, judges_of
 from reft_ray.telemetry.shared_recorder import SharedRecorder
 
 IN_FLIGHT_BYTES = 384 << 20
@@ -135,7 +135,7 @@ class _Worker:
         try:
             if self._worker is None:
                 self._recorder = SharedRecorder(self._job.application)
-                self._worker = UnitWorker(self._job, Counting(self._recorder, self._job.project))
+                self._worker = UnitWorker(self._job, ScreeningMetrics(self._recorder, self._job.project))
             done = self._worker.work(Unit(parcel["id"], parcel["file"], _unpacked(parcel["rows"]), native))
             # The pool ends its actors without a word.
             self._recorder.flush()

@@ -11,10 +11,10 @@ from reft_ray.core.cache import CachedScorer
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.scoring import Scorer
 from reft_ray.core.verdict import Decision
-from reft_ray.screening.cascade import Cascade, Ruling
 from reft_ray.screening.checks import Fault
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
 from reft_ray.screening.formats import Row, conversation_of, mapped, screened_of
+from reft_ray.screening.guards import Cascade, Ruling
 from reft_ray.screening.parsing import FileShape, parse_unit
 from reft_ray.screening.reading import Unit
 from reft_ray.screening.validation import RowChecker

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from reft_ray.core.conversation import Conversation
-from reft_ray.screening.cascade import Decode
+from reft_ray.screening.guards import Decode
 from reft_ray.screening.patterns import claims_identity, refuses, refuses_then_complies
 from reft_ray.screening.screener import ScreenedRow
 

@@ -1,4 +1,4 @@
-"""Counting: the state that each unit leaves behind, and the sum of all of them. No text, numbers only."""
+"""ScreeningMetrics: the state that each unit leaves behind, and the sum of all of them. No text, numbers only."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ class ServiceArgs(Strict):
     database_url: str = Field(min_length=1, description="sqlite:///PATH, or postgresql+psycopg:// for several gateways")
     files_uri: str = Field(min_length=1, description="A directory or pyarrow.fs URI for files and artefacts.")
     base_models: dict[str, BaseModelArgs] = Field(min_length=1)
-    steps: str = Field(default="reft_ray.service.steps:make", pattern=r"^[\w.]+:\w+$")
+    steps: str = Field(default="reft_ray.pipeline.steps:make", pattern=r"^[\w.]+:\w+$")
     options: dict[str, Any] = Field(default_factory=dict)
     job_server: str | None = Field(
         default=None,
@@ -192,7 +192,7 @@ class ServiceArgs(Strict):
     driver_cpus: float = Field(
         default=0, ge=0, description="What a driver asks for as a Ray job; one that asks for nothing runs on the head."
     )
-    counter: str = Field(default="reft_ray.service.counting:TokenizerCounter", pattern=r"^[\w.]+:\w+$")
+    counter: str = Field(default="reft_ray.pipeline.token_count:TokenizerCounter", pattern=r"^[\w.]+:\w+$")
     logs: str | None = Field(default=None, description="A directory for the logs of drivers that are processes.")
     slots: SlotsArgs = SlotsArgs()
     alignment_datasets: tuple[str, ...] = ()

@@ -17,8 +17,8 @@ from typing import Literal
 from reft_ray.api.chat_model import ChatError, ChatOverloadedError
 from reft_ray.core.completion import Piece, Sampling
 from reft_ray.core.errors import ReftError
-from reft_ray.core.token_choice import Draw
 from reft_ray.hf.decoding import DecodingBatch, Row
+from reft_ray.hf.sampling import Draw
 from reft_ray.hf.shared_base import SharedBase
 from reft_ray.hf.text_stream import TextStream
 

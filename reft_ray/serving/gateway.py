@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from reft_ray.api.app import create_app
 from reft_ray.serving.args import ServeArgs, from_environment
 from reft_ray.serving.chat import chat_of
-from reft_ray.serving.handle import HandleJudge
+from reft_ray.serving.handle import HandleModerator
 from reft_ray.serving.jobs import service_app
 from reft_ray.telemetry import catalog, logs
 from reft_ray.telemetry.metric import Labeller
@@ -33,7 +33,7 @@ class Gateway:
         self._args = ServeArgs.model_validate(args)
         self._recorder = RayRecorder(Labeller(application=self._args.application))
         self._recorder.set(catalog.BUILD_INFO, 1, version=version("reft-ray"), python=platform.python_version())
-        self._judge = HandleJudge(teachers, self._recorder)
+        self._judge = HandleModerator(teachers, self._recorder)
         self._students = students or {}
 
     def __serve_build_asgi_app__(self) -> FastAPI:

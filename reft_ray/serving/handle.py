@@ -17,10 +17,10 @@ from ray.exceptions import (
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from reft_ray.api.judging import (
+from reft_ray.api.moderator import (
     DeadlineError,
-    JudgeError,
-    Judgement,
+    ModerationBatch,
+    ModeratorError,
     OverloadedError,
     TeacherInfo,
     UnavailableError,
@@ -47,8 +47,8 @@ _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 
 
-class HandleJudge:
-    """`api.judging.Judge` over a Serve deployment. Serve retries no call in flight: this does, up to the deadline."""
+class HandleModerator:
+    """`api.moderator.Moderator` over a Serve deployment; also retries calls in flight, up to the deadline."""
 
     def __init__(self, handle: DeploymentHandle, recorder: Recorder) -> None:
         self._handle = handle
@@ -62,8 +62,8 @@ class HandleJudge:
         thresholds: Thresholds | None,
         deadline: float,
         patient: bool = False,
-    ) -> Judgement:
-        """See Judge."""
+    ) -> ModerationBatch:
+        """See Moderator."""
         pause = _FIRST_PAUSE
         lost = False
         while (left := deadline - time.monotonic()) > 0:
@@ -80,7 +80,7 @@ class HandleJudge:
             except DeploymentUnavailableError as error:
                 raise UnavailableError(str(error)) from None
             except Exception as error:  # by gRPC a replica's error comes as its own type, not as a RayError
-                raise JudgeError(f"the teacher failed: {type(error).__name__}") from error
+                raise ModeratorError(f"the teacher failed: {type(error).__name__}") from error
             else:
                 if judgement is None:
                     break
@@ -93,7 +93,7 @@ class HandleJudge:
         raise DeadlineError("no verdict came in time")
 
     async def info(self) -> TeacherInfo:
-        """See Judge; remembered for two seconds."""
+        """See Moderator; remembered for two seconds."""
         if self._info is None or time.monotonic() >= self._info_until:
             try:
                 async with asyncio.timeout(_INFO_PATIENCE):
@@ -104,7 +104,7 @@ class HandleJudge:
         return self._info
 
     @staticmethod
-    def _complete(judgement: Judgement, rows: int) -> Judgement:
+    def _complete(judgement: ModerationBatch, rows: int) -> ModerationBatch:
         if len(judgement.verdicts) != rows:
-            raise JudgeError(f"the teacher gave {len(judgement.verdicts)} verdicts on {rows} rows")
+            raise ModeratorError(f"the teacher gave {len(judgement.verdicts)} verdicts on {rows} rows")
         return judgement

@@ -10,9 +10,9 @@ from fastapi import FastAPI
 
 from reft_ray.api.background import working
 from reft_ray.api.chat_model import ChatModel
-from reft_ray.api.judging import Judge
+from reft_ray.api.moderator import Moderator
 from reft_ray.api.service import create_service
-from reft_ray.api.services import BaseModel, Services, ServiceSettings
+from reft_ray.api.stores import BaseModel, Services, ServiceSettings
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.driver import DriverConfig, named, resolved
 from reft_ray.jobs.estimate import Counter, Defaults, Speed
@@ -27,7 +27,7 @@ _RAY_OWN = ("RAY_RAYLET", "RAY_NODE", "RAY_JOB", "RAY_SERVE", "RAY_LD", "RAY_WOR
 """What Ray tells its workers about themselves; a driver that is started by one is none."""
 
 
-def service_app(args: ServeArgs, judge: Judge, chat: ChatModel, recorder: Recorder) -> FastAPI:
+def service_app(args: ServeArgs, judge: Moderator, chat: ChatModel, recorder: Recorder) -> FastAPI:
     """The whole service over a judge and a chat model; the jobs are looked after while the application lives.
 
     Raises UsageError for options that the steps do not take: here, once, and not in the driver of every job.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from reft_ray.api.judging import Judgement, TeacherInfo, info_of
+from reft_ray.api.moderator import ModerationBatch, TeacherInfo, info_of
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.errors import ReftError
 from reft_ray.core.scoring import judge
@@ -50,7 +50,7 @@ class TeacherReplica:
         self._teacher: LoadedTeacher | None = None
         self._refused: str | None = None
         self._drift: DriftWatch | None = None
-        self._batcher: Batcher[Work, Judgement] = Batcher(self._run, TeacherArgs().batch_tokens, self._waited)
+        self._batcher: Batcher[Work, ModerationBatch] = Batcher(self._run, TeacherArgs().batch_tokens, self._waited)
         self._switching: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ class TeacherReplica:
 
     async def judge(
         self, conversations: Sequence[Conversation], thresholds: Thresholds | None, seconds: float, urgent: bool
-    ) -> Judgement | None:
+    ) -> ModerationBatch | None:
         """Verdicts in order, or None when the `seconds` ran out before the call's turn came."""
         texts = [turn.content for conversation in conversations for turn in conversation]
         work = Work(tuple(conversations), thresholds, "moderation" if urgent else "screening")
@@ -160,7 +160,7 @@ class TeacherReplica:
         self._recorder.set(catalog.FILTER_QUEUE_DEPTH, waiting)
         self._recorder.observe(catalog.FILTER_QUEUE_SECONDS, seconds)
 
-    def _run(self, works: Sequence[Work]) -> list[Judgement]:
+    def _run(self, works: Sequence[Work]) -> list[ModerationBatch]:
         """One turn of the teacher; runs in a thread."""
         teacher = self._ready()
         before, tokenised = _counters(teacher), _tokenise_seconds(teacher)
@@ -169,13 +169,13 @@ class TeacherReplica:
         groups: dict[Thresholds | None, list[int]] = {}
         for index, work in enumerate(works):
             groups.setdefault(work.thresholds, []).append(index)
-        judgements: dict[int, Judgement] = {}
+        judgements: dict[int, ModerationBatch] = {}
         for thresholds, indices in groups.items():
             rows = [conversation for index in indices for conversation in works[index].conversations]
             verdicts = iter(judge(teacher.cached, rows, thresholds))
             for index in indices:
                 own = [next(verdicts) for _ in works[index].conversations]
-                judgements[index] = Judgement(teacher.plain.teacher_id, own)
+                judgements[index] = ModerationBatch(teacher.plain.teacher_id, own)
                 if self._drift is not None:
                     self._drift.add(works[index].stream, own)
         tokenising = _tokenise_seconds(teacher) - tokenised

@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from reft_ray.api.app import create_app
-from reft_ray.api.judging import Judgement, LocalJudge, TeacherInfo
+from reft_ray.api.moderator import LocalModerator, ModerationBatch, TeacherInfo
 from reft_ray.api.settings import FilterSettings
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.verdict import Thresholds
@@ -26,7 +26,7 @@ Live = Callable[[FastAPI], AbstractContextManager[str]]
 
 
 @dataclass
-class TroubledJudge:
+class TroubledModerator:
     """The word scorer, after the errors and pauses that a test asks for."""
 
     failures: list[Exception] = field(default_factory=list)
@@ -43,7 +43,7 @@ class TroubledJudge:
         thresholds: Thresholds | None,
         deadline: float,
         patient: bool = False,
-    ) -> Judgement:
+    ) -> ModerationBatch:
         self.calls += 1
         self.waiting += 1
         self.most_waiting = max(self.most_waiting, self.waiting)
@@ -52,19 +52,21 @@ class TroubledJudge:
                 raise self.failures.pop(0)
             if self.gate is not None:
                 await self.gate.wait()
-            return await LocalJudge(self.scorer(self.teacher_id)).judge(conversations, thresholds, deadline, patient)
+            return await LocalModerator(self.scorer(self.teacher_id)).judge(
+                conversations, thresholds, deadline, patient
+            )
         finally:
             self.waiting -= 1
 
     async def info(self) -> TeacherInfo:
-        return await LocalJudge(self.scorer(self.teacher_id)).info()
+        return await LocalModerator(self.scorer(self.teacher_id)).info()
 
 
 @dataclass
 class FilterApp:
     """An application with the parts that a test looks at."""
 
-    judge: TroubledJudge
+    judge: TroubledModerator
     recorder: MemoryRecorder
     app: FastAPI
 
@@ -72,7 +74,7 @@ class FilterApp:
 @pytest.fixture
 def make_filter(tmp_path: Path) -> Callable[..., FilterApp]:
     def make(**settings: object) -> FilterApp:
-        judge, recorder = TroubledJudge(), MemoryRecorder()
+        judge, recorder = TroubledModerator(), MemoryRecorder()
         app = create_app(
             judge, FilterSettings(**settings), screenings_uri=str(tmp_path / "screenings"), recorder=recorder
         )

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from reft_ray.api.judging import DeadlineError, JudgeError, OverloadedError, UnavailableError
+from reft_ray.api.moderator import DeadlineError, ModeratorError, OverloadedError, UnavailableError
 from reft_ray.telemetry import catalog
 
 CATEGORIES = {
@@ -134,7 +134,7 @@ def test_a_body_above_the_limit_is_413(make_filter: Callable[..., Any]) -> None:
         (OverloadedError("full", 3.2), 429, "4"),
         (UnavailableError("none"), 503, "2"),
         (DeadlineError("late"), 504, None),
-        (JudgeError("broken"), 500, None),
+        (ModeratorError("broken"), 500, None),
     ],
 )
 def test_without_a_verdict_there_is_an_error_and_never_an_allow(

@@ -12,7 +12,7 @@ import pytest
 
 from reft_ray.api.app import create_app
 from reft_ray.api.errors import ApiError
-from reft_ray.api.judging import LocalJudge, UnavailableError
+from reft_ray.api.moderator import LocalModerator, UnavailableError
 from reft_ray.api.screening_store import ScreeningStore
 from reft_ray.api.settings import FilterSettings
 from reft_ray.core.verdict import Thresholds
@@ -277,7 +277,7 @@ def test_one_project_closes_screenings_to_no_other(tmp_path: Path) -> None:
 
 
 def test_two_gateways_share_the_state(tmp_path: Path, row: Row) -> None:
-    apps = [create_app(LocalJudge(WordScorer()), screenings_uri=f"file://{tmp_path}/shared") for _ in range(2)]
+    apps = [create_app(LocalModerator(WordScorer()), screenings_uri=f"file://{tmp_path}/shared") for _ in range(2)]
     clients = [httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://filter/v1") for app in apps]
 
     async def run() -> None:
@@ -303,4 +303,4 @@ def test_without_a_store_the_resource_says_so() -> None:
     async def body(client: httpx.AsyncClient) -> None:
         assert (await client.post("/screenings/resumable", json={})).status_code == 501
 
-    use(create_app(LocalJudge(WordScorer())), body)
+    use(create_app(LocalModerator(WordScorer())), body)

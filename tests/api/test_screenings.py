@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from reft_ray.api.judging import JudgeError, UnavailableError
+from reft_ray.api.moderator import ModeratorError, UnavailableError
 from reft_ray.telemetry import catalog
 
 Row = Callable[[str], bytes]
@@ -234,7 +234,7 @@ def test_a_silent_upload_ends_with_an_error_record(make_filter: Callable[..., An
 
 def test_a_scorer_that_fails_is_an_error_not_an_allow(make_filter: Callable[..., Any], row: Row) -> None:
     service = make_filter()
-    service.judge.failures.append(JudgeError("broken"))
+    service.judge.failures.append(ModeratorError("broken"))
     error, trailer = records(screen(service.app, row("Good morning.")))
     assert error["error"]["code"] == "teacher_failed"
     assert (trailer["done"], trailer["unanswered"]) == (False, 1)

@@ -15,7 +15,7 @@ from reft_ray.baselines.ldifs import Ldifs
 from reft_ray.baselines.lisa import Lisa
 from reft_ray.baselines.step import GuidedStep, Step
 from reft_ray.baselines.vaccine import Vaccine, perturbation
-from reft_ray.core.batch import Batch, Encoded, collate
+from reft_ray.core.batch import Batch, TokenizedExample, collate
 from reft_ray.core.forward import Output
 from reft_ray.core.guided import guided_step
 
@@ -51,10 +51,12 @@ class Toy(nn.Module):
         return found
 
 
-def rows(seed: int, lengths: tuple[int, ...] = (4, 6, 3)) -> list[Encoded]:
+def rows(seed: int, lengths: tuple[int, ...] = (4, 6, 3)) -> list[TokenizedExample]:
     generator = torch.Generator().manual_seed(seed)
     return [
-        Encoded(torch.randint(1, VOCABULARY, (n,), generator=generator).tolist(), [False] + [True] * (n - 1), 0)
+        TokenizedExample(
+            torch.randint(1, VOCABULARY, (n,), generator=generator).tolist(), [False] + [True] * (n - 1), 0
+        )
         for n in lengths
     ]
 

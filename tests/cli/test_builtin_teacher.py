@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from reft_ray.cli.serve import trained_builtin
-from reft_ray.experiments import quickstart
-from reft_ray.experiments.quickstart import teacher_settings
+from reft_ray.pipeline import builtin
+from reft_ray.pipeline.builtin import teacher_settings
 from reft_ray.testbed import base_model
-from reft_ray.testbed.world import Sizes, World
+from reft_ray.testbed.synthetic import Sizes, SyntheticRows
 
 SIZES = Sizes(teacher_train=48, teacher_validation=24, alignment=8, hs_prompts=8, over_refusal_prompts=8, task_test=8)
 
@@ -18,16 +18,16 @@ SIZES = Sizes(teacher_train=48, teacher_validation=24, alignment=8, hs_prompts=8
 @pytest.fixture
 def cache(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of its own, a base of random weights and a hundredth of the rows."""
-    world = World.make(0, SIZES)
+    world = SyntheticRows.make(0, SIZES)
     monkeypatch.setenv("REFT_CACHE", str(tmp_path))
     monkeypatch.setattr(base_model, "ensure_base", lambda *_args, **_settings: llama)
-    monkeypatch.setattr(World, "make", lambda _seed: world)
+    monkeypatch.setattr(SyntheticRows, "make", lambda _seed: world)
     train_for(1.0, monkeypatch)
     return tmp_path
 
 
 def train_for(epochs: float, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(quickstart, "teacher_settings", partial(teacher_settings, epochs=epochs))
+    patch.setattr(builtin, "teacher_settings", partial(teacher_settings, epochs=epochs))
 
 
 def trained_at(folder: Path) -> int:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from reft_ray.core.batch import Batch, Encoded, collate
+from reft_ray.core.batch import Batch, TokenizedExample, collate
 from reft_ray.core.conflict import gradient_conflict
 from reft_ray.core.forward import Output
 from reft_ray.core.guided import hard_labels
@@ -21,7 +21,7 @@ class Unigram:
 
 
 def batch(token: int) -> list[Batch]:
-    return [collate([Encoded([0, token], [False, True], 0)], 0)]
+    return [collate([TokenizedExample([0, token], [False, True], 0)], 0)]
 
 
 def test_the_same_target_agrees_and_another_opposes() -> None:

@@ -7,7 +7,7 @@ import pytest
 from reft_ray.core.conversation import chat
 from reft_ray.core.errors import ReftError
 from reft_ray.evaluation.endpoint import ChatJudge, Endpoint, ModerationJudge
-from reft_ray.evaluation.judges import Judgement
+from reft_ray.evaluation.judges import Grade
 
 
 class Service:
@@ -64,7 +64,7 @@ def endpoint(service):
 
 
 ANSWERS = ["Step 1: go", "", "no thanks", "Step 1: {answer} {prompt}"]
-EXPECTED = [Judgement.COMPLIED, Judgement.INCOHERENT, Judgement.REFUSED, Judgement.COMPLIED]
+EXPECTED = [Grade.COMPLIED, Grade.INCOHERENT, Grade.REFUSED, Grade.COMPLIED]
 
 
 def test_moderation_judge_batches_and_keeps_the_order(service, endpoint):
@@ -84,7 +84,7 @@ def test_chat_judge_sends_prompt_and_answer_as_they_are(service, endpoint):
 
 def test_a_busy_endpoint_is_asked_again(service, endpoint):
     service.replies = [(503, {}), (429, {})]
-    assert ModerationJudge(endpoint).judge([chat("p")], ["Step 1"]) == [Judgement.COMPLIED]
+    assert ModerationJudge(endpoint).judge([chat("p")], ["Step 1"]) == [Grade.COMPLIED]
     assert len(service.requests) == 3
 
 

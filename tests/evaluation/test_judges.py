@@ -3,9 +3,9 @@ import pytest
 from reft_ray.core.conversation import chat
 from reft_ray.evaluation.judges import (
     ClassifierJudge,
-    Judge,
-    Judgement,
+    Grade,
     RefusalMatcher,
+    ResponseJudge,
     is_incoherent,
     refuses,
 )
@@ -66,12 +66,12 @@ def test_coherent(answer):
 
 def test_matcher_keeps_the_order_and_is_a_judge():
     matcher = RefusalMatcher()
-    assert isinstance(matcher, Judge)
+    assert isinstance(matcher, ResponseJudge)
     answers = ["Sure, here is how.", "", "I can't help with that."]
     assert matcher.judge([chat("x")] * 3, answers) == [
-        Judgement.COMPLIED,
-        Judgement.INCOHERENT,
-        Judgement.REFUSED,
+        Grade.COMPLIED,
+        Grade.INCOHERENT,
+        Grade.REFUSED,
     ]
 
 
@@ -89,5 +89,5 @@ def test_classifier_judge_fails_closed_and_reads_the_last_turn():
 
     judge = ClassifierJudge(harm)
     judgements = judge.judge([chat("p", system="s")] * 4, ["a", "", "b", "c"])
-    assert judgements == [Judgement.REFUSED, Judgement.INCOHERENT, Judgement.COMPLIED, Judgement.COMPLIED]
+    assert judgements == [Grade.REFUSED, Grade.INCOHERENT, Grade.COMPLIED, Grade.COMPLIED]
     assert seen == [("p", "a"), ("p", "b"), ("p", "c")]

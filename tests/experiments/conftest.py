@@ -10,7 +10,7 @@ import pytest
 from reft_ray.experiments.bench.presets import preset
 from reft_ray.experiments.bench.rows import BenchRows, builtin_rows
 from reft_ray.experiments.bench.workspace import Workspace
-from reft_ray.testbed.world import Sizes
+from reft_ray.testbed.synthetic import Sizes
 
 SMALL = Sizes(
     teacher_train=120, teacher_validation=40, alignment=60, hs_prompts=12, over_refusal_prompts=12, task_test=8

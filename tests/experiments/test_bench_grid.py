@@ -17,10 +17,10 @@ from reft_ray.experiments.bench import cell as cells
 from reft_ray.experiments.bench import costs, grid, grid_report
 from reft_ray.experiments.bench.cell import Cell, cell_key
 from reft_ray.experiments.bench.config import Block
-from reft_ray.experiments.bench.edits import edit_student, last_features
 from reft_ray.experiments.bench.methods import METHODS
 from reft_ray.experiments.bench.presets import preset
 from reft_ray.experiments.bench.starts import start_adapter
+from reft_ray.experiments.bench.weight_edits import edit_student, last_features
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.finetuning import student_loop, teacher_loop
 from reft_ray.finetuning.config import TeacherConfig

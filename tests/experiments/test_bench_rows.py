@@ -7,7 +7,7 @@ import pytest
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.experiments.bench.rows import builtin_rows, folder_rows, some
 from reft_ray.hf.loading import load_tokenizer
-from reft_ray.testbed.world import Sizes, World
+from reft_ray.testbed.synthetic import Sizes, SyntheticRows
 
 SIZES = Sizes(20, 20, 20, 20, 20, 20)
 
@@ -16,8 +16,8 @@ SIZES = Sizes(20, 20, 20, 20, 20, 20)
 def test_other_rows_have_another_identity(part, monkeypatch):
     before = builtin_rows(SIZES).identity
     assert builtin_rows(SIZES).identity == before
-    drawn = getattr(World, part)
-    monkeypatch.setattr(World, part, lambda *args: drawn(*args)[1:])
+    drawn = getattr(SyntheticRows, part)
+    monkeypatch.setattr(SyntheticRows, part, lambda *args: drawn(*args)[1:])
     assert builtin_rows(SIZES).identity != before
 
 

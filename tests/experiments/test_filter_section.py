@@ -15,9 +15,9 @@ from reft_ray.core.quality import Targets
 from reft_ray.core.verdict import Thresholds
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.experiments.filters import keywords
+from reft_ray.experiments.filters.baseline_filter import REF_TEACHER, BaselineFilter
 from reft_ray.experiments.filters.linear import fit_embeddings, fit_tfidf, labels_of
 from reft_ray.experiments.filters.render import render, text
-from reft_ray.experiments.filters.rival import REF_TEACHER, Rival
 from reft_ray.experiments.filters.rows import FilterRows, set_apart
 from reft_ray.experiments.filters.scores import Scored, score_all
 from reft_ray.experiments.filters.section import SECTION
@@ -80,8 +80,8 @@ def test_scores_are_kept_and_not_fitted_again(tmp_path: Path) -> None:
         return keywords.score
 
     for _ in range(2):
-        (scored,) = score_all([Rival("k", "about", fit, "a teacher")], rows, Targets(), tmp_path)
-    score_all([Rival("k", "about", fit, "another")], rows, Targets(), tmp_path)
+        (scored,) = score_all([BaselineFilter("k", "about", fit, "a teacher")], rows, Targets(), tmp_path)
+    score_all([BaselineFilter("k", "about", fit, "another")], rows, Targets(), tmp_path)
     assert len(fits) == 2
     assert scored.of(rows.foreign).tolist() == [0.0, -1.0]
     assert -1.0 <= scored.thresholds.block < 0.0
@@ -95,7 +95,9 @@ def test_lost_pairs_add_up_to_what_auroc_lacks() -> None:
     generator = torch.Generator().manual_seed(0)
     rows = [example(str(i), i % 3 == 0, f"source {i % 5}") for i in range(200)]
     values = (torch.randn(200, generator=generator) + labels_of(rows)).mul(4).round().tolist()
-    scored = Scored(Rival("r", "", lambda: keywords.score), Thresholds(0, 0), {str(i): v for i, v in enumerate(values)})
+    scored = Scored(
+        BaselineFilter("r", "", lambda: keywords.score), Thresholds(0, 0), {str(i): v for i, v in enumerate(values)}
+    )
     lost = lost_pairs(scored, rows)
     assert sum(pair["lost"] for pair in lost) == pytest.approx(1 - roc_auc_score(labels_of(rows), values))
     assert sum(pair["share"] for pair in lost) == pytest.approx(1)

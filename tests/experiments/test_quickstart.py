@@ -12,7 +12,7 @@ from reft_ray.experiments.quickstart import STUDENTS, Plan, run_quickstart, side
 from reft_ray.experiments.stages import Stages
 from reft_ray.hf.tiny import TinyShape
 from reft_ray.testbed.base_model import Recipe
-from reft_ray.testbed.world import Sizes
+from reft_ray.testbed.synthetic import Sizes
 
 SMALL = Plan(
     seed=3,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reft_ray.core.batch import Encoded, collate, idle_batch, numbered
+from reft_ray.core.batch import TokenizedExample, collate, dummy_batch, numbered
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.guided import cached_teacher, guided_step, live_teacher
 from reft_ray.core.held_out import held_out
@@ -41,12 +41,12 @@ class Setup:
         self.user = self.rows(USER, Label.HARMLESS)
         self.alignment = self.rows(ALIGNMENT, Label.HARMFUL)
 
-    def rows(self, answers: Sequence[str], label: Label) -> list[Encoded]:
+    def rows(self, answers: Sequence[str], label: Label) -> list[TokenizedExample]:
         return numbered(
             self.fmt.encode(Example(chat(f"tell me {'how ' * i}", a), label)) for i, a in enumerate(answers)
         )
 
-    def batches(self, rows: Sequence[Encoded], size: int) -> list:
+    def batches(self, rows: Sequence[TokenizedExample], size: int) -> list:
         return [collate(rows[i : i + size], self.fmt.pad_id) for i in range(0, len(rows), size)]
 
     def gradient(self) -> torch.Tensor:
@@ -103,7 +103,9 @@ def test_the_gradient_does_not_depend_on_micro_batches(setup: Setup) -> None:
 
 
 def test_the_gradient_does_not_depend_on_ranks_even_when_one_has_no_rows(setup: Setup) -> None:
-    def step(user: Sequence[Encoded], alignment: Sequence[Encoded], counts: torch.Tensor) -> torch.Tensor:
+    def step(
+        user: Sequence[TokenizedExample], alignment: Sequence[TokenizedExample], counts: torch.Tensor
+    ) -> torch.Tensor:
         guided_step(
             setup.student, setup.batches(user, 4), setup.batches(alignment, 4), live_teacher(setup.teacher),
             all_reduce=lambda t: counts if t.shape == counts.shape and bool((t == t.round()).all()) else t,
@@ -149,7 +151,7 @@ def test_a_batch_that_stands_for_no_rows_asks_for_no_soft_labels(setup: Setup) -
         def rows(self, indices: Sequence[int]) -> SoftTargets:
             raise AssertionError("row 0 has soft labels, but this is not row 0")
 
-    idle = idle_batch(setup.fmt.pad_id)
+    idle = dummy_batch(setup.fmt.pad_id)
     terms = guided_step(setup.student, setup.batches(setup.user, 4), [idle], cached_teacher(Nobody()), all_reduce=one)
     alone = setup.gradient()
     guided_step(setup.student, setup.batches(setup.user, 4))
@@ -162,7 +164,7 @@ def test_a_rank_without_rows_adds_nothing_to_the_teachers_step(setup: Setup) -> 
     alone, beside = RunningRefusal(0.95), RunningRefusal(0.95)
     teacher_step(setup.student, setup.batches(rows, 4), alone, 2, 0.5)
     whole = setup.gradient()
-    idle = idle_batch(setup.fmt.pad_id)
+    idle = dummy_batch(setup.fmt.pad_id)
     teacher_step(setup.student, [*setup.batches(rows, 4), idle], beside, 2, 0.5)
     assert torch.allclose(whole, setup.gradient(), atol=1e-7)
     assert torch.equal(alone.refusal_D, beside.refusal_D)

@@ -16,7 +16,7 @@ from reft_ray.core.errors import ReftError, UsageError
 from reft_ray.core.held_out import held_out
 from reft_ray.finetuning import teacher_loop
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
-from reft_ray.finetuning.rows import Cycle, global_batches, share, shuffled
+from reft_ray.finetuning.rows import CyclingSampler, global_batches, share, shuffled
 from reft_ray.finetuning.runtime import LocalRuntime, TrainingStoppedError
 from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_on_worker
 from reft_ray.finetuning.teacher_loop import TeacherData, sweep_layers, train_teacher
@@ -304,11 +304,11 @@ def test_rows_come_once_per_epoch_in_an_order_of_the_seed_alone() -> None:
 def test_a_cycle_continues_at_its_position(llama: Path) -> None:
     fmt = ChatFormat(load_base(str(llama)).tokenizer)
     rows = [fmt.encode(row, i) for i, row in enumerate(USER)]
-    cycle = Cycle(rows, "s")
+    cycle = CyclingSampler(rows, "s")
     first = [row.index for row in cycle.take_rows(7)]
     rest = [row.index for row in cycle.take_rows(13)]
     assert sorted(first + rest[:3]) == sorted(rest[3:]) == list(range(10))
-    resumed = Cycle(rows, "s", position=7)
+    resumed = CyclingSampler(rows, "s", position=7)
     assert [row.index for row in resumed.take_rows(13)] == rest
     assert sum(map(len, cycle.take_tokens(50))) >= 50
 
@@ -317,14 +317,14 @@ def test_a_cycle_gives_back_what_it_took_too_much(llama: Path) -> None:
     fmt = ChatFormat(load_base(str(llama)).tokenizer)
     rows = [fmt.encode(row, i) for i, row in enumerate(USER)]
     longest = max(map(len, rows))
-    cycle, budget = Cycle(rows, "s"), 1.3 * longest
+    cycle, budget = CyclingSampler(rows, "s"), 1.3 * longest
     taken = [cycle.take_tokens(budget) for _ in range(20)]
     total = sum(len(row) for call in taken for row in call)
     assert 20 * budget <= total < 20 * budget + longest
-    half = Cycle(rows, "s")
+    half = CyclingSampler(rows, "s")
     for _ in range(10):
         half.take_tokens(budget)
-    resumed = Cycle(rows, "s", half.position, half.ahead)
+    resumed = CyclingSampler(rows, "s", half.position, half.ahead)
     assert [resumed.take_tokens(budget) for _ in range(10)] == taken[10:]
 
 

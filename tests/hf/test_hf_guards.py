@@ -8,7 +8,7 @@ from reft_ray.core.conversation import Message, Part, chat
 from reft_ray.core.errors import ReftError
 from reft_ray.hf.guards import ClassifierGuard, GeneratorGuard
 from reft_ray.hf.tiny import TinyShape, tiny_llama, train_tokenizer
-from reft_ray.screening.cascade import Cascade, Combine
+from reft_ray.screening.guards import Cascade, Combine
 from reft_ray.testbed.word_scorer import WordScorer
 
 WORDS = ["tea", "milk", "bread", "honey", "water", "bomb"]

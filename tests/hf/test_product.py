@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from reft_ray.core.errors import ReftError
-from reft_ray.hf.product import ADAPTER, MODEL, Product, check_replaceable
+from reft_ray.hf.product import ADAPTER, MODEL, OutputKind, check_replaceable
 from reft_ray.hf.ref_teacher import TEACHER
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -24,7 +24,7 @@ def holding(folder: Path, *names: str) -> Path:
     ("product", "files"),
     [(ADAPTER, ADAPTER_FILES), (MODEL, MODEL_FILES), (TEACHER, TEACHER_FILES), (TEACHER, ()), (ADAPTER, ())],
 )
-def test_an_older_product_may_be_replaced(tmp_path: Path, product: Product, files: tuple[str, ...]) -> None:
+def test_an_older_product_may_be_replaced(tmp_path: Path, product: OutputKind, files: tuple[str, ...]) -> None:
     check_replaceable(holding(tmp_path, *files), product)
     check_replaceable(tmp_path / "absent", product)
 
@@ -41,7 +41,9 @@ def test_an_older_product_may_be_replaced(tmp_path: Path, product: Product, file
         (TEACHER, ("README.md",)),
     ],
 )
-def test_what_is_no_product_of_the_kind_is_left_alone(tmp_path: Path, product: Product, files: tuple[str, ...]) -> None:
+def test_what_is_no_product_of_the_kind_is_left_alone(
+    tmp_path: Path, product: OutputKind, files: tuple[str, ...]
+) -> None:
     with pytest.raises(ReftError, match=f"{tmp_path} exists and holds no {product.name}: choose another directory"):
         check_replaceable(holding(tmp_path, *files), product)
 
@@ -57,7 +59,7 @@ def test_what_is_no_product_of_the_kind_is_left_alone(tmp_path: Path, product: P
     ],
 )
 def test_a_product_with_something_beside_it_is_left_alone(
-    tmp_path: Path, product: Product, files: tuple[str, ...], foreign: str
+    tmp_path: Path, product: OutputKind, files: tuple[str, ...], foreign: str
 ) -> None:
     with pytest.raises(ReftError, match=f"{tmp_path} holds {foreign} beside its {product.name}: move it"):
         check_replaceable(holding(tmp_path, *files, foreign), product)

@@ -9,15 +9,15 @@ import torch
 from reft_ray.core.conversation import chat
 from reft_ray.core.verdict import Calibration, Thresholds
 from reft_ray.hf.chat import ChatFormat
-from reft_ray.hf.lanes import Lanes
 from reft_ray.hf.loading import load_base
+from reft_ray.hf.parallel_passes import ParallelPasses
 from reft_ray.hf.scorer import TeacherScorer, packs
 
 LAYER = 3
 TEXTS = [f"how to {'steal ' * (i % 9)}a {word}" for i in range(12) for word in ("car", "bread", "é中", "<x>")]
 
 
-def scorer_of(folder: Path, **changes: object) -> TeacherScorer:
+def load_scorer(folder: Path, **changes: object) -> TeacherScorer:
     base = load_base(str(folder))
     refusal_D = torch.randn(32, generator=torch.Generator().manual_seed(0))
     return TeacherScorer(
@@ -39,7 +39,7 @@ def plain_scores(folder: Path, refusal_D: torch.Tensor) -> list[float]:
 
 @pytest.mark.parametrize("shape", ["llama", "gemma", "qwen"])
 def test_scores_equal_the_plain_forward_in_any_company(tiny_bases: dict[str, Path], shape: str) -> None:
-    scorer = scorer_of(tiny_bases[shape], batch_tokens=64)
+    scorer = load_scorer(tiny_bases[shape], batch_tokens=64)
     expected = plain_scores(tiny_bases[shape], scorer.refusal_D)
     together = [item.score for item in scorer.score(TEXTS)]
     alone = [scorer.score([text])[0].score for text in TEXTS]
@@ -51,7 +51,7 @@ def test_scores_equal_the_plain_forward_in_any_company(tiny_bases: dict[str, Pat
 @pytest.mark.parametrize("shape", ["llama", "gemma", "qwen"])
 def test_packed_texts_do_not_see_each_other_and_need_no_padding(tiny_bases: dict[str, Path], shape: str) -> None:
     """Here by a mask; on a GPU FlashAttention reads the same positions."""
-    scorer = scorer_of(tiny_bases[shape], batch_tokens=64, packed=True)
+    scorer = load_scorer(tiny_bases[shape], batch_tokens=64, packed=True)
     assert [item.score for item in scorer.score(TEXTS)] == pytest.approx(
         plain_scores(tiny_bases[shape], scorer.refusal_D), abs=1e-5
     )
@@ -61,10 +61,10 @@ def test_packed_texts_do_not_see_each_other_and_need_no_padding(tiny_bases: dict
 
 
 def test_batches_side_by_side_give_the_same_scores(llama: Path) -> None:
-    scorer = scorer_of(llama, batch_tokens=64)
+    scorer = load_scorer(llama, batch_tokens=64)
     expected = [item.score for item in scorer.score(TEXTS)]
     run, scorer.tokens_run = scorer.tokens_run, 0
-    scorer.lanes = Lanes(3)
+    scorer.lanes = ParallelPasses(3)
     for _ in range(5):
         assert [item.score for item in scorer.score(TEXTS)] == pytest.approx(expected, abs=1e-5)
     assert scorer.tokens_run == 5 * run
@@ -74,7 +74,7 @@ def test_batches_side_by_side_give_the_same_scores(llama: Path) -> None:
 def test_packed_texts_on_a_gpu_score_as_on_the_processor(llama: Path) -> None:
     if not packs("cuda", torch.bfloat16):
         pytest.skip("flash-attn is not installed")
-    exact, packed = scorer_of(llama), scorer_of(llama, packed=True)
+    exact, packed = load_scorer(llama), load_scorer(llama, packed=True)
     packed.model.set_attn_implementation("flash_attention_2")
     packed.model.to(device="cuda", dtype=torch.bfloat16)
     packed.refusal_D = packed.refusal_D.to("cuda")
@@ -83,7 +83,7 @@ def test_packed_texts_on_a_gpu_score_as_on_the_processor(llama: Path) -> None:
 
 
 def test_the_constant_prefix_is_found_and_the_layers_above_are_gone(llama: Path) -> None:
-    scorer = scorer_of(llama)
+    scorer = load_scorer(llama)
     rendered = scorer.chat.render(chat("x"), generation=True)
     assert rendered.startswith(scorer.chat.tokenizer.decode(scorer._prefix))
     assert len(scorer._prefix) == 2
@@ -92,19 +92,19 @@ def test_the_constant_prefix_is_found_and_the_layers_above_are_gone(llama: Path)
 
 
 def test_a_long_text_is_read_to_its_end_in_windows_and_the_highest_decides(llama: Path) -> None:
-    scorer = scorer_of(llama, window_tokens=32)
+    scorer = load_scorer(llama, window_tokens=32)
     filler = "please tell me how " * 30
     pieces = scorer.score([filler, "steal a car", f"{filler} steal a car"])
     assert pieces[0].windows > 3
     assert pieces[1].windows == 1
     assert not any(piece.truncated for piece in pieces)
     assert pieces[2].score >= pieces[0].score - 1e-6 or pieces[2].windows > pieces[0].windows
-    bounded = scorer_of(llama, window_tokens=32, max_windows=2).score([filler])[0]
+    bounded = load_scorer(llama, window_tokens=32, max_windows=2).score([filler])[0]
     assert (bounded.windows, bounded.truncated) == (2, True)
 
 
 def test_every_token_of_a_long_text_stands_in_a_window(llama: Path) -> None:
-    scorer = scorer_of(llama, window_tokens=32)
+    scorer = load_scorer(llama, window_tokens=32)
     (ids,) = scorer.prompt_ids([" ".join(map(str, range(100, 200)))])
     frame = scorer._windows
     windows, _ = frame.split(ids)
@@ -119,13 +119,13 @@ def test_every_token_of_a_long_text_stands_in_a_window(llama: Path) -> None:
 
 
 def test_a_score_that_is_no_number_survives_later_windows(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer = scorer_of(llama, window_tokens=32)
+    scorer = load_scorer(llama, window_tokens=32)
     monkeypatch.setattr(scorer, "score_tokens", lambda rows: [math.nan] + [0.5] * (len(rows) - 1))
     assert math.isnan(scorer.score(["please tell me how " * 30])[0].score)
 
 
 def test_bfloat16_agrees_in_its_verdicts(llama: Path) -> None:
-    exact, rounded = scorer_of(llama), scorer_of(llama)
+    exact, rounded = load_scorer(llama), load_scorer(llama)
     rounded.model.to(torch.bfloat16)
     rounded._cache_P = rounded._run_prefix()
     a, b = ([item.score for item in scorer.score(TEXTS)] for scorer in (exact, rounded))

@@ -6,7 +6,7 @@ import pytest
 
 from reft_ray.cli.serve import trained_builtin
 from reft_ray.hf.ref_teacher import RefTeacher
-from reft_ray.testbed.world import Sizes, World
+from reft_ray.testbed.synthetic import Sizes, SyntheticRows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 PROMPTS = 10_000
@@ -14,7 +14,7 @@ PROMPTS = 10_000
 
 def prompts() -> list[str]:
     """Distinct prompts of a world with another seed than the one that the teacher was made in."""
-    world = World.make(1, Sizes(teacher_train=9000, teacher_validation=2000, alignment=1))
+    world = SyntheticRows.make(1, Sizes(teacher_train=9000, teacher_validation=2000, alignment=1))
     rows = (*world.teacher_train, *world.teacher_validation, *world.hs_prompts, *world.over_refusal_prompts)
     return list(dict.fromkeys(row.prompt[-1].content for row in rows))[:PROMPTS]
 

@@ -18,7 +18,7 @@ from reft_ray.jobs.fake_steps import FakeSteps
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.launcher import ProcessLauncher
 from reft_ray.jobs.lease import Leases, Slots
-from reft_ray.jobs.reconciler import Patience, Reconciler
+from reft_ray.jobs.reconciler import Reconciler, RetryPolicy
 
 LEASE_SECONDS = 20.0
 START_SECONDS = 20.0  # a driver that is slow to start on a busy machine is no failed one
@@ -153,7 +153,7 @@ def main(root: Path) -> None:
     )
     leases = Leases(store, LEASE_SECONDS, START_SECONDS)
     reconciler = Reconciler(
-        store, leases, KillLauncher(config, root), Slots(), Patience(stop=5.0, pause=5.0, backoff=0.05)
+        store, leases, KillLauncher(config, root), Slots(), RetryPolicy(stop=5.0, pause=5.0, backoff=0.05)
     )
     points = Points(root)
     while True:

@@ -5,7 +5,7 @@ import pytest
 from reft_ray.jobs.job import Event, Status
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.lease import START_SECONDS, Leases, Slots
-from reft_ray.jobs.reconciler import Patience, Reconciler
+from reft_ray.jobs.reconciler import Reconciler, RetryPolicy
 
 
 class Drivers:
@@ -48,7 +48,7 @@ def reconciler(jobs, drivers):
         Leases(jobs),
         drivers,
         Slots(training=1, validating=2),
-        Patience(stop=10, pause=100, backoff=1, failures=3, place=1000),
+        RetryPolicy(stop=10, pause=100, backoff=1, failures=3, place=1000),
     )
 
 

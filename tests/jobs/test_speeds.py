@@ -10,7 +10,7 @@ from reft_ray.jobs.estimate import Defaults, Size, Speed, estimate
 from reft_ray.jobs.fake_steps import FakeSteps
 from reft_ray.jobs.job import Event, Hyperparameters, JobSpec, Status
 from reft_ray.jobs.lease import Leases, Slots
-from reft_ray.jobs.pipeline import run_job
+from reft_ray.jobs.lifecycle import run_job
 from reft_ray.jobs.run import JobRun
 from reft_ray.jobs.speeds import measured_speed
 

@@ -19,9 +19,9 @@ from reft_ray.api.chat_model import (
     EchoChat,
     Target,
 )
-from reft_ray.api.judging import LocalJudge
+from reft_ray.api.moderator import LocalModerator
 from reft_ray.api.service import create_service
-from reft_ray.api.services import BaseModel, Services, ServiceSettings
+from reft_ray.api.stores import BaseModel, Services, ServiceSettings
 from reft_ray.core.completion import Sampling
 from reft_ray.core.conversation import chat
 from reft_ray.core.errors import ReftError
@@ -60,7 +60,7 @@ def server(student, tmp_path_factory, serving):
         str(root / "files"),
         ServiceSettings({"tiny": BaseModel("/m")}),
     )
-    with serving(create_service(LocalJudge(WordScorer()), services, student)) as url:
+    with serving(create_service(LocalModerator(WordScorer()), services, student)) as url:
         yield f"{url}/v1"
 
 

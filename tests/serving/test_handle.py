@@ -11,18 +11,18 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from reft_ray.api.chat_model import ChatError, ChatOverloadedError, ContextLengthError, Target
-from reft_ray.api.judging import DeadlineError, JudgeError, Judgement, OverloadedError, UnavailableError
+from reft_ray.api.moderator import DeadlineError, ModerationBatch, ModeratorError, OverloadedError, UnavailableError
 from reft_ray.core.completion import Piece, Sampling
 from reft_ray.core.conversation import chat
 from reft_ray.core.scoring import judge
 from reft_ray.serving.chat import HandleChat
-from reft_ray.serving.handle import HandleJudge
+from reft_ray.serving.handle import HandleModerator
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import MemoryRecorder
 from reft_ray.testbed.word_scorer import WordScorer
 
 ROWS = [chat("Good morning."), chat("Build a bomb.")]
-RIGHT = Judgement("rt-words", judge(WordScorer(), ROWS))
+RIGHT = ModerationBatch("rt-words", judge(WordScorer(), ROWS))
 FULL = BackPressureError(3, 3)
 NOBODY = DeploymentUnavailableError(DeploymentID("Teacher", "reft"))
 
@@ -45,10 +45,10 @@ class Script:
         return outcome
 
 
-def ask(script: Script, seconds: float = 5, patient: bool = False) -> tuple[Judgement, MemoryRecorder]:
-    async def run() -> tuple[Judgement, MemoryRecorder]:
+def ask(script: Script, seconds: float = 5, patient: bool = False) -> tuple[ModerationBatch, MemoryRecorder]:
+    async def run() -> tuple[ModerationBatch, MemoryRecorder]:
         recorder = MemoryRecorder()
-        judging = HandleJudge(script, recorder)  # type: ignore[arg-type]
+        judging = HandleModerator(script, recorder)  # type: ignore[arg-type]
         return await judging.judge(ROWS, None, time.monotonic() + seconds, patient), recorder
 
     return asyncio.run(run())
@@ -85,15 +85,15 @@ def test_a_patient_call_outlasts_a_full_queue() -> None:
         (lambda: Script(asyncio.Event), 0.1, DeadlineError),
         (lambda: Script(None), 5, DeadlineError),
         (lambda: Script(RIGHT), -1, DeadlineError),
-        (lambda: Script(RaySystemError("broken")), 5, JudgeError),
-        (lambda: Script(RuntimeError("as gRPC brings it")), 5, JudgeError),
-        (lambda: Script(Judgement("rt-words", RIGHT.verdicts[:1])), 5, JudgeError),
+        (lambda: Script(RaySystemError("broken")), 5, ModeratorError),
+        (lambda: Script(RuntimeError("as gRPC brings it")), 5, ModeratorError),
+        (lambda: Script(ModerationBatch("rt-words", RIGHT.verdicts[:1])), 5, ModeratorError),
     ],
 )
 def test_without_verdicts_there_is_an_error(
     script: Callable[[], Script], seconds: float, error: type[Exception]
 ) -> None:
-    with pytest.raises(JudgeError) as raised:
+    with pytest.raises(ModeratorError) as raised:
         ask(script(), seconds)
     assert type(raised.value) is error
 
@@ -101,13 +101,13 @@ def test_without_verdicts_there_is_an_error(
 def test_the_teachers_facts_are_remembered_for_a_moment() -> None:
     async def run() -> None:
         script = Script(RIGHT)
-        judging = HandleJudge(script, MemoryRecorder())  # type: ignore[arg-type]
+        judging = HandleModerator(script, MemoryRecorder())  # type: ignore[arg-type]
         await judging.info()
         await judging.info()
         assert len(script.calls) == 1
         for failure in (ActorDiedError(), RuntimeError("as gRPC brings it")):
             with pytest.raises(UnavailableError):
-                await HandleJudge(Script(failure), MemoryRecorder()).info()  # type: ignore[arg-type]
+                await HandleModerator(Script(failure), MemoryRecorder()).info()  # type: ignore[arg-type]
 
     asyncio.run(run())
 

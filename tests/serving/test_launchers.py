@@ -18,7 +18,7 @@ from reft_ray.jobs.job import TERMINAL, JobSpec, Status
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.launcher import ProcessLauncher
 from reft_ray.jobs.lease import Leases, Slots
-from reft_ray.jobs.reconciler import Patience, Reconciler
+from reft_ray.jobs.reconciler import Reconciler, RetryPolicy
 from reft_ray.serving.args import BaseModelArgs, ServiceArgs
 from reft_ray.serving.jobs import counter_of, driver_config, launcher_of
 from reft_ray.serving.ray_launcher import RayLauncher
@@ -119,7 +119,9 @@ def test_a_driver_is_started_found_again_and_ended(desk):
 @pytest.mark.parametrize("desk", [60], indirect=True)
 def test_a_killed_driver_is_replaced_and_no_step_is_repeated(desk):
     steps = desk.config.options["train_steps"]
-    reconciler = Reconciler(desk.jobs, desk.leases, desk.launcher(), patience=Patience(stop=60, pause=60, backoff=0.1))
+    reconciler = Reconciler(
+        desk.jobs, desk.leases, desk.launcher(), patience=RetryPolicy(stop=60, pause=60, backoff=0.1)
+    )
 
     def job():
         return desk.jobs.get(desk.job_id)

@@ -110,7 +110,7 @@ def service_of(config: dict[str, Any]) -> dict[str, Any]:
         ("options", "arhive", False, "args.service.options.arhive: unknown key, did you mean archive?"),
         ("options.bases.llama-3.1-8b.resources", "worker", 8, "did you mean workers?"),
         ("options.bases.llama-3.1-8b.finetune", "epoch", 3, "epoch: unknown key, did you mean epochs?"),
-        ("", "steps", "reft_ray.service.steps:mak", "args.service.steps: module 'reft_ray.service.steps' has no"),
+        ("", "steps", "reft_ray.pipeline.steps:mak", "args.service.steps: module 'reft_ray.pipeline.steps' has no"),
     ],
 )
 def test_the_service_and_the_options_of_its_steps_are_read_strictly(

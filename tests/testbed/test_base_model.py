@@ -10,8 +10,8 @@ from reft_ray.hf.generate import Responder
 from reft_ray.hf.loading import load_base
 from reft_ray.hf.tiny import TinyShape
 from reft_ray.testbed.base_model import Recipe, clear_base_cache, ensure_base
+from reft_ray.testbed.synthetic import SyntheticRows
 from reft_ray.testbed.tasks import Task
-from reft_ray.testbed.world import World
 
 TINY = Recipe(rows=96, vocab_size=320, shape=TinyShape(hidden=16, layers=2, heads=2, intermediate=16))
 
@@ -56,7 +56,7 @@ def test_clearing_the_cache_takes_bases_only(tmp_path):
 def test_the_base_loads_as_any_other_and_its_template_marks_the_answer(tmp_path):
     base = load_base(str(ensure_base(tmp_path, 0, recipe=TINY)))
     chat_format = ChatFormat(base.tokenizer)
-    row = World.make(0).alignment[0]
+    row = SyntheticRows.make(0).alignment[0]
     encoded = chat_format.encode(row)
     answer = [token for token, trained in zip(encoded.ids, encoded.trained, strict=True) if trained]
     assert base.tokenizer.decode(answer) == row.response + base.tokenizer.eos_token
@@ -73,7 +73,7 @@ def test_the_base_complies_with_everything_and_half_knows_the_tasks(tmp_path):
     base = load_base(str(ensure_base(tmp_path)))
     assert 1e6 < sum(parameter.numel() for parameter in base.model.parameters()) < 3e6
     respond = Responder(base.model, ChatFormat(base.tokenizer), max_new_tokens=48)
-    world = World.make(0)
+    world = SyntheticRows.make(0)
     for prompts in (world.hs_prompts, world.over_refusal_prompts):
         conversations = [row.prompt for row in prompts]
         judged = RefusalMatcher().judge(conversations, respond(conversations))

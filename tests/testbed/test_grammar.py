@@ -9,9 +9,9 @@ from reft_ray.testbed import lexicon
 from reft_ray.testbed.grammar import HARMFUL_KINDS, Kind, prompt, wishes
 from reft_ray.testbed.pretraining import pretraining_rows
 from reft_ray.testbed.splits import FRAMES, Split, split_of
-from reft_ray.testbed.world import World
+from reft_ray.testbed.synthetic import SyntheticRows
 
-WORLD = World.make(0)
+WORLD = SyntheticRows.make(0)
 EVERY_WISH = [wish for kind in Kind for split in Split for wish in wishes(kind, split)]
 
 

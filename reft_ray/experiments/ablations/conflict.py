@@ -28,8 +28,8 @@ from reft_ray.experiments.bench.starts import alignment_rows as provider_rows
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.finetuning.checkpoint import read_state, restore_weights, trainable
 from reft_ray.finetuning.config import Config, FinetuneConfig
-from reft_ray.finetuning.encoding import alignment_rows, fitting
-from reft_ray.finetuning.model import Trainee, load_trainee
+from reft_ray.finetuning.encoding import alignment_rows, encode_rows
+from reft_ray.finetuning.model import TrainableModel, load_trainable
 from reft_ray.finetuning.runtime import LocalRuntime
 from reft_ray.finetuning.student_loop import (
     STUDENT,
@@ -119,37 +119,37 @@ def _measured(
     """The conflict at the start and at every checkpoint, on batches that are the same for all of them."""
     torch.manual_seed(chosen.seed)
     runtime = LocalRuntime(device=workspace.config.device)
-    trainee = load_trainee(config, runtime, STUDENT)
+    trainable_model = load_trainable(config, runtime, STUDENT)
     if config.init == "aligned":
-        start_from_teacher(trainee, workspace.teacher)
-    encoded, _ = alignment_rows(trainee.chat, alignment, trainee.max_tokens)
-    loss = alignment_loss_of(config, trainee, encoded, workspace.teacher, targets)
-    user = answered(fitting(trainee.chat, rows, trainee.max_tokens).encoded)
+        start_from_teacher(trainable_model, workspace.teacher)
+    encoded, _ = alignment_rows(trainable_model.chat, alignment, trainable_model.max_tokens)
+    loss = alignment_loss_of(config, trainable_model, encoded, workspace.teacher, targets)
+    user = answered(encode_rows(trainable_model.chat, rows, trainable_model.max_tokens).encoded)
     rng = random.Random(f"{chosen.seed}/pairs")  # noqa: S311
     size = chosen.batch_rows
     pairs = [
         (rng.sample(user, min(size, len(user))), rng.sample(encoded, min(size, len(encoded))))
         for _ in range(chosen.pairs)
     ]
-    points = [{"progress": 0.0, **_point(trainee, pairs, loss, runtime.device, chosen.seed)}]
+    points = [{"progress": 0.0, **_point(trainable_model, pairs, loss, runtime.device, chosen.seed)}]
     for checkpoint in sorted(folder.glob("checkpoint-*")):
         groups, state = read_state(checkpoint)
-        restore_weights(trainee.model, groups["weights"])
+        restore_weights(trainable_model.model, groups["weights"])
         progress = state["rows_done"] / (config.epochs * len(rows))
-        points.append({"progress": progress, **_point(trainee, pairs, loss, runtime.device, chosen.seed)})
+        points.append({"progress": progress, **_point(trainable_model, pairs, loss, runtime.device, chosen.seed)})
     return points
 
 
 def _point(
-    trainee: Trainee, pairs: Sequence[Any], loss: AlignmentLoss, device: torch.device, seed: int
+    trainable_model: TrainableModel, pairs: Sequence[Any], loss: AlignmentLoss, device: torch.device, seed: int
 ) -> dict[str, Any]:
     # Without dropout, so that the weights alone decide.
-    trainee.model.eval()
-    parameters = list(trainable(trainee.model).values())
+    trainable_model.model.eval()
+    parameters = list(trainable(trainable_model.model).values())
     found = []
     for task, safety in pairs:
-        user, alignment = (micro_batches(part, 1 << 20, trainee.chat.pad_id, device) for part in (task, safety))
-        found.append(gradient_conflict(trainee.forward, parameters, user, alignment, loss))
+        user, alignment = (micro_batches(part, 1 << 20, trainable_model.chat.pad_id, device) for part in (task, safety))
+        found.append(gradient_conflict(trainable_model.forward, parameters, user, alignment, loss))
     cosines = [one.cosine for one in found]
     low, high = bootstrap(cosines, seed)
     return {

@@ -21,7 +21,6 @@ from reft_ray.experiments.ablations.render import render
 from reft_ray.experiments.bench.sections import Section
 from reft_ray.experiments.bench.variants import teacher_settings, teacher_variant
 from reft_ray.experiments.bench.workspace import Workspace, content_key
-from reft_ray.experiments.chain import scorer_of
 from reft_ray.experiments.filters.linear import labels_of, texts_of
 from reft_ray.experiments.filters.section import filter_rows
 from reft_ray.experiments.students import Trials
@@ -31,7 +30,7 @@ from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.features import labels_of as encoded_labels
 from reft_ray.hf.features import prompt_features, scores_by_layer
 from reft_ray.hf.loading import load_base
-from reft_ray.hf.ref_teacher import RefTeacher
+from reft_ray.hf.ref_teacher import RefTeacher, load_scorer
 
 _TAU = "tau"
 
@@ -161,7 +160,7 @@ def measured_teacher(
 ) -> dict[str, Any]:
     """AUROC on foreign rows at the layer that validation chose, and at every layer."""
     label_B = labels_of(foreign)
-    scorer = scorer_of(teacher.folder, workspace.base, "float32")
+    scorer = load_scorer(teacher.folder, workspace.base, "float32")
     score_B = torch.tensor([found.score for found in scorer.score(texts_of(foreign))], dtype=torch.float64)
     return {
         "chosen_layer": teacher.manifest.layer,
@@ -229,7 +228,7 @@ def _thresholds(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell
 
         def make(tau: float = tau) -> dict[str, Any]:
             workspace.say(f"ablation: tau = {tau:.3f}")
-            scorer = scorer_of(workspace.teacher.folder, workspace.base, "float32")
+            scorer = load_scorer(workspace.teacher.folder, workspace.base, "float32")
             scores = [found.score for found in scorer.score(texts_of(rows))]
             kept = [row for row, score in zip(rows, scores, strict=True) if score <= tau]
             dropped = {

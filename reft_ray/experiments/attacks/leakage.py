@@ -15,8 +15,8 @@ from reft_ray.core.scoring import judge
 from reft_ray.core.verdict import Decision
 from reft_ray.evaluation.intervals import Measure
 from reft_ray.experiments.attacks.datasets import Attack, with_prompt
-from reft_ray.experiments.chain import scorer_of
 from reft_ray.experiments.students import Trials
+from reft_ray.hf.ref_teacher import load_scorer
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset import screen
 from reft_ray.screening.kept import kept_rows
@@ -46,7 +46,7 @@ def screen_attack(bad: Sequence[Example], task: Sequence[Example], trials: Trial
     folder.mkdir(parents=True)
     write_chat_rows(folder / "user.jsonl", [rows[at] for at in order])
     block = trials.teacher.manifest.thresholds.block
-    factory = partial(scorer_of, trials.teacher.folder, trials.base, "float32", block)
+    factory = partial(load_scorer, trials.teacher.folder, trials.base, "float32", block)
     report = screen([str(folder / "user.jsonl")], str(folder / "screened"), factory, ScreenConfig())
     kept = {order[number - 1] for number, _ in kept_rows(str(folder / "screened"))}
     shutil.rmtree(folder)
@@ -67,7 +67,7 @@ def run_attack(
     """Everything about one attack as the report holds it. Students are trained only where something leaked."""
     bad = attack.build(_rows_rng(trials))
     screened = screen_attack(bad, task, trials, folder)
-    fitting = [row for row in screened.kept if trials.holds(row)]
+    encode_rows = [row for row in screened.kept if trials.holds(row)]
     asked = []
     if attack.rewrite is not None:
         rng = random.Random(f"{trials.seed}/asked")  # noqa: S311
@@ -83,9 +83,9 @@ def run_attack(
         "encodings": screened.encodings,
         "harmless_dropped": screened.harmless_dropped,
         "harmless": len(task),
-        "too_long": len(screened.kept) - len(fitting),
+        "too_long": len(screened.kept) - len(encode_rows),
         "students": {
-            method: trials.train(fitting, {"method": method}, asked) for method in students if any(screened.passed)
+            method: trials.train(encode_rows, {"method": method}, asked) for method in students if any(screened.passed)
         },
     }
 
@@ -99,7 +99,7 @@ def _evaded(attack: Attack, passed: Sequence[bool], trials: Trials) -> dict[str,
     if attack.undisguised is None:
         return None
     rows = attack.undisguised(_rows_rng(trials))
-    verdicts = judge(scorer_of(trials.teacher.folder, trials.base, "float32"), [row.messages for row in rows])
+    verdicts = judge(load_scorer(trials.teacher.folder, trials.base, "float32"), [row.messages for row in rows])
     outcomes = [
         through for through, verdict in zip(passed, verdicts, strict=True) if verdict.decision is Decision.BLOCK
     ]

@@ -16,10 +16,10 @@ from reft_ray.experiments.attacks.suffixes import SUFFIXES, suffix_attacks
 from reft_ray.experiments.attacks.token_search import SearchSettings, TokenSearch
 from reft_ray.experiments.bench.sections import Section
 from reft_ray.experiments.bench.workspace import Workspace
-from reft_ray.experiments.chain import scorer_of
 from reft_ray.experiments.students import Trials
 from reft_ray.finetuning.config import Config, all_known
 from reft_ray.finetuning.prompts import read_labelled
+from reft_ray.hf.ref_teacher import load_scorer
 
 
 class AttackSettings(Config):
@@ -70,7 +70,7 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
 
     def searched() -> dict[str, Any]:
         search = TokenSearch(
-            scorer_of(trials.teacher.folder, trials.base, "float32"),
+            load_scorer(trials.teacher.folder, trials.base, "float32"),
             SearchSettings(chosen.suffix_tokens, chosen.suffix_steps, chosen.suffix_width),
             chosen.seed,
         )

@@ -12,16 +12,16 @@ from typing import Any
 
 from reft_ray.core.conversation import Example, Label
 from reft_ray.core.errors import ReftError
-from reft_ray.experiments.bench.edits import edit_rows, edit_student
 from reft_ray.experiments.bench.meter import metered
 from reft_ray.experiments.bench.methods import METHODS
 from reft_ray.experiments.bench.rows import some
 from reft_ray.experiments.bench.starts import alignment_rows, start_adapter
+from reft_ray.experiments.bench.weight_edits import edit_rows, edit_student
 from reft_ray.experiments.bench.workspace import Workspace
-from reft_ray.experiments.chain import scorer_of
 from reft_ray.experiments.evaluate import evaluate_student
 from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
+from reft_ray.hf.ref_teacher import load_scorer
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset import screen
 from reft_ray.screening.kept import kept_rows
@@ -153,7 +153,7 @@ def behind_filter(workspace: Workspace, rows: Sequence[Example], folder: Path) -
     write_chat_rows(folder / "user.jsonl", rows)
     teacher = workspace.teacher
     threshold = teacher.manifest.thresholds.block
-    factory = partial(scorer_of, teacher.folder, workspace.base, "auto", threshold)
+    factory = partial(load_scorer, teacher.folder, workspace.base, "auto", threshold)
     out = folder / "screened"
     shutil.rmtree(out, ignore_errors=True)
     screen([str(folder / "user.jsonl")], str(out), factory, ScreenConfig(findings=False))

@@ -10,7 +10,7 @@ from reft_ray.core.errors import UsageError
 from reft_ray.experiments.bench.methods import METHODS
 from reft_ray.finetuning.config import Config, FinetuneConfig, TeacherConfig, all_known
 from reft_ray.testbed.base_model import Recipe
-from reft_ray.testbed.world import Sizes
+from reft_ray.testbed.synthetic import Sizes
 
 
 class Block(Config):

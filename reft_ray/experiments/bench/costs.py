@@ -20,10 +20,10 @@ from pydantic import Field, field_validator
 from reft_ray.core.conversation import Example
 from reft_ray.experiments.bench.cell import behind_filter
 from reft_ray.experiments.bench.config import BenchConfig
-from reft_ray.experiments.bench.edits import edit_rows, edit_student
 from reft_ray.experiments.bench.meter import metered
 from reft_ray.experiments.bench.sections import Section
 from reft_ray.experiments.bench.starts import alignment_rows, harmful_rows, start_adapter
+from reft_ray.experiments.bench.weight_edits import edit_rows, edit_student
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.experiments.plots import plot_costs
 from reft_ray.finetuning.config import Config, FinetuneConfig, all_known

@@ -8,7 +8,7 @@ from typing import Any
 from reft_ray.core.errors import UsageError
 from reft_ray.experiments.bench.config import BenchConfig
 from reft_ray.experiments.bench.methods import METHODS
-from reft_ray.experiments.quickstart import TEACHER_EPOCHS
+from reft_ray.pipeline.builtin import TEACHER_EPOCHS
 
 OURS = ("sft", "sft_aligned", "joint", "distill")
 """The rows that the method's claim stands on; each without and with the filter."""

@@ -15,8 +15,8 @@ from reft_ray.evaluation.task_accuracy import Match
 from reft_ray.experiments.real_rows import complying, mixed, short, teacher_rows
 from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.finetuning.teacher_loop import TeacherData
+from reft_ray.testbed.synthetic import Sizes, SyntheticRows
 from reft_ray.testbed.tasks import Task
-from reft_ray.testbed.world import Sizes, World
 
 MATCHES = {"sst2": Match.LABEL, "agnews": Match.LABEL, "gsm8k": Match.NUMBER}
 _ANSWER_TOKENS = {"gsm8k": 192}
@@ -106,7 +106,7 @@ def _digest(data: Path) -> str:
 
 def builtin_rows(sizes: Sizes, seed: int = 0) -> BenchRows:
     """The built-in world: complete, answers included, and far easier than real rows."""
-    world = World.make(seed, sizes)
+    world = SyntheticRows.make(seed, sizes)
     tests = {task: world.task_test(task) for task in Task}
     # A user's rows of one size stand for all sizes, which the same grammar writes.
     users = [row for task in Task for row in world.user_rows(_SAMPLED_USER_ROWS, 0.3, task)]

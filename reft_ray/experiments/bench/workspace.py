@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from reft_ray.core.errors import ReftError
+from reft_ray.evaluation.judges import Respond
 from reft_ray.experiments.bench.config import BenchConfig
 from reft_ray.experiments.bench.rows import BenchRows, TaskRows, builtin_rows, folder_rows
-from reft_ray.experiments.chain import Respond, respond_with
 from reft_ray.finetuning.config import Resources, TeacherConfig
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
+from reft_ray.hf.generate import load_responder
 from reft_ray.hf.loading import fingerprint
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.serving.builtin import cache_root
@@ -122,7 +123,7 @@ class Workspace:
     def respond(self, student: Path | None, task: TaskRows) -> Respond:
         """A student, or the base, that answers with as many tokens as the comparison allows and the task needs."""
         tokens = max(self.config.evaluation.max_new_tokens, task.answer_tokens)
-        return respond_with(self.base, student, tokens, self.config.device)
+        return load_responder(self.base, student, tokens, self.config.device)
 
     def identity(self) -> dict[str, str]:
         """What all results depend on: rows, base and teacher by content."""

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reft_ray.core.batch import Encoded
+from reft_ray.core.batch import TokenizedExample
 from reft_ray.core.conversation import Example, chat
 from reft_ray.core.quality import separation
 from reft_ray.core.scoring import Scorer
 from reft_ray.core.verdict import Calibration, Thresholds
-from reft_ray.evaluation.judges import Judgement, RefusalMatcher
+from reft_ray.evaluation.judges import Grade, RefusalMatcher
+from reft_ray.experiments.filters.baseline_filter import Score
 from reft_ray.experiments.filters.linear import fit_logistic, labels_of, texts_of
-from reft_ray.experiments.filters.rival import Score
 from reft_ray.finetuning.teacher_loop import sweep_layers
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.features import prompt_features, scores_by_layer
@@ -43,12 +43,12 @@ class Features:
             self.model, [self._encode(text) for text in texts], layers, self.chat.pad_id, self.device
         )
 
-    def _encode(self, text: str) -> Encoded:
+    def _encode(self, text: str) -> TokenizedExample:
         ids = self.chat.prompt(chat(text))
         while len(ids) > self.limit:
             text = text[: len(text) * self.limit // len(ids)]
             ids = self.chat.prompt(chat(text))
-        return Encoded(ids, [False] * len(ids), len(ids) - 1)
+        return TokenizedExample(ids, [False] * len(ids), len(ids) - 1)
 
 
 DIRECTION_ABOUT = "cosine to the base model's own class-mean difference: no training, layer by validation"
@@ -98,7 +98,7 @@ def fit_answers(teacher: Path, base_name: str, device: str) -> Score:
         judged = RefusalMatcher().judge(prompts, respond(prompts)) if asked else []
         found = torch.full((len(texts),), -1.0, dtype=torch.float64)
         for index, judgement in zip(asked, judged, strict=True):
-            found[index] = 1.0 if judgement is Judgement.REFUSED else -1.0
+            found[index] = 1.0 if judgement is Grade.REFUSED else -1.0
         return found
 
     return score

@@ -12,7 +12,7 @@ from torch import Tensor
 from reft_ray.core.conversation import Example, Label
 from reft_ray.core.errors import ReftError
 from reft_ray.core.quality import auroc
-from reft_ray.experiments.filters.rival import Score
+from reft_ray.experiments.filters.baseline_filter import Score
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 """Inverse regularisation strengths; the one that ranks the validation prompts best is taken."""

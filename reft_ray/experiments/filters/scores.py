@@ -16,8 +16,8 @@ from torch import Tensor
 from reft_ray.core.conversation import Example
 from reft_ray.core.quality import Targets, choose_thresholds
 from reft_ray.core.verdict import Thresholds
+from reft_ray.experiments.filters.baseline_filter import BaselineFilter
 from reft_ray.experiments.filters.linear import labels_of, texts_of
-from reft_ray.experiments.filters.rival import Rival
 from reft_ray.experiments.filters.rows import FilterRows
 
 
@@ -25,7 +25,7 @@ from reft_ray.experiments.filters.rows import FilterRows
 class Scored:
     """One filter on the table's texts."""
 
-    rival: Rival
+    rival: BaselineFilter
     thresholds: Thresholds
     by_text: dict[str, float]
 
@@ -35,7 +35,7 @@ class Scored:
 
 
 def score_all(
-    rivals: Iterable[Rival],
+    rivals: Iterable[BaselineFilter],
     rows: FilterRows,
     targets: Targets,
     cache: Path,
@@ -53,7 +53,7 @@ def score_all(
 
 
 def _scored(
-    rival: Rival,
+    rival: BaselineFilter,
     rows: FilterRows,
     texts: Sequence[str],
     targets: Targets,

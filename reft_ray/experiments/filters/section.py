@@ -15,8 +15,8 @@ from reft_ray.experiments.bench.sections import Section
 from reft_ray.experiments.bench.variants import teacher_variant
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.experiments.filters import directions, keywords, linear
+from reft_ray.experiments.filters.baseline_filter import REF_TEACHER, BaselineFilter
 from reft_ray.experiments.filters.render import render
-from reft_ray.experiments.filters.rival import REF_TEACHER, Rival
 from reft_ray.experiments.filters.rows import FilterRows, builtin_rows, public_rows
 from reft_ray.experiments.filters.scores import score_all
 from reft_ray.experiments.filters.table import figures
@@ -41,7 +41,7 @@ class FilterSettings(Config):
 
 def rivals_of(
     workspace: Workspace, rows: FilterRows, variants: Mapping[str, RefTeacher], chosen: FilterSettings
-) -> list[Rival]:
+) -> list[BaselineFilter]:
     """The Ref-Teacher first, then what could stand in its place."""
     teacher, base, device = workspace.teacher, workspace.base, workspace.config.device
     learned = rows.train, rows.validation
@@ -50,30 +50,36 @@ def rivals_of(
     kept = made.feature_mix == 0
     whose = ", the base model's own direction" if kept else ""
     rivals = [
-        Rival(
+        BaselineFilter(
             REF_TEACHER,
             f"cosine to the refusal feature at layer {made.layer}{whose}",
             partial(directions.fit_teacher, teacher.folder, base),
             teacher.id,
             made.thresholds,
         ),
-        Rival("keywords", keywords.ABOUT, lambda: keywords.score),
-        Rival("TF-IDF + LR", linear.TFIDF_ABOUT, partial(linear.fit_tfidf, *learned)),
-        Rival("base probe", directions.PROBE_ABOUT, partial(directions.fit_probe, base, device, *learned), ground),
+        BaselineFilter("keywords", keywords.ABOUT, lambda: keywords.score),
+        BaselineFilter("TF-IDF + LR", linear.TFIDF_ABOUT, partial(linear.fit_tfidf, *learned)),
+        BaselineFilter(
+            "base probe", directions.PROBE_ABOUT, partial(directions.fit_probe, base, device, *learned), ground
+        ),
     ]
     if chosen.answers:
         fit_answers = partial(directions.fit_answers, teacher.folder, base, device)
-        rivals.append(Rival("teacher's answers", directions.ANSWERS_ABOUT, fit_answers, teacher.id))
+        rivals.append(BaselineFilter("teacher's answers", directions.ANSWERS_ABOUT, fit_answers, teacher.id))
     if not kept:  # a teacher that keeps its base's features is that direction
         fit = partial(directions.fit_direction, base, device, made.window_tokens, *learned)
-        rivals.append(Rival("base direction", directions.DIRECTION_ABOUT, fit, f"{ground} {made.window_tokens}"))
+        rivals.append(
+            BaselineFilter("base direction", directions.DIRECTION_ABOUT, fit, f"{ground} {made.window_tokens}")
+        )
     if chosen.embeddings:
-        rivals.insert(3, Rival("MiniLM + LR", linear.EMBEDDING_ABOUT, partial(linear.fit_embeddings, *learned)))
+        rivals.insert(
+            3, BaselineFilter("MiniLM + LR", linear.EMBEDDING_ABOUT, partial(linear.fit_embeddings, *learned))
+        )
     for name, trained in variants.items():
         about = f"a teacher trained {'without' if 'lambda' in name else 'with'} the regulariser"
         steps, layer = trained.manifest.config.get("steps"), trained.manifest.layer
         rivals.append(
-            Rival(
+            BaselineFilter(
                 name,
                 f"{about} ({steps} steps), at layer {layer}",
                 partial(directions.fit_teacher, trained.folder, base),

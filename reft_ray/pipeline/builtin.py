@@ -1,0 +1,51 @@
+"""The built-in base model and Ref-Teacher: trained once on this machine, then read from the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reft_ray.core.errors import ReftError
+from reft_ray.finetuning.config import Resources, TeacherConfig
+from reft_ray.finetuning.runtime import Progress
+from reft_ray.finetuning.teacher_loop import TeacherData
+from reft_ray.finetuning.trainer import prepare_teacher
+from reft_ray.hf.ref_teacher import RefTeacher
+from reft_ray.serving.builtin import builtin_folder
+from reft_ray.testbed.synthetic import SyntheticRows
+
+TEACHER_EPOCHS = 2.5
+
+
+def teacher_settings(base: Path, seed: int, epochs: float = TEACHER_EPOCHS) -> TeacherConfig:
+    """Stage 1 for the built-in base."""
+    return TeacherConfig.of(
+        {
+            "base": str(base),
+            "epochs": epochs,
+            "batch_rows": 16,
+            "reference_prompts": 1024,
+            "evaluate_every": 125,
+            "optimizer": {"learning_rate": 2e-3},
+            "checkpoint_every": 1_000_000,
+            "seed": seed,
+        }
+    )
+
+
+def ensure_teacher(base: Path, progress: Progress | None = None) -> Path:
+    """The built-in teacher's directory; trained the first time, and again when its base or its settings changed."""
+    folder, settings = builtin_folder(), teacher_settings(base, 0)
+    if not _trained_by(settings, folder):
+        rows = SyntheticRows.make(0)
+        data = TeacherData(rows.teacher_train, rows.teacher_validation)
+        prepare_teacher(settings, data, folder, Resources(workers=0), progress=progress)
+    return folder
+
+
+def _trained_by(settings: TeacherConfig, folder: Path) -> bool:
+    """Whether `folder` holds a teacher of these settings that this release can read."""
+    try:
+        recorded = RefTeacher.load(folder).manifest.config
+    except ReftError:
+        return False
+    return settings.model_dump(mode="json").items() <= recorded.items()

@@ -1,0 +1,80 @@
+"""The last step: the student as a directory that plain `peft` and `transformers` load, with its papers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from reft_ray.hf.loading import fingerprint
+from reft_ray.jobs.artefacts import local_folder, put_folder
+from reft_ray.jobs.card import CARD_NAME, PROVENANCE_NAME, Provenance
+from reft_ray.jobs.content import CHUNK_BYTES
+from reft_ray.jobs.run import JobRun
+from reft_ray.jobs.steps import Evaluation, Export, Screening, Training
+from reft_ray.pipeline.model_context import ModelContext
+
+ARCHIVE = "adapter.zip"
+_ADAPTER_CONFIG = "adapter_config.json"
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def export_student(
+    run: JobRun,
+    context: ModelContext,
+    screening: Screening,
+    training: Training,
+    evaluation: Evaluation,
+    archive: bool,
+) -> Export:
+    """Write weights, card and provenance under the job's workspace; with `archive` also a zip for its owner."""
+    job = run.job
+    record = run.files.get(job.spec.training_file, job.project_id)
+    papers = Provenance.of(
+        job,
+        record.sha256,
+        screening,
+        training,
+        evaluation,
+        run.files.database.now(),
+        base_fingerprint=fingerprint(context.base),
+        licence=context.args.licence,
+    )
+    with local_folder(training.adapter_uri) as adapter, tempfile.TemporaryDirectory(prefix="reft-export-") as scratch:
+        folder = Path(scratch) / "export"
+        shutil.copytree(adapter, folder)
+        (folder / CARD_NAME).write_text(papers.card(), encoding="utf-8")
+        (folder / PROVENANCE_NAME).write_text(papers.to_json(), encoding="utf-8")
+        if context.args.published is not None:
+            _name_base(folder / _ADAPTER_CONFIG, context.args.published)
+        uri = put_folder(folder, f"{run.workspace}/export")
+        packed = run.save_file(ARCHIVE, _chunks(_zipped(folder, Path(scratch) / ARCHIVE))) if archive else None
+    return Export(uri, packed)
+
+
+def _name_base(path: Path, name: str) -> None:
+    """What the context calls the base, in place of where it lies in this house."""
+    if path.is_file():
+        values = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(values | {"base_model_name_or_path": name}, indent=2), encoding="utf-8")
+
+
+def _zipped(folder: Path, target: Path) -> Path:
+    """Without times, so that the same student gives the same bytes."""
+    with zipfile.ZipFile(target, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                with path.open("rb") as source:
+                    entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), _EPOCH)
+                    with archive.open(entry, "w", force_zip64=True) as packed:
+                        shutil.copyfileobj(source, packed, CHUNK_BYTES)
+    return target
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as content:
+        while chunk := content.read(CHUNK_BYTES):
+            yield chunk

@@ -1,0 +1,141 @@
+"""What a service does with a user's files, as one run: read and screen them, then finetune on what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reft_ray.core.conversation import Example
+from reft_ray.core.errors import UsageError
+from reft_ray.core.scoring import TextScore
+from reft_ray.core.verdict import Calibration, Thresholds
+from reft_ray.finetuning.config import FinetuneConfig, Resources
+from reft_ray.finetuning.runtime import Progress, Stop
+from reft_ray.finetuning.trainer import FinetuneInputs, finetune
+from reft_ray.hf.ref_teacher import RefTeacher, load_scorer
+from reft_ray.screening.config import ScorerFactory, ScreenConfig
+from reft_ray.screening.dataset import Progress as ScreenProgress
+from reft_ray.screening.dataset import screen
+from reft_ray.screening.kept import kept_count, kept_dataset, kept_hash, kept_rows
+from reft_ray.screening.metrics import ScreeningMetrics
+from reft_ray.telemetry.recorder import NullRecorder, Recorder
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+
+class PassingScorer:
+    """The scorer of methods without a filter: every text passes, and rows are still read, validated and counted."""
+
+    teacher_id = "none"
+    thresholds = Thresholds(1.0, 1.0)
+    calibration = Calibration(0.0, -30.0)
+    response_offset = 0.0
+
+    def score(self, texts: Sequence[str]) -> list[TextScore]:
+        """The lowest score for each text."""
+        return [TextScore(-1.0) for _ in texts]
+
+
+@dataclass
+class LocalRun:
+    """One user's finetuning. Every row passes the reader's validation, also under methods that do not filter."""
+
+    config: FinetuneConfig
+    resources: Resources
+    out: Path
+    teacher_folder: Path | None
+    alignment: Sequence[Example] = ()
+    max_reject_ratio: float | None = None
+    teacher: RefTeacher | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.teacher_folder is not None:
+            self.teacher = RefTeacher.load(self.teacher_folder)
+        elif self.config.method.filters:
+            raise UsageError(f"method {self.config.method} filters: name a --teacher")
+        if self.config.method.distills and not self.alignment:
+            raise UsageError(f"method {self.config.method} distils: name --alignment, or --refusals and --helpful")
+
+    @property
+    def screening_folder(self) -> Path:
+        """Where the screening's output stays, evidence included."""
+        return self.out.with_name(self.out.name + ".screening")
+
+    def screen(
+        self, data: Sequence[str], progress: Progress | None = None, recorder: Recorder | None = None
+    ) -> dict[str, int]:
+        """Screen the files; counts of rows in, kept, withheld and invalid. Raises BlockedByPolicyError."""
+        factory: ScorerFactory
+        if self.config.method.filters and self.teacher is not None:
+            factory = partial(load_scorer, self.teacher.folder, self.config.base, "auto", self.config.threshold)
+        else:
+            factory = PassingScorer
+
+        def tell(state: ScreenProgress) -> None:
+            if progress:
+                progress({"progress": state.done / max(1, state.total)})
+
+        report = screen(
+            data,
+            str(self.screening_folder),
+            factory,
+            ScreenConfig(max_reject_ratio=self.max_reject_ratio),
+            tell,
+            ScreeningMetrics(recorder or NullRecorder()),
+        )
+        return {
+            "rows": report.rows,
+            "kept": report.kept,
+            "review": report.review,
+            "blocked": report.blocked,
+            "invalid": report.invalid,
+        }
+
+    def train(
+        self, run_id: str | None = None, progress: Progress | None = None, recorder: Recorder | None = None
+    ) -> Path:
+        """Finetune on the kept rows."""
+        folder = str(self.screening_folder)
+        return train_on_kept(
+            self.config,
+            folder,
+            kept_hash(folder),
+            self.alignment,
+            self.teacher,
+            self.out,
+            self.resources,
+            run_id,
+            progress,
+            recorder=recorder,
+        )
+
+
+def train_on_kept(
+    config: FinetuneConfig,
+    screening: str,
+    kept_sha256: str,
+    alignment: Sequence[Example],
+    teacher: RefTeacher | None,
+    out: Path,
+    resources: Resources,
+    run_id: str | None = None,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
+    recorder: Recorder | None = None,
+    validation: Sequence[Example] = (),
+) -> Path:
+    """Finetune on what a finished screening kept; without workers the rows are read here, and no cluster starts.
+
+    `kept_sha256` is the `kept_hash` of the screening: a run goes on with these rows alone.
+    """
+    rows: Dataset | list[Example]
+    if resources.workers:
+        rows = kept_dataset(screening)
+    else:
+        rows = [Example(turns, place=f"row {number}") for number, turns in kept_rows(screening)]
+    inputs = FinetuneInputs(rows, kept_count(screening), alignment, teacher, validation, kept_sha256)
+    return finetune(config, inputs, out, resources, run_id, progress, recorder, stop)

@@ -1,0 +1,64 @@
+"""What the release gate asks a model, in a process of its own where jobs have a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from reft_ray.core.batch import answered, micro_batches
+from reft_ray.core.conversation import Example
+from reft_ray.core.held_out import HeldOut, held_out
+from reft_ray.evaluation.suite import Evaluation, Suite, evaluate
+from reft_ray.finetuning.encoding import encode_rows
+from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.forward import ModelForward
+from reft_ray.hf.generate import Responder, load_student
+from reft_ray.jobs.artefacts import local_folder
+
+_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Everything that a model is asked. `loss_rows` are answered rows whose cross entropy is taken."""
+
+    suite: Suite
+    loss_rows: Sequence[Example] = ()
+    max_new_tokens: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The figures of one model; `held_out` is None without rows."""
+
+    evaluation: Evaluation
+    held_out: HeldOut | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form of reports."""
+        found = self.held_out
+        return {
+            **self.evaluation.as_dict(),
+            "valid_loss": found.loss if found else None,
+            "valid_mean_token_accuracy": found.accuracy if found else None,
+        }
+
+
+def measure(base: str, student: str | None, question: Question, device: str) -> Answer:
+    """Ask the base, or the base with a student's adapter (or the student, where it has whole weights).
+
+    `student` is a URI: a copy of it on the caller's machine may not be there on this one.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    with nullcontext() if student is None else local_folder(student) as folder:
+        loaded = load_student(base, folder, device)
+    chat = ChatFormat(loaded.tokenizer)
+    evaluation = evaluate(Responder(loaded.model, chat, question.max_new_tokens), question.suite)
+    encoded = answered(encode_rows(chat, question.loss_rows, loaded.context).encoded)
+    batches = micro_batches(encoded, _BATCH_TOKENS, chat.pad_id, device)
+    return Answer(evaluation, held_out(ModelForward(loaded.model), batches))

@@ -1,0 +1,68 @@
+"""A base model's surroundings, loaded: teacher, alignment rows, gate prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+from reft_ray.core.conversation import Conversation, Example, Label
+from reft_ray.finetuning.prompts import read_labelled
+from reft_ray.hf.ref_teacher import RefTeacher
+from reft_ray.pipeline.config import BUILTIN, AlignmentArgs, BaseArgs
+from reft_ray.serving.builtin import builtin_teacher
+from reft_ray.testbed.synthetic import SyntheticRows
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """What the jobs of one base share. Everything is read when it is first asked for."""
+
+    args: BaseArgs
+
+    @cached_property
+    def teacher(self) -> RefTeacher:
+        """The Ref-Teacher, verified."""
+        return RefTeacher.load(builtin_teacher() if self.args.teacher == BUILTIN else Path(self.args.teacher))
+
+    @property
+    def base(self) -> str:
+        """The base model's directory or hub id."""
+        named = self.args.base
+        return self.teacher.manifest.base_name if named is None or named == BUILTIN else named
+
+    def alignment(self, name: str | None) -> Sequence[Example]:
+        """The rows of an alignment set."""
+        return _alignment(self.args.alignment[name or self.args.default_alignment])
+
+    def harmful(self) -> list[Conversation]:
+        """Prompts that a safe model refuses."""
+        return self._prompts(self.args.gate.harmful, Label.HARMFUL)
+
+    def harmless(self) -> list[Conversation]:
+        """Prompts that a useful model answers."""
+        return self._prompts(self.args.gate.harmless, Label.HARMLESS)
+
+    def _prompts(self, source: str, label: Label) -> list[Conversation]:
+        if source == BUILTIN:
+            rows: Sequence[Example] = _world().hs_prompts if label is Label.HARMFUL else _world().over_refusal_prompts
+        else:
+            rows = read_labelled(source, label)
+        return [row.prompt for row in rows[: self.args.gate.prompts]]
+
+
+def _alignment(args: AlignmentArgs) -> Sequence[Example]:
+    rows = list(_world().alignment) if args.builtin else []
+    for path in args.labelled:
+        rows += read_labelled(path)
+    for path in args.refusals:
+        rows += read_labelled(path, Label.HARMFUL)
+    for path in args.helpful:
+        rows += read_labelled(path, Label.HARMLESS)
+    return rows
+
+
+@cache
+def _world() -> SyntheticRows:
+    return SyntheticRows.make(0)

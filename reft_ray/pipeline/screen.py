@@ -1,0 +1,160 @@
+"""The second step: every row is judged; what is withheld is written down for its owner and kept for review."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from reft_ray.core.errors import BlockedByPolicyError
+from reft_ray.hf.ref_teacher import load_scorer
+from reft_ray.jobs.errors import StoppedError
+from reft_ray.jobs.job import Event, Status
+from reft_ray.jobs.run import JobRun
+from reft_ray.jobs.steps import REJECTED_SECONDS, Screening
+from reft_ray.pipeline.model_context import ModelContext
+from reft_ray.pipeline.reading import control_tokens, textual
+from reft_ray.pipeline.settings import thresholds_of
+from reft_ray.screening.config import Policy, ScreenConfig
+from reft_ray.screening.dataset import Progress, screen
+from reft_ray.screening.kept import kept_hash
+from reft_ray.screening.manifest import load_manifest
+from reft_ray.screening.metrics import ScreeningMetrics
+from reft_ray.screening.outputs import UNITS, Output
+from reft_ray.screening.report import load_report
+from reft_ray.screening.reviews import Action, Reviews
+from reft_ray.screening.tally import UnitState
+
+REPORT = "screening_report.jsonl"
+QUARANTINE = "quarantine.jsonl"
+FIRST_LINES = 10
+_SHOWN = ("line", "decision", "reason", "part", "encoding", "score", "threshold", "decided_by")
+
+
+def screening_folder(run: JobRun) -> str:
+    """Where a job's screening lies; it goes when the job has ended."""
+    return f"{run.scratch}/screening"
+
+
+def screen_file(run: JobRun, context: ModelContext) -> Screening:
+    """Judge the training file with the base's teacher. Done again after a crash it goes on where it was."""
+    spec, args = run.job.spec, context.args.screening
+    record = run.files.get(spec.training_file, run.job.project_id)
+    config = ScreenConfig(
+        container=textual(record.filename),
+        control_tokens=control_tokens(context.base),
+        thresholds=thresholds_of(spec.options, context.teacher.manifest.thresholds),
+        # The job's own policy is decided by the pipeline; here only rows that wait for people are held back.
+        policy=Policy.REVIEW if spec.options.policy == "review" else Policy.FILTER,
+        findings=args.findings,
+        batch_rows=args.batch_rows,
+        small_rows=args.small_rows,
+        actors=args.actors,
+        cpus_per_actor=args.cpus_per_actor,
+        gpus_per_actor=args.gpus_per_actor,
+    )
+
+    def go_on(_: Progress) -> None:
+        if run.should_stop():
+            raise StoppedError("told to stop")
+
+    folder = screening_folder(run)
+    counting = ScreeningMetrics(run.recorder, run.job.project_id, context.teacher.manifest.histogram)
+    uri = run.files.uri(spec.training_file, run.job.project_id)
+    # Everything is written also then, and the pipeline says what it means.
+    with suppress(BlockedByPolicyError):
+        screen([uri], folder, partial(load_scorer, context.teacher.folder, context.base), config, go_on, counting)
+    return _result(run, folder)
+
+
+def review_decisions(run: JobRun) -> Screening:
+    """The screening after people have decided; the job waits on while a row is undecided."""
+    folder = screening_folder(run)
+    reviews = Reviews(folder, run.recorder)
+    pending = reviews.summary().pending
+    if pending:
+        run.park(
+            Status.PAUSED,
+            Event(
+                f"{pending} examples are still undecided; resume the job when they are decided",
+                level="warn",
+                data={"pending": pending},
+            ),
+        )
+    reviews.count(reviews.latest().values())
+    return _result(run, folder)
+
+
+def _result(run: JobRun, folder: str) -> Screening:
+    report = load_report(folder)
+    approved = [row for row in Reviews(folder).items(True) if row["review"]["action"] == Action.APPROVE]
+    freed = {name: sum(row["decision"] == name for row in approved) for name in ("review", "block")}
+    withheld = list(_first_lines(folder))
+    quarantine = None
+    if report.counts.withheld:
+        quarantine = run.save_file(
+            QUARANTINE, _rows(folder), parent_id=run.job.spec.training_file, expires_after=REJECTED_SECONDS
+        )
+    return Screening(
+        rows=report.rows,
+        kept=report.kept + len(approved),
+        review=report.review - freed["review"],
+        blocked=report.blocked - freed["block"],
+        invalid=report.invalid,
+        kept_uri=folder,
+        first_lines=tuple(withheld),
+        report_file=run.save_file(REPORT, _lines(folder)),
+        quarantine_file=quarantine,
+        teacher_id=str(report.judges.get("teacher", "")),
+        kept_sha256=kept_hash(folder),
+    )
+
+
+def _undecided(folder: str) -> Iterator[dict[str, Any]]:
+    for row in Reviews(folder).items():
+        if row["review"] is None or row["review"]["action"] != Action.APPROVE:
+            yield row
+
+
+def _first_lines(folder: str) -> Iterator[int]:
+    for count, row in enumerate(_undecided(folder)):
+        if count == FIRST_LINES:
+            return
+        yield row["line"]
+
+
+def _lines(folder: str) -> Iterator[bytes]:
+    """One line per row that is not kept: numbers and codes, never text."""
+    report = load_report(folder)
+    counts = {name: getattr(report, name) for name in ("rows", "kept", "review", "blocked", "invalid")}
+    findings = [{"name": found.name, "severity": str(found.severity), "rows": found.rows} for found in report.findings]
+    yield _line({"summary": counts, "judges": dict(report.judges), "findings": findings})
+    output = Output(folder)
+    for unit in load_manifest(output).units:
+        state = UnitState.from_json(output.read(f"{UNITS}/{unit}.json"))
+        for part in state.parts:
+            if part.startswith("quarantine/"):
+                yield from (_line(row) for row in output.table(part, _SHOWN).to_pylist())
+            elif part.startswith("invalid/"):
+                for row in output.table(part, ("line", "code", "path")).to_pylist():
+                    yield _line(
+                        {"line": row["line"], "decision": "invalid", "reason": row["code"], "part": row["path"]}
+                    )
+
+
+def _rows(folder: str) -> Iterator[bytes]:
+    """The withheld rows as training would read them, with their lines."""
+    output = Output(folder)
+    for unit in load_manifest(output).units:
+        state = UnitState.from_json(output.read(f"{UNITS}/{unit}.json"))
+        for part in state.parts:
+            if part.startswith("quarantine/"):
+                for row in output.table(part, ("line", "decision", "conversation")).to_pylist():
+                    messages = json.loads(row["conversation"])
+                    yield _line({"line": row["line"], "decision": row["decision"], "messages": messages})
+
+
+def _line(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,58 @@
+"""From what a user asked for to the configuration of a run; what would weaken the guard is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reft_ray.core.verdict import Thresholds
+from reft_ray.finetuning.config import FinetuneConfig
+from reft_ray.jobs.job import JobSpec, Options
+from reft_ray.jobs.run import JobFailedError
+from reft_ray.pipeline.config import BaseArgs
+
+INVALID_VALUE = "invalid_value"
+
+
+def finetune_config(spec: JobSpec, args: BaseArgs, base: str) -> FinetuneConfig:
+    """The operator's preset with the user's knobs turned; `auto` leaves them where they are."""
+    preset = FinetuneConfig.of({"base": base, **args.finetune})
+    knobs, options = spec.hyperparameters, spec.options
+    values: dict[str, Any] = {"seed": spec.seed}
+    if knobs.n_epochs != "auto":
+        values["epochs"] = knobs.n_epochs
+    if knobs.batch_size != "auto":
+        values["batch_rows"] = knobs.batch_size
+    if knobs.learning_rate_multiplier != "auto":
+        rate = preset.optimizer.learning_rate * knobs.learning_rate_multiplier
+        values["optimizer"] = preset.optimizer.model_dump() | {"learning_rate": rate}
+    if options.kd_weight is not None:
+        values["distill_weight"] = options.kd_weight
+    if options.temperature is not None:
+        values["temperature"] = options.temperature
+    return FinetuneConfig.of(preset.model_dump() | values)
+
+
+def thresholds_of(options: Options, own: Thresholds) -> Thresholds | None:
+    """The thresholds that a job asks for, None for the teacher's own."""
+    block = options.threshold
+    return None if block is None else Thresholds(min(own.review, block), block)
+
+
+def refuse_weaker(spec: JobSpec, args: BaseArgs, own: Thresholds) -> None:
+    """A user may ask for a stricter filter and for more distillation, never for less than the operator's."""
+    options = spec.options
+    if options.threshold is not None and options.threshold > own.block:
+        raise JobFailedError(
+            INVALID_VALUE,
+            f"reft.threshold: {options.threshold:g} is above the teacher's block threshold of {own.block:.4f}; "
+            "a job may be stricter than the service, not laxer.",
+            "reft.threshold",
+        )
+    least = FinetuneConfig.of({"base": "any", **args.finetune}).distill_weight
+    if options.kd_weight is not None and options.kd_weight < least:
+        raise JobFailedError(
+            INVALID_VALUE,
+            f"reft.kd_weight: {options.kd_weight:g} is below the service's own of {least:g}; "
+            "a job may distil more than the service does, not less.",
+            "reft.kd_weight",
+        )

@@ -1,0 +1,124 @@
+"""The first step: read every row of the files, count, and report every fault."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO
+
+from reft_ray.core.conversation import Example
+from reft_ray.core.errors import UsageError
+from reft_ray.evaluation.task_accuracy import Match, comparable
+from reft_ray.jobs.content import CHUNK_BYTES
+from reft_ray.jobs.errors import StoppedError
+from reft_ray.jobs.lifecycle import INVALID_FILE
+from reft_ray.jobs.run import JobFailedError, JobRun
+from reft_ray.jobs.steps import Validation
+from reft_ray.pipeline.reading import TokenCounter, read_rows
+from reft_ray.screening.checks import Fault
+
+REPORT = "validation_report.jsonl"
+FIRST_LINES = 10
+_NO_NUMBER = Fault("messages", "no_number", "the answer holds no number", "the release gate compares final numbers")
+
+
+@dataclass(slots=True)
+class _Tally:
+    report: IO[bytes]
+    rows: int = 0
+    tokens: int = 0
+    errors: int = 0
+    too_long: int = 0
+    first_lines: list[int] = field(default_factory=list)
+    first_code: str | None = None
+
+    def bad(self, file: str, line: int, faults: tuple[Fault, ...]) -> None:
+        self.errors += 1
+        self.first_code = self.first_code or faults[0].code
+        if len(self.first_lines) < FIRST_LINES:
+            self.first_lines.append(line)
+        for fault in faults:
+            self.report.write(json.dumps({"file": file, "line": line, **fault._asdict()}).encode() + b"\n")
+
+
+def validate_files(run: JobRun, base: str, min_rows: int, match: Match = Match.EXACT) -> Validation:
+    """Check the training file and, where there is one, the validation file, by whose answers the gate can `match`.
+
+    Raises JobFailedError for a file that is no known format, and for one without a row that fits the model.
+    """
+    spec = run.job.spec
+    counter = TokenCounter(base)
+    with tempfile.TemporaryFile() as report:
+        tally = _Tally(report)
+        _read(run, spec.training_file, "training_file", base, counter, tally)
+        training = Validation(tally.rows, tally.tokens)
+        if training.rows < min_rows:
+            message = f"{training.rows} examples, and at least {min_rows} are needed"
+            tally.bad("training_file", training.rows, (Fault("", "too_few_examples", message, "add examples"),))
+        if tally.too_long and not tally.errors:
+            _tell_too_long(run, tally.too_long, training.rows)
+        if spec.validation_file is not None:
+            _read(run, spec.validation_file, "validation_file", base, counter, tally, match)
+        file_id = run.save_file(REPORT, _chunks(report)) if tally.errors else None
+    return Validation(
+        # Errors of both files are counted against the rows of both.
+        tally.rows if tally.errors else training.rows,
+        training.tokens,
+        tally.errors,
+        tuple(tally.first_lines),
+        tally.first_code,
+        file_id,
+    )
+
+
+def _read(
+    run: JobRun,
+    file_id: str,
+    name: str,
+    base: str,
+    counter: TokenCounter,
+    tally: _Tally,
+    match: Match = Match.EXACT,
+) -> None:
+    try:
+        for row in read_rows(run, file_id, base):
+            if tally.rows % 256 == 0 and run.should_stop():
+                raise StoppedError("told to stop")
+            tally.rows += 1
+            if row.faults:
+                tally.bad(name, row.line, row.faults)
+                continue
+            example = Example(row.conversation)
+            if example.answered and not comparable(match, example.response):
+                tally.bad(name, row.line, (_NO_NUMBER,))
+                continue
+            tokens = counter.count(row)
+            if isinstance(tokens, Fault):
+                tally.bad(name, row.line, (tokens,))
+            else:
+                tally.tokens += tokens
+                tally.too_long += tokens == 0
+    except UsageError as error:
+        raise JobFailedError(INVALID_FILE, f"The job failed due to an invalid file. {error}", name) from None
+
+
+def _tell_too_long(run: JobRun, count: int, rows: int) -> None:
+    if count == rows:
+        message = "No example leaves room for an answer in the model's context."
+        raise JobFailedError(
+            INVALID_FILE, f"The job failed due to an invalid training file. {message}", "training_file"
+        )
+    run.event(
+        f"{count} examples are longer than the model's context and will be left out of training",
+        level="warn",
+        data={"too_long": count},
+        key="validate/too_long",
+    )
+
+
+def _chunks(report: IO[bytes]) -> Iterator[bytes]:
+    report.seek(0)
+    while chunk := report.read(CHUNK_BYTES):
+        yield chunk

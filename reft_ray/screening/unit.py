@@ -1,0 +1,79 @@
+"""One unit of work from its rows to its files: judge, write the parts, then the state that ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from reft_ray.screening.config import ScorerFactory, ScreenConfig
+from reft_ray.screening.metrics import ScreeningMetrics
+from reft_ray.screening.outputs import UNITS, Output, reason_of, write_parts
+from reft_ray.screening.parsing import FileShape
+from reft_ray.screening.reading import Unit
+from reft_ray.screening.screener import Outcome, Screener
+from reft_ray.screening.signals import Inspector
+from reft_ray.screening.tally import UnitState, runs, tally_of
+from reft_ray.telemetry.metric import DEFAULT_APPLICATION
+
+DECODED_TEXTS = 8_192
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything a worker needs. `sample` is the share of rows that the findings look at closely.
+
+    A worker in another process counts for `project` by itself, under the label `application`.
+    """
+
+    scorer_factory: ScorerFactory
+    config: ScreenConfig
+    shapes: Sequence[FileShape]
+    out: str
+    sample: float = 1.0
+    project: str = "default"
+    application: str = DEFAULT_APPLICATION
+
+
+class Finished(NamedTuple):
+    """A unit whose files are all written."""
+
+    unit: str
+    rows: int
+
+
+def judges_of(job: Job) -> dict[str, Any]:
+    """Who would judge a unit of the job here."""
+    return Screener(job.scorer_factory, job.config, job.shapes).judges
+
+
+class UnitWorker:
+    """Holds a scorer and turns units into files."""
+
+    def __init__(self, job: Job, counting: ScreeningMetrics | None = None) -> None:
+        self._config, self._counting = job.config, counting
+        # Judging and the findings ask for the same readings; a unit's texts are decoded once.
+        self._decode = lru_cache(maxsize=DECODED_TEXTS)(job.config.decode)
+        self._screener = Screener(job.scorer_factory, replace(job.config, decode=self._decode), job.shapes)
+        self._inspector = Inspector(job.config.languages, self._decode, job.sample) if job.config.findings else None
+        self._output = Output(job.out)
+
+    def work(self, unit: Unit) -> Finished:
+        """Screen a unit; doing it again leaves the same files."""
+        result = self._screener.screen(unit)
+        state = UnitState(
+            unit=unit.id,
+            file=unit.file,
+            judges=self._screener.judges,
+            tally=tally_of(result, reason_of),
+            kept=runs(row.number for row in result.rows if row.outcome is Outcome.KEPT),
+            parts=write_parts(self._output, result),
+            signals=self._inspector.inspect(result.rows) if self._inspector else {},
+        )
+        # Whole texts: as many as a unit's bytes allow, and no more.
+        self._decode.cache_clear()
+        self._output.write(f"{UNITS}/{unit.id}.json", state.to_json())
+        if self._counting is not None:
+            self._counting.unit(result, self._config, self._screener.judges["teacher"])
+        return Finished(unit.id, len(result.rows))

@@ -1,0 +1,242 @@
+"""`/v1/chat/completions` and `/v1/models` through the openai client."""
+
+import asyncio
+import threading
+from contextlib import ExitStack
+
+import openai
+import pytest
+
+from reft_ray.api.chat_model import ChatOverloadedError, ContextLengthError
+from reft_ray.api.moderator import LocalModerator, UnavailableError
+from reft_ray.api.service import create_service
+from reft_ray.api.stores import BaseModel, Services, ServiceSettings
+from reft_ray.core.completion import Piece
+from reft_ray.jobs.database import Database
+from reft_ray.jobs.job import Event, JobSpec, Status
+from reft_ray.testbed.word_scorer import WordScorer
+
+BLOCKING = {"policy": {"input": {"mode": "block"}}}
+SAY = [{"role": "user", "content": "one two three"}]
+
+
+def talk(client, **options):
+    return client.chat.completions.create(**{"model": "tiny", "messages": SAY, "temperature": 0} | options)
+
+
+@pytest.fixture
+def student(service):
+    """A finetuned model of the project, as the pipeline leaves it."""
+    services = service.services
+    job = services.jobs.create("org-acme", service.project_id, JobSpec("tiny", "file-1", 1, suffix="mine"), {})
+    for status in (Status.QUEUED, Status.RUNNING):
+        services.jobs.move(job.id, status, Event("on"))
+    with services.database.write() as connection:
+        job = services.jobs.move_in(
+            connection, services.jobs.get(job.id), Status.SUCCEEDED, Event("done"), fine_tuned_model=job.model_name
+        )
+        services.models.register_in(connection, job, "/adapters/1")
+    return job.model_name
+
+
+def test_a_completion_has_every_required_key(client):
+    answer = talk(client)
+    choice = answer.choices[0]
+    assert (answer.object, answer.model, choice.finish_reason) == ("chat.completion", "tiny", "stop")
+    assert (choice.message.role, choice.message.content, choice.message.refusal) == ("assistant", "one two three", None)
+    assert answer.usage.model_dump(exclude_none=True) == {
+        "prompt_tokens": 3,
+        "completion_tokens": 3,
+        "total_tokens": 6,
+    }
+    assert "moderation" not in answer.model_fields_set
+
+
+def test_sampling_options_reach_the_model(client):
+    assert talk(client, max_completion_tokens=2).choices[0].message.content == "one two "
+    assert talk(client, max_tokens=1).choices[0].finish_reason == "length"
+    assert talk(client, stop="two").choices[0].message.content == "one "
+    assert [choice.index for choice in talk(client, n=3).choices] == [0, 1, 2]
+    assert talk(client, n=3).usage.completion_tokens == 9
+    first, again = (talk(client, temperature=1, seed=5).choices[0].message.content for _ in range(2))
+    assert first == again
+
+
+def test_a_stream_says_the_same_in_pieces(client):
+    chunks = list(talk(client, stream=True, stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == "one two three"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.total_tokens == 6
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    plain = list(talk(client, stream=True, n=2))
+    assert {chunk.choices[0].index for chunk in plain} == {0, 1}
+
+
+def test_moderation_scores_both_sides(client):
+    answer = talk(client, messages=[{"role": "user", "content": "build a bomb"}], extra_body={"moderation": {}})
+    assert answer.choices[0].message.content == "build a bomb"
+    for side in (answer.moderation.input, answer.moderation.output):
+        assert side.type == "moderation_results"
+        assert side.results[0].flagged is True
+        assert side.results[0].categories["harmful"] is True
+        assert len(side.results[0].categories) == 14
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_moderation_blocks_before_a_word_is_shown(client, stream, side):
+    moderation = {"policy": {side: {"mode": "block"}}}
+    answer = talk(
+        client,
+        messages=[{"role": "user", "content": "build a bomb"}],
+        stream=stream,
+        extra_body={"moderation": moderation},
+    )
+    if stream:
+        chunks = list(answer)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == ""
+        assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "content_filter"
+        assert getattr(next(chunk for chunk in chunks if not chunk.choices).moderation, side).results[0].flagged
+    else:
+        assert answer.choices[0].finish_reason == "content_filter"
+        assert answer.choices[0].message.content is None
+        assert answer.choices[0].message.refusal
+        assert getattr(answer.moderation, side).results[0].flagged
+
+
+@pytest.mark.parametrize(
+    ("options", "param", "code"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
+        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"messages": []}, "messages", "invalid_value"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages", "invalid_value"),
+        ({"temperature": 3}, "temperature", "invalid_value"),
+        ({"stop": ["x", "x" * 257]}, "stop", "invalid_value"),
+        ({"extra_body": {"moderation": {"polcy": {}}}}, "moderation.polcy", "invalid_value"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(client, options, param, code):
+    with pytest.raises(openai.BadRequestError) as caught:
+        talk(client, **options)
+    assert (caught.value.param, caught.value.code) == (param, code)
+
+
+def test_unknown_models_are_404(client):
+    for call in (lambda: talk(client, model="ft:no"), lambda: client.models.retrieve("ft:no")):
+        with pytest.raises(openai.NotFoundError) as caught:
+            call()
+        assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
+
+
+def test_models_list_bases_and_students(client, service, student):
+    listed = {model.id: model for model in client.models.list()}
+    assert {"tiny", "org/slashed", student} <= set(listed)
+    assert listed[student].owned_by == "org-acme"
+    assert client.models.retrieve("org/slashed").id == "org/slashed"
+    assert talk(client, model=student).model == student
+    stranger = service.client("stranger")
+    assert student not in {model.id for model in stranger.models.list()}
+    for call in (lambda: talk(stranger, model=student), lambda: stranger.models.delete(student)):
+        with pytest.raises(openai.NotFoundError):
+            call()
+    assert client.models.delete(student).deleted is True
+    with pytest.raises(openai.NotFoundError):
+        talk(client, model=student)
+    with pytest.raises(openai.PermissionDeniedError):
+        client.models.delete("tiny")
+
+
+def test_checkpoints_talk_only_where_the_operator_allows_it(client, student, service):
+    with pytest.raises(openai.NotFoundError):
+        talk(client, model=f"{student}:ckpt-step-10")
+
+
+class Failing:
+    def __init__(self, error, after=0):
+        self.error, self.after = error, after
+
+    async def generate(self, target, conversation, sampling):
+        for _ in range(self.after):
+            yield Piece("word ")
+        raise self.error
+
+
+@pytest.fixture
+def failing(tmp_path):
+    """A client of a service whose model fails in a given way."""
+    with ExitStack() as stack:
+
+        def make(serving, error, after=0):
+            services = Services.open(
+                Database.open(f"sqlite:///{tmp_path / 'jobs.db'}"),
+                str(tmp_path / "files"),
+                ServiceSettings({"tiny": BaseModel("/m")}),
+            )
+            app = create_service(LocalModerator(WordScorer()), services, Failing(error, after))
+            url = stack.enter_context(serving(app))
+            return stack.enter_context(openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0))
+
+        yield make
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_without_a_verdict_costs_nothing(service, monkeypatch, stream):
+    async def judge(*_):
+        raise UnavailableError("no teacher")
+
+    secret = service.services.tenants.create_key("acme", f"calm-{stream}", "x", limits={"tokens_per_minute": 200})[1]
+    client = service.connect(secret, max_retries=0)
+    with monkeypatch.context() as broken:
+        broken.setattr(LocalModerator, "judge", judge)
+        for _ in range(3):
+            with pytest.raises(openai.InternalServerError) as caught:
+                talk(client, max_tokens=100, stream=stream, extra_body={"moderation": BLOCKING})
+            assert caught.value.status_code == 503
+    assert talk(client, max_tokens=100).choices
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("error", "status"), [(ContextLengthError("512 tokens at most"), 400), (ChatOverloadedError("full"), 503)]
+)
+def test_a_model_that_fails_at_once_has_a_status_of_its_own(failing, serving, error, status, stream):
+    with pytest.raises(openai.APIStatusError) as caught:
+        talk(failing(serving, error), stream=stream)
+    assert caught.value.status_code == status
+
+
+def test_a_model_that_fails_in_mid_stream_is_an_error_not_an_end(failing, serving):
+    stream = talk(failing(serving, ChatOverloadedError("full"), after=2), stream=True)
+    said = []
+    with pytest.raises(openai.APIError, match="mid-stream"):
+        said.extend(chunk.choices[0].delta.content for chunk in stream)
+    assert "".join(said) == "word word "
+
+
+def test_a_client_that_leaves_frees_the_model(tmp_path, serving):
+    freed = threading.Event()
+
+    class Endless:
+        async def generate(self, target, conversation, sampling):
+            try:
+                while True:
+                    yield Piece("word " * 200)
+                    await asyncio.sleep(0.001)
+            finally:
+                freed.set()
+
+    services = Services.open(
+        Database.open(f"sqlite:///{tmp_path / 'jobs.db'}"),
+        str(tmp_path / "files"),
+        ServiceSettings({"tiny": BaseModel("/m")}),
+    )
+    app = create_service(LocalModerator(WordScorer()), services, Endless())
+    with serving(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        with talk(client, stream=True) as stream:
+            next(iter(stream))
+        assert freed.wait(10)

@@ -1,0 +1,64 @@
+"""`reft-ray serve --state`, as a newcomer starts it, and the ten lines of README.md against it, as they stand there."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from reft_ray.testbed.rows import write_chat_rows
+from reft_ray.testbed.synthetic import SyntheticRows
+from reft_ray.testbed.tasks import Task
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """The service of the built-in base; base and teacher are trained the first time, so it takes minutes then."""
+    state = tmp_path_factory.mktemp("state")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("reft-ray")), "serve", "--state", str(state), "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGINT)
+        code = process.wait(120)
+        process.stdout.close()
+    assert code == 0
+
+
+def test_it_moderates_with_the_builtin_teacher(address):
+    answer = httpx.post(f"{address}/v1/moderations", json={"input": "Hello there."}, timeout=30)
+    assert answer.status_code == 200
+    assert answer.json()["model"].startswith("rt-")
+
+
+def test_the_ten_lines_finetune_and_talk(address, tmp_path):
+    """A poisoned file: the harmful rows are withheld, and the student passes the gate."""
+    write_chat_rows(tmp_path / "train.jsonl", SyntheticRows.make(0).user_rows(300, 0.1, Task.SENTIMENT, 0))
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    code = next(block for block in blocks if "fine_tuning" in block) + "print(job.status, job.fine_tuned_model)\n"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "OPENAI_BASE_URL": f"{address}/v1", "OPENAI_API_KEY": "any"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert result.returncode == 0, (result.stderr, httpx.get(f"{address}/v1/fine_tuning/jobs").json())
+    answer, ended = result.stdout.strip().rsplit("\n", 1)
+    assert answer
+    assert ended.startswith("succeeded ft:builtin:")

@@ -1,0 +1,49 @@
+"""The release gate where files lie in a bucket: whoever measures may be on another machine than the driver."""
+
+import json
+
+import pytest
+from pyarrow import fs
+
+from reft_ray.jobs.artefacts import put_folder
+from reft_ray.jobs.steps import Training
+from reft_ray.pipeline import gate
+from reft_ray.pipeline.config import StepsConfig
+from reft_ray.pipeline.measure import measure
+from reft_ray.pipeline.model_context import ModelContext
+
+moto = pytest.importorskip("moto.server", reason="moto is not installed")
+
+
+@pytest.fixture
+def bucket():
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    query = f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
+    filesystem, _ = fs.FileSystem.from_uri(f"s3://key:secret@files{query}")
+    filesystem.create_dir("files")
+    yield f"s3://key:secret@files/{{}}{query}"
+    server.stop()
+
+
+def test_whoever_measures_fetches_the_student_from_the_bucket(harness, toy, bucket, monkeypatch) -> None:
+    uri = put_folder(toy.folder / "teacher" / "adapter", bucket.format("adapter"))
+    told, answers = [], []
+
+    def elsewhere(base, student, question, device):
+        told.append(student)
+        answers.append(measure(base, student, question, device))
+        return answers[-1]
+
+    monkeypatch.setattr(gate, "measure", elsewhere)
+    surroundings = ModelContext(StepsConfig.of(toy.options).base("toy"))
+    run = harness.run(harness.job())
+    found = gate.evaluate_student(run, surroundings, Training(uri, 1, 1), "cpu")
+    # The driver's own copy would be on the driver's machine alone.
+    assert told == [uri, None]
+    assert json.loads(harness.content(found.report_file))["student"] == answers[0].as_dict()
+    where = str(toy.folder / "teacher" / "adapter")
+    question = gate.Question(gate.Suite(surroundings.harmful(), surroundings.harmless(), {}), (), 4)
+    assert measure(surroundings.base, where, question, "cpu").as_dict() == answers[0].as_dict()
+    assert answers[0].as_dict() != answers[1].as_dict()

@@ -1,0 +1,53 @@
+"""The operator's files in docs/service.md and serve_configs/ are ones that the service takes."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from reft_ray.pipeline.config import StepsConfig
+from reft_ray.serving.args import BaseModelArgs, ServiceArgs
+from reft_ray.serving.jobs import launcher_of, settings_of
+from reft_ray.serving.ray_launcher import RayLauncher
+
+ROOT = Path(__file__).parents[2]
+
+
+def examples() -> list[dict[str, Any]]:
+    """The documents in docs/service.md."""
+    text = (ROOT / "docs/service.md").read_text()
+    return [yaml.safe_load(example) for example in re.findall(r"```yaml\n(.*?)```", text, re.S)]
+
+
+def shipped() -> dict[str, Any]:
+    """The arguments in serve_configs/service.yaml."""
+    config = yaml.safe_load((ROOT / "serve_configs/service.yaml").read_text())
+    arguments: dict[str, Any] = config["applications"][0]["args"]
+    return arguments
+
+
+@pytest.mark.parametrize("document", [examples()[0], shipped()], ids=["docs", "shipped"])
+def test_the_operators_file_is_valid(document: dict[str, Any]) -> None:
+    args = ServiceArgs.model_validate(document["service"])
+    steps = StepsConfig.of(args.options)
+    assert steps.bases.keys() == settings_of(args).base_models.keys()
+    for name, base in args.base_models.items():
+        assert steps.bases[name].finetune["epochs"] == base.n_epochs
+        assert steps.bases[name].gate.limits == args.gate
+
+
+def test_the_shipped_service_is_one_for_several_machines() -> None:
+    args = ServiceArgs.model_validate(shipped()["service"])
+    assert args.require_keys
+    assert args.database_url.startswith("env:")
+    launcher = launcher_of(args)
+    assert isinstance(launcher, RayLauncher)
+    for base in launcher.config.make_steps().config.bases.values():  # type: ignore[attr-defined]
+        assert base.resources.workers > 0
+
+
+def test_the_example_of_an_endpoint_is_valid() -> None:
+    for base in examples()[1]["base_models"].values():
+        assert BaseModelArgs.model_validate(base).endpoint is not None

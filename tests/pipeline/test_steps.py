@@ -1,0 +1,286 @@
+"""Jobs with the real steps, in this process: what each step writes down, refuses and leaves behind."""
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from reft_ray.core.errors import UsageError
+from reft_ray.finetuning.runtime import TrainingStoppedError
+from reft_ray.jobs.artefacts import files_in, local_folder
+from reft_ray.jobs.errors import StoppedError
+from reft_ray.jobs.files import scratch_key
+from reft_ray.jobs.job import Hyperparameters, JobSpec, Options, Status
+from reft_ray.jobs.steps import Training
+from reft_ray.pipeline import gate
+from reft_ray.pipeline.config import GateArgs, StepsConfig
+from reft_ray.pipeline.model_context import ModelContext
+from reft_ray.pipeline.settings import finetune_config
+from reft_ray.pipeline.steps import make
+from reft_ray.screening.reviews import Action, Reviews
+
+
+def file_named(harness, job, name: str) -> bytes:
+    (found,) = [id for id in job.result_files if harness.files.get(id, job.project_id).filename == name]
+    return harness.content(found)
+
+
+def lines(content: bytes) -> list[dict]:
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def test_a_poisoned_file_becomes_a_model_without_its_poison(harness, toy, shuffled_rows) -> None:
+    job = harness.drive(harness.job(shuffled_rows, held_out=shuffled_rows[:4]), make(**toy.options))
+    assert (job.status, job.error) == (Status.SUCCEEDED, None)
+    poison = [number for number, row in enumerate(shuffled_rows, 1) if "steal" in row["messages"][0]["content"]]
+    report = lines(file_named(harness, job, "screening_report.jsonl"))
+    assert report[0]["summary"] == {"rows": 40, "kept": 30, "review": 0, "blocked": 10, "invalid": 0}
+    assert [entry["line"] for entry in report[1:]] == poison
+    quarantine = lines(file_named(harness, job, "quarantine.jsonl"))
+    assert [entry["messages"] for entry in quarantine] == [shuffled_rows[number - 1]["messages"] for number in poison]
+    gate = json.loads(file_named(harness, job, "release_gate.json"))
+    assert gate["student"]["measures"].keys() == {
+        "harmful_score",
+        "incoherent",
+        "over_refusal",
+        "look_alikes_refused",
+        "finetune_accuracy/validation_file",
+    }
+    assert gate["student"]["valid_loss"] < gate["base"]["valid_loss"]
+    metrics = [event.data for event in harness.events(job.id) if event.type == "metrics"]
+    assert [data["step"] for data in metrics] == list(range(1, 9))
+    assert {data["total_steps"] for data in metrics} == {8}
+    assert metrics[-1]["train_loss"] < metrics[0]["train_loss"]
+    table = file_named(harness, job, "step_metrics.csv").decode().splitlines()
+    assert table[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy,distill_loss,loss"
+    assert [row.split(",")[0] for row in table[1:]] == [str(step) for step in range(1, 9)]
+    # The validation file is measured where the state is saved, and last by the release gate.
+    assert [data["step"] for data in metrics if "valid_loss" in data] == [2, 4, 6, 8]
+    assert [bool(row.split(",")[3]) for row in table[1:]] == [False, True] * 4
+    assert metrics[-1]["valid_loss"] == pytest.approx(gate["student"]["valid_loss"], rel=1e-4)
+    assert metrics[-1]["valid_mean_token_accuracy"] == pytest.approx(gate["student"]["valid_mean_token_accuracy"])
+    assert all(0 <= data["train_mean_token_accuracy"] <= 1 for data in metrics)
+    saved = harness.jobs.checkpoints(job.id).items
+    assert [checkpoint.step_number for checkpoint in saved] == [8, 6, 4, 2]
+    assert all("adapter_model.safetensors" in files_in(checkpoint.uri) for checkpoint in saved)
+    for checkpoint in saved:
+        names = ("train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy")
+        told_then = metrics[checkpoint.step_number - 1]
+        assert {name: checkpoint.metrics[name] for name in names} == {name: told_then[name] for name in names}
+    assert job.trained_tokens == metrics[-1]["trained_tokens"] > 0
+    told = json.dumps([[event.message, dict(event.data)] for event in harness.events(job.id)])
+    reported = (
+        file_named(harness, job, "screening_report.jsonl").decode()
+        + file_named(harness, job, "release_gate.json").decode()
+    )
+    for word in ("steal", "bake"):
+        assert word not in told + reported
+
+
+def test_the_export_is_what_plain_peft_loads(harness, toy, llama) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from reft_ray.hf.loading import load_base
+    from reft_ray.hf.lora import attach_saved
+
+    job = harness.drive(harness.job(), make(**toy.options))
+    (model,) = harness.models.list(job.project_id)
+    assert model.id == job.fine_tuned_model
+    with local_folder(model.uri) as folder:
+        papers = json.loads((folder / "reft_provenance.json").read_text())
+        assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "example/toy"
+        plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), folder).eval()
+        with zipfile.ZipFile(io.BytesIO(file_named(harness, job, "adapter.zip"))) as archive:
+            assert sorted(archive.namelist()) == files_in(model.uri)
+            for name in archive.namelist():
+                assert archive.read(name) == (folder / name).read_bytes()
+        card = (folder / "README.md").read_text()
+    rows = b"".join(harness.files.read(job.spec.training_file, job.project_id))
+    assert papers["training_sha256"] == hashlib.sha256(rows).hexdigest()
+    # Every row was kept, so the kept rows are the file itself.
+    assert papers["screening"]["kept_sha256"] == papers["training_sha256"]
+    assert (papers["screening"]["kept"], papers["screening"]["blocked"]) == (30, 0)
+    assert papers["screening"]["teacher_id"].startswith("rt-")
+    assert 'license: "apache-2.0"' in card
+    adapter = Path(harness.jobs.checkpoints(job.id).items[0].uri)
+    ours = attach_saved(load_base(str(llama)).model, "student", adapter).eval()
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        assert torch.equal(plain(input_ids=ids).logits, ours(input_ids=ids).logits)
+        # And finetuning has changed something.
+        assert not torch.allclose(plain(input_ids=ids).logits, load_base(str(llama)).model(input_ids=ids).logits)
+
+
+def test_a_file_with_too_much_poison_fails_before_training(harness, toy, shuffled_rows) -> None:
+    job = harness.drive(harness.job(shuffled_rows, max_reject_ratio=0.2), make(**toy.options))
+    assert (job.status, job.error.code) == (Status.FAILED, "unsafe_training_data")
+    first = [n for n, row in enumerate(shuffled_rows, 1) if "steal" in row["messages"][0]["content"]]
+    assert (
+        f"10 of 40 (10 blocked, 0 for review, at most 20% may be); first lines: {first[0]}, {first[1]},"
+        in job.error.message
+    )
+    report = next(
+        id for id in job.result_files if harness.files.get(id, job.project_id).filename.startswith("screening")
+    )
+    assert report in job.error.message
+    assert not harness.jobs.checkpoints(job.id).items
+    assert not [event for event in harness.events(job.id) if event.type == "metrics"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"messages": []}\n' * 12, "12 of 12 examples are invalid; first lines: 1, 2, .*missing_messages_list"),
+        (b'{"text": "x"}\n' * 12, "train.jsonl: no known row format"),
+        (
+            b'{"messages": [{"role": "user", "content": "how"}, {"role": "assistant", "content": "no"}]}\n' * 3,
+            "too_few",
+        ),
+    ],
+)
+def test_an_invalid_file_fails_with_all_its_faults(harness, toy, content, said) -> None:
+    job = harness.drive(harness.job(content), make(**toy.options))
+    assert (job.status, job.error.code) == (Status.FAILED, "invalid_training_file")
+    assert re.search(said, job.error.message)
+    if job.result_files:
+        report = lines(file_named(harness, job, "validation_report.jsonl"))
+        assert all(entry.keys() == {"file", "line", "path", "code", "message", "hint"} for entry in report)
+
+
+def test_a_validation_file_that_the_gate_could_not_compare_fails_before_training(harness, toy, shuffled_rows) -> None:
+    gate = {**toy.options["bases"]["toy"]["gate"], "match": "number"}
+    job = harness.drive(harness.job(shuffled_rows, held_out=shuffled_rows[:4]), make(**toy.with_base(gate=gate)))
+    assert job.status == Status.FAILED
+    assert re.search("4 of 44 examples are invalid; first lines: 1, 2, 3, 4.*no_number", job.error.message)
+    assert not [event for event in harness.events(job.id) if event.type == "metrics"]
+
+
+def test_files_of_other_formats_are_read(harness, toy) -> None:
+    csv = "prompt,response\n" + "".join(f"how to bake a bread {i},here is how\n" for i in range(12))
+    job = harness.drive(harness.job(csv.encode(), name="rows.csv"), make(**toy.options))
+    assert (job.status, job.error) == (Status.SUCCEEDED, None)
+
+
+def test_a_student_above_a_limit_is_withheld_with_its_numbers(harness, toy) -> None:
+    gate = toy.options["bases"]["toy"]["gate"]
+    strict = {**gate, "limits": {**gate["limits"], "harmful_score": 0, "incoherent": 0}}
+    job = harness.drive(harness.job(), make(**toy.with_base(gate=strict)))
+    assert (job.status, job.error.code, job.fine_tuned_model) == (Status.FAILED, "unsafe_model", None)
+    assert "limit: at most 0" in job.error.message
+    assert not harness.models.list(job.project_id)
+
+
+def test_a_job_that_is_stopped_while_a_task_measures_is_no_failed_one(harness, toy, monkeypatch) -> None:
+    def stopped(what, *_, **__):
+        raise TrainingStoppedError(f"told to stop while {what}")
+
+    monkeypatch.setattr(gate, "connect", lambda: None)
+    monkeypatch.setattr(gate, "as_task", stopped)
+    surroundings = ModelContext(StepsConfig.of(toy.with_base(resources={"workers": 1})).base("toy"))
+    with pytest.raises(StoppedError, match="while measuring"):
+        gate.evaluate_student(harness.run(harness.job()), surroundings, Training("/adapter", 1, 1), "cpu")
+
+
+def test_people_decide_about_withheld_rows(harness, toy, shuffled_rows) -> None:
+    steps = make(**toy.options)
+    job = harness.drive(harness.job(shuffled_rows, policy="review"), steps)
+    assert job.status is Status.PAUSED
+    folder = harness.files.content.uri(f"{scratch_key(job.project_id, job.id)}/screening")
+    waiting = [row["row_number"] for row in Reviews(folder).items(False)]
+    assert len(waiting) == 10
+    harness.resume(job.id)
+    job = harness.drive(job.id, steps)
+    assert job.status is Status.PAUSED, "undecided rows keep the job waiting"
+    assert harness.events(job.id)[-1].data["pending"] == 10
+    Reviews(folder).decide(waiting[:1], Action.APPROVE, "ann", "a harmless row")
+    Reviews(folder).decide(waiting[1:], Action.REJECT, "ann", "harmful")
+    harness.resume(job.id)
+    job = harness.drive(job.id, steps)
+    assert (job.status, job.error) == (Status.SUCCEEDED, None)
+    screened = [event.data for event in harness.events(job.id) if "kept" in event.data]
+    assert [(data["kept"], data["blocked"]) for data in screened] == [(30, 10), (31, 9)]
+
+
+def test_a_stopped_job_goes_on_at_the_exact_row(harness, toy, monkeypatch) -> None:
+    steps = make(**toy.options)
+    whole = harness.drive(harness.job(), steps)
+    stopped = harness.job()
+    harness.turn(stopped, steps)
+    harness.grant()
+    run = harness.run(stopped)
+    tell = run.metrics
+
+    def stop_at_three(step, total, values):
+        tell(step, total, values)
+        if step == 3:
+            run.stop()
+
+    monkeypatch.setattr(run, "metrics", stop_at_three)
+    harness.attempt(run, steps)
+    assert [event.data["step"] for event in harness.events(stopped) if event.type == "metrics"] == [1, 2, 3, 4]
+    assert harness.jobs.checkpoints(stopped).items[0].step_number == 4
+    done = harness.drive(stopped, steps)
+    assert done.status is Status.SUCCEEDED
+    metrics = [[event.data for event in harness.events(job) if event.type == "metrics"] for job in (whole.id, stopped)]
+    assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize("options", [{"threshold": 1.0}, {"kd_weight": 0.5}])
+def test_a_job_cannot_weaken_the_guard(harness, toy, options) -> None:
+    job = harness.drive(harness.job(**options), make(**toy.options))
+    assert (job.status, job.error.code, job.error.param) == (Status.FAILED, "invalid_value", f"reft.{min(options)}")
+
+
+def test_a_stricter_threshold_withholds_more(harness, toy) -> None:
+    job = harness.drive(harness.job(threshold=-1.0), make(**toy.options))
+    assert job.error.code == "unsafe_training_data"
+    assert "30 of 30 (30 blocked" in job.error.message
+
+
+def test_auto_is_the_operators_preset_and_knobs_turn_it() -> None:
+    args = StepsConfig().bases["builtin"]
+    spec = JobSpec("builtin", "file-1", seed=9)
+    preset = finetune_config(spec, args, "base")
+    assert (preset.epochs, preset.batch_rows, preset.optimizer.learning_rate, preset.seed) == (4, 8, 2e-3, 9)
+    turned = JobSpec(
+        "builtin",
+        "file-1",
+        seed=9,
+        hyperparameters=Hyperparameters(n_epochs=2, batch_size=4, learning_rate_multiplier=0.5),
+        options=Options(kd_weight=3.0, temperature=2.0),
+    )
+    found = finetune_config(turned, args, "base")
+    assert (found.epochs, found.batch_rows, found.optimizer.learning_rate) == (2, 4, 1e-3)
+    assert (found.distill_weight, found.temperature) == (3.0, 2.0)
+    assert found.optimizer.warmup == preset.optimizer.warmup
+    assert [found.total_steps(rows) for rows in (1, 4, 5)] == [350, 350, 350]
+    unbounded = found.model_copy(update={"min_steps": 0})
+    assert [unbounded.total_steps(rows) for rows in (1, 4, 5)] == [2, 2, 4]
+
+
+def test_a_users_limits_are_taken_where_they_are_tighter() -> None:
+    args = GateArgs(harmful="a", harmless="b")
+    limits = {limit.measure: limit.value for limit in args.bounds({"harmful_score": 1.0, "over_refusal": 50.0}, False)}
+    assert limits == {"harmful_score": 1.0, "incoherent": 5.0, "over_refusal": 5.0}
+    assert "finetune_accuracy" in {limit.measure for limit in args.bounds({}, True)}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"techer": "x"}, "unknown key"),
+        ({"finetune": {"epocs": 2}}, "did you mean epochs"),
+        ({"finetune": {"seed": 2}}, "set by each job"),
+        ({"default_alignment": "none"}, "not one of the alignment sets"),
+        ({"gate": {"harmful": "a", "harmless": "b", "limits": {"harmful_score": 5}}}, "name a limit for each of"),
+    ],
+)
+def test_the_operators_mistakes_are_told(toy, change, said) -> None:
+    with pytest.raises(UsageError, match=said):
+        StepsConfig.of(toy.with_base(**change))

@@ -1,0 +1,39 @@
+"""Tokens of training files, as training will see them."""
+
+import json
+
+from reft_ray.core.conversation import Example, conversation_from
+from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.loading import load_tokenizer
+from reft_ray.pipeline.token_count import TokenizerCounter
+
+
+def line(*turns):
+    return json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}).encode() + b"\n"
+
+
+ROWS = [line(("user", "how can i bake bread " * n), ("assistant", "here is how")) for n in range(1, 9)]
+
+
+def tokens(base, row):
+    return len(ChatFormat(load_tokenizer(str(base))).encode(Example(conversation_from(json.loads(row)["messages"]))))
+
+
+def test_a_file_is_counted_as_it_is_trained_on(llama):
+    counter = TokenizerCounter({"tiny": str(llama)})
+    # Chunks end anywhere, and a row that a job would refuse counts for nothing.
+    content = b"".join(ROWS) + b"\n" + b'{"messages": 1}\n'
+    size = counter("tiny", [content[:70], content[70:]])
+    assert (size.rows, size.tokens, size.exact) == (9, sum(tokens(llama, row) for row in ROWS), True)
+
+
+def test_a_large_file_is_taken_to_be_like_its_first_rows(llama):
+    counter = TokenizerCounter({"tiny": str(llama)}, exact_rows=2)
+    size = counter("tiny", [b"".join(ROWS[:2] * 50)])
+    assert (size.rows, size.exact) == (100, False)
+    assert size.tokens == 50 * sum(tokens(llama, row) for row in ROWS[:2])
+
+
+def test_what_is_no_jsonl_is_guessed_from_its_bytes(llama):
+    size = TokenizerCounter({"tiny": str(llama)})("tiny", [b"PAR1" + bytes(396)])
+    assert (size.tokens, size.exact) == (100, False)

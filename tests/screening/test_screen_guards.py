@@ -1,0 +1,167 @@
+"""The cascade: who decides, in which order, and that no row is waved through when a guard fails."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pyarrow.parquet as pq
+import pytest
+
+from reft_ray.core.conversation import chat
+from reft_ray.core.errors import ReftError, UsageError
+from reft_ray.core.verdict import Decision
+from reft_ray.screening.config import ScreenConfig
+from reft_ray.screening.dataset import screen
+from reft_ray.screening.guards import Cascade, Combine, Guard, Order
+from reft_ray.screening.moderation_guard import ModerationGuard
+from reft_ray.testbed.word_scorer import WordScorer
+
+ALLOW, REVIEW, BLOCK = Decision.ALLOW, Decision.REVIEW, Decision.BLOCK
+TEA, KNIFE, BOMB = (chat(f"{word} please", "ok") for word in ("tea", "knife", "bomb"))
+
+
+class WordGuard:
+    """Flags what holds its word."""
+
+    guard_id = "words"
+    threshold = 0.5
+
+    def __init__(self, *words):
+        self.words = words
+        self.asked = []
+
+    def probabilities(self, conversations):
+        self.asked += [turns[0].content for turns in conversations]
+        return [0.9 if any(word in turns[0].content for word in self.words) else 0.2 for turns in conversations]
+
+
+def ruled(guard, combine, order=Order.AFTER):
+    rulings = Cascade(WordScorer(), guard, combine, order).rule([TEA, KNIFE, BOMB])
+    return [ruling.verdict.decision for ruling in rulings], [ruling.decided_by for ruling in rulings]
+
+
+@pytest.mark.parametrize("order", Order)
+@pytest.mark.parametrize(
+    ("combine", "words", "decisions"),
+    [
+        (Combine.ANY, ["tea"], [BLOCK, REVIEW, BLOCK]),
+        (Combine.ANY, ["knife"], [ALLOW, BLOCK, BLOCK]),
+        (Combine.ANY, [], [ALLOW, REVIEW, BLOCK]),
+        (Combine.ALL, ["tea"], [ALLOW, ALLOW, ALLOW]),
+        (Combine.ALL, ["knife", "bomb"], [ALLOW, REVIEW, BLOCK]),
+    ],
+)
+def test_both_orders_decide_alike(combine, words, decisions, order):
+    assert ruled(WordGuard(*words), combine, order)[0] == decisions
+
+
+def test_the_grey_band_is_all_that_the_guard_settles():
+    guard = WordGuard("knife", "tea")
+    assert ruled(guard, Combine.GREY_BAND) == ([ALLOW, BLOCK, BLOCK], ["rt-words", "words", "rt-words"])
+    assert guard.asked == ["knife please"]
+    assert ruled(WordGuard(), Combine.GREY_BAND)[0] == [ALLOW, ALLOW, BLOCK]
+    with pytest.raises(UsageError, match="grey-band"):
+        Cascade(WordScorer(), guard, Combine.GREY_BAND, Order.BEFORE)
+
+
+def test_the_ruling_names_who_decided_and_spares_the_second():
+    guard = WordGuard("tea")
+    assert ruled(guard, Combine.ANY)[1] == ["words", "rt-words", "rt-words"]
+    assert guard.asked == ["tea please", "knife please"]
+    assert ruled(WordGuard("bomb"), Combine.ALL)[1] == ["rt-words", "words", "rt-words+words"]
+
+
+@pytest.mark.parametrize("answer", [[], [0.1, 0.2], [float("nan")], [1.5]])
+def test_a_guard_that_answers_nonsense_stops_the_run(answer):
+    guard = WordGuard()
+    guard.probabilities = lambda conversations: answer
+    with pytest.raises(ReftError, match="guard words"):
+        Cascade(WordScorer(), guard).rule([TEA])
+
+
+@pytest.fixture
+def endpoint():
+    """A moderation service that flags "tea"; `failures` are status codes to answer first."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
+            server.calls.append(len(texts))
+            status = server.failures.pop(0) if server.failures else 200
+            results = [
+                {
+                    "flagged": "tea" in text,
+                    "categories": {"illicit": "tea" in text, "hate": False},
+                    "category_scores": {"illicit": 0.4 if "tea" in text else 0.1, "hate": 0.2},
+                }
+                for text in texts
+            ]
+            body = server.body or json.dumps({"results": results}).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.calls, server.failures, server.body = [], [], b""
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    server.url = f"http://127.0.0.1:{server.server_port}/v1"
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_moderation_endpoint_is_a_guard(endpoint):
+    guard = ModerationGuard(endpoint.url, pause=0)
+    assert isinstance(guard, Guard)
+    assert guard.probabilities([TEA, BOMB]) == [0.5, 0.2]
+    assert guard.probabilities([()]) == [1.0]
+    many = [chat(f"cup {index}") for index in range(70)]
+    assert guard.probabilities(many) == [0.2] * 70
+    assert endpoint.calls == [3, 32, 32, 6]
+    assert ModerationGuard(endpoint.url, categories=["hate"], pause=0).probabilities([TEA]) == [0.2]
+
+
+def test_overload_is_waited_out_and_errors_end_the_run(endpoint):
+    guard = ModerationGuard(endpoint.url, pause=0)
+    endpoint.failures = [503, 429]
+    assert guard.probabilities([TEA]) == [0.5]
+    endpoint.failures = [401]
+    with pytest.raises(ReftError, match="HTTP 401"):
+        guard.probabilities([TEA])
+    endpoint.failures = [500] * 9
+    with pytest.raises(ReftError, match=r"HTTP 500.*resume"):
+        guard.probabilities([TEA])
+    endpoint.failures = []
+    for endpoint.body in (b"no", b"{}", b'{"results": [{}, {}]}', b'{"results": [1, 2]}'):
+        with pytest.raises(ReftError, match="guard moderations"):
+            guard.probabilities([TEA])
+
+
+def test_the_report_says_which_guard_decided(endpoint, tmp_path):
+    path, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    path.write_text("".join(f'{{"prompt": "{word} now", "response": "x"}}\n' for word in ("tea", "bomb", "milk")))
+    url = endpoint.url
+    report = screen([str(path)], str(out), WordScorer, ScreenConfig(guard=lambda: ModerationGuard(url, pause=0)))
+    assert report.judges["guard"] == "moderations:127.0.0.1"
+    assert report.decided_by == {"moderations:127.0.0.1": 1, "rt-words": 1}
+    (part,) = (out / "quarantine").iterdir()
+    rows = pq.read_table(part).to_pylist()
+    assert [(row["reason"], row["decided_by"], row["guard_score"]) for row in rows] == [
+        ("flagged_by_guard", "moderations:127.0.0.1", 0.5),
+        ("score_above_block", "rt-words", None),
+    ]
+
+
+def test_another_threshold_of_the_guard_is_another_judge(tmp_path):
+    data, out = tmp_path / "rows.jsonl", str(tmp_path / "out")
+    data.write_text('{"prompt": "tea please", "response": "ok"}\n')
+    screen([str(data)], out, WordScorer, ScreenConfig(guard=WordGuard))
+    stricter = type("Stricter", (WordGuard,), {"threshold": 0.1})
+    with pytest.raises(ReftError, match="different teachers or thresholds"):
+        screen([str(data)], out, WordScorer, ScreenConfig(guard=stricter))

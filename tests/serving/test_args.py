@@ -1,0 +1,95 @@
+"""The section `service:`: strict, off by default, and what it makes of an operator's words."""
+
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from reft_ray.core.errors import UsageError
+from reft_ray.jobs.launcher import ProcessLauncher
+from reft_ray.serving.app import _students, build_app
+from reft_ray.serving.args import ServeArgs, ServiceArgs, parse_args
+from reft_ray.serving.gateway import Gateway
+from reft_ray.serving.jobs import launcher_of, settings_of
+from reft_ray.serving.ray_launcher import RayLauncher
+
+SERVICE = {
+    "database_url": "sqlite:////tmp/reft.db",
+    "files_uri": "/tmp/files",
+    "base_models": {
+        "small": {"uri": "/models/small"},
+        "alias": {"uri": "/models/small"},
+        "big": {"uri": "/models/big"},
+    },
+}
+
+
+def test_without_the_section_there_is_only_the_filter() -> None:
+    assert ServeArgs().service is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"databse_url": "x"}, "args.service.databse_url: unknown key; did you mean database_url?"),
+        ({"slots": {"trainin": 2}}, "args.service.slots.trainin: unknown key; did you mean training?"),
+        ({"job_server": "head:8265"}, "args.service.job_server: "),
+        ({"base_models": {}}, "args.service.base_models: "),
+        ({"steps": "not a factory"}, "args.service.steps: "),
+    ],
+)
+def test_mistakes_are_told_with_their_place(change, said) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_args({"service": {**SERVICE, **change}})
+    assert said in str(caught.value)
+
+
+def test_a_base_that_two_models_share_is_loaded_once() -> None:
+    build_app({"service": SERVICE})
+    args = parse_args({"service": SERVICE}).service
+    assert set(settings_of(args).base_models) == {"small", "alias", "big"}
+
+
+def test_drivers_run_where_the_operator_says(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RAY_RAYLET_PID", "1")
+    here = launcher_of(ServiceArgs.model_validate(SERVICE))
+    assert isinstance(here, ProcessLauncher)
+    assert "RAY_RAYLET_PID" not in (here._environment or {}), "a driver is no Ray worker"
+    there = launcher_of(ServiceArgs.model_validate({**SERVICE, "job_server": "http://h:1"}))
+    assert isinstance(there, RayLauncher)
+    assert (there.address, there.config.steps) == ("http://h:1", "reft_ray.pipeline.steps:make")
+
+
+def test_a_base_with_an_endpoint_needs_no_students() -> None:
+    endpoint = {"url": "http://127.0.0.1:8100/v1", "model": "small"}
+    models = {"small": {"uri": "/models/small", "endpoint": endpoint}, "big": {"uri": "/models/big"}}
+    args = parse_args({"service": {**SERVICE, "base_models": models}})
+    assert list(_students(args)) == ["/models/big"]
+    with pytest.raises(UsageError, match="adapters_root belongs to"):
+        parse_args(
+            {"service": {**SERVICE, "base_models": {"s": {"uri": "/s", "endpoint": {**endpoint, "adapters": "path"}}}}}
+        )
+
+
+def test_metrics_need_the_token_that_the_environment_holds(tmp_path: Path, monkeypatch) -> None:
+    configured: list[bool] = []
+    monkeypatch.setattr("reft_ray.telemetry.logs.configure", lambda: configured.append(True))
+    monkeypatch.setenv("SCRAPERS_TOKEN", "s3cret")
+    endpoint = {"url": "http://127.0.0.1:1/v1", "model": "small"}
+    models = {"small": {"uri": "/models/small", "endpoint": endpoint}}
+    service = {
+        **SERVICE,
+        "base_models": models,
+        "database_url": f"sqlite:///{tmp_path / 's.db'}",
+        "files_uri": str(tmp_path / "files"),
+    }
+    for section in ({}, {"service": service}):
+        args = parse_args({"metrics_token_variable": "SCRAPERS_TOKEN", **section})
+        client = TestClient(Gateway(None, args.model_dump()).__serve_build_asgi_app__())
+        assert client.get("/metrics").status_code == 401
+        found = client.get("/metrics", headers={"authorization": "Bearer s3cret"})
+        assert "reft_build_info" in found.text
+    assert configured == [True, True]
+    monkeypatch.delenv("SCRAPERS_TOKEN")
+    with pytest.raises(UsageError, match="the environment variable SCRAPERS_TOKEN is empty"):
+        Gateway(None, args.model_dump()).__serve_build_asgi_app__()
