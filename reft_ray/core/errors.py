@@ -29,3 +29,7 @@ class GateFailedError(ReftError):
     """A finetuned model did not pass the safety gate."""
 
     exit_code = 4
+
+
+class StoppedError(ReftError):
+    """The work was asked to stop and saved its state, e.g. because a job was cancelled or paused; not a failure."""

@@ -11,17 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from reft_ray.core.errors import ReftError
-
 Progress = Callable[[Mapping[str, Any]], None]
 """Receives metrics of a step: `step`, `progress` in [0, 1] and the loss terms."""
 
 Stop = Callable[[], bool]
 """Asked between two steps; True ends the run behind a checkpoint, from which the same run id goes on."""
-
-
-class TrainingStoppedError(ReftError):
-    """A run was asked to stop and saved its state; not a failure."""
 
 
 class Runtime(Protocol):

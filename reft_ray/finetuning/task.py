@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError
 
-from reft_ray.core.errors import ReftError
+from reft_ray.core.errors import ReftError, StoppedError
 from reft_ray.finetuning.config import Resources
 from reft_ray.finetuning.ray_runtime import set_threads
-from reft_ray.finetuning.runtime import Stop, TrainingStoppedError
+from reft_ray.finetuning.runtime import Stop
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.5
 def as_task(what: str, work: Callable[..., T], *args: Any, resources: Resources, stop: Stop | None = None) -> T:
     """What `work` gives for these arguments; `what` names it to people.
 
-    Raises TrainingStoppedError, at once, when `stop` says so; ReftError when the task fails.
+    Raises StoppedError, at once, when `stop` says so; ReftError when the task fails.
     """
     task: Any = ray.remote(
         num_cpus=resources.cpus_per_worker,
@@ -37,7 +37,7 @@ def as_task(what: str, work: Callable[..., T], *args: Any, resources: Resources,
     while not ray.wait([future], timeout=_POLL_SECONDS)[0]:
         if stop is not None and stop():
             ray.cancel(future, force=True)
-            raise TrainingStoppedError(f"told to stop while {what}")
+            raise StoppedError(f"told to stop while {what}")
     try:
         result: T = ray.get(future)
     except RayError as error:

@@ -19,7 +19,7 @@ from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from reft_ray.core.conversation import Example
-from reft_ray.core.errors import ReftError
+from reft_ray.core.errors import ReftError, StoppedError
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
 from reft_ray.finetuning.data import ShardRows, dataset_of
 from reft_ray.finetuning.export import EXPORT, collect_export
@@ -27,7 +27,7 @@ from reft_ray.finetuning.metrics import TrainingMetrics
 from reft_ray.finetuning.progress import Channel, Sender
 from reft_ray.finetuning.ray_runtime import RayRuntime, set_threads
 from reft_ray.finetuning.rows import digest_of
-from reft_ray.finetuning.runtime import LocalRuntime, Progress, Runtime, Stop, TrainingStoppedError
+from reft_ray.finetuning.runtime import LocalRuntime, Progress, Runtime, Stop
 from reft_ray.finetuning.student_loop import train_student
 from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_on_worker, soft_targets_path
 from reft_ray.finetuning.task import as_task, cause_of
@@ -95,7 +95,7 @@ def finetune(
 ) -> Path:
     """Stage 2: finetune a student and export it to `out`. The same `run_id` on the same storage resumes.
 
-    Raises TrainingStoppedError once `stop` was True and a checkpoint is written, or while soft labels are made;
+    Raises StoppedError once `stop` was True and a checkpoint is written, or while soft labels are made;
     ReftError when something is missing, or when the run fails more often than its resources allow.
     """
     resources = resources or Resources()
@@ -210,7 +210,7 @@ def _run(
 
 def _collected(checkpoint: Path, out: Path, product: OutputKind, run_id: str, stop: Stop | None) -> Path:
     if stop is not None and not (checkpoint / EXPORT).is_dir():
-        raise TrainingStoppedError(f"run {run_id} was stopped; its state is saved")
+        raise StoppedError(f"run {run_id} was stopped; its state is saved")
     return collect_export(checkpoint, out, product)
 
 

@@ -47,7 +47,3 @@ class QuotaError(ReftError):
 
 class LeaseLostError(ReftError):
     """Another driver owns the job now; whoever sees this must stop without writing."""
-
-
-class StoppedError(ReftError):
-    """The job was cancelled, paused or parked while its driver worked; not a failure."""

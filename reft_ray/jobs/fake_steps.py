@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from reft_ray.jobs.errors import StoppedError
+from reft_ray.core.errors import StoppedError
 from reft_ray.jobs.files import job_key
 from reft_ray.jobs.run import JobRun
 from reft_ray.jobs.steps import REJECTED_SECONDS, Evaluation, Export, GateCheck, Screening, Training, Validation

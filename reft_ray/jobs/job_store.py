@@ -8,10 +8,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Text, cast, func, insert, select, update
 
+from reft_ray.core.errors import StoppedError
 from reft_ray.jobs import ids, webhooks
 from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.database import Database
-from reft_ray.jobs.errors import ConflictError, LeaseLostError, NotFoundError, QuotaError, StoppedError
+from reft_ray.jobs.errors import ConflictError, LeaseLostError, NotFoundError, QuotaError
 from reft_ray.jobs.job import (
     TERMINAL,
     TRANSITIONS,

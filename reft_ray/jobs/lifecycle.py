@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from reft_ray.jobs.errors import LeaseLostError, StoppedError
+from reft_ray.core.errors import StoppedError
+from reft_ray.jobs.errors import LeaseLostError
 from reft_ray.jobs.job import Event, Options, Status
 from reft_ray.jobs.run import JobFailedError, JobRun
 from reft_ray.jobs.steps import Evaluation, Export, Screening, Steps, Training, Validation, finite

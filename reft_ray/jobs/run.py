@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
+from reft_ray.core.errors import StoppedError
 from reft_ray.jobs import ids
-from reft_ray.jobs.errors import LeaseLostError, QuotaError, StoppedError, TooLargeError
+from reft_ray.jobs.errors import LeaseLostError, QuotaError, TooLargeError
 from reft_ray.jobs.files import RESULTS, FileStore, job_key, scratch_key
 from reft_ray.jobs.job import Checkpoint, Event, Job, JobError, Status
 from reft_ray.jobs.job_rows import append_event

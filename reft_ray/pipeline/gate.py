@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+from reft_ray.core.errors import StoppedError
 from reft_ray.evaluation.gate import Gate
 from reft_ray.evaluation.suite import Suite, TaskTest
-from reft_ray.finetuning.runtime import TrainingStoppedError
 from reft_ray.finetuning.task import as_task
-from reft_ray.jobs.errors import StoppedError
 from reft_ray.jobs.run import JobRun
 from reft_ray.jobs.steps import Evaluation, GateCheck, Training, finite
 from reft_ray.pipeline.measure import Answer, Question, measure
@@ -44,9 +43,6 @@ def _asked(run: JobRun, context: ModelContext, student: str | None, question: Qu
     if resources.workers == 0:
         return measure(context.base, student, question, device)
     connect()
-    try:
-        return as_task(
-            "measuring", measure, context.base, student, question, device, resources=resources, stop=run.should_stop
-        )
-    except TrainingStoppedError as stop:
-        raise StoppedError(str(stop)) from None
+    return as_task(
+        "measuring", measure, context.base, student, question, device, resources=resources, stop=run.should_stop
+    )

@@ -8,9 +8,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from reft_ray.core.errors import BlockedByPolicyError
+from reft_ray.core.errors import BlockedByPolicyError, StoppedError
 from reft_ray.hf.ref_teacher import load_scorer
-from reft_ray.jobs.errors import StoppedError
 from reft_ray.jobs.job import Event, Status
 from reft_ray.jobs.run import JobRun
 from reft_ray.jobs.steps import REJECTED_SECONDS, Screening

@@ -12,12 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from reft_ray.core.errors import StoppedError
 from reft_ray.finetuning.cluster import start_ray
 from reft_ray.finetuning.export import ADAPTER, EXPORT
-from reft_ray.finetuning.runtime import TrainingStoppedError
 from reft_ray.hf.lora import ADAPTER_WEIGHTS
 from reft_ray.jobs.artefacts import copy_folder, files_in, put_folder
-from reft_ray.jobs.errors import LeaseLostError, StoppedError
+from reft_ray.jobs.errors import LeaseLostError
 from reft_ray.jobs.run import JobRun
 from reft_ray.jobs.steps import Screening, Training
 from reft_ray.pipeline.local_run import train_on_kept
@@ -75,9 +75,9 @@ def train_student(run: JobRun, context: ModelContext, shared: Path, screening: S
                 run.recorder,
                 tuple(islice(answered_examples(run, run.job.spec.validation_file, context.base), VALIDATION_ROWS)),
             )
-        except TrainingStoppedError as stop:
+        except StoppedError:
             watch.record_checkpoints()
-            raise StoppedError(str(stop)) from None
+            raise
         watch.record_checkpoints()
         uri = put_folder(student, f"{run.workspace}/adapter")
     told = run.told_metrics

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from reft_ray.core.conversation import Example
-from reft_ray.core.errors import UsageError
+from reft_ray.core.errors import StoppedError, UsageError
 from reft_ray.evaluation.task_accuracy import Match, comparable
 from reft_ray.jobs.content import CHUNK_BYTES
-from reft_ray.jobs.errors import StoppedError
 from reft_ray.jobs.lifecycle import INVALID_FILE
 from reft_ray.jobs.run import JobFailedError, JobRun
 from reft_ray.jobs.steps import Validation

@@ -10,8 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from reft_ray.core.errors import BlockedByPolicyError, ReftError
-from reft_ray.jobs.errors import StoppedError
+from reft_ray.core.errors import BlockedByPolicyError, ReftError, StoppedError
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
 from reft_ray.screening.findings import check_names, sample_share
 from reft_ray.screening.manifest import Manifest, manifest_of, open_output

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from reft_ray.core.batch import collate
 from reft_ray.core.conversation import Example, Label, chat
-from reft_ray.core.errors import ReftError, UsageError
+from reft_ray.core.errors import ReftError, StoppedError, UsageError
 from reft_ray.core.held_out import held_out
 from reft_ray.finetuning import teacher_loop
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
 from reft_ray.finetuning.rows import CyclingSampler, global_batches, share, shuffled
-from reft_ray.finetuning.runtime import LocalRuntime, TrainingStoppedError
+from reft_ray.finetuning.runtime import LocalRuntime
 from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_on_worker
 from reft_ray.finetuning.teacher_loop import TeacherData, sweep_layers, train_teacher
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune, prepare_teacher
@@ -512,7 +512,7 @@ def test_a_stopped_run_goes_on_at_the_exact_row(llama: Path, tmp_path: Path) -> 
             stop=lambda: len(seen) == 1,
         )
 
-    with pytest.raises(TrainingStoppedError, match="its state is saved"):
+    with pytest.raises(StoppedError, match="its state is saved"):
         run()
     assert seen == [4, 8]
     assert not (tmp_path / "stopped").exists()
@@ -539,7 +539,7 @@ def test_a_small_file_gets_its_steps_from_alignment_rows(teacher: RefTeacher, ll
 
     asked = iter([False, True])
     stopping = Resources(workers=0, storage=str(tmp_path / "storage"))
-    with pytest.raises(TrainingStoppedError):
+    with pytest.raises(StoppedError):
         finetune(config, data, tmp_path / "half", stopping, run_id="r", stop=lambda: next(asked, True))
     resumed = finetune(config, data, tmp_path / "half", stopping, run_id="r", stop=lambda: False)
     expected, found = weights(whole), weights(resumed)

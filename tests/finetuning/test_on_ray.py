@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from reft_ray.core.conversation import Example, Label, chat
-from reft_ray.core.errors import ReftError
+from reft_ray.core.errors import ReftError, StoppedError
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
-from reft_ray.finetuning.runtime import TrainingStoppedError
 from reft_ray.finetuning.targets import ensure_soft_targets
 from reft_ray.finetuning.task import as_task
 from reft_ray.finetuning.teacher_loop import TeacherData
@@ -154,5 +153,5 @@ def test_soft_labels_that_cannot_be_made_say_why_in_one_line(teacher: RefTeacher
 
 
 def test_a_task_ends_when_it_is_told_to() -> None:
-    with pytest.raises(TrainingStoppedError, match="told to stop while waiting"):
+    with pytest.raises(StoppedError, match="told to stop while waiting"):
         as_task("waiting", time.sleep, 600, resources=Resources(), stop=lambda: True)

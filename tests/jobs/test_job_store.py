@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from reft_ray.jobs.errors import ConflictError, InvalidError, LeaseLostError, NotFoundError, StoppedError
+from reft_ray.core.errors import StoppedError
+from reft_ray.jobs.errors import ConflictError, InvalidError, LeaseLostError, NotFoundError
 from reft_ray.jobs.job import TERMINAL, TRANSITIONS, Event, Hyperparameters, JobError, JobSpec, Options, Status
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.lease import Leases, Slots

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from reft_ray.jobs.errors import LeaseLostError, StoppedError
+from reft_ray.core.errors import StoppedError
+from reft_ray.jobs.errors import LeaseLostError
 from reft_ray.jobs.fake_steps import FakeSteps
 from reft_ray.jobs.files import FileStore
 from reft_ray.jobs.job import Event, JobSpec, Options, Status

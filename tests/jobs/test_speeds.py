@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from reft_ray.jobs.errors import StoppedError
+from reft_ray.core.errors import StoppedError
 from reft_ray.jobs.estimate import Defaults, Size, Speed, estimate
 from reft_ray.jobs.fake_steps import FakeSteps
 from reft_ray.jobs.job import Event, Hyperparameters, JobSpec, Status

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from reft_ray.core.conversation import Example, Label, chat
+from reft_ray.core.errors import StoppedError
 from reft_ray.finetuning.config import Resources, TeacherConfig
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
 from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.database import Database
-from reft_ray.jobs.errors import StoppedError
 from reft_ray.jobs.files import FileStore
 from reft_ray.jobs.job import Event, Hyperparameters, JobSpec, Options, Status
 from reft_ray.jobs.job_store import JobStore

@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reft_ray.core.errors import UsageError
-from reft_ray.finetuning.runtime import TrainingStoppedError
+from reft_ray.core.errors import StoppedError, UsageError
 from reft_ray.jobs.artefacts import files_in, local_folder
-from reft_ray.jobs.errors import StoppedError
 from reft_ray.jobs.files import scratch_key
 from reft_ray.jobs.job import Hyperparameters, JobSpec, Options, Status
 from reft_ray.jobs.steps import Training
@@ -178,7 +176,7 @@ def test_a_student_above_a_limit_is_withheld_with_its_numbers(harness, toy) -> N
 
 def test_a_job_that_is_stopped_while_a_task_measures_is_no_failed_one(harness, toy, monkeypatch) -> None:
     def stopped(what, *_, **__):
-        raise TrainingStoppedError(f"told to stop while {what}")
+        raise StoppedError(f"told to stop while {what}")
 
     monkeypatch.setattr(gate, "connect", lambda: None)
     monkeypatch.setattr(gate, "as_task", stopped)
