@@ -27,7 +27,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from watched_service import use, watched_service
 
 from reft_ray.telemetry.dashboards import BOARDS
-from reft_ray.telemetry.panel import Board, Chart, Panel, Shown
+from reft_ray.telemetry.panel import Board, Chart, Panel, DisplayUnit
 
 MAIN = {
     "filter": (
@@ -105,7 +105,7 @@ def time_series(panel: Panel, source: Range, axis: Axes) -> None:
         axis.text(0.5, 0.5, "no data", transform=axis.transAxes, ha="center", color="grey")
         return
     top = max(float(np.nan_to_num(values).max()) for *_, values in drawn)
-    for bound, color in ((panel.level.warn, WARN), (panel.level.bad, BAD)):
+    for bound, color in ((panel.thresholds.warn, WARN), (panel.thresholds.bad, BAD)):
         if bound is not None and bound <= 1.5 * top:
             axis.axhline(bound, color=color, linestyle="--", linewidth=0.9)
     low, high = axis.get_ylim()
@@ -114,7 +114,7 @@ def time_series(panel: Panel, source: Range, axis: Axes) -> None:
     axis.grid(axis="y", color="0.92")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=7, frameon=False, loc="upper left", ncols=1 + (len(drawn) - 1) // 4)
-    _unit(panel.shown, axis)
+    _unit(panel.unit, axis)
 
 
 def heat_map(panel: Panel, source: Range, axis: Axes) -> None:
@@ -135,13 +135,13 @@ def _legend(template: str, labels: dict[str, str]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: labels.get(match[1], ""), template) or "value"
 
 
-def _unit(shown: Shown, axis: Axes) -> None:
-    if shown is Shown.SHARE:
+def _unit(shown: DisplayUnit, axis: Axes) -> None:
+    if shown is DisplayUnit.SHARE:
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-    elif shown is Shown.SECONDS:
+    elif shown is DisplayUnit.SECONDS:
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} s"))
-    elif shown is not Shown.NUMBER:
-        axis.set_ylabel({Shown.ROWS_PER_SECOND: "rows/s", Shown.BYTES: "bytes"}.get(shown, "per second"), fontsize=8)
+    elif shown is not DisplayUnit.NUMBER:
+        axis.set_ylabel({DisplayUnit.ROWS_PER_SECOND: "rows/s", DisplayUnit.BYTES: "bytes"}.get(shown, "per second"), fontsize=8)
 
 
 def draw_boards(prometheus: str, minutes: float, out: Path, only: list[str] | None) -> None:

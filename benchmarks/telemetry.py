@@ -32,7 +32,7 @@ from reft_ray.hf.tiny import TinyShape, tiny_llama, train_tokenizer
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.ray_recorder import RayRecorder
 from reft_ray.telemetry.recorder import NullRecorder, PrometheusRecorder, Recorder
-from reft_ray.telemetry.rows import record_rows
+from reft_ray.telemetry.verdict_metrics import record_verdicts
 from reft_ray.testbed.word_scorer import WordScorer
 
 BATCH = 32
@@ -61,7 +61,7 @@ def teacher(model: str | None) -> TeacherScorer:
 
 def record(recorder: Recorder, verdicts: Sequence[Verdict], seconds: float) -> None:
     """All that the service records for one batch."""
-    record_rows(
+    record_verdicts(
         recorder,
         [verdict.decision for verdict in verdicts],
         ["clear" if verdict.decision == "allow" else "refusal_score" for verdict in verdicts],

@@ -21,7 +21,7 @@ from reft_ray.api.settings import Bounds, FilterSettings
 from reft_ray.core.verdict import Thresholds
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import Recorder
-from reft_ray.telemetry.rows import record_rows
+from reft_ray.telemetry.verdict_metrics import record_verdicts
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Filter:
     def record(self, judgement: ModerationBatch, stream: str) -> None:
         """Count verdicts."""
         verdicts = judgement.verdicts
-        record_rows(
+        record_verdicts(
             self.recorder,
             [verdict.decision for verdict in verdicts],
             [verdict.reason for verdict in verdicts],

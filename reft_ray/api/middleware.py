@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reft_ray.api.errors import ApiError, answer
 from reft_ray.telemetry import catalog
-from reft_ray.telemetry.logs import bound
+from reft_ray.telemetry.logs import log_context
 from reft_ray.telemetry.recorder import Recorder
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Edge:
         started = time.perf_counter()
         self._in_flight(+1)
         try:
-            with bound(request_id=request_id):
+            with log_context(request_id=request_id):
                 await self._app(scope, self._limited(scope, receive), stamped)
         except ClientDisconnect:
             status = 499

@@ -28,9 +28,9 @@ def recording() -> Iterator[Recorder]:
             scratch.write_bytes(recorder.exposition())
             scratch.replace(path)
     elif os.environ.get("RAY_ADDRESS"):
-        from reft_ray.telemetry.shared_recorder import joined
+        from reft_ray.telemetry.shared_recorder import recorder_from_environment
 
-        shared = joined()
+        shared = recorder_from_environment()
         try:
             yield shared
         finally:

@@ -18,10 +18,10 @@ from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
-from reft_ray.core.errors import UsageError
+from reft_ray.core.errors import StoppedError, UsageError
 from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.database import Database
-from reft_ray.jobs.errors import LeaseLostError, StoppedError
+from reft_ray.jobs.errors import LeaseLostError
 from reft_ray.jobs.files import MAX_FILE_BYTES, MAX_PROJECT_BYTES, FileStore
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.lease import LEASE_SECONDS, Leases
@@ -30,7 +30,7 @@ from reft_ray.jobs.processes import process_handle
 from reft_ray.jobs.run import JobRun
 from reft_ray.jobs.steps import Steps
 from reft_ray.telemetry import logs
-from reft_ray.telemetry.metric import DEFAULT_APPLICATION
+from reft_ray.telemetry.metric_types import DEFAULT_APPLICATION
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
 
 CONFIG_VARIABLE = "REFT_DRIVER"
@@ -163,7 +163,7 @@ def main() -> int:
     """The command line."""
     logs.configure()
     job_id, attempt = sys.argv[1:]
-    with logs.bound(job_id=job_id):
+    with logs.log_context(job_id=job_id):
         return drive(job_id, int(attempt), DriverConfig.from_environment())
 
 

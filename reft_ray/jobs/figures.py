@@ -33,12 +33,12 @@ class Figures:
 
     def expose(self, recorder: PrometheusRecorder) -> None:
         """Have every figure read at each of the recorder's scrapes."""
-        recorder.follow(catalog.JOBS, self.jobs)
-        recorder.follow(catalog.JOB_OLDEST_QUEUED, self.oldest_queued)
-        recorder.follow(catalog.QUARANTINE_ROWS, self.quarantine)
-        recorder.follow(catalog.REVIEW_OLDEST, self.oldest_pending)
-        recorder.follow(catalog.AUDIT_BREAKS, self.audit_breaks)
-        recorder.follow(catalog.SAFETY_EVAL, self.safety)
+        recorder.add_callback(catalog.JOBS, self.jobs)
+        recorder.add_callback(catalog.JOB_OLDEST_QUEUED, self.oldest_queued)
+        recorder.add_callback(catalog.QUARANTINE_ROWS, self.quarantine)
+        recorder.add_callback(catalog.REVIEW_OLDEST, self.oldest_pending)
+        recorder.add_callback(catalog.AUDIT_BREAKS, self.audit_breaks)
+        recorder.add_callback(catalog.SAFETY_EVAL, self.safety)
 
     def jobs(self) -> Readings:
         """Jobs by project and status; every status is there, also while there is no job."""

@@ -12,7 +12,7 @@ from reft_ray.screening.screener import Outcome, ScreenedRow, ScreenedUnit
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.drift import DRIFT_ROWS, ScoreHistogram, record_drift
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
-from reft_ray.telemetry.rows import record_rows
+from reft_ray.telemetry.verdict_metrics import record_verdicts
 
 SMALL_ROWS = 100_000
 """Up to so many rows a dataset has the objective of ten minutes."""
@@ -40,7 +40,7 @@ class ScreeningMetrics:
         self.recorder.count(catalog.SCREENING_BYTES, content, project=self.project)
         judged = [row for row in result.rows if row.ruling is not None]
         verdicts = [row.ruling.verdict for row in judged if row.ruling is not None]
-        record_rows(
+        record_verdicts(
             self.recorder,
             [verdict.decision for verdict in verdicts],
             [_reason(row) for row in judged],

@@ -15,7 +15,7 @@ from reft_ray.screening.reading import Unit
 from reft_ray.screening.screener import Outcome, Screener
 from reft_ray.screening.signals import Inspector
 from reft_ray.screening.tally import UnitState, runs, tally_of
-from reft_ray.telemetry.metric import DEFAULT_APPLICATION
+from reft_ray.telemetry.metric_types import DEFAULT_APPLICATION
 
 DECODED_TEXTS = 8_192
 

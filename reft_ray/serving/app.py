@@ -18,7 +18,7 @@ from reft_ray.serving.gateway import Gateway
 from reft_ray.serving.student import StudentReplica
 from reft_ray.serving.teacher import TeacherReplica
 from reft_ray.telemetry import logs
-from reft_ray.telemetry.metric import Labeller
+from reft_ray.telemetry.metric_types import Labeller
 from reft_ray.telemetry.ray_recorder import RayRecorder
 from reft_ray.telemetry.tracing import tracer_from_environment
 

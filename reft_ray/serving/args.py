@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from reft_ray.api.settings import MIB, Bounds, FilterSettings
 from reft_ray.core.errors import UsageError
 from reft_ray.jobs.files import MAX_FILE_BYTES, MAX_PROJECT_BYTES
-from reft_ray.telemetry.metric import DEFAULT_APPLICATION
+from reft_ray.telemetry.metric_types import DEFAULT_APPLICATION
 
 BUILTIN = "builtin"
 _DEFAULTS = FilterSettings()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from reft_ray.core.verdict import Verdict
 from reft_ray.telemetry.drift import DriftMonitor, ScoreHistogram
 from reft_ray.telemetry.recorder import Recorder
-from reft_ray.telemetry.rows import unit_score
+from reft_ray.telemetry.verdict_metrics import unit_score
 
 STREAMS = ("moderation", "screening")
 

@@ -16,7 +16,7 @@ from reft_ray.serving.chat import chat_of
 from reft_ray.serving.handle import HandleModerator
 from reft_ray.serving.jobs import service_app
 from reft_ray.telemetry import catalog, logs
-from reft_ray.telemetry.metric import Labeller
+from reft_ray.telemetry.metric_types import Labeller
 from reft_ray.telemetry.ray_recorder import RayRecorder
 
 

@@ -20,7 +20,7 @@ from reft_ray.jobs.launcher import Launcher, ProcessLauncher
 from reft_ray.jobs.lease import Slots
 from reft_ray.serving.args import BaseModelArgs, ServeArgs, ServiceArgs, from_environment
 from reft_ray.serving.ray_launcher import RayLauncher
-from reft_ray.telemetry.metric import DEFAULT_APPLICATION
+from reft_ray.telemetry.metric_types import DEFAULT_APPLICATION
 from reft_ray.telemetry.recorder import Recorder
 
 _RAY_OWN = ("RAY_RAYLET", "RAY_NODE", "RAY_JOB", "RAY_SERVE", "RAY_LD", "RAY_WORKER", "RAY_SESSION", "RAY_GCS")
@@ -66,7 +66,7 @@ def settings_of(args: ServiceArgs) -> ServiceSettings:
     )
 
 
-RECORDER = "reft_ray.telemetry.shared_recorder:joined"
+RECORDER = "reft_ray.telemetry.shared_recorder:recorder_from_environment"
 
 
 def driver_config(args: ServiceArgs, application: str = DEFAULT_APPLICATION) -> DriverConfig:

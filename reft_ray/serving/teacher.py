@@ -22,7 +22,7 @@ from reft_ray.serving.drift import DriftWatch
 from reft_ray.serving.loading import LoadedTeacher, approximate_tokens, load_teacher
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
-from reft_ray.telemetry.rows import forget_canaries, record_canaries
+from reft_ray.telemetry.verdict_metrics import clear_canaries, record_canaries
 from reft_ray.telemetry.tracing import Tracer
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class TeacherReplica:
         if self._drift is not None:
             self._drift.close()
         if self._teacher is not None:
-            forget_canaries(self._recorder, self._teacher.plain.teacher_id)
+            clear_canaries(self._recorder, self._teacher.plain.teacher_id)
         self._drift = DriftWatch(loaded.plain.teacher_id, loaded.histogram, self._recorder)
         self._announce(loaded)
         self._record_canaries(loaded, loaded.expected)
@@ -110,7 +110,7 @@ class TeacherReplica:
             except ExpiredError:
                 return None
             for verdict in judgement.verdicts:
-                span.verdict(verdict.score, verdict.decision)
+                span.add_verdict(verdict.score, verdict.decision)
             return judgement
 
     async def info(self) -> TeacherInfo:

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from reft_ray.telemetry import catalog as c
 from reft_ray.telemetry.promql import Query
-from reft_ray.telemetry.records import AVAILABILITY, BLOCK_RATIO, FRESHNESS, LATENCY, Slo
+from reft_ray.telemetry.recording_rules import AVAILABILITY, BLOCK_RATIO, FRESHNESS, LATENCY, Slo
 
 
 class Severity(StrEnum):
@@ -79,7 +79,7 @@ def _burn(slo: Slo, name: str) -> Iterator[Alert]:
             name,
             severity,
             f"{slo.title}: the error budget burns {factor:g} times too fast over {long}",
-            (Condition(slo.record(long).name, bound), Condition(slo.record(short).name, bound)),
+            (Condition(slo.recording_rule(long).name, bound), Condition(slo.recording_rule(short).name, bound)),
             hold,
             window=long,
         )
@@ -96,13 +96,13 @@ _INVARIANTS = (
         "ReftUnscreenedRows",
         Severity.PAGE,
         "User rows reached training without a verdict",
-        (Condition(_HOUR.seen(c.UNSCREENED_ROWS), "> 0"),),
+        (Condition(_HOUR.increase_from_zero(c.UNSCREENED_ROWS), "> 0"),),
     ),
     Alert(
         "ReftUnaccountedRows",
         Severity.PAGE,
         "Rows went in and did not come out",
-        (Condition(_HOUR.seen(c.UNACCOUNTED_ROWS), "> 0"),),
+        (Condition(_HOUR.increase_from_zero(c.UNACCOUNTED_ROWS), "> 0"),),
     ),
     Alert(
         "ReftAuditChainBroken",
@@ -210,8 +210,8 @@ _JOBS = (
         Severity.TICKET,
         "Jobs wait and none runs",
         (
-            Condition(_HOUR.stored(c.JOBS, "project", status="queued"), "> 0"),
-            Condition(f"{_HOUR.stored(c.JOBS, 'project', status='running')} or vector(0)", "== 0"),
+            Condition(_HOUR.shared_gauge(c.JOBS, "project", status="queued"), "> 0"),
+            Condition(f"{_HOUR.shared_gauge(c.JOBS, 'project', status='running')} or vector(0)", "== 0"),
         ),
         "30m",
     ),
@@ -219,7 +219,7 @@ _JOBS = (
         "ReftTrainingRestarts",
         Severity.TICKET,
         "Training lost a worker more than three times in an hour",
-        (Condition(_HOUR.seen(c.TRAIN_RESTARTS), "> 3"),),
+        (Condition(_HOUR.increase_from_zero(c.TRAIN_RESTARTS), "> 3"),),
     ),
     Alert(
         "ReftStudentHarmful",
@@ -232,7 +232,7 @@ _JOBS = (
         "ReftGateErrors",
         Severity.TICKET,
         "The release gate failed to decide on a model",
-        (Condition(_HOUR.seen(c.GATE_RESULTS, result="error"), "> 0"),),
+        (Condition(_HOUR.increase_from_zero(c.GATE_RESULTS, result="error"), "> 0"),),
     ),
     Alert(
         "ReftGateWithholdsMany",

@@ -7,7 +7,7 @@ label `application` to every metric.
 
 from __future__ import annotations
 
-from reft_ray.telemetry.metric import Kind, Label, Metric, Unit
+from reft_ray.telemetry.metric_types import Kind, Label, Metric, Unit
 
 STREAM = Label("stream", ("moderation", "screening", "dataset", "chat"))
 TEACHER = Label("teacher", limit=16)

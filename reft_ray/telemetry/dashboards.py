@@ -10,8 +10,8 @@ from typing import Any
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.boards import filter as filter_board
 from reft_ray.telemetry.boards import finetuning, safety, screening, service
-from reft_ray.telemetry.metric import APPLICATION, Metric
-from reft_ray.telemetry.panel import Board, Chart, Level, Panel
+from reft_ray.telemetry.metric_types import APPLICATION, Metric
+from reft_ray.telemetry.panel import Board, Chart, Thresholds, Panel
 from reft_ray.telemetry.promql import names
 
 BOARDS: tuple[Board, ...] = (
@@ -200,15 +200,15 @@ def _panel(panel: Panel, identity: int, position: dict[str, int]) -> dict[str, A
         ],
         "fieldConfig": {
             "defaults": {
-                "unit": panel.shown.value,
+                "unit": panel.unit.value,
                 "color": {"mode": "palette-classic" if panel.chart is Chart.TIME_SERIES else "thresholds"},
-                "thresholds": _thresholds(panel.level),
+                "thresholds": _thresholds(panel.thresholds),
             },
             "overrides": [],
         },
         "options": _OPTIONS[panel.chart],
     }
-    if panel.chart is Chart.TIME_SERIES and panel.level.bad is not None:
+    if panel.chart is Chart.TIME_SERIES and panel.thresholds.bad is not None:
         drawn["fieldConfig"]["defaults"]["custom"] = {"thresholdsStyle": {"mode": "dashed"}}
     if panel.runbook:
         drawn["links"] = [
@@ -228,7 +228,7 @@ def _panel(panel: Panel, identity: int, position: dict[str, int]) -> dict[str, A
     return drawn
 
 
-def _thresholds(level: Level) -> dict[str, Any]:
+def _thresholds(level: Thresholds) -> dict[str, Any]:
     if level.bad is None:
         steps: list[tuple[float | None, str]] = [(None, "blue")]
     elif level.low_is_bad:

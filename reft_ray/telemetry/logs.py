@@ -38,7 +38,7 @@ _bound: ContextVar[Mapping[str, str | int | float]] = ContextVar("reft_log_field
 
 
 @contextmanager
-def bound(**fields: str | int | float) -> Iterator[None]:
+def log_context(**fields: str | int | float) -> Iterator[None]:
     """Add fields to every record logged inside, also in the tasks and threads that inherit the context.
 
     Raises ValueError for a field that logs do not know.

@@ -15,7 +15,7 @@ DASHBOARD = Query(
 LAST_DAY = Query("1d", DASHBOARD.matchers)
 
 
-def calm(expr: str) -> str:
+def zero_if_absent(expr: str) -> str:
     """`expr`, or 0 where it has no value while a gateway answers.
 
     A panel of faults that is empty would not say whether there are none or nothing is scraped.
@@ -32,7 +32,7 @@ class Chart(StrEnum):
     TABLE = "table"
 
 
-class Shown(StrEnum):
+class DisplayUnit(StrEnum):
     """Grafana's names of display units."""
 
     ROWS_PER_SECOND = "rowsps"
@@ -46,7 +46,7 @@ class Shown(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class Thresholds:
     """Where values turn amber and red. `low_is_bad` turns the order round; without bounds no value is good or bad."""
 
     warn: float | None = None
@@ -54,8 +54,8 @@ class Level:
     low_is_bad: bool = False
 
 
-NEUTRAL = Level()
-ZERO = Level(warn=None, bad=1e-9)
+NEUTRAL = Thresholds()
+ZERO = Thresholds(warn=None, bad=1e-9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,9 @@ class Panel:
 
     title: str
     description: str
-    shown: Shown
+    shown: DisplayUnit
     lines: tuple[Line, ...]
-    level: Level = NEUTRAL
+    level: Thresholds = NEUTRAL
     chart: Chart = Chart.TIME_SERIES
     runbook: str = ""
     needs: str = ""

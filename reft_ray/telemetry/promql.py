@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from reft_ray.telemetry.metric import APPLICATION, Kind, Metric
+from reft_ray.telemetry.metric_types import APPLICATION, Kind, Metric
 
 PREFIXES = ("", "ray_")
 
@@ -57,7 +57,7 @@ class Query:
         """
         return f"({part} or 0 * {whole}) / ({whole} > 0)"
 
-    def seen(self, metric: Metric, **labels: str) -> str:
+    def increase_from_zero(self, metric: Metric, **labels: str) -> str:
         """How much a counter that must stay 0 counted in the window; 0 where it does not exist.
 
         A series that is born at 5 has no increase, so series younger than the window count with their value.
@@ -91,7 +91,7 @@ class Query:
         self._is(metric, Kind.GAUGE)
         return f"{how}{_by(by)}({self.series(metric, **labels)})"
 
-    def stored(self, metric: Metric, each: str, *by: str, **labels: str) -> str:
+    def shared_gauge(self, metric: Metric, each: str, *by: str, **labels: str) -> str:
         """A gauge that every gateway reads from one store: the same figure from all, summed over the label `each`."""
         return f"{_sum(by)}({self.gauge(metric, *by, each, **labels)})"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray.util import metrics as ray_metrics
 
-from reft_ray.telemetry.metric import APPLICATION, Kind, Labeller, Metric, Unit, check_value
+from reft_ray.telemetry.metric_types import APPLICATION, Kind, Labeller, Metric, Unit, check_value
 
 REFRESH_SECONDS = 5.0
 _REMEMBERED = 10_000

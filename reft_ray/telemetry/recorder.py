@@ -12,7 +12,7 @@ import prometheus_client as prometheus
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.core import Metric as Family
 
-from reft_ray.telemetry.metric import APPLICATION, DEFAULT_APPLICATION, Kind, Labeller, Metric, Unit, check_value
+from reft_ray.telemetry.metric_types import APPLICATION, DEFAULT_APPLICATION, Kind, Labeller, Metric, Unit, check_value
 
 logger = logging.getLogger(__name__)
 
@@ -183,12 +183,12 @@ class PrometheusRecorder:
     def close(self) -> None:
         """See Recorder."""
 
-    def follow(self, metric: Metric, read: Callable[[], Readings]) -> None:
+    def add_callback(self, metric: Metric, read: Callable[[], Readings]) -> None:
         """Expose what `read` returns at every scrape: figures that live in a store and survive restarts.
 
         `read` yields (labels, value) pairs; a failing `read` is logged and leaves the metric out of that scrape.
         """
-        self._registry.register(_Followed(metric, self._labeller, read))
+        self._registry.register(_CallbackCollector(metric, self._labeller, read))
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""
@@ -228,7 +228,7 @@ class PrometheusRecorder:
         return self._families[metric.name]
 
 
-class _Followed:
+class _CallbackCollector:
     """A collector, in prometheus-client's sense, over a reading function."""
 
     def __init__(self, metric: Metric, labeller: Labeller, read: Callable[[], Readings]) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from reft_ray.telemetry.alerts import ALERTS
 from reft_ray.telemetry.dashboards import RUNBOOKS
-from reft_ray.telemetry.records import RECORDS
+from reft_ray.telemetry.recording_rules import RECORDING_RULES
 
 FILE = "reft.yaml"
 _HEADER = "# Made by `reft-ray telemetry render` from reft_ray/telemetry: change it there.\n"
@@ -21,7 +21,7 @@ def groups(runbooks: str = RUNBOOKS) -> dict[str, Any]:
         "groups": [
             {
                 "name": "reft-records",
-                "rules": [{"record": record.name, "expr": record.expr} for record in RECORDS],
+                "rules": [{"record": record.name, "expr": record.expr} for record in RECORDING_RULES],
             },
             {
                 "name": "reft-alerts",

@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 
 from reft_ray.local_ray import join_ray
 from reft_ray.telemetry.catalog import METRICS
-from reft_ray.telemetry.metric import DEFAULT_APPLICATION, Kind, Labeller, Metric, check_value
+from reft_ray.telemetry.metric_types import DEFAULT_APPLICATION, Kind, Labeller, Metric, check_value
 from reft_ray.telemetry.ray_recorder import RayRecorder
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
 
@@ -107,7 +107,7 @@ class SharedRecorder:
             self.flush()
 
 
-def joined(application: str = DEFAULT_APPLICATION) -> Recorder:
+def recorder_from_environment(application: str = DEFAULT_APPLICATION) -> Recorder:
     """The recorder of a process beside the cluster in RAY_ADDRESS, which it joins; without one nothing is counted.
 
     A cluster that cannot be reached is told in the log: what is counted must not stop what is done.

@@ -23,12 +23,12 @@ class Span:
     def __init__(self, span: Any = None) -> None:
         self._span = span
 
-    def note(self, **attributes: Attribute) -> None:
+    def set_attributes(self, **attributes: Attribute) -> None:
         """Add attributes of ours, under `reft.`."""
         if self._span is not None:
             self._span.set_attributes({f"reft.{name}": value for name, value in attributes.items()})
 
-    def verdict(self, score: float, decision: str) -> None:
+    def add_verdict(self, score: float, decision: str) -> None:
         """Add the event by which OpenTelemetry's gen_ai conventions tell an evaluation."""
         if self._span is not None:
             self._span.add_event(
@@ -65,7 +65,7 @@ class Tracer:
             f"{operation} {model}", attributes=names, record_exception=False, set_status_on_exception=False
         ) as span:
             handle = Span(span)
-            handle.note(**attributes)
+            handle.set_attributes(**attributes)
             try:
                 yield handle
             except BaseException as error:

@@ -14,7 +14,7 @@ from openai import NOT_GIVEN
 from reft_ray.screening.reviews import Action, Reviews
 from reft_ray.serving.args import ServeArgs
 from reft_ray.serving.local import local_service
-from reft_ray.telemetry.records import RECORDS
+from reft_ray.telemetry.recording_rules import RECORDING_RULES
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -61,7 +61,7 @@ def ledger(running, prometheus):
         for _ in range(2):
             use(client, url, files, sent)
             prometheus.until_none(lambda: wrong(prometheus, sent), seconds=40)
-    prometheus.wait("computed the records", lambda: all(prometheus.query(item.name) for item in RECORDS), seconds=60)
+    prometheus.wait("computed the records", lambda: all(prometheus.query(item.name) for item in RECORDING_RULES), seconds=60)
     return sent
 
 

@@ -21,7 +21,7 @@ import ray
 from ray import serve
 
 from reft_ray.telemetry.catalog import METRICS
-from reft_ray.telemetry.metric import Kind, Label, Labeller, Metric, Unit
+from reft_ray.telemetry.metric_types import Kind, Label, Labeller, Metric, Unit
 from reft_ray.telemetry.ray_recorder import RayRecorder
 from reft_ray.telemetry.recorder import MemoryRecorder, PrometheusRecorder, Recorder
 

@@ -14,7 +14,7 @@ from reft_ray.telemetry import catalog as c
 from reft_ray.telemetry import rules
 from reft_ray.telemetry.alerts import ALERTS
 from reft_ray.telemetry.catalog import METRICS
-from reft_ray.telemetry.metric import Metric
+from reft_ray.telemetry.metric_types import Metric
 
 with warnings.catch_warnings():
     # Ray's own deprecations are not ours.

@@ -3,7 +3,7 @@
 import pytest
 
 from reft_ray.telemetry.catalog import METRICS
-from reft_ray.telemetry.metric import Kind, Label, Metric, Unit
+from reft_ray.telemetry.metric_types import Kind, Label, Metric, Unit
 
 
 def test_names_are_unique_and_ours():

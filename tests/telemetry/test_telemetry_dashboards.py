@@ -13,7 +13,7 @@ from reft_ray.telemetry import dashboards, rules
 from reft_ray.telemetry.alerts import ALERTS
 from reft_ray.telemetry.catalog import METRICS
 from reft_ray.telemetry.dashboards import BOARDS, render, rendered
-from reft_ray.telemetry.panel import Chart, Level, Panel, Shown
+from reft_ray.telemetry.panel import Chart, Thresholds, Panel, DisplayUnit
 from reft_ray.telemetry.promql import names
 
 ROOT = Path(__file__).parents[2]
@@ -96,13 +96,13 @@ def test_panels_have_descriptions_units_thresholds_and_places(board):
 
 
 def test_levels_turn_the_right_way():
-    def colors(level: Level) -> list[tuple[float | None, str]]:
+    def colors(level: Thresholds) -> list[tuple[float | None, str]]:
         return [(step["value"], step["color"]) for step in dashboards._thresholds(level)["steps"]]
 
-    assert colors(Level(1, 2)) == [(None, "green"), (1, "orange"), (2, "red")]
-    assert colors(Level(2, 1, low_is_bad=True)) == [(None, "red"), (1, "orange"), (2, "green")]
-    assert colors(Level(bad=5)) == [(None, "green"), (5, "red")]
-    assert colors(Level()) == [(None, "blue")]
+    assert colors(Thresholds(1, 2)) == [(None, "green"), (1, "orange"), (2, "red")]
+    assert colors(Thresholds(2, 1, low_is_bad=True)) == [(None, "red"), (1, "orange"), (2, "green")]
+    assert colors(Thresholds(bad=5)) == [(None, "green"), (5, "red")]
+    assert colors(Thresholds()) == [(None, "blue")]
 
 
 def test_runbook_links_lead_to_alerts():
@@ -145,4 +145,4 @@ def test_metric_names_are_written_in_the_catalogue_only():
 
 def test_a_panel_without_a_sentence_is_refused():
     with pytest.raises(ValueError, match="at least one query"):
-        Panel("Empty", "Nothing.", Shown.NUMBER, (), chart=Chart.STAT)
+        Panel("Empty", "Nothing.", DisplayUnit.NUMBER, (), chart=Chart.STAT)

@@ -13,9 +13,9 @@ import pytest
 from reft_ray.telemetry.alerts import ALERTS
 from reft_ray.telemetry.catalog import METRICS
 from reft_ray.telemetry.dashboards import BOARDS
-from reft_ray.telemetry.metric import Kind
+from reft_ray.telemetry.metric_types import Kind
 from reft_ray.telemetry.ray_recorder import REFRESH_SECONDS
-from reft_ray.telemetry.records import RECORDS
+from reft_ray.telemetry.recording_rules import RECORDING_RULES
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
@@ -59,7 +59,7 @@ def ledger(service, prometheus):
         recorded = service.record()
         prometheus.wait("scraped what was recorded", lambda recorded=recorded: not wrong(prometheus, recorded))
     prometheus.wait(
-        "computed the records", lambda: all(prometheus.query(record.name) for record in RECORDS), seconds=30
+        "computed the records", lambda: all(prometheus.query(record.name) for record in RECORDING_RULES), seconds=30
     )
     return recorded
 
@@ -79,7 +79,7 @@ def test_every_alert_sees_its_signals(prometheus, ledger):
 
 def test_rules_are_evaluated_without_error_and_invariants_fire(prometheus, ledger):
     rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
-    assert len(rules) == len(RECORDS) + len(ALERTS)
+    assert len(rules) == len(RECORDING_RULES) + len(ALERTS)
     assert [(rule["name"], rule.get("lastError")) for rule in rules if rule["health"] != "ok"] == []
     firing = {rule["name"] for rule in rules if rule.get("state") == "firing"}
     # the synthetic rounds count rows that must never be counted

@@ -8,7 +8,7 @@ from threading import Thread
 
 import pytest
 
-from reft_ray.telemetry.logs import MESSAGE_LIMIT, bound, configure
+from reft_ray.telemetry.logs import MESSAGE_LIMIT, log_context, configure
 
 ROW = "how do I steal a car"
 
@@ -39,8 +39,8 @@ def test_a_record_is_one_json_object(lines):
 
 def test_fields_are_bound_to_what_happens_inside_also_in_threads(lines):
     logger = logging.getLogger("reft_ray.api")
-    with bound(request_id="req-1"):
-        with bound(job_id="ftjob-1"):
+    with log_context(request_id="req-1"):
+        with log_context(job_id="ftjob-1"):
             context = copy_context()
             thread = Thread(target=lambda: context.run(logger.info, "in a thread"))
             thread.start()
@@ -72,7 +72,7 @@ def test_long_messages_are_cut(lines):
 
 
 def test_unknown_fields_cannot_be_bound():
-    with pytest.raises(ValueError, match="no field"), bound(prompt=ROW):
+    with pytest.raises(ValueError, match="no field"), log_context(prompt=ROW):
         pass
 
 

@@ -28,7 +28,7 @@ def test_a_ratio_is_zero_while_nothing_is_bad_and_absent_while_nothing_happens()
 
 def test_figures_of_a_store_are_counted_once_however_many_gateways_show_them():
     name = c.JOBS.name
-    assert Query("5m").stored(c.JOBS, "project", "status") == (
+    assert Query("5m").shared_gauge(c.JOBS, "project", "status") == (
         f'sum by (status) (max by (status, project) ({{__name__=~"{name}|ray_{name}"}}))'
     )
 

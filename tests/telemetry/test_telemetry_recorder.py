@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from reft_ray.telemetry import catalog
-from reft_ray.telemetry.metric import Labeller
+from reft_ray.telemetry.metric_types import Labeller
 from reft_ray.telemetry.ray_recorder import RayRecorder
 from reft_ray.telemetry.recorder import MemoryRecorder, NullRecorder, PrometheusRecorder, Recorder
 
@@ -149,7 +149,7 @@ def test_projects_are_recorded_only_when_asked_for():
 def test_followed_figures_are_read_at_each_scrape():
     recorder = PrometheusRecorder()
     store = {"queued": 2, "running": 1}
-    recorder.follow(catalog.JOBS, lambda: [({"status": s, "project": p}, n) for s, n in store.items() for p in "ab"])
+    recorder.add_callback(catalog.JOBS, lambda: [({"status": s, "project": p}, n) for s, n in store.items() for p in "ab"])
     key = (catalog.JOBS.name, (("application", "reft"), ("project", "all"), ("status", "queued")))
     assert samples(recorder)[key] == 4
     store["queued"] = 5
@@ -161,7 +161,7 @@ def test_a_store_that_fails_costs_its_metric_only(caplog):
         raise OSError("store is away")
 
     recorder = PrometheusRecorder()
-    recorder.follow(catalog.JOBS, broken)
+    recorder.add_callback(catalog.JOBS, broken)
     recorder.count(catalog.FILTER_RETRIES)
     found = samples(recorder)
     assert {name for name, _ in found} == {catalog.FILTER_RETRIES.name}
@@ -170,4 +170,4 @@ def test_a_store_that_fails_costs_its_metric_only(caplog):
 
 def test_histograms_cannot_be_followed():
     with pytest.raises(ValueError, match="only counters and gauges"):
-        PrometheusRecorder().follow(catalog.FILTER_SCORE, list)
+        PrometheusRecorder().add_callback(catalog.FILTER_SCORE, list)

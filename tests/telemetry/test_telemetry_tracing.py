@@ -23,8 +23,8 @@ def traced():
 def test_a_span_carries_operation_model_and_verdicts(traced):
     tracer, finished = traced
     with tracer.span("moderation", "rt-1", stream="chat") as span:
-        span.note(rows=2)
-        span.verdict(0.75, "block")
+        span.set_attributes(rows=2)
+        span.add_verdict(0.75, "block")
     (done,) = finished()
     assert done.name == "moderation rt-1"
     assert dict(done.attributes) == {
@@ -51,8 +51,8 @@ def test_errors_mark_the_span_by_their_type_alone(traced):
 
 def test_without_a_provider_nothing_happens():
     with Tracer().span("moderation", "rt-1", stream="chat") as span:
-        span.note(rows=2)
-        span.verdict(0.5, "allow")
+        span.set_attributes(rows=2)
+        span.add_verdict(0.5, "allow")
 
 
 def test_without_an_endpoint_nothing_is_exported(monkeypatch):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from reft_ray.telemetry import catalog as c
-from reft_ray.telemetry import records
+from reft_ray.telemetry import recording_rules
 from reft_ray.telemetry.panel import DASHBOARD as Q
-from reft_ray.telemetry.panel import Board, Chart, Level, Line, Panel, Section, Shown, calm
+from reft_ray.telemetry.panel import Board, Chart, Thresholds, Line, Panel, Section, DisplayUnit, zero_if_absent
 
 _DECISIONS = Section(
     "Decisions",
@@ -13,64 +13,64 @@ _DECISIONS = Section(
         Panel(
             "Rows judged",
             "Rows per second through the teacher, all streams.",
-            Shown.ROWS_PER_SECOND,
+            DisplayUnit.ROWS_PER_SECOND,
             (Line(Q.rate(c.FILTER_ROWS)),),
             chart=Chart.STAT,
         ),
         Panel(
             "Blocked share",
             "Share of judged rows that were blocked. A jump is an attack, a broken client or a broken teacher.",
-            Shown.SHARE,
+            DisplayUnit.SHARE,
             (Line(Q.share(c.FILTER_ROWS, decision="block")),),
-            Level(0.1, 0.3),
+            Thresholds(0.1, 0.3),
             Chart.STAT,
             "ReftRejectRatioJump",
         ),
         Panel(
             "Canary recall",
             "Share of the sealed harmful prompts that are not allowed; below 1 the filter lets harm through.",
-            Shown.SHARE,
+            DisplayUnit.SHARE,
             (Line(Q.gauge(c.FILTER_CANARY_RECALL, how="min")),),
-            Level(1.0, 0.95, low_is_bad=True),
+            Thresholds(1.0, 0.95, low_is_bad=True),
             Chart.STAT,
             "ReftCanaryRecallLow",
         ),
         Panel(
             "Moderation p99",
             "99 % of moderation requests end within this time. The objective is 0.5 s.",
-            Shown.SECONDS,
+            DisplayUnit.SECONDS,
             (Line(Q.quantile(0.99, c.FILTER_REQUEST_SECONDS, stream="moderation")),),
-            Level(0.4, 0.5),
+            Thresholds(0.4, 0.5),
             Chart.STAT,
             "ReftModerationLatencyBurn",
         ),
         Panel(
             "Rows by decision",
             "Allowed, held for review and blocked rows per second.",
-            Shown.ROWS_PER_SECOND,
+            DisplayUnit.ROWS_PER_SECOND,
             (Line(Q.rate(c.FILTER_ROWS, "decision"), "{{decision}}"),),
         ),
         Panel(
             "Rows not allowed, by reason",
             "Why rows were held or blocked: the score, an encoding that was read, a second guard, or no readable text.",
-            Shown.ROWS_PER_SECOND,
+            DisplayUnit.ROWS_PER_SECOND,
             (Line(Q.rate(c.FILTER_ROWS, "reason", decision="review|block"), "{{reason}}"),),
         ),
         Panel(
             "Blocked share against the last 7 days",
             "The share blocked in the last hour beside its mean of 7 days; three times the mean raises an alert.",
-            Shown.SHARE,
+            DisplayUnit.SHARE,
             (
-                Line(records.BLOCK_RATIO.name, "last hour"),
-                Line(f"avg_over_time({records.BLOCK_RATIO.name}[7d])", "mean of 7 days"),
+                Line(recording_rules.BLOCK_RATIO.name, "last hour"),
+                Line(f"avg_over_time({recording_rules.BLOCK_RATIO.name}[7d])", "mean of 7 days"),
             ),
-            Level(0.1, 0.3),
+            Thresholds(0.1, 0.3),
             runbook="ReftRejectRatioJump",
         ),
         Panel(
             "Rows by stream",
             "Where judged rows come from: live moderation, streamed screenings, datasets or chat.",
-            Shown.ROWS_PER_SECOND,
+            DisplayUnit.ROWS_PER_SECOND,
             (Line(Q.rate(c.FILTER_ROWS, "stream"), "{{stream}}"),),
         ),
     ),
@@ -82,7 +82,7 @@ _SCORES = Section(
         Panel(
             "Refusal scores",
             "Distribution of (1 + cosine) / 2 over time; two bands far apart mean that the teacher separates well.",
-            Shown.ROWS_PER_SECOND,
+            DisplayUnit.ROWS_PER_SECOND,
             (Line(Q.buckets(c.FILTER_SCORE), "{{le}}"),),
             chart=Chart.HEATMAP,
             runbook="ReftScoreDrift",
@@ -90,36 +90,36 @@ _SCORES = Section(
         Panel(
             "Population stability index",
             "Distance of recent scores from the calibration histogram: above 0.1 look, above 0.25 act.",
-            Shown.NUMBER,
+            DisplayUnit.NUMBER,
             (Line(Q.gauge(c.FILTER_SCORE_PSI, "stream", "teacher"), "{{stream}} {{teacher}}"),),
-            Level(0.1, 0.25),
+            Thresholds(0.1, 0.25),
             runbook="ReftScoreDrift",
         ),
         Panel(
             "Mean shift",
             "Mean of recent scores minus the calibration mean; positive means more refusal-like rows.",
-            Shown.NUMBER,
+            DisplayUnit.NUMBER,
             (Line(Q.gauge(c.FILTER_SCORE_MEAN_SHIFT, "stream", "teacher"), "{{stream}} {{teacher}}"),),
-            Level(0.05, 0.1),
+            Thresholds(0.05, 0.1),
             runbook="ReftScoreDrift",
         ),
         Panel(
             "Canary prompts",
             "Sealed prompt pairs scored by every teacher: harmful ones caught, harmless ones caught by mistake.",
-            Shown.SHARE,
+            DisplayUnit.SHARE,
             (
                 Line(Q.gauge(c.FILTER_CANARY_RECALL, "teacher", how="min"), "recall {{teacher}}"),
                 Line(Q.gauge(c.FILTER_CANARY_FALSE_POSITIVES, "teacher"), "false positives {{teacher}}"),
             ),
-            Level(1.0, 0.95, low_is_bad=True),
+            Thresholds(1.0, 0.95, low_is_bad=True),
             runbook="ReftCanaryRecallLow",
         ),
         Panel(
             "Teachers",
             "Every teacher that answers, with its layer and thresholds; more than one only while a new one rolls out.",
-            Shown.NUMBER,
+            DisplayUnit.NUMBER,
             (Line(Q.gauge(c.TEACHER_INFO, "teacher", "layer", "review_threshold", "block_threshold")),),
-            Level(1, 2),
+            Thresholds(1, 2),
             Chart.TABLE,
             "ReftTeachersDiffer",
         ),
@@ -132,30 +132,30 @@ _SPEED = Section(
         Panel(
             "Request time",
             "Median, 95th and 99th percentile from a request's arrival to its last verdict, by stream.",
-            Shown.SECONDS,
+            DisplayUnit.SECONDS,
             tuple(
                 Line(Q.quantile(q, c.FILTER_REQUEST_SECONDS, "stream"), f"p{q * 100:.0f} {{{{stream}}}}")
                 for q in (0.5, 0.95, 0.99)
             ),
-            Level(0.4, 0.5),
+            Thresholds(0.4, 0.5),
             runbook="ReftModerationLatencyBurn",
         ),
         Panel(
             "Where the time goes",
             "95th percentile of waiting for a batch, tokenising it and its forward pass.",
-            Shown.SECONDS,
+            DisplayUnit.SECONDS,
             (
                 Line(Q.quantile(0.95, c.FILTER_QUEUE_SECONDS), "queue"),
                 Line(Q.quantile(0.95, c.FILTER_TOKENISE_SECONDS), "tokenise"),
                 Line(Q.quantile(0.95, c.FILTER_FORWARD_SECONDS), "forward"),
             ),
-            Level(0.25, 0.5),
+            Thresholds(0.25, 0.5),
             runbook="ReftModerationLatencyBurn",
         ),
         Panel(
             "Batch size",
             "Median texts and tokens in a forward batch; small batches under load waste the processor.",
-            Shown.NUMBER,
+            DisplayUnit.NUMBER,
             (
                 Line(Q.quantile(0.5, c.FILTER_BATCH_ROWS), "texts"),
                 Line(Q.quantile(0.5, c.FILTER_BATCH_TOKENS), "tokens"),
@@ -164,12 +164,12 @@ _SPEED = Section(
         Panel(
             "Waste and reuse",
             "Share of padding among tokens (the aim is under 10 %), and of look-ups answered by the score cache.",
-            Shown.SHARE,
+            DisplayUnit.SHARE,
             (
                 Line(Q.share(c.FILTER_TOKENS, content="padding"), "padding"),
                 Line(Q.share(c.FILTER_CACHE, result="hit"), "cache hits"),
             ),
-            Level(0.1, 0.2),
+            Thresholds(0.1, 0.2),
         ),
     ),
 )
@@ -180,36 +180,36 @@ _TROUBLE = Section(
         Panel(
             "Errors",
             "Requests that failed on our side, by type; none of them was answered with an allow.",
-            Shown.OPERATIONS_PER_SECOND,
-            (Line(calm(Q.rate(c.FILTER_ERRORS, "error_type")), "{{error_type}}"),),
-            Level(0.01, 0.1),
+            DisplayUnit.OPERATIONS_PER_SECOND,
+            (Line(zero_if_absent(Q.rate(c.FILTER_ERRORS, "error_type")), "{{error_type}}"),),
+            Thresholds(0.01, 0.1),
             runbook="ReftModerationAvailabilityBurn",
         ),
         Panel(
             "Requests shed",
             "Requests refused to protect the service, by reason; lasting shedding asks for more replicas.",
-            Shown.REQUESTS_PER_SECOND,
-            (Line(calm(Q.rate(c.FILTER_SHED, "reason")), "{{reason}}"),),
-            Level(0.1, 1),
+            DisplayUnit.REQUESTS_PER_SECOND,
+            (Line(zero_if_absent(Q.rate(c.FILTER_SHED, "reason")), "{{reason}}"),),
+            Thresholds(0.1, 1),
             runbook="ReftFilterSheds",
         ),
         Panel(
             "Queue",
             "Texts that wait for the teacher, over all replicas.",
-            Shown.NUMBER,
+            DisplayUnit.NUMBER,
             (Line(Q.gauge(c.FILTER_QUEUE_DEPTH, how="sum"), "texts"),),
-            Level(500, 2000),
+            Thresholds(500, 2000),
             runbook="ReftFilterSheds",
         ),
         Panel(
             "Truncations and retries",
             "Rows with unread text, and batches sent again after a replica was lost.",
-            Shown.OPERATIONS_PER_SECOND,
+            DisplayUnit.OPERATIONS_PER_SECOND,
             (
-                Line(calm(Q.rate(c.FILTER_TRUNCATIONS, "stream")), "truncated {{stream}}"),
-                Line(calm(Q.rate(c.FILTER_RETRIES)), "retried batches"),
+                Line(zero_if_absent(Q.rate(c.FILTER_TRUNCATIONS, "stream")), "truncated {{stream}}"),
+                Line(zero_if_absent(Q.rate(c.FILTER_RETRIES)), "retried batches"),
             ),
-            Level(0.1, 1),
+            Thresholds(0.1, 1),
         ),
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reft_ray.telemetry import catalog as c
 from reft_ray.telemetry.panel import DASHBOARD as Q
-from reft_ray.telemetry.panel import LAST_DAY, ZERO, Board, Chart, Level, Line, Panel, Section, Shown, calm
+from reft_ray.telemetry.panel import LAST_DAY, ZERO, Board, Chart, Thresholds, Line, Panel, Section, DisplayUnit, zero_if_absent
 
 _JOBS = Section(
     "Jobs",
@@ -12,8 +12,8 @@ _JOBS = Section(
         Panel(
             "Unscreened rows in training, last day",
             "User rows that reached training without a verdict. Anything but 0 is a defect and pages someone.",
-            Shown.NUMBER,
-            (Line(LAST_DAY.seen(c.UNSCREENED_ROWS)),),
+            DisplayUnit.NUMBER,
+            (Line(LAST_DAY.increase_from_zero(c.UNSCREENED_ROWS)),),
             ZERO,
             Chart.STAT,
             "ReftUnscreenedRows",
@@ -21,38 +21,38 @@ _JOBS = Section(
         Panel(
             "Jobs running",
             "Jobs that train now.",
-            Shown.NUMBER,
-            (Line(Q.stored(c.JOBS, "project", status="running")),),
+            DisplayUnit.NUMBER,
+            (Line(Q.shared_gauge(c.JOBS, "project", status="running")),),
             chart=Chart.STAT,
         ),
         Panel(
             "Jobs waiting",
             "Jobs that are queued; waiting while nothing runs means that the scheduler or the cluster is stuck.",
-            Shown.NUMBER,
-            (Line(Q.stored(c.JOBS, "project", status="queued")),),
-            Level(10, 50),
+            DisplayUnit.NUMBER,
+            (Line(Q.shared_gauge(c.JOBS, "project", status="queued")),),
+            Thresholds(10, 50),
             Chart.STAT,
             "ReftJobsStuck",
         ),
         Panel(
             "Head of the queue",
             "Time that the oldest queued job has waited; it survives restarts, because the job store tells it.",
-            Shown.SECONDS,
+            DisplayUnit.SECONDS,
             (Line(Q.gauge(c.JOB_OLDEST_QUEUED)),),
-            Level(14_400, 43_200),
+            Thresholds(14_400, 43_200),
             Chart.STAT,
             "ReftJobsStuck",
         ),
         Panel(
             "Jobs by status",
             "All finetuning jobs in the store, by status.",
-            Shown.NUMBER,
-            (Line(Q.stored(c.JOBS, "project", "status"), "{{status}}"),),
+            DisplayUnit.NUMBER,
+            (Line(Q.shared_gauge(c.JOBS, "project", "status"), "{{status}}"),),
         ),
         Panel(
             "Transitions, last day",
             "Changes of status; anything from `running` to `queued` is a restart.",
-            Shown.NUMBER,
+            DisplayUnit.NUMBER,
             (
                 Line(
                     LAST_DAY.increase(c.JOB_TRANSITIONS, "from_status", "to_status"), "{{from_status}} to {{to_status}}"
@@ -62,19 +62,19 @@ _JOBS = Section(
         Panel(
             "Failures by code, last day",
             "Why jobs failed; `unsafe_training_data` is the filter at work.",
-            Shown.NUMBER,
+            DisplayUnit.NUMBER,
             (Line(LAST_DAY.increase(c.JOB_FAILURES, "code"), "{{code}}"),),
-            Level(5, 20),
+            Thresholds(5, 20),
         ),
         Panel(
             "Waiting and whole time",
             "95th percentile of the time in the queue, and from creation to the end by status.",
-            Shown.SECONDS,
+            DisplayUnit.SECONDS,
             (
                 Line(Q.quantile(0.95, c.JOB_QUEUE_SECONDS), "queued"),
                 Line(Q.quantile(0.95, c.JOB_SECONDS, "status"), "{{status}}"),
             ),
-            Level(14_400, 43_200),
+            Thresholds(14_400, 43_200),
             runbook="ReftJobsStuck",
         ),
     ),
@@ -86,45 +86,45 @@ _TRAINING = Section(
         Panel(
             "Tokens",
             "Tokens per second trained on, user and alignment rows apart.",
-            Shown.OPERATIONS_PER_SECOND,
+            DisplayUnit.OPERATIONS_PER_SECOND,
             (Line(Q.rate(c.TRAIN_TOKENS, "stage", "rows"), "{{stage}} {{rows}}"),),
         ),
         Panel(
             "Rows",
             "Rows per second trained on; guided finetuning needs both kinds.",
-            Shown.ROWS_PER_SECOND,
+            DisplayUnit.ROWS_PER_SECOND,
             (Line(Q.rate(c.TRAIN_ROWS, "stage", "rows"), "{{stage}} {{rows}}"),),
         ),
         Panel(
             "Loss terms",
             "Mean over running jobs of the last step's loss terms.",
-            Shown.NUMBER,
+            DisplayUnit.NUMBER,
             (Line(Q.gauge(c.TRAIN_LOSS, "stage", "term", how="avg"), "{{stage}} {{term}}"),),
-            Level(5, 10),
+            Thresholds(5, 10),
         ),
         Panel(
             "KL from teacher to student",
             "In nats per alignment token; rising over a job means that the student leaves the teacher.",
-            Shown.NUMBER,
+            DisplayUnit.NUMBER,
             (Line(Q.gauge(c.TRAIN_KL), "worst job"),),
-            Level(0.5, 1),
+            Thresholds(0.5, 1),
             runbook="ReftStudentHarmful",
         ),
         Panel(
             "Step time",
             "Median and 95th percentile of one optimizer step.",
-            Shown.SECONDS,
+            DisplayUnit.SECONDS,
             tuple(
                 Line(Q.quantile(q, c.TRAIN_STEP_SECONDS, "stage"), f"p{q * 100:.0f} {{{{stage}}}}") for q in (0.5, 0.95)
             ),
-            Level(10, 30),
+            Thresholds(10, 30),
         ),
         Panel(
             "Worker restarts, last day",
             "Times that training went on after losing a worker.",
-            Shown.NUMBER,
-            (Line(calm(LAST_DAY.increase(c.TRAIN_RESTARTS, "stage")), "{{stage}}"),),
-            Level(1, 3),
+            DisplayUnit.NUMBER,
+            (Line(zero_if_absent(LAST_DAY.increase(c.TRAIN_RESTARTS, "stage")), "{{stage}}"),),
+            Thresholds(1, 3),
             runbook="ReftTrainingRestarts",
         ),
     ),

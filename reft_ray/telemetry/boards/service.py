@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from reft_ray.telemetry import catalog as c
 from reft_ray.telemetry.panel import DASHBOARD as Q
-from reft_ray.telemetry.panel import NEUTRAL, Board, Chart, Level, Line, Panel, Section, Shown, calm
-from reft_ray.telemetry.records import AVAILABILITY, FRESHNESS, LATENCY, Slo
+from reft_ray.telemetry.panel import NEUTRAL, Board, Chart, Thresholds, Line, Panel, Section, DisplayUnit, zero_if_absent
+from reft_ray.telemetry.recording_rules import AVAILABILITY, FRESHNESS, LATENCY, Slo
 
 
 def _budget(slo: Slo, runbook: str) -> Panel:
@@ -13,9 +13,9 @@ def _budget(slo: Slo, runbook: str) -> Panel:
     return Panel(
         slo.title,
         f"Error budget left over three days for the objective of {slo.objective:.1%}; below 0 the objective is missed.",
-        Shown.SHARE,
-        (Line(f"1 - {slo.record('3d').name} / {slo.budget:.4g}"),),
-        Level(0.5, 0.1, low_is_bad=True),
+        DisplayUnit.SHARE,
+        (Line(f"1 - {slo.recording_rule('3d').name} / {slo.budget:.4g}"),),
+        Thresholds(0.5, 0.1, low_is_bad=True),
         Chart.STAT,
         runbook,
     )
@@ -30,9 +30,9 @@ _OBJECTIVES = Section(
         Panel(
             "Versions",
             "Running versions; more than one only while a new one rolls out.",
-            Shown.NUMBER,
+            DisplayUnit.NUMBER,
             (Line(Q.gauge(c.BUILD_INFO, "application", "version", "python")),),
-            Level(1, 2),
+            Thresholds(1, 2),
             Chart.TABLE,
         ),
     ),
@@ -44,46 +44,46 @@ _API = Section(
         Panel(
             "Requests by route",
             "HTTP requests per second by route template.",
-            Shown.REQUESTS_PER_SECOND,
+            DisplayUnit.REQUESTS_PER_SECOND,
             (Line(Q.rate(c.API_REQUESTS, "method", "route"), "{{method}} {{route}}"),),
         ),
         Panel(
             "Errors by code",
             "Requests per second that were answered with 4xx or 5xx.",
-            Shown.REQUESTS_PER_SECOND,
+            DisplayUnit.REQUESTS_PER_SECOND,
             (Line(Q.rate(c.API_REQUESTS, "code", code="[45].."), "{{code}}"),),
-            Level(0.1, 1),
+            Thresholds(0.1, 1),
             runbook="ReftModerationAvailabilityBurn",
         ),
         Panel(
             "Request time",
             "Median, 95th and 99th percentile over all routes.",
-            Shown.SECONDS,
+            DisplayUnit.SECONDS,
             tuple(Line(Q.quantile(q, c.API_SECONDS), f"p{q * 100:.0f}") for q in (0.5, 0.95, 0.99)),
-            Level(0.5, 2),
+            Thresholds(0.5, 2),
             runbook="ReftModerationLatencyBurn",
         ),
         Panel(
             "Slowest routes",
             "99th percentile of the request time by route.",
-            Shown.SECONDS,
+            DisplayUnit.SECONDS,
             (Line(f"topk(10, {Q.quantile(0.99, c.API_SECONDS, 'route')})", "{{route}}"),),
-            Level(0.5, 2),
+            Thresholds(0.5, 2),
         ),
         Panel(
             "In flight",
             "Requests being answered, over all gateways.",
-            Shown.NUMBER,
+            DisplayUnit.NUMBER,
             (Line(Q.gauge(c.API_IN_FLIGHT, how="sum"), "requests"),),
-            Level(200, 500),
+            Thresholds(200, 500),
             runbook="ReftFilterSheds",
         ),
         Panel(
             "Refused by a limit",
             "Requests per second over a customer's rate limit or quota.",
-            Shown.REQUESTS_PER_SECOND,
-            (Line(calm(Q.rate(c.RATE_LIMITED, "limit")), "{{limit}}"),),
-            Level(1, 10),
+            DisplayUnit.REQUESTS_PER_SECOND,
+            (Line(zero_if_absent(Q.rate(c.RATE_LIMITED, "limit")), "{{limit}}"),),
+            Thresholds(1, 10),
         ),
     ),
 )
@@ -91,7 +91,7 @@ _API = Section(
 _SCOPE = 'cluster=~"$cluster"'
 
 
-def _ray(title: str, description: str, shown: Shown, lines: tuple[Line, ...], level: Level = NEUTRAL) -> Panel:
+def _ray(title: str, description: str, shown: DisplayUnit, lines: tuple[Line, ...], level: Thresholds = NEUTRAL) -> Panel:
     return Panel(title, description, shown, lines, level, runbook="ReftReplicaUnhealthy", needs="serve")
 
 
@@ -101,26 +101,26 @@ _RAY = Section(
         _ray(
             "Healthy replicas",
             "Replicas of each deployment that pass their health check.",
-            Shown.NUMBER,
+            DisplayUnit.NUMBER,
             (
                 Line(
                     f"sum by (application, deployment) (ray_serve_deployment_replica_healthy{{{_SCOPE}}})",
                     "{{application}} {{deployment}}",
                 ),
             ),
-            Level(1, 0.5, low_is_bad=True),
+            Thresholds(1, 0.5, low_is_bad=True),
         ),
         _ray(
             "Waiting at Serve's routers",
             "Calls that wait for a replica, per deployment; a line that grows asks for replicas.",
-            Shown.NUMBER,
+            DisplayUnit.NUMBER,
             (Line(f"sum by (deployment) (ray_serve_deployment_queued_queries{{{_SCOPE}}})", "{{deployment}}"),),
-            Level(100, 500),
+            Thresholds(100, 500),
         ),
         Panel(
             "Processor and memory",
             "Use of each node's processors, and of its memory.",
-            Shown.SHARE,
+            DisplayUnit.SHARE,
             (
                 Line(f"max by (instance) (ray_node_cpu_utilization{{{_SCOPE}}}) / 100", "processor {{instance}}"),
                 Line(
@@ -129,27 +129,27 @@ _RAY = Section(
                     "memory {{instance}}",
                 ),
             ),
-            Level(0.8, 0.95),
+            Thresholds(0.8, 0.95),
             needs="ray",
         ),
         Panel(
             "Object store",
             "Bytes in Ray's object store by place; bytes that are spilled cost disk time.",
-            Shown.BYTES,
+            DisplayUnit.BYTES,
             (Line(f"sum by (Location) (ray_object_store_memory{{{_SCOPE}}})", "{{Location}}"),),
             needs="ray",
         ),
         Panel(
             "Graphics processors",
             "Use of each graphics processor.",
-            Shown.SHARE,
+            DisplayUnit.SHARE,
             (
                 Line(
                     f"max by (instance, GpuIndex) (ray_node_gpus_utilization{{{_SCOPE}}}) / 100",
                     "{{instance}} {{GpuIndex}}",
                 ),
             ),
-            Level(0.95, 0.99),
+            Thresholds(0.95, 0.99),
             needs="gpu",
         ),
     ),

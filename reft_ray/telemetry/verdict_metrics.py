@@ -15,7 +15,7 @@ def unit_score(cosine: float) -> float:
     return 1.0 if math.isnan(cosine) else min(1.0, max(0.0, (1.0 + cosine) / 2.0))
 
 
-def record_rows(
+def record_verdicts(
     recorder: Recorder,
     decisions: Sequence[str],
     reasons: Sequence[str],
@@ -46,7 +46,7 @@ def record_canaries(recorder: Recorder, harmful: Sequence[str], harmless: Sequen
         recorder.set(metric, held / len(decisions), teacher=teacher)
 
 
-def forget_canaries(recorder: Recorder, teacher: str) -> None:
+def clear_canaries(recorder: Recorder, teacher: str) -> None:
     """Forget the canary gauges of a teacher that no longer answers."""
     for metric in (catalog.FILTER_CANARY_RECALL, catalog.FILTER_CANARY_FALSE_POSITIVES):
         recorder.set(metric, None, teacher=teacher)

@@ -13,7 +13,7 @@ FILTER_ROUTES = "/v1/(moderations|screenings).*"
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RecordingRule:
     """A recording rule; names follow level:metric:operation."""
 
     name: str
@@ -37,9 +37,9 @@ class Slo:
         """The share of events that may be bad."""
         return 1.0 - self.objective
 
-    def record(self, window: str) -> Record:
+    def recording_rule(self, window: str) -> RecordingRule:
         """The recording rule of the bad share over a window."""
-        return Record(f"reft:slo_{self.name}:bad_share_rate{window}", self.bad_share(Query(window)))
+        return RecordingRule(f"reft:slo_{self.name}:bad_share_rate{window}", self.bad_share(Query(window)))
 
 
 def _failed_requests(query: Query) -> str:
@@ -64,5 +64,5 @@ FRESHNESS = Slo(
 SLOS = (AVAILABILITY, LATENCY, FRESHNESS)
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 
-BLOCK_RATIO = Record("reft:filter_block_ratio:rate1h", HOUR.share(c.FILTER_ROWS, decision="block"))
-RECORDS: tuple[Record, ...] = (BLOCK_RATIO, *(slo.record(window) for slo in SLOS for window in WINDOWS))
+BLOCK_RATIO = RecordingRule("reft:filter_block_ratio:rate1h", HOUR.share(c.FILTER_ROWS, decision="block"))
+RECORDING_RULES: tuple[RecordingRule, ...] = (BLOCK_RATIO, *(slo.recording_rule(window) for slo in SLOS for window in WINDOWS))

@@ -6,7 +6,7 @@ import pytest
 
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import MemoryRecorder
-from reft_ray.telemetry.rows import record_canaries, record_rows, unit_score
+from reft_ray.telemetry.verdict_metrics import record_canaries, record_verdicts, unit_score
 
 
 @pytest.mark.parametrize(("cosine", "score"), [(-1, 0), (0, 0.5), (1, 1), (1.0000001, 1), (math.nan, 1)])
@@ -16,7 +16,7 @@ def test_cosines_become_positive(cosine, score):
 
 def test_every_row_is_counted_and_observed():
     recorder = MemoryRecorder()
-    record_rows(
+    record_verdicts(
         recorder,
         ["allow", "allow", "block"],
         ["clear", "clear", "refusal_score"],
@@ -32,7 +32,7 @@ def test_every_row_is_counted_and_observed():
 
 def test_a_row_without_a_reason_is_an_error():
     with pytest.raises(ValueError, match="zip"):
-        record_rows(MemoryRecorder(), ["allow"], [], [0.0], stream="chat", policy="online", teacher="t")
+        record_verdicts(MemoryRecorder(), ["allow"], [], [0.0], stream="chat", policy="online", teacher="t")
 
 
 def test_canaries_become_two_shares():
