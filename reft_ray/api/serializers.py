@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from reft_ray.jobs.files import FileRecord
-from reft_ray.jobs.job import Checkpoint, Job, Page, StoredEvent
+from reft_ray.jobs.job import Checkpoint, Job, StoredEvent
 from reft_ray.jobs.models import Permission, Student
+from reft_ray.jobs.paging import Page
 from reft_ray.jobs.uploads import Upload
 
 T = TypeVar("T")

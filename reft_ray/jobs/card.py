@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from reft_ray.jobs.job import Job
-from reft_ray.jobs.steps import Evaluation, Screening, Training, finite
+from reft_ray.jobs.results import Evaluation, Screening, Training, finite
 
 CARD_NAME = "README.md"
 PROVENANCE_NAME = "reft_provenance.json"

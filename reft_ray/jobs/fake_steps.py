@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from reft_ray.core.errors import StoppedError
 from reft_ray.jobs.files import job_key
+from reft_ray.jobs.results import REJECTED_SECONDS, Evaluation, Export, GateCheck, Screening, Training, Validation
 from reft_ray.jobs.run import JobRun
-from reft_ray.jobs.steps import REJECTED_SECONDS, Evaluation, Export, GateCheck, Screening, Training, Validation
 
 BLOCKED = ("bomb", "poison")
 REVIEW = ("knife",)

@@ -11,7 +11,7 @@ from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.job import Status
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.lifecycle import SUITE
-from reft_ray.jobs.steps import Evaluation, Screening, result_of
+from reft_ray.jobs.results import Evaluation, Screening, result_of
 from reft_ray.jobs.tables import job_steps, jobs
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import PrometheusRecorder, Readings

@@ -14,8 +14,8 @@ from reft_ray.jobs import ids
 from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError, QuotaError
-from reft_ray.jobs.job import TERMINAL, Page
-from reft_ray.jobs.paging import page
+from reft_ray.jobs.job import TERMINAL
+from reft_ray.jobs.paging import Page, page
 from reft_ray.jobs.tables import files, jobs, uploads
 from reft_ray.jobs.upload_check import checked
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,7 +16,6 @@ from reft_ray.jobs.files import FileStore, job_key, scratch_key
 from reft_ray.jobs.job import Status
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.models import ModelStore
-from reft_ray.jobs.ticking import ticking
 from reft_ray.jobs.uploads import UploadStore
 from reft_ray.jobs.webhooks import Webhooks
 from reft_ray.telemetry import catalog
@@ -98,7 +98,29 @@ class Housekeeping:
         Another thread delivers: endpoints that do not answer hold up nothing of ours.
         """
         with (
-            ticking(self.tick, "housekeeping", seconds, logger),
-            ticking(self.deliver, "delivering webhooks", seconds, logger),
+            periodic(self.tick, "housekeeping", seconds, logger),
+            periodic(self.deliver, "delivering webhooks", seconds, logger),
         ):
             yield
+
+
+@contextmanager
+def periodic(tick: Callable[[], None], name: str, seconds: float, logger: logging.Logger) -> Iterator[None]:
+    """Tick in a thread of its own while the block runs. A tick that fails is logged, the next one tries again."""
+    over = threading.Event()
+
+    def loop() -> None:
+        while not over.is_set():
+            try:
+                tick()
+            except Exception:
+                logger.exception("%s failed; trying again in %.0f s", name, seconds)
+            over.wait(seconds)
+
+    thread = threading.Thread(target=loop, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
-T = TypeVar("T")
 Auto = Literal["auto"]
 Policy = Literal["filter", "review", "fail"]
 
@@ -173,11 +172,3 @@ class Checkpoint:
     uri: str
     metrics: Mapping[str, float]
     created_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Page(Generic[T]):
-    """One page of a listing, and whether more follow."""
-
-    items: tuple[T, ...]
-    has_more: bool

@@ -13,20 +13,9 @@ from reft_ray.jobs import ids, webhooks
 from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.errors import ConflictError, LeaseLostError, NotFoundError, QuotaError
-from reft_ray.jobs.job import (
-    TERMINAL,
-    TRANSITIONS,
-    Checkpoint,
-    Event,
-    Job,
-    JobError,
-    JobSpec,
-    Page,
-    Status,
-    StoredEvent,
-)
+from reft_ray.jobs.job import TERMINAL, TRANSITIONS, Checkpoint, Event, Job, JobError, JobSpec, Status, StoredEvent
 from reft_ray.jobs.job_rows import COLUMNS, append_event, checkpoint_of, event_of, fetch, job_of, locked, upsert
-from reft_ray.jobs.paging import page
+from reft_ray.jobs.paging import Page, page
 from reft_ray.jobs.tables import job_checkpoints, job_events, job_steps, jobs
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import NullRecorder, Recorder

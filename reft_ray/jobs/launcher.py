@@ -13,8 +13,7 @@ from typing import Protocol
 
 import psutil
 
-from reft_ray.jobs.driver import CONFIG_VARIABLE, DriverConfig
-from reft_ray.jobs.processes import handle_parts, process_handle
+from reft_ray.jobs.driver import CONFIG_VARIABLE, DriverConfig, handle_parts, process_handle
 
 
 class Launcher(Protocol):

@@ -14,8 +14,9 @@ from dataclasses import asdict
 from reft_ray.core.errors import StoppedError
 from reft_ray.jobs.errors import LeaseLostError
 from reft_ray.jobs.job import Event, Options, Status
+from reft_ray.jobs.results import Evaluation, Export, Screening, Training, Validation, finite
 from reft_ray.jobs.run import JobFailedError, JobRun
-from reft_ray.jobs.steps import Evaluation, Export, Screening, Steps, Training, Validation, finite
+from reft_ray.jobs.steps import Steps
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
 
@@ -31,18 +32,22 @@ def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None) -> None
     recorder = recorder or NullRecorder()
     try:
         validation = run.once(
-            "validate", Validation, lambda: steps.validate(run), told=_validated, result_files=_report
+            "validate", Validation, lambda: steps.validate(run), event_of=_validated, result_files=_report
         )
         refuse_invalid_files(validation)
 
         screening = run.once(
-            "screen", Screening, lambda: steps.screen(run, validation), told=_screened, result_files=_screening_files
+            "screen",
+            Screening,
+            lambda: steps.screen(run, validation),
+            event_of=_screened,
+            result_files=lambda result: [result.report_file, result.quarantine_file],
         )
         if run.job.spec.options.policy == "review" and screening.withheld:
             if not run.done("ask"):
                 run.park(Status.PAUSED, _asks_people(screening), step="ask")
             asked = screening
-            screening = run.once("review", Screening, lambda: steps.review(run, asked), told=_screened)
+            screening = run.once("review", Screening, lambda: steps.review(run, asked), event_of=_screened)
         if screening.lost_rows:
             recorder.count(catalog.UNACCOUNTED_ROWS, screening.lost_rows, where="screening")
         refuse_unsafe_data(screening, run.job.spec.options)
@@ -61,7 +66,7 @@ def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None) -> None
         measured_before = run.done("evaluate")
         try:
             evaluation = run.once(
-                "evaluate", Evaluation, lambda: steps.evaluate(run, training), told=_judged, result_files=_report
+                "evaluate", Evaluation, lambda: steps.evaluate(run, training), event_of=_judged, result_files=_report
             )
         except (StoppedError, LeaseLostError, JobFailedError):
             raise
@@ -163,10 +168,6 @@ def _judged(evaluation: Evaluation) -> Event:
 
 def _report(result: Validation | Evaluation) -> list[str | None]:
     return [result.report_file]
-
-
-def _screening_files(screening: Screening) -> list[str | None]:
-    return [screening.report_file, screening.quarantine_file]
 
 
 def _number(value: float | None) -> str:

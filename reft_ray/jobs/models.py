@@ -10,8 +10,8 @@ from sqlalchemy import Connection, delete, insert, select, update
 from reft_ray.jobs import ids
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError
-from reft_ray.jobs.job import Job, Page
-from reft_ray.jobs.paging import page
+from reft_ray.jobs.job import Job
+from reft_ray.jobs.paging import Page, page
 from reft_ray.jobs.tables import checkpoint_permissions, job_checkpoints, jobs, models, projects
 
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Select, Table, select
 
 from reft_ray.jobs.errors import InvalidError
-from reft_ray.jobs.job import Page
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a listing, and whether more follow."""
+
+    items: tuple[T, ...]
+    has_more: bool
 
 
 def page(

@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from reft_ray.jobs.errors import ConflictError
+from reft_ray.jobs.housekeeping import periodic
 from reft_ray.jobs.job import ACTIVE, TERMINAL, Event, Job, JobError, Status
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.launcher import Launcher
 from reft_ray.jobs.lease import Leases, Slots
-from reft_ray.jobs.ticking import ticking
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Reconciler:
 
     def background(self, seconds: float = 1.0) -> AbstractContextManager[None]:
         """Tick in a thread of its own while the block runs. A tick that fails is logged, the next one tries again."""
-        return ticking(self.tick, "reconciling", seconds, logger)
+        return periodic(self.tick, "reconciling", seconds, logger)
 
     def _is_driven(self, job: Job) -> bool:
         if self.leases.is_driven(job):

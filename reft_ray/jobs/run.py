@@ -15,7 +15,7 @@ from reft_ray.jobs.job_rows import append_event
 from reft_ray.jobs.job_store import held
 from reft_ray.jobs.lease import Leases
 from reft_ray.jobs.models import ModelStore
-from reft_ray.jobs.steps import Export, finite, record_of, result_of
+from reft_ray.jobs.results import Export, finite, record_of, result_of
 from reft_ray.telemetry.recorder import Recorder
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class JobRun:
         return self._store.checkpoints(self.job.id, limit=1000).items
 
     @property
-    def told_metrics(self) -> list[Mapping[str, Any]]:
+    def metrics_history(self) -> list[Mapping[str, Any]]:
         """The data of all metrics events so far, those of earlier drivers too, in the order of their steps."""
         found: list[Mapping[str, Any]] = []
         after = None
@@ -154,7 +154,7 @@ class JobRun:
         kind: type[T],
         work: Callable[[], T],
         *,
-        told: Callable[[T], Event] | None = None,
+        event_of: Callable[[T], Event] | None = None,
         result_files: Callable[[T], Iterable[str | None]] = lambda result: (),
         trained_tokens: Callable[[T], int | None] = lambda result: None,
     ) -> T:
@@ -170,7 +170,7 @@ class JobRun:
             self._owner,
             name,
             document,
-            event=told(result) if told else None,
+            event=event_of(result) if event_of else None,
             result_files=[file for file in result_files(result) if file is not None],
             trained_tokens=trained_tokens(result),
         )

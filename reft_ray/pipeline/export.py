@@ -13,8 +13,8 @@ from reft_ray.hf.loading import fingerprint
 from reft_ray.jobs.artefacts import local_folder, put_folder
 from reft_ray.jobs.card import CARD_NAME, PROVENANCE_NAME, Provenance
 from reft_ray.jobs.content import CHUNK_BYTES
+from reft_ray.jobs.results import Evaluation, Export, Screening, Training
 from reft_ray.jobs.run import JobRun
-from reft_ray.jobs.steps import Evaluation, Export, Screening, Training
 from reft_ray.pipeline.model_context import ModelContext
 
 ARCHIVE = "adapter.zip"

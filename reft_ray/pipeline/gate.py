@@ -9,8 +9,8 @@ from reft_ray.core.errors import StoppedError
 from reft_ray.evaluation.gate import Gate
 from reft_ray.evaluation.suite import Suite, TaskTest
 from reft_ray.finetuning.task import as_task
+from reft_ray.jobs.results import Evaluation, GateCheck, Training, finite
 from reft_ray.jobs.run import JobRun
-from reft_ray.jobs.steps import Evaluation, GateCheck, Training, finite
 from reft_ray.pipeline.measure import Answer, Question, measure
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.reading import answered_examples

@@ -11,8 +11,8 @@ from typing import Any
 from reft_ray.core.errors import BlockedByPolicyError, StoppedError
 from reft_ray.hf.ref_teacher import load_scorer
 from reft_ray.jobs.job import Event, Status
+from reft_ray.jobs.results import REJECTED_SECONDS, Screening
 from reft_ray.jobs.run import JobRun
-from reft_ray.jobs.steps import REJECTED_SECONDS, Screening
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.reading import control_tokens, textual
 from reft_ray.pipeline.settings import thresholds_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from reft_ray.jobs.results import Evaluation, Export, Screening, Training, Validation
 from reft_ray.jobs.run import JobRun
-from reft_ray.jobs.steps import Evaluation, Export, Screening, Training, Validation
 from reft_ray.pipeline.config import StepsConfig
 from reft_ray.pipeline.export import export_student
 from reft_ray.pipeline.gate import evaluate_student

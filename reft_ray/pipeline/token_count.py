@@ -10,6 +10,7 @@ from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import load_tokenizer
+from reft_ray.jobs.content import split_lines
 from reft_ray.jobs.estimate import Size, count_bytes
 from reft_ray.screening.checks import CHECKS, Fault
 from reft_ray.screening.formats import Row, conversation_of, readings_of
@@ -31,7 +32,7 @@ class TokenizerCounter:
         """See Counter. Rows that a job would refuse count as nothing; other file formats are guessed from bytes."""
         chat = self._chat(self._bases[model])
         rows = size = tokens = counted = 0
-        for line in _lines(chunks):
+        for line in split_lines(chunks):
             if not line or line.isspace():
                 continue
             rows += 1
@@ -55,11 +56,3 @@ def _tokens(chat: ChatFormat, row: Row | Fault) -> int:
         return len(chat.encode(Example(conversation_of(row, formats[0]))))
     except ReftError:
         return 0
-
-
-def _lines(chunks: Iterable[bytes]) -> Iterable[bytes]:
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
-    yield rest

@@ -18,8 +18,8 @@ from reft_ray.finetuning.export import ADAPTER, EXPORT
 from reft_ray.hf.lora import ADAPTER_WEIGHTS
 from reft_ray.jobs.artefacts import copy_folder, files_in, put_folder
 from reft_ray.jobs.errors import LeaseLostError
+from reft_ray.jobs.results import Screening, Training
 from reft_ray.jobs.run import JobRun
-from reft_ray.jobs.steps import Screening, Training
 from reft_ray.pipeline.local_run import train_on_kept
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.reading import answered_examples
@@ -80,7 +80,7 @@ def train_student(run: JobRun, context: ModelContext, shared: Path, screening: S
             raise
         watch.record_checkpoints()
         uri = put_folder(student, f"{run.workspace}/adapter")
-    told = run.told_metrics
+    told = run.metrics_history
     return Training(
         adapter_uri=uri,
         steps=int(told[-1]["step"]),
@@ -106,7 +106,7 @@ class _Watch:
         self._total = total
         # What drivers before this one told; a loop that goes on tells its last reports again, for one that died.
         self._metrics = {
-            int(data["step"]): {k: v for k, v in data.items() if k in _VALUES} for data in run.told_metrics
+            int(data["step"]): {k: v for k, v in data.items() if k in _VALUES} for data in run.metrics_history
         }
         self._recorded = {checkpoint.step_number for checkpoint in run.checkpoints}
         self._saved_at: int | None = None

@@ -13,8 +13,8 @@ from reft_ray.core.errors import StoppedError, UsageError
 from reft_ray.evaluation.task_accuracy import Match, comparable
 from reft_ray.jobs.content import CHUNK_BYTES
 from reft_ray.jobs.lifecycle import INVALID_FILE
+from reft_ray.jobs.results import Validation
 from reft_ray.jobs.run import JobFailedError, JobRun
-from reft_ray.jobs.steps import Validation
 from reft_ray.pipeline.reading import TokenCounter, read_rows
 from reft_ray.screening.checks import Fault
 

@@ -8,7 +8,7 @@ import yaml
 
 from reft_ray.jobs.card import Provenance
 from reft_ray.jobs.job import JobSpec, Options
-from reft_ray.jobs.steps import Evaluation, GateCheck, Screening, Training
+from reft_ray.jobs.results import Evaluation, GateCheck, Screening, Training
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from sqlalchemy import update
 from reft_ray.jobs.figures import AUDIT_SECONDS, Figures
 from reft_ray.jobs.job import Event, Status
 from reft_ray.jobs.job_store import JobStore
-from reft_ray.jobs.steps import Evaluation, GateCheck, Screening, record_of
+from reft_ray.jobs.results import Evaluation, GateCheck, Screening, record_of
 from reft_ray.jobs.tables import audit_log
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import PrometheusRecorder

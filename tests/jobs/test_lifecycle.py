@@ -16,8 +16,8 @@ from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.lease import Leases, Slots
 from reft_ray.jobs.lifecycle import run_job
 from reft_ray.jobs.models import ModelStore
+from reft_ray.jobs.results import Evaluation, GateCheck, Screening, record_of, result_of
 from reft_ray.jobs.run import JobFailedError, JobRun
-from reft_ray.jobs.steps import Evaluation, GateCheck, Screening, record_of, result_of
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import MemoryRecorder
 

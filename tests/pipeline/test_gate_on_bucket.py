@@ -6,7 +6,7 @@ import pytest
 from pyarrow import fs
 
 from reft_ray.jobs.artefacts import put_folder
-from reft_ray.jobs.steps import Training
+from reft_ray.jobs.results import Training
 from reft_ray.pipeline import gate
 from reft_ray.pipeline.config import StepsConfig
 from reft_ray.pipeline.measure import measure

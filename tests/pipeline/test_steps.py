@@ -14,7 +14,7 @@ from reft_ray.core.errors import StoppedError, UsageError
 from reft_ray.jobs.artefacts import files_in, local_folder
 from reft_ray.jobs.files import scratch_key
 from reft_ray.jobs.job import Hyperparameters, JobSpec, Options, Status
-from reft_ray.jobs.steps import Training
+from reft_ray.jobs.results import Training
 from reft_ray.pipeline import gate
 from reft_ray.pipeline.config import GateArgs, StepsConfig
 from reft_ray.pipeline.model_context import ModelContext
