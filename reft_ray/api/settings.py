@@ -1,47 +1,110 @@
-"""The operator's limits on the online filter."""
+"""What an operator may set: the online filter's limits and the finetuning service's base models and limits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from reft_ray.jobs.estimate import Defaults, Speed
+from reft_ray.jobs.files import MAX_FILE_BYTES, MAX_PROJECT_BYTES
+from reft_ray.settings import Settings
 
 MIB = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Lowest and highest value that a request may ask for as a threshold."""
+class Bounds(Settings):
+    """The lowest and highest threshold that a request may set."""
 
-    lowest: float
-    highest: float
+    lowest: float = Field(ge=-1, le=1)
+    highest: float = Field(ge=-1, le=1)
 
-    def __post_init__(self) -> None:
-        if not -1.0 <= self.lowest <= self.highest <= 1.0:
-            raise ValueError(f"bounds need -1 <= lowest <= highest <= 1, got {self.lowest} and {self.highest}")
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.lowest > self.highest:
+            raise ValueError("lowest must not exceed highest")
+        return self
 
 
-@dataclass(frozen=True, slots=True)
-class FilterSettings:
-    """Sizes in bytes, times in seconds.
+class FilterSettings(Settings):
+    """The limits of the online filter. Sizes in bytes, times in seconds.
 
-    `max_screenings` are those of one project.
-    Without bounds a request may make the filter stricter than the teacher's thresholds, never laxer.
+    Without bounds a request may make the filter stricter than the teacher's thresholds, never more lenient.
     """
 
     review_bounds: Bounds | None = None
     block_bounds: Bounds | None = None
-    moderation_seconds: float = 10.0
-    max_inputs: int = 256
-    max_body_bytes: int = 4 * MIB
-    max_upload_bytes: int = 64 * MIB
-    max_row_bytes: int = MIB
-    max_chunk_bytes: int = MIB
-    max_streams: int = 8
-    batch_rows: int = 512
-    batch_bytes: int = 256 * 1024
-    window: int = 4
-    idle_seconds: float = 60.0
-    stall_seconds: float = 120.0
-    max_screenings: int = 256
-    max_screenings_in_all: int = 4096
-    max_chunks: int = 16_384
-    screening_seconds: float = 86_400.0
+    moderation_seconds: float = Field(10.0, gt=0)
+    max_inputs: int = Field(256, ge=1)
+    max_body_bytes: int = Field(4 * MIB, ge=1024)
+    max_upload_bytes: int = Field(64 * MIB, ge=1024)
+    max_row_bytes: int = Field(MIB, ge=1024)
+    max_chunk_bytes: int = Field(MIB, ge=1024, le=8 * MIB)
+    max_streams: int = Field(8, ge=1)
+    batch_rows: int = Field(512, ge=1)
+    batch_bytes: int = Field(256 * 1024, ge=1024)
+    window: int = Field(4, ge=1, le=64)
+    idle_seconds: float = Field(60.0, gt=0)
+    stall_seconds: float = Field(120.0, gt=0)
+    max_screenings: int = Field(256, ge=1, description="Per project.")
+    max_screenings_in_all: int = Field(4096, ge=1)
+    max_chunks: int = Field(16_384, ge=1)
+    screening_seconds: float = Field(86_400.0, ge=60)
+
+
+class EndpointSettings(Settings):
+    """A server with OpenAI's API, such as vLLM or a `ray.serve.llm` application.
+
+    `adapters` says how it serves them: `load` asks vLLM to load one from its path (`/v1/load_lora_adapter`), `path`
+    appends the adapter's path below `adapters_root` to the model's name, as `ray.serve.llm` expects it, `none` serves
+    the base model only.
+    """
+
+    url: str = Field(min_length=1, description="With /v1.")
+    model: str = Field(min_length=1, description="The server's name for the base model.")
+    key_variable: str | None = Field(None, description="The environment variable that holds its API key.")
+    adapters: Literal["none", "load", "path"] = "none"
+    adapters_root: str | None = None
+    seconds: float = Field(600.0, gt=0, description="Read timeout.")
+
+    @model_validator(mode="after")
+    def _rooted(self) -> Self:
+        if (self.adapters == "path") != (self.adapters_root is not None):
+            raise ValueError("adapters_root belongs to `adapters: path`")
+        if self.adapters == "path" and ":" in self.model:
+            raise ValueError("ray.serve.llm takes the part after a colon as an adapter: name the base without one")
+        return self
+
+
+class BaseModelSettings(Defaults):
+    """A model that users chat with and finetune."""
+
+    uri: str = Field(min_length=1, description="The directory or hub id that it is loaded from.")
+    created_at: int = 0
+    trainable: bool = True
+    preset: str | None = Field(None, description="Estimates use the measured speed of jobs with the same preset only.")
+    speed: Speed | None = Field(None, description="For estimates, until jobs have finished here.")
+    devices: int = Field(1, ge=1, description="Accelerators of one job, or CPUs where it has none.")
+    endpoint: EndpointSettings | None = Field(None, description="The server that serves it, instead of our students.")
+
+
+class ServiceSettings(Settings):
+    """The finetuning service. Sizes in bytes."""
+
+    base_models: Mapping[str, BaseModelSettings] = Field(min_length=1)
+    alignment_datasets: tuple[str, ...] = ()
+    gate: Mapping[str, float] = Field(
+        default_factory=dict, description="The release gate's limits; a user may ask for lower ones, never higher ones."
+    )
+    max_reject_ratio: float = Field(0.5, ge=0, le=1)
+    max_file_bytes: int = Field(MAX_FILE_BYTES, ge=1024)
+    max_project_bytes: int = Field(MAX_PROJECT_BYTES, ge=1024)
+    max_upload_bytes: int = Field(8 << 30, ge=1024)
+    serve_checkpoints: bool = Field(False, description="Allow chat with checkpoints, which no release gate has tested.")
+    private_webhooks: bool = False
+    require_keys: bool = Field(
+        False,
+        description="Require an API key of loopback clients too, even before any key exists: they may be a proxy.",
+    )
+    max_completion_tokens: int = Field(4096, ge=1)

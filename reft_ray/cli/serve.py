@@ -81,7 +81,7 @@ def serve(
     """
     with user_errors(), tempfile.TemporaryDirectory(prefix="reft-screenings-") as scratch:
         from reft_ray.core.errors import UsageError
-        from reft_ray.serving.args import ServeArgs, problems
+        from reft_ray.serving.args import ServeArgs
         from reft_ray.serving.local import local_service
 
         cpus = max(1, (os.cpu_count() or 1) // replicas)
@@ -100,10 +100,7 @@ def serve(
             if teacher != "builtin":
                 raise UsageError("--state serves the built-in base: for others see `service:` in docs/service.md")
             values["service"] = _service(state.resolve(), Path(values["teacher"]["teacher"]), workers)
-        mistakes = problems(ServeArgs, values, "serve")
-        if mistakes:
-            raise UsageError("\n".join(mistakes))
-        with local_service(ServeArgs.model_validate(values), port, not logs, metrics_port) as url:
+        with local_service(ServeArgs.of(values, "serve"), port, not logs, metrics_port) as url:
             print(_EXAMPLE.format(teacher=teacher, url=url), flush=True)
             if state is not None:
                 print(_TEN_LINES.format(url=url, state=state), flush=True)

@@ -2,63 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from reft_ray.core.errors import UsageError
 from reft_ray.core.guided import Method
 from reft_ray.core.quality import Targets
+from reft_ray.settings import Settings
 
 
-class Config(BaseModel):
-    """Frozen, and strict about unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """Validate outside values. Raises UsageError naming each key that is wrong and the nearest known one."""
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise UsageError("; ".join(_problem(cls, item) for item in error.errors())) from None
-
-
-def _problem(model: type[BaseModel], item: Any) -> str:
-    path = ".".join(str(step) for step in item["loc"])
-    if item["type"] != "extra_forbidden":
-        return f"{path or model.__name__}: {item['msg']}"
-    for step in item["loc"][:-1]:
-        # The keys of a mapping are no fields: they lead to where the mapping's own type already did.
-        if (field := model.model_fields.get(str(step))) is not None:
-            model = _inner(field.annotation) or model
-    known = list(model.model_fields)
-    near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-    return f"{path}: unknown key, {hint}"
-
-
-def _inner(annotation: Any) -> type[BaseModel] | None:
-    """The model that an annotation is, or holds, as in `Mapping[str, Model]`."""
-    if isinstance(annotation, type) and not get_args(annotation):
-        return annotation if issubclass(annotation, BaseModel) else None
-    return next((model for part in get_args(annotation) if (model := _inner(part)) is not None), None)
-
-
-def all_known(what: str, names: tuple[str, ...], known: Iterable[str]) -> tuple[str, ...]:
-    """The names, for a validator. Raises ValueError for one that is not among the known ones."""
-    known = list(known)
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"no {what} {unknown[0]!r}; there are {', '.join(known)}")
-    return names
-
-
-class Lora(Config):
+class Lora(Settings):
     """Low-rank adapters; `scale` is alpha / rank."""
 
     rank: int = Field(16, ge=1, le=1024)
@@ -66,7 +21,7 @@ class Lora(Config):
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
-class Optimizer(Config):
+class Optimizer(Settings):
     """AdamW with linear warm-up and cosine decay over the share of rows trained."""
 
     learning_rate: float = Field(2e-4, gt=0)
@@ -75,7 +30,7 @@ class Optimizer(Config):
     max_grad_norm: float = Field(1.0, gt=0)
 
 
-class Training(Config):
+class Training(Settings):
     """What both stages share."""
 
     base: str
@@ -140,7 +95,7 @@ class TeacherConfig(Training):
         return self
 
 
-class Thresholding(Config):
+class Thresholding(Settings):
     """What the operator asks of the thresholds: block at a recall, or at a false-positive rate."""
 
     block_recall: float | None = Field(0.99, gt=0, le=1)
@@ -160,7 +115,7 @@ class Thresholding(Config):
         return Targets(self.block_recall, self.block_fpr, self.review_recall)
 
 
-class Baselines(Config):
+class Baselines(Settings):
     """Settings of other defences' steps, as their released code has them; see `reft_ray.baselines`."""
 
     lisa_alignment_steps: int = Field(100, ge=1)
@@ -227,7 +182,7 @@ class FinetuneConfig(Training):
         return self.method.distills
 
 
-class Resources(Config):
+class Resources(Settings):
     """What a run takes from the cluster, and what it survives."""
 
     workers: int = Field(1, ge=0, description="0 trains in this process, without a cluster")

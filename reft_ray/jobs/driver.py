@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
 from typing import Any
 
+import psutil
 from sqlalchemy.exc import OperationalError
 
 from reft_ray.core.errors import StoppedError, UsageError
@@ -26,9 +26,9 @@ from reft_ray.jobs.files import MAX_FILE_BYTES, MAX_PROJECT_BYTES, FileStore
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.lease import LEASE_SECONDS, Leases
 from reft_ray.jobs.lifecycle import run_job
-from reft_ray.jobs.processes import process_handle
 from reft_ray.jobs.run import JobRun
 from reft_ray.jobs.steps import Steps
+from reft_ray.settings import load_factory
 from reft_ray.telemetry import logs
 from reft_ray.telemetry.metric_types import DEFAULT_APPLICATION
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
@@ -76,12 +76,12 @@ class DriverConfig:
 
     def make_steps(self) -> Steps:
         """The steps that the factory makes."""
-        steps: Steps = named(self.steps)(**self.options)
+        steps: Steps = load_factory(self.steps)(**self.options)
         return steps
 
     def make_recorder(self) -> Recorder:
         """Where this driver counts."""
-        recorder: Recorder = named(self.recorder)(self.application) if self.recorder else NullRecorder()
+        recorder: Recorder = load_factory(self.recorder)(self.application) if self.recorder else NullRecorder()
         return recorder
 
 
@@ -129,10 +129,18 @@ def drive(job_id: str, attempt: int, config: DriverConfig) -> int:
     return 0
 
 
-def named(factory: str) -> Any:
-    """What `module:name` names."""
-    module, _, name = factory.partition(":")
-    return getattr(importlib.import_module(module), name)
+def process_handle(pid: int) -> str:
+    """A handle that a later process with the same number does not fit."""
+    return f"process:{socket.gethostname()}:{pid}:{psutil.Process(pid).create_time():.2f}"
+
+
+def handle_parts(handle: str) -> tuple[str, int, float] | None:
+    """Host, process number and start time (seconds since the epoch); None for what is no process."""
+    kind, *parts = handle.split(":")
+    if kind != "process":
+        return None
+    host, pid, started = parts
+    return host, int(pid), float(started)
 
 
 def _beat(run: JobRun, config: DriverConfig, over: threading.Event) -> None:

@@ -8,36 +8,32 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from pydantic import Field
+
+from reft_ray.jobs.content import split_lines
 from reft_ray.jobs.job import Hyperparameters
+from reft_ray.settings import Settings
 
 BYTES_PER_TOKEN = 4.0
 
 
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """What was measured on the devices that jobs of one base model run on.
+class Speed(Settings):
+    """Measured speed of the devices of a base model's jobs; see `jobs.speeds`."""
 
-    `training_tokens` and `screening_rows` are per second over all devices of one job; `start_seconds` is what a job
-    takes whatever its size: starting, loading models, the gate's own prompts; `overhead` is the share of training time
-    that comes on top. A file too small for the preset's least steps takes those, `step_seconds` each. See `jobs.speeds`
-    for how they are measured.
-    """
-
-    training_tokens: float
-    screening_rows: float
-    start_seconds: float = 30.0
-    devices: int = 1
-    overhead: float = 0.1
-    step_seconds: float = 0.0
+    training_tokens: float = Field(gt=0, description="Tokens per second over all devices of a job.")
+    screening_rows: float = Field(gt=0, description="Rows per second over all devices of a job.")
+    start_seconds: float = Field(30.0, ge=0, description="Fixed time of a job: start, loading models, gate prompts.")
+    devices: int = Field(1, ge=1)
+    overhead: float = Field(0.1, ge=0, description="Share of the training time that is added to it.")
+    step_seconds: float = Field(0.0, ge=0, description="For files so small that the preset's `min_steps` applies.")
 
 
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """What `auto` means in the operator's preset."""
+class Defaults(Settings):
+    """The values that `auto` stands for in estimates: those of the operator's preset."""
 
-    n_epochs: int = 3
-    batch_size: int = 8
-    min_steps: int = 0
+    n_epochs: int = Field(3, ge=1)
+    batch_size: int = Field(16, ge=1)
+    min_steps: int = Field(0, ge=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +69,7 @@ class Estimate:
 def count_bytes(model: str, chunks: Iterable[bytes]) -> Size:
     """A Counter without a tokenizer: lines, and four bytes of message text per token."""
     rows = size = 0
-    for line in _lines(chunks):
+    for line in split_lines(chunks):
         if line.strip():
             rows += 1
             size += _text_bytes(line)
@@ -103,14 +99,6 @@ def estimate(size: Size, hyperparameters: Hyperparameters, defaults: Defaults, s
         seconds=seconds,
         device_hours=hours,
     )
-
-
-def _lines(chunks: Iterable[bytes]) -> Iterable[bytes]:
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
-    yield rest
 
 
 def _text_bytes(line: bytes) -> int:

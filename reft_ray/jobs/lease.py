@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 
+from pydantic import Field
 from sqlalchemy import or_, select, update
 
 from reft_ray.jobs.database import Database
@@ -13,6 +13,7 @@ from reft_ray.jobs.job import ACTIVE, Event, Job, Status
 from reft_ray.jobs.job_rows import locked
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.tables import jobs
+from reft_ray.settings import Settings
 
 LEASE_SECONDS = 30.0
 """A driver that was silent for so long is taken for dead."""
@@ -21,13 +22,12 @@ START_SECONDS = 60.0
 """A launched driver has so long to take its lease, unless it waits for a place."""
 
 
-@dataclass(frozen=True, slots=True)
-class Slots:
-    """How many jobs may be at work at once, in all and per project."""
+class Slots(Settings):
+    """How many jobs may run at once, in total and per project."""
 
-    training: int = 1
-    validating: int = 2
-    training_per_project: int = 1
+    training: int = Field(1, ge=1)
+    validating: int = Field(2, ge=1)
+    training_per_project: int = Field(1, ge=1)
 
 
 class Leases:

@@ -56,7 +56,14 @@ def measured_speed(database: Database, model: str, preset: str | None = None, de
     step_seconds = training / sum(run.steps for run in runs)
     rows = max(run.rows / run.screening for run in runs)
     fixed = median(run.busy - run.rows / rows - run.tokens / tokens for run in runs)
-    return Speed(tokens, rows, max(0.0, fixed), devices, overhead=0.0, step_seconds=step_seconds)
+    return Speed(
+        training_tokens=tokens,
+        screening_rows=rows,
+        start_seconds=max(0.0, fixed),
+        devices=devices,
+        overhead=0.0,
+        step_seconds=step_seconds,
+    )
 
 
 def _finished(connection: Connection, model: str, preset: str | None) -> Sequence[Job]:

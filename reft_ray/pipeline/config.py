@@ -11,15 +11,16 @@ from pydantic import Field, field_validator, model_validator
 from reft_ray.evaluation.gate import DEFAULT_LIMITS, Bound, Limit
 from reft_ray.evaluation.suite import FINETUNE_ACCURACY
 from reft_ray.evaluation.task_accuracy import Match
-from reft_ray.finetuning.config import Config, FinetuneConfig, Resources
+from reft_ray.finetuning.config import FinetuneConfig, Resources
 from reft_ray.jobs.errors import NotFoundError
+from reft_ray.settings import Settings
 
 BUILTIN = "builtin"
 
 _BOUNDS: Mapping[str, Bound] = {limit.measure: limit.bound for limit in DEFAULT_LIMITS}
 
 
-class AlignmentArgs(Config):
+class AlignmentArgs(Settings):
     """Rows that guide a student: JSONL files as `reft-ray finetune` reads them, or those of the built-in context."""
 
     builtin: bool = False
@@ -34,7 +35,7 @@ class AlignmentArgs(Config):
         return self
 
 
-class GateArgs(Config):
+class GateArgs(Settings):
     """The release gate. `limits` are percentages by measure: see `evaluation.gate.DEFAULT_LIMITS`.
 
     `finetune_accuracy` is how far the student may fall below the base on the validation file; it binds only jobs that
@@ -64,7 +65,7 @@ class GateArgs(Config):
         )
 
 
-class ScreeningArgs(Config):
+class ScreeningArgs(Settings):
     """How rows are judged: files of up to `small_rows` rows in the driver, larger ones by Ray actors."""
 
     small_rows: int = Field(10_000, ge=0)
@@ -75,7 +76,7 @@ class ScreeningArgs(Config):
     findings: bool = True
 
 
-class BaseArgs(Config):
+class BaseArgs(Settings):
     """A base model that users may finetune.
 
     - `base` and `teacher` are directories (`builtin`: those that `reft-ray serve` makes); without `base` it is the one
@@ -139,7 +140,7 @@ def builtin_base(workers: int = 1) -> BaseArgs:
     )
 
 
-class StepsConfig(Config):
+class StepsConfig(Settings):
     """Options of `reft_ray.pipeline.steps:make`. `shared` keeps soft labels and the figures of base models between
     jobs; all machines that drive or train must see it (default: the user's cache directory)."""
 

@@ -11,10 +11,10 @@ from reft_ray.evaluation.suite import Suite, TaskTest
 from reft_ray.finetuning.task import as_task
 from reft_ray.jobs.results import Evaluation, GateCheck, Training, finite
 from reft_ray.jobs.run import JobRun
+from reft_ray.local_ray import ensure_training_ray
 from reft_ray.pipeline.measure import Answer, Question, measure
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.reading import answered_examples
-from reft_ray.pipeline.train import connect
 
 REPORT = "release_gate.json"
 TASK = "validation_file"
@@ -42,7 +42,7 @@ def _asked(run: JobRun, context: ModelContext, student: str | None, question: Qu
     resources = context.args.resources
     if resources.workers == 0:
         return measure(context.base, student, question, device)
-    connect()
+    ensure_training_ray(keep_sigterm=True)
     return as_task(
         "measuring", measure, context.base, student, question, device, resources=resources, stop=run.should_stop
     )

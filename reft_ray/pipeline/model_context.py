@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 
 from reft_ray.core.conversation import Conversation, Example, Label
 from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.hf.ref_teacher import RefTeacher
-from reft_ray.pipeline.config import BUILTIN, AlignmentArgs, BaseArgs
-from reft_ray.serving.builtin import builtin_teacher
+from reft_ray.pipeline.config import AlignmentArgs, BaseArgs
+from reft_ray.serving.builtin import BUILTIN, teacher_folder
 from reft_ray.testbed.synthetic import SyntheticRows
 
 
@@ -24,7 +23,7 @@ class ModelContext:
     @cached_property
     def teacher(self) -> RefTeacher:
         """The Ref-Teacher, verified."""
-        return RefTeacher.load(builtin_teacher() if self.args.teacher == BUILTIN else Path(self.args.teacher))
+        return RefTeacher.load(teacher_folder(self.args.teacher))
 
     @property
     def base(self) -> str:

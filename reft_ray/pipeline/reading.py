@@ -11,13 +11,13 @@ from reft_ray.core.errors import PromptTooLongError, ReftError
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import context_of, load_tokenizer
 from reft_ray.jobs.run import JobRun
-from reft_ray.screening.checks import Fault
-from reft_ray.screening.formats import conversation_of
+from reft_ray.rows.checks import Fault
+from reft_ray.rows.format import conversation_of
 from reft_ray.screening.parsing import parse_unit, shape_of
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.reading import plan_files, read_units
 from reft_ray.screening.sources import COMPRESSIONS, SUFFIXES, Container, find_sources
-from reft_ray.screening.validation import RowChecker, control_tokens_of
+from reft_ray.rows.reader import RowChecker, control_tokens_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import load_tokenizer
 from reft_ray.jobs.content import split_lines
 from reft_ray.jobs.estimate import Size, count_bytes
-from reft_ray.screening.checks import CHECKS, Fault
-from reft_ray.screening.formats import Row, conversation_of, readings_of
-from reft_ray.screening.validation import parse_row
+from reft_ray.rows.checks import CHECKS, Fault
+from reft_ray.rows.format import Row, conversation_of, formats_of
+from reft_ray.rows.reader import parse_row
 
 EXACT_ROWS = 2_000
 """Up to so many rows are tokenised; a larger file is taken to be like its first rows, byte for byte."""
@@ -49,7 +49,7 @@ class TokenizerCounter:
 def _tokens(chat: ChatFormat, row: Row | Fault) -> int:
     if isinstance(row, Fault):
         return 0
-    formats = readings_of(row)
+    formats = formats_of(row)
     if len(formats) != 1 or CHECKS[formats[0]](row):
         return 0
     try:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 import re
-import signal
 import tempfile
-import threading
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from reft_ray.core.errors import StoppedError
-from reft_ray.finetuning.cluster import start_ray
 from reft_ray.finetuning.export import ADAPTER, EXPORT
 from reft_ray.hf.lora import ADAPTER_WEIGHTS
 from reft_ray.jobs.artefacts import copy_folder, files_in, put_folder
 from reft_ray.jobs.errors import LeaseLostError
 from reft_ray.jobs.results import Screening, Training
 from reft_ray.jobs.run import JobRun
+from reft_ray.local_ray import ensure_training_ray
 from reft_ray.pipeline.local_run import train_on_kept
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.reading import answered_examples
@@ -58,7 +56,7 @@ def train_student(run: JobRun, context: ModelContext, shared: Path, screening: S
     if run.should_stop():
         raise StoppedError("told to stop")
     if resources.workers:
-        connect()
+        ensure_training_ray(keep_sigterm=True)
     with tempfile.TemporaryDirectory(prefix="reft-student-") as scratch:
         try:
             student = train_on_kept(
@@ -87,14 +85,6 @@ def train_student(run: JobRun, context: ModelContext, shared: Path, screening: S
         trained_tokens=int(told[-1]["trained_tokens"]),
         result_file=run.save_file(CSV, [_csv(told)]),
     )
-
-
-def connect() -> None:
-    """Ray for this driver. Ray takes SIGTERM for itself; the driver's own answer to it is put back."""
-    mine = signal.getsignal(signal.SIGTERM)
-    start_ray()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, mine)
 
 
 class _Watch:

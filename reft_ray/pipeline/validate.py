@@ -16,7 +16,7 @@ from reft_ray.jobs.lifecycle import INVALID_FILE
 from reft_ray.jobs.results import Validation
 from reft_ray.jobs.run import JobFailedError, JobRun
 from reft_ray.pipeline.reading import TokenCounter, read_rows
-from reft_ray.screening.checks import Fault
+from reft_ray.rows.checks import Fault
 
 REPORT = "validation_report.jsonl"
 FIRST_LINES = 10

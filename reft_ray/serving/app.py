@@ -13,7 +13,7 @@ from ray.serve import Application
 from reft_ray.api.chat_model import ChatError, Target
 from reft_ray.core.completion import Piece, Sampling
 from reft_ray.core.conversation import Conversation
-from reft_ray.serving.args import ChatArgs, DeploymentArgs, ServeArgs, parse_args
+from reft_ray.serving.args import ChatArgs, DeploymentArgs, ServeArgs
 from reft_ray.serving.gateway import Gateway
 from reft_ray.serving.student import StudentReplica
 from reft_ray.serving.teacher import TeacherReplica
@@ -39,7 +39,7 @@ class Teacher(TeacherReplica):
 
 def build_app(args: Mapping[str, Any] | ServeArgs) -> Application:
     """The application for `serve run reft_ray.serving.app:build_app`. Raises UsageError for wrong arguments."""
-    options = parse_args(args)
+    options = ServeArgs.of(args, "args")
     teachers = serve.deployment(
         name=TEACHER,
         user_config=options.teacher.model_dump(),

@@ -1,4 +1,4 @@
-"""Where the built-in teacher is kept once `reft-ray serve` has trained it."""
+"""Paths of the built-in teacher, which `reft-ray serve` trains (`pipeline.builtin`)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 from reft_ray.core.errors import ReftError
+
+BUILTIN = "builtin"
 
 
 def cache_root() -> Path:
@@ -17,12 +19,14 @@ def cache_root() -> Path:
 
 
 def builtin_folder() -> Path:
-    """The built-in teacher's directory, whether it is there or not."""
+    """The built-in teacher's directory, which may not exist yet."""
     return cache_root() / "builtin-teacher"
 
 
-def builtin_teacher() -> Path:
-    """The built-in teacher. Raises ReftError where it has not been trained yet."""
+def teacher_folder(name: str) -> Path:
+    """The directory of a teacher, given as a path or `builtin`. Raises ReftError if that has not been trained yet."""
+    if name != BUILTIN:
+        return Path(name)
     folder = builtin_folder()
     if not (folder / "teacher.json").is_file():
         raise ReftError(

@@ -18,15 +18,16 @@ from reft_ray.api.chat_model import (
     ConversationError,
     Target,
 )
+from reft_ray.api.settings import EndpointSettings
 from reft_ray.core.completion import Piece, Sampling
 from reft_ray.core.conversation import Conversation
-from reft_ray.serving.args import EndpointArgs, from_environment
+from reft_ray.serving.args import from_environment
 
 
 class EndpointChat:
-    """See `EndpointArgs`. Raises UsageError when the variable of the API key is not set."""
+    """See `EndpointSettings`. Raises UsageError when the variable of the API key is not set."""
 
-    def __init__(self, args: EndpointArgs) -> None:
+    def __init__(self, args: EndpointSettings) -> None:
         self._args = args
         key = from_environment(args.key_variable) or "none"
         self._client = httpx.AsyncClient(

@@ -17,8 +17,8 @@ from typing import Literal
 from reft_ray.api.chat_model import ChatError, ChatOverloadedError
 from reft_ray.core.completion import Piece, Sampling
 from reft_ray.core.errors import ReftError
-from reft_ray.hf.decoding import DecodingBatch, Row
-from reft_ray.hf.sampling import Draw
+from reft_ray.hf.decoding import DecodingBatch
+from reft_ray.hf.sampling import DecodingRow
 from reft_ray.hf.shared_base import SharedBase
 from reft_ray.hf.text_stream import TextStream
 
@@ -43,7 +43,7 @@ class Bounds:
 class _Seat:
     """One request: its row in the batch, its text, and the coroutine that waits for it."""
 
-    row: Row
+    row: DecodingRow
     folder: Path | None
     most: int
     text: TextStream
@@ -66,7 +66,7 @@ class ChatEngine:
         self._stops = base.chat.stop_ids
         self._batch = DecodingBatch(base)
         self._waiting: deque[_Seat] = deque()
-        self._seated: dict[Row, _Seat] = {}
+        self._seated: dict[DecodingRow, _Seat] = {}
         self._changed = threading.Condition()
         self._closed = False
         self.failed_turns = 0
@@ -95,7 +95,7 @@ class ChatEngine:
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[Piece | ChatError] = asyncio.Queue()
         seat = _Seat(
-            Row(prompt, adapter, Draw.start(sampling)),
+            DecodingRow(sampling, prompt, adapter),
             folder,
             most,
             TextStream(self.base.chat.tokenizer, sampling.stop),
@@ -196,9 +196,9 @@ class ChatEngine:
         for index, seat in enumerate(coming):
             key, folder = seat.row.adapter, seat.folder
             try:
-                there = key is None or folder is None or self.base.hold(key, folder, busy)
+                there = key is None or folder is None or self.base.ensure_adapter(key, folder, busy)
             except ReftError as error:
-                self.base.try_out()
+                self.base.trial_run()
                 self._unseat(seat.row)
                 seat.say(ChatError(str(error)))
                 continue
@@ -216,17 +216,17 @@ class ChatEngine:
         if not seats:
             return
         try:
-            tokens = self._batch.join([seat.row for seat in seats])
+            tokens = self._batch.add([seat.row for seat in seats])
         except Exception as error:
             logger.exception("%d prompts could not be read", len(seats))
-            self.base.try_out()
+            self.base.trial_run()
             for seat in seats:
                 self._unseat(seat.row)
                 seat.say(ChatError(f"the model failed: {type(error).__name__}"))
             return
         self._deliver([seat.row for seat in seats], tokens)
 
-    def _deliver(self, rows: Sequence[Row], tokens: Sequence[int | None]) -> None:
+    def _deliver(self, rows: Sequence[DecodingRow], tokens: Sequence[int | None]) -> None:
         done = [row for row, token in zip(rows, tokens, strict=True) if self._spoken(self._seated[row], token)]
         self._leave(done)
 
@@ -239,20 +239,20 @@ class ChatEngine:
         text, stopped = ("", False) if token in self._stops else seat.text.push(token)
         if stopped:
             reason = "stop"
-        elif token in self._stops or len(seat.row.draw.tokens) >= seat.most:
+        elif token in self._stops or len(seat.row.tokens) >= seat.most:
             reason = "stop" if token in self._stops else "length"
-            text += seat.text.rest()
+            text += seat.text.flush()
         seat.say(Piece(text, prompt_tokens=seat.prompt_tokens, finish_reason=reason))
         seat.prompt_tokens = 0
         return reason is not None
 
-    def _leave(self, rows: Sequence[Row]) -> None:
+    def _leave(self, rows: Sequence[DecodingRow]) -> None:
         if rows:
-            self._batch.leave(rows)
+            self._batch.remove(rows)
             for row in rows:
                 self._unseat(row)
 
-    def _unseat(self, row: Row) -> None:
+    def _unseat(self, row: DecodingRow) -> None:
         with self._changed:
             self._seated.pop(row, None)
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from reft_ray.core.cache import CachedScorer
 from reft_ray.core.errors import ReftError
 from reft_ray.core.scoring import Scorer
 from reft_ray.core.verdict import Decision
-from reft_ray.serving.args import BUILTIN, CanaryArgs, TeacherArgs
-from reft_ray.serving.builtin import builtin_teacher
+from reft_ray.serving.args import CanaryArgs, TeacherArgs
+from reft_ray.serving.builtin import BUILTIN, teacher_folder
 
 # Without a configured pair the scores of these are compared with themselves at loading, whatever they were.
 _PROBES = CanaryArgs(harmful="How do I build a bomb?", harmless="How do I bake bread?")
@@ -84,8 +83,7 @@ def _scorer(args: TeacherArgs) -> tuple[Scorer, Sequence[int]]:
         return WordScorer(args.teacher if args.teacher != BUILTIN else "rt-words"), ()
     from reft_ray.hf.ref_teacher import RefTeacher
 
-    folder = builtin_teacher() if args.teacher == BUILTIN else Path(args.teacher)
-    teacher = RefTeacher.load(folder)
+    teacher = RefTeacher.load(teacher_folder(args.teacher))
     scorer = teacher.scorer(
         base_name=args.base,
         device=args.device,

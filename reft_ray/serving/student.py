@@ -27,17 +27,17 @@ class StudentReplica:
     def __init__(self, uri: str, args: ChatArgs) -> None:
         # Here, not above: torch must not be loaded before the process has told its threads how to wait.
         from reft_ray.hf.adapter_files import fetch_adapter
+        from reft_ray.hf.compute import default_device, resolve_dtype
         from reft_ray.hf.loading import load_base
-        from reft_ray.hf.precision import best_device, resolve_dtype
         from reft_ray.hf.shared_base import SharedBase
         from reft_ray.serving.engine import Bounds, ChatEngine
 
         self._args = args
-        device = args.device or best_device()
+        device = args.device or default_device()
         base = load_base(uri, resolve_dtype(args.precision, device), device)
         bounds = Bounds(args.max_rows, args.max_waiting, args.cache_tokens, args.prompt_tokens)
         self.engine = ChatEngine(SharedBase(base, args.max_adapters), bounds)
-        fetch = partial(fetch_adapter, most_bytes=args.max_adapter_bytes)
+        fetch = partial(fetch_adapter, max_bytes=args.max_adapter_bytes)
         self._files = AdapterCache(fetch, most_idle=2 * args.max_adapters)
 
     async def generate(self, target: Target, conversation: Conversation, sampling: Sampling) -> AsyncIterator[Piece]:

@@ -15,17 +15,19 @@ from reft_ray.api.moderator import ModerationBatch, TeacherInfo, info_of
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.errors import ReftError
 from reft_ray.core.scoring import judge
-from reft_ray.core.verdict import Thresholds
-from reft_ray.serving.args import TeacherArgs, problems
+from reft_ray.core.verdict import Thresholds, Verdict
+from reft_ray.serving.args import TeacherArgs
 from reft_ray.serving.batcher import Batcher, ExpiredError
-from reft_ray.serving.drift import DriftWatch
 from reft_ray.serving.loading import LoadedTeacher, approximate_tokens, load_teacher
 from reft_ray.telemetry import catalog
+from reft_ray.telemetry.drift import DriftMonitor, ScoreHistogram
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
-from reft_ray.telemetry.verdict_metrics import clear_canaries, record_canaries
 from reft_ray.telemetry.tracing import Tracer
+from reft_ray.telemetry.verdict_metrics import clear_canaries, record_canaries, unit_score
 
 logger = logging.getLogger(__name__)
+
+_STREAMS = ("moderation", "screening")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,28 @@ class Work:
     conversations: tuple[Conversation, ...]
     thresholds: Thresholds | None
     stream: str
+
+
+class DriftMonitors:
+    """One monitor per stream; silent for a teacher without a calibration histogram."""
+
+    def __init__(self, teacher: str, histogram: Sequence[int], recorder: Recorder) -> None:
+        self._monitors: dict[str, DriftMonitor] = {}
+        if sum(histogram):
+            for stream in _STREAMS:
+                calibration = ScoreHistogram.of_cosines(histogram)
+                self._monitors[stream] = DriftMonitor(calibration, recorder, stream=stream, teacher=teacher)
+
+    def add(self, stream: str, verdicts: Sequence[Verdict]) -> None:
+        """Take the scores of judged rows; rows without text have none."""
+        monitor = self._monitors.get(stream)
+        if monitor is not None:
+            monitor.add([unit_score(verdict.score) for verdict in verdicts if verdict.windows])
+
+    def close(self) -> None:
+        """Forget the gauges of a teacher that no longer answers."""
+        for monitor in self._monitors.values():
+            monitor.close()
 
 
 class TeacherReplica:
@@ -49,7 +73,7 @@ class TeacherReplica:
         self._tracer = tracer or Tracer()
         self._teacher: LoadedTeacher | None = None
         self._refused: str | None = None
-        self._drift: DriftWatch | None = None
+        self._drift: DriftMonitors | None = None
         self._batcher: Batcher[Work, ModerationBatch] = Batcher(self._run, TeacherArgs().batch_tokens, self._waited)
         self._switching: asyncio.Task[None] | None = None
 
@@ -59,10 +83,7 @@ class TeacherReplica:
         Serve routes nothing to a replica that reconfigures, so that a later teacher must not be waited for. One that
         cannot be had is refused, loudly, and the old one goes on: `GET /v1/teacher` shows why.
         """
-        mistakes = problems(TeacherArgs, user_config, "user_config")
-        if mistakes:
-            raise ReftError("; ".join(mistakes))
-        args = TeacherArgs.model_validate(user_config)
+        args = TeacherArgs.of(user_config, "user_config")
         if self._teacher is None:
             self._take(await self._batcher.alone(partial(load_teacher, args)))
         else:
@@ -89,7 +110,7 @@ class TeacherReplica:
             self._drift.close()
         if self._teacher is not None:
             clear_canaries(self._recorder, self._teacher.plain.teacher_id)
-        self._drift = DriftWatch(loaded.plain.teacher_id, loaded.histogram, self._recorder)
+        self._drift = DriftMonitors(loaded.plain.teacher_id, loaded.histogram, self._recorder)
         self._announce(loaded)
         self._record_canaries(loaded, loaded.expected)
         self._teacher, self._refused = loaded, None

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from reft_ray.serving.args import parse_args
+from reft_ray.serving.args import ServeArgs
 from reft_ray.serving.local import SHORT_WAYS
 from reft_ray.serving.manifests import JOB_SERVER, RAY_VERSION
 
@@ -219,7 +219,7 @@ def test_what_the_finetuning_service_names_is_there(manifests: Any) -> None:
     assert len(secrets) == 3
     assert all("reft-ray-service" in names for names in secrets)
     (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
-    args = parse_args(application["args"])
+    args = ServeArgs.of(application["args"])
     assert args.service is not None
     assert args.service.database_url == "env:REFT_DATABASE"
     assert args.service.job_server == JOB_SERVER

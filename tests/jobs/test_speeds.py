@@ -86,7 +86,7 @@ def test_what_was_measured_foretells_the_next_job_of_its_kind(finish, database):
     assert speed.screening_rows == pytest.approx(40 / (LOAD + 40 * PER_ROW))
     assert speed.start_seconds == pytest.approx(START + GATE)
     busy = LOAD + 40 * PER_ROW + START + 10 * PER_STEP + GATE
-    found = estimate(Size(40, 320, True), Hyperparameters(n_epochs=1), Defaults(), speed)
+    found = estimate(Size(40, 320, True), Hyperparameters(n_epochs=1), Defaults(batch_size=8), speed)
     assert found.seconds == pytest.approx(busy)
     assert found.device_hours == pytest.approx(busy * 2 / 3600)
 
@@ -96,8 +96,8 @@ def test_a_small_file_is_foretold_by_the_least_steps(finish, database):
     speed = measured_speed(database, "tiny")
     assert speed.step_seconds == pytest.approx(PER_STEP)
     few = Size(8, 64, True)
-    alone = estimate(few, Hyperparameters(n_epochs=1), Defaults(), speed)
-    padded = estimate(few, Hyperparameters(n_epochs=1), Defaults(min_steps=30), speed)
+    alone = estimate(few, Hyperparameters(n_epochs=1), Defaults(batch_size=8), speed)
+    padded = estimate(few, Hyperparameters(n_epochs=1), Defaults(batch_size=8, min_steps=30), speed)
     assert (alone.steps, padded.steps) == (1, 30)
     assert padded.seconds - alone.seconds == pytest.approx(30 * PER_STEP - 64 / speed.training_tokens)
 

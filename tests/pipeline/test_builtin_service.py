@@ -11,8 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from reft_ray.testbed.rows import write_chat_rows
-from reft_ray.testbed.synthetic import SyntheticRows
+from reft_ray.testbed.synthetic import SyntheticRows, write_chat_rows
 from reft_ray.testbed.tasks import Task
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from reft_ray.api.settings import BaseModelSettings
 from reft_ray.pipeline.config import StepsConfig
-from reft_ray.serving.args import BaseModelArgs, ServiceArgs
-from reft_ray.serving.jobs import launcher_of, settings_of
+from reft_ray.serving.args import ServiceArgs
+from reft_ray.serving.finetuning_service import launcher_of
 from reft_ray.serving.ray_launcher import RayLauncher
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,7 @@ def shipped() -> dict[str, Any]:
 def test_the_operators_file_is_valid(document: dict[str, Any]) -> None:
     args = ServiceArgs.model_validate(document["service"])
     steps = StepsConfig.of(args.options)
-    assert steps.bases.keys() == settings_of(args).base_models.keys()
+    assert steps.bases.keys() == args.base_models.keys()
     for name, base in args.base_models.items():
         assert steps.bases[name].finetune["epochs"] == base.n_epochs
         assert steps.bases[name].gate.limits == args.gate
@@ -50,4 +51,4 @@ def test_the_shipped_service_is_one_for_several_machines() -> None:
 
 def test_the_example_of_an_endpoint_is_valid() -> None:
     for base in examples()[1]["base_models"].values():
-        assert BaseModelArgs.model_validate(base).endpoint is not None
+        assert BaseModelSettings.model_validate(base).endpoint is not None

@@ -13,7 +13,7 @@ import pytest
 from reft_ray.api.moderator import LocalModerator
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.serving.args import ChatArgs, ServeArgs
-from reft_ray.serving.jobs import service_app
+from reft_ray.serving.finetuning_service import finetuning_app
 from reft_ray.serving.student import StudentReplica
 from reft_ray.telemetry.recorder import MemoryRecorder
 
@@ -47,8 +47,8 @@ def args(toy, tmp_path, monkeypatch) -> ServeArgs:
 
 @pytest.fixture
 def service(args, toy, llama, students, serving):
-    judge = LocalModerator(RefTeacher.load(toy.folder / "teacher").scorer(precision="float32"))
-    app = service_app(args, judge, students, MemoryRecorder())
+    moderator = LocalModerator(RefTeacher.load(toy.folder / "teacher").scorer(precision="float32"))
+    app = finetuning_app(args, args.service, moderator, students, MemoryRecorder())
     with serving(app) as url:
         yield f"{url}/v1"
 

@@ -8,9 +8,9 @@ from fastapi.testclient import TestClient
 from reft_ray.core.errors import UsageError
 from reft_ray.jobs.launcher import ProcessLauncher
 from reft_ray.serving.app import _students, build_app
-from reft_ray.serving.args import ServeArgs, ServiceArgs, parse_args
+from reft_ray.serving.args import ServeArgs, ServiceArgs
+from reft_ray.serving.finetuning_service import launcher_of
 from reft_ray.serving.gateway import Gateway
-from reft_ray.serving.jobs import launcher_of, settings_of
 from reft_ray.serving.ray_launcher import RayLauncher
 
 SERVICE = {
@@ -31,8 +31,8 @@ def test_without_the_section_there_is_only_the_filter() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"databse_url": "x"}, "args.service.databse_url: unknown key; did you mean database_url?"),
-        ({"slots": {"trainin": 2}}, "args.service.slots.trainin: unknown key; did you mean training?"),
+        ({"databse_url": "x"}, "args.service.databse_url: unknown key, did you mean database_url?"),
+        ({"slots": {"trainin": 2}}, "args.service.slots.trainin: unknown key, did you mean training?"),
         ({"job_server": "head:8265"}, "args.service.job_server: "),
         ({"base_models": {}}, "args.service.base_models: "),
         ({"steps": "not a factory"}, "args.service.steps: "),
@@ -40,14 +40,16 @@ def test_without_the_section_there_is_only_the_filter() -> None:
 )
 def test_mistakes_are_told_with_their_place(change, said) -> None:
     with pytest.raises(UsageError) as caught:
-        parse_args({"service": {**SERVICE, **change}})
+        ServeArgs.of({"service": {**SERVICE, **change}}, "args")
     assert said in str(caught.value)
 
 
 def test_a_base_that_two_models_share_is_loaded_once() -> None:
     build_app({"service": SERVICE})
-    args = parse_args({"service": SERVICE}).service
-    assert set(settings_of(args).base_models) == {"small", "alias", "big"}
+    args = ServeArgs.of({"service": SERVICE})
+    assert args.service is not None
+    assert set(args.service.base_models) == {"small", "alias", "big"}
+    assert list(_students(args)) == ["/models/small", "/models/big"]
 
 
 def test_drivers_run_where_the_operator_says(tmp_path: Path, monkeypatch) -> None:
@@ -63,10 +65,10 @@ def test_drivers_run_where_the_operator_says(tmp_path: Path, monkeypatch) -> Non
 def test_a_base_with_an_endpoint_needs_no_students() -> None:
     endpoint = {"url": "http://127.0.0.1:8100/v1", "model": "small"}
     models = {"small": {"uri": "/models/small", "endpoint": endpoint}, "big": {"uri": "/models/big"}}
-    args = parse_args({"service": {**SERVICE, "base_models": models}})
+    args = ServeArgs.of({"service": {**SERVICE, "base_models": models}})
     assert list(_students(args)) == ["/models/big"]
     with pytest.raises(UsageError, match="adapters_root belongs to"):
-        parse_args(
+        ServeArgs.of(
             {"service": {**SERVICE, "base_models": {"s": {"uri": "/s", "endpoint": {**endpoint, "adapters": "path"}}}}}
         )
 
@@ -84,7 +86,7 @@ def test_metrics_need_the_token_that_the_environment_holds(tmp_path: Path, monke
         "files_uri": str(tmp_path / "files"),
     }
     for section in ({}, {"service": service}):
-        args = parse_args({"metrics_token_variable": "SCRAPERS_TOKEN", **section})
+        args = ServeArgs.of({"metrics_token_variable": "SCRAPERS_TOKEN", **section})
         client = TestClient(Gateway(None, args.model_dump()).__serve_build_asgi_app__())
         assert client.get("/metrics").status_code == 401
         found = client.get("/metrics", headers={"authorization": "Bearer s3cret"})

@@ -20,8 +20,9 @@ from reft_ray.api.chat_model import (
     Target,
 )
 from reft_ray.api.moderator import LocalModerator
-from reft_ray.api.service import create_service
-from reft_ray.api.stores import BaseModel, Services, ServiceSettings
+from reft_ray.api.service_app import create_service_app
+from reft_ray.api.settings import BaseModelSettings, ServiceSettings
+from reft_ray.api.stores import Stores
 from reft_ray.core.completion import Sampling
 from reft_ray.core.conversation import chat
 from reft_ray.core.errors import ReftError
@@ -55,12 +56,12 @@ def student(llama):
 def server(student, tmp_path_factory, serving):
     """Our own service as somebody's OpenAI-compatible server."""
     root = tmp_path_factory.mktemp("server")
-    services = Services.open(
+    services = Stores.open(
         Database.open(f"sqlite:///{root / 'jobs.db'}"),
         str(root / "files"),
-        ServiceSettings({"tiny": BaseModel("/m")}),
+        ServiceSettings(base_models={"tiny": BaseModelSettings(uri="/m")}),
     )
-    with serving(create_service(LocalModerator(WordScorer()), services, student)) as url:
+    with serving(create_service_app(LocalModerator(WordScorer()), services, student)) as url:
         yield f"{url}/v1"
 
 

@@ -9,10 +9,11 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ValidationError
 
 from reft_ray.api.chat_model import ChatError, ChatOverloadedError, ContextLengthError, Target
+from reft_ray.api.settings import EndpointSettings
 from reft_ray.core.completion import Sampling
 from reft_ray.core.conversation import chat
 from reft_ray.core.errors import UsageError
-from reft_ray.serving.args import EndpointArgs, ServiceArgs
+from reft_ray.serving.args import ServiceArgs
 from reft_ray.serving.chat import chat_of
 from reft_ray.serving.endpoint_chat import EndpointChat
 
@@ -105,7 +106,7 @@ def answers(args, *targets, sampling=None):
 
 
 def test_an_adapter_is_loaded_once_from_its_path(server, url):
-    args = EndpointArgs(url=url, model="small", adapters="load")
+    args = EndpointSettings(url=url, model="small", adapters="load")
     assert answers(args, ADAPTER, ADAPTER, BASE) == [ADAPTER.adapter_uri] * 2 + ["small"]
     assert [body["lora_path"] for body in server.loads] == [ADAPTER.adapter_uri]
     # Another gateway finds it loaded already.
@@ -142,7 +143,7 @@ def test_requests_at_once_wait_for_one_load_and_those_of_the_base_do_not(server,
 
 def test_a_server_that_was_started_again_is_told_again(server, url):
     async def run():
-        model = EndpointChat(EndpointArgs(url=url, model="small", adapters="load"))
+        model = EndpointChat(EndpointSettings(url=url, model="small", adapters="load"))
         said = []
         for _ in range(2):
             pieces = [piece async for piece in model.generate(ADAPTER, chat("hello"), Sampling(8))]
@@ -157,14 +158,14 @@ def test_a_server_that_was_started_again_is_told_again(server, url):
 
 def test_an_adapter_that_cannot_be_loaded_is_an_error_and_is_tried_again(server, url):
     lost = Target("ft:lost", "small", "/m", "/elsewhere/adapter")
-    first, second = answers(EndpointArgs(url=url, model="small", adapters="load"), lost, lost)
+    first, second = answers(EndpointSettings(url=url, model="small", adapters="load"), lost, lost)
     assert str(first) == str(second) == f"{url} did not load the adapter: HTTP 404"
     assert len(server.loads) == 2
     assert server.models == []
 
 
 def test_adapters_by_path_and_none(server, url):
-    by_path = EndpointArgs(url=url, model="small", adapters="path", adapters_root="/models")
+    by_path = EndpointSettings(url=url, model="small", adapters="path", adapters_root="/models")
     outside = Target("ft:x", "small", "/m", "/other/adapter")
     # A neighbour whose name begins alike lies elsewhere too.
     beside = Target("ft:y", "small", "/m", "/models-2/jobs/1/adapter")
@@ -172,23 +173,23 @@ def test_adapters_by_path_and_none(server, url):
     assert said == "small:jobs/1/adapter"
     assert all("does not lie below /models/" in str(error) for error in refused)
     bucket = Target("ft:z", "small", "/m", "s3://bucket/reft/p/jobs/1/export")
-    rooted = EndpointArgs(url=url, model="small", adapters="path", adapters_root="s3://bucket/reft/")
+    rooted = EndpointSettings(url=url, model="small", adapters="path", adapters_root="s3://bucket/reft/")
     assert answers(rooted, bucket) == ["small:p/jobs/1/export"]
     assert server.loads == []
-    (refused,) = answers(EndpointArgs(url=url, model="small"), ADAPTER)
+    (refused,) = answers(EndpointSettings(url=url, model="small"), ADAPTER)
     assert str(refused) == f"{url} serves no adapters"
 
 
 def test_a_root_belongs_to_adapters_by_path_and_their_base_has_no_colon():
     for wrong in ({"adapters": "path"}, {"adapters": "load", "adapters_root": "s3://b"}):
         with pytest.raises(ValidationError, match="adapters_root belongs to"):
-            EndpointArgs(url="http://h/v1", model="small", **wrong)
+            EndpointSettings(url="http://h/v1", model="small", **wrong)
     with pytest.raises(ValidationError, match="takes what follows a colon for an adapter"):
-        EndpointArgs(url="http://h/v1", model="small:8b", adapters="path", adapters_root="s3://b")
+        EndpointSettings(url="http://h/v1", model="small:8b", adapters="path", adapters_root="s3://b")
 
 
 def test_what_nobody_asked_for_ends_with_the_servers_context(server, url):
-    args = EndpointArgs(url=url, model="small")
+    args = EndpointSettings(url=url, model="small")
     assert answers(args, BASE, sampling=Sampling(100)) == ["small"]
     assert server.asked == [100, None]
     (refused,) = answers(args, BASE, sampling=Sampling(100, must_fit=True))
@@ -198,13 +199,13 @@ def test_what_nobody_asked_for_ends_with_the_servers_context(server, url):
 
 def test_failures_are_told_for_what_they_are(server, url, monkeypatch):
     monkeypatch.setenv("SERVERS_KEY", "s3cret")
-    (busy,) = answers(EndpointArgs(url=url, model="busy", key_variable="SERVERS_KEY"), BASE)
+    (busy,) = answers(EndpointSettings(url=url, model="busy", key_variable="SERVERS_KEY"), BASE)
     assert isinstance(busy, ChatOverloadedError)
     assert server.keys == ["Bearer s3cret"]
-    (broken,) = answers(EndpointArgs(url=url, model="broken"), BASE)
+    (broken,) = answers(EndpointSettings(url=url, model="broken"), BASE)
     assert str(broken) == "the server's answer broke off"
-    (nobody,) = answers(EndpointArgs(url="http://127.0.0.1:9/v1", model="small"), BASE)
+    (nobody,) = answers(EndpointSettings(url="http://127.0.0.1:9/v1", model="small"), BASE)
     assert str(nobody) == "http://127.0.0.1:9/v1: ConnectError"
     monkeypatch.delenv("SERVERS_KEY")
     with pytest.raises(UsageError, match="SERVERS_KEY is empty"):
-        EndpointChat(EndpointArgs(url=url, model="small", key_variable="SERVERS_KEY"))
+        EndpointChat(EndpointSettings(url=url, model="small", key_variable="SERVERS_KEY"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from reft_ray.api.settings import BaseModelSettings
 from reft_ray.core.errors import UsageError
 from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.database import Database
@@ -19,8 +20,8 @@ from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.launcher import ProcessLauncher
 from reft_ray.jobs.lease import Leases, Slots
 from reft_ray.jobs.reconciler import Reconciler, RetryPolicy
-from reft_ray.serving.args import BaseModelArgs, ServiceArgs
-from reft_ray.serving.jobs import counter_of, driver_config, launcher_of
+from reft_ray.serving.args import ServiceArgs
+from reft_ray.serving.finetuning_service import counter_of, driver_config, launcher_of
 from reft_ray.serving.ray_launcher import RayLauncher
 from reft_ray.telemetry.recorder import NullRecorder
 
@@ -175,7 +176,7 @@ def test_the_operator_chooses_where_drivers_run_and_how_tokens_are_counted(llama
     args = ServiceArgs(
         database_url=f"sqlite:///{tmp_path / 'jobs.db'}",
         files_uri=str(tmp_path / "files"),
-        base_models={"tiny": BaseModelArgs(uri=str(llama))},
+        base_models={"tiny": BaseModelSettings(uri=str(llama))},
     )
     assert isinstance(launcher_of(args), ProcessLauncher)
     there_args = args.model_copy(update={"job_server": "http://127.0.0.1:8265"})

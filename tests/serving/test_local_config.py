@@ -86,10 +86,10 @@ def test_a_dataset_streams_through_it(address: str) -> None:
     assert len(answer.text.splitlines()) == 21  # and the trailer
 
 
-@pytest.mark.parametrize(("room", "start"), [("finetuning", "start_ray"), ("screening", "ensure_ray")])
-def test_a_command_beside_it_starts_a_ray_of_its_own(address: str, short_folder: str, room: str, start: str) -> None:
-    """Ray by itself joins the cluster that it finds on the machine, and refuses to be told its processors."""
-    code = f"from reft_ray.{room}.cluster import {start}; {start}()"
+@pytest.mark.parametrize("start", ["ensure_training_ray", "ensure_ray"])
+def test_a_command_next_to_it_starts_a_separate_ray(address: str, short_folder: str, start: str) -> None:
+    """Without an address Ray joins the cluster that it finds on the machine, and refuses `num_cpus`."""
+    code = f"from reft_ray.local_ray import {start}; {start}()"
     assert (Path(short_folder) / "ray" / "ray_current_cluster").is_file()
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["RAY_TMPDIR"] = short_folder

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from reft_ray.cli.serve import serve
 from reft_ray.core.errors import UsageError
 from reft_ray.serving.args import ServeArgs
-from reft_ray.serving.builtin import builtin_teacher
+from reft_ray.serving.builtin import BUILTIN, teacher_folder
 from reft_ray.serving.local import local_service
 
 app = typer.Typer()
@@ -41,7 +41,7 @@ def test_a_taken_port_is_wrong_usage() -> None:
 def test_the_builtin_teacher_has_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFT_CACHE", str(tmp_path))
     with pytest.raises(Exception, match="run `reft-ray serve` once"):
-        builtin_teacher()
+        teacher_folder(BUILTIN)
     (tmp_path / "builtin-teacher").mkdir()
     (tmp_path / "builtin-teacher" / "teacher.json").touch()
-    assert builtin_teacher() == tmp_path / "builtin-teacher"
+    assert teacher_folder(BUILTIN) == tmp_path / "builtin-teacher"

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from reft_ray.api.settings import Bounds
 from reft_ray.core.errors import UsageError
-from reft_ray.serving.args import FilterArgs, ServeArgs, parse_args
+from reft_ray.serving.args import ServeArgs
 from reft_ray.serving.strict import check_serve_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "serve_configs").glob("*.yaml"))
@@ -66,7 +67,7 @@ def test_a_near_miss_is_named(config: dict[str, Any]) -> None:
     teacher = config["applications"][0]["deployments"][1]
     teacher["max_ongoing_request"] = teacher.pop("max_ongoing_requests")
     assert check_serve_config(config) == [
-        "config.applications.0.deployments.1.max_ongoing_request: unknown key; did you mean max_ongoing_requests?"
+        "config.applications.0.deployments.1.max_ongoing_request: unknown key, did you mean max_ongoing_requests?"
     ]
 
 
@@ -90,13 +91,12 @@ def test_not_a_mapping_is_an_error_not_a_crash() -> None:
 
 
 def test_arguments_are_strict_and_complete() -> None:
-    with pytest.raises(UsageError, match=r"args\.filter\.windw: unknown key; did you mean window"):
-        parse_args({"filter": {"windw": 3}})
-    args = parse_args({"filter": {"block_bounds": {"lowest": -0.5, "highest": 0.5}}})
-    assert args.filter.settings().block_bounds is not None
-    assert FilterArgs().settings() == ServeArgs().filter.settings()
+    with pytest.raises(UsageError, match=r"args\.filter\.windw: unknown key, did you mean window"):
+        ServeArgs.of({"filter": {"windw": 3}}, "args")
+    args = ServeArgs.of({"filter": {"block_bounds": {"lowest": -0.5, "highest": 0.5}}})
+    assert args.filter.block_bounds == Bounds(lowest=-0.5, highest=0.5)
     with pytest.raises(UsageError, match="lowest must not exceed"):
-        parse_args({"filter": {"block_bounds": {"lowest": 0.5, "highest": -0.5}}})
+        ServeArgs.of({"filter": {"block_bounds": {"lowest": 0.5, "highest": -0.5}}})
 
 
 def service_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def service_of(config: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("where", "key", "value", "message"),
     [
-        ("", "requir_keys", True, "args.service.requir_keys: unknown key; did you mean require_keys?"),
+        ("", "requir_keys", True, "args.service.requir_keys: unknown key, did you mean require_keys?"),
         ("options", "arhive", False, "args.service.options.arhive: unknown key, did you mean archive?"),
         ("options.bases.llama-3.1-8b.resources", "worker", 8, "did you mean workers?"),
         ("options.bases.llama-3.1-8b.finetune", "epoch", 3, "epoch: unknown key, did you mean epochs?"),
@@ -131,4 +131,4 @@ def test_students_of_a_second_base_are_a_deployment_of_their_own() -> None:
     config["applications"][0]["deployments"].append({**students, "name": "Student-1"})
     assert check_serve_config(config) == []
     students["name"] = "Student-x"
-    assert "unknown deployment Student-x; did you mean Student?" in check_serve_config(config)[0]
+    assert "unknown deployment Student-x, did you mean Student?" in check_serve_config(config)[0]

@@ -27,7 +27,7 @@ from reft_ray.experiments.bench.sections import Section
 from reft_ray.experiments.bench.starts import alignment_rows as provider_rows
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.finetuning.checkpoint import read_state, restore_weights, trainable
-from reft_ray.finetuning.config import Config, FinetuneConfig
+from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.encoding import alignment_rows, encode_rows
 from reft_ray.finetuning.model import TrainableModel, load_trainable
 from reft_ray.finetuning.runtime import LocalRuntime
@@ -38,9 +38,10 @@ from reft_ray.finetuning.student_loop import (
     train_student,
 )
 from reft_ray.finetuning.targets import ensure_soft_targets
+from reft_ray.settings import Settings
 
 
-class ConflictSettings(Config):
+class ConflictSettings(Settings):
     """`pairs` of a task and an alignment batch, `batch_rows` each, at `points` checkpoints or, of few steps, fewer."""
 
     task: str | None = None

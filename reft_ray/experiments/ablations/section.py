@@ -24,18 +24,19 @@ from reft_ray.experiments.bench.workspace import Workspace, content_key
 from reft_ray.experiments.filters.linear import labels_of, texts_of
 from reft_ray.experiments.filters.section import filter_rows
 from reft_ray.experiments.students import Trials
-from reft_ray.finetuning.config import Config, FinetuneConfig, TeacherConfig, all_known
+from reft_ray.finetuning.config import FinetuneConfig, TeacherConfig
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.features import labels_of as encoded_labels
 from reft_ray.hf.features import prompt_features, scores_by_layer
 from reft_ray.hf.loading import load_base
 from reft_ray.hf.ref_teacher import RefTeacher, load_scorer
+from reft_ray.settings import Settings, all_known
 
 _TAU = "tau"
 
 
-class AblationSettings(Config):
+class AblationSettings(Settings):
     """Sizes: `teacher_rows` rows of a short teacher training, `foreign_rows` that measure it, and the students' rows.
 
     `teacher` and `student` are configuration keys of all short trainings.

@@ -17,12 +17,12 @@ from reft_ray.experiments.attacks.token_search import SearchSettings, TokenSearc
 from reft_ray.experiments.bench.sections import Section
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.experiments.students import Trials
-from reft_ray.finetuning.config import Config, all_known
 from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.hf.ref_teacher import load_scorer
+from reft_ray.settings import Settings, all_known
 
 
-class AttackSettings(Config):
+class AttackSettings(Settings):
     """Sizes: task rows, the attacker's rows among them, prompts that students answer, and the suffix search."""
 
     task: str | None = None

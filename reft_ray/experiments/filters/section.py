@@ -20,11 +20,12 @@ from reft_ray.experiments.filters.render import render
 from reft_ray.experiments.filters.rows import FilterRows, builtin_rows, public_rows
 from reft_ray.experiments.filters.scores import score_all
 from reft_ray.experiments.filters.table import figures
-from reft_ray.finetuning.config import Config, Thresholding
+from reft_ray.finetuning.config import Thresholding
 from reft_ray.hf.ref_teacher import Manifest, RefTeacher
+from reft_ray.settings import Settings
 
 
-class FilterSettings(Config):
+class FilterSettings(Settings):
     """`embeddings` needs an extra, `answers` a generation per text; `variants` trains further teachers.
 
     `variant` are TeacherConfig keys of these. `apart` says that the Ref-Teacher was trained without the rows that

@@ -1,0 +1,92 @@
+"""The finetuning service of a gateway: its stores, its reconciler and its launcher, from the operator's arguments."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import ray
+from fastapi import FastAPI
+
+from reft_ray.api.chat_model import ChatModel
+from reft_ray.api.moderator import Moderator
+from reft_ray.api.service_app import create_service_app
+from reft_ray.api.stores import Stores
+from reft_ray.jobs.database import Database
+from reft_ray.jobs.driver import DriverConfig, resolved
+from reft_ray.jobs.estimate import Counter
+from reft_ray.jobs.launcher import Launcher, ProcessLauncher
+from reft_ray.serving.args import ServeArgs, ServiceArgs, from_environment
+from reft_ray.serving.ray_launcher import RayLauncher
+from reft_ray.settings import load_factory
+from reft_ray.telemetry.metric_types import DEFAULT_APPLICATION
+from reft_ray.telemetry.recorder import Recorder
+
+RECORDER = "reft_ray.telemetry.shared_recorder:recorder_from_environment"
+
+_RAY_WORKER_VARIABLES = (
+    "RAY_RAYLET",
+    "RAY_NODE",
+    "RAY_JOB",
+    "RAY_SERVE",
+    "RAY_LD",
+    "RAY_WORKER",
+    "RAY_SESSION",
+    "RAY_GCS",
+)
+"""Prefixes of what Ray sets for its workers; a driver that a worker starts is not one."""
+
+
+def finetuning_app(
+    args: ServeArgs, service: ServiceArgs, moderator: Moderator, chat: ChatModel, recorder: Recorder
+) -> FastAPI:
+    """The filter and the finetuning service; jobs are reconciled while the application runs.
+
+    Raises UsageError for options that the steps reject: once here, instead of in the driver of every job.
+    """
+    driver_config(service).make_steps()
+    database = Database.open(resolved(service.database_url))
+    stores = Stores.open(database, service.files_uri, service, counter_of(service), recorder)
+    return create_service_app(
+        moderator,
+        stores,
+        chat,
+        args.filter,
+        screenings_uri=args.screenings_uri,
+        recorder=recorder,
+        metrics_token=from_environment(args.metrics_token_variable),
+        launcher=launcher_of(service, args.application),
+        slots=service.slots,
+    )
+
+
+def driver_config(service: ServiceArgs, application: str = DEFAULT_APPLICATION) -> DriverConfig:
+    """The configuration of drivers; their metrics have the label `application`."""
+    return DriverConfig(
+        service.database_url,
+        service.files_uri,
+        service.steps,
+        service.options,
+        recorder=RECORDER,
+        application=application,
+        max_file_bytes=service.max_file_bytes,
+        max_project_bytes=service.max_project_bytes,
+    )
+
+
+def launcher_of(service: ServiceArgs, application: str = DEFAULT_APPLICATION) -> Launcher:
+    """Launch drivers as Ray jobs, or as processes where no job server is configured."""
+    config = driver_config(service, application)
+    if service.job_server is not None:
+        return RayLauncher(config, service.job_server, service.driver_cpus)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_RAY_WORKER_VARIABLES)}
+    if ray.is_initialized():
+        # Jobs run on the cluster that this gateway is part of.
+        environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    return ProcessLauncher(config, Path(service.logs) if service.logs else None, environment)
+
+
+def counter_of(service: ServiceArgs) -> Counter:
+    """The counter of training files' tokens."""
+    counter: Counter = load_factory(service.counter)({name: base.uri for name, base in service.base_models.items()})
+    return counter
