@@ -5,18 +5,21 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out/quickstart
 
-.PHONY: quickstart test test-ray test-slow check format install clean
+.PHONY: quickstart test test-ray test-servers test-slow check format docs install clean
 
-quickstart: $(STAMP)  ## A poisoned dataset, with and without the Ref-Teacher: the whole method in minutes, offline, on CPU
+quickstart: $(STAMP)  ## The whole method on a real language model, offline, on CPU
 	$(BIN)/reft-ray quickstart --out $(OUT)
 
-test: $(STAMP)  ## The fast lane: everything that starts no cluster
+test: $(STAMP)  ## The fast lane: everything that starts no cluster and no server
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+test-servers: $(STAMP)  ## Tests against PostgreSQL, Prometheus, Redis, kubectl and Chromium from PATH
+	$(BIN)/python -m pytest -m "servers and not ray and not slow and not gpu" --timeout 600
 
 test-ray: $(STAMP)  ## Tests on real Ray clusters, loopback only
 	$(BIN)/python -m pytest -m "ray and not slow and not gpu" --timeout 600
 
-test-slow: $(STAMP)  ## Long tests, and those on real rows
+test-slow: $(STAMP)  ## Long tests, and those on real rows and real models
 	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600
 
 check: $(STAMP)  ## Static checks: style, types, layers
@@ -29,13 +32,15 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(STAMP)  ## Regenerate dashboards, alert rules and manifests
+	$(BIN)/reft-ray telemetry render
+	$(BIN)/reft-ray manifests render
+
 install: $(STAMP)
 
-# torch first and pinned: an unpinned torch brings gigabytes of CUDA to machines without a GPU.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt install.sh
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[service,dev]"
+	sh install.sh $(VENV)
 	touch $(STAMP)
 
 clean:

@@ -46,7 +46,7 @@ def postgres_url():
     pytest.importorskip("psycopg", reason="psycopg is not installed")
     binaries = postgres_binaries()
     if binaries is None:
-        pytest.skip("no PostgreSQL server is installed (apt-get install postgresql)")
+        pytest.skip("a PostgreSQL server is not installed (apt-get install postgresql)")
     if os.geteuid() == 0 and shutil.which("runuser") is None:
         pytest.skip("PostgreSQL does not run as root, and there is no runuser")
     as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
@@ -78,7 +78,7 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.servers)])
 def database(request, tmp_path, clock):
     """The same contract on both databases."""
     if request.param == "sqlite":
