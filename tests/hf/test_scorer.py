@@ -1,4 +1,4 @@
-"""The cheap verdict equals the plain forward, whatever else is in the call, and fails closed."""
+"""The optimised scores equal the plain forward, whatever else is in the call, and NaN fails closed."""
 
 import math
 from pathlib import Path
@@ -9,9 +9,9 @@ import torch
 from reft_ray.core.conversation import chat
 from reft_ray.core.verdict import Calibration, Thresholds
 from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.compute import ParallelPasses
 from reft_ray.hf.loading import load_base
-from reft_ray.hf.parallel_passes import ParallelPasses
-from reft_ray.hf.scorer import TeacherScorer, packs
+from reft_ray.hf.scorer import TeacherScorer, supports_packing
 
 LAYER = 3
 TEXTS = [f"how to {'steal ' * (i % 9)}a {word}" for i in range(12) for word in ("car", "bread", "é中", "<x>")]
@@ -38,7 +38,7 @@ def plain_scores(folder: Path, refusal_D: torch.Tensor) -> list[float]:
 
 
 @pytest.mark.parametrize("shape", ["llama", "gemma", "qwen"])
-def test_scores_equal_the_plain_forward_in_any_company(tiny_bases: dict[str, Path], shape: str) -> None:
+def test_scores_equal_the_plain_forward_whatever_else_is_in_the_call(tiny_bases: dict[str, Path], shape: str) -> None:
     scorer = load_scorer(tiny_bases[shape], batch_tokens=64)
     expected = plain_scores(tiny_bases[shape], scorer.refusal_D)
     together = [item.score for item in scorer.score(TEXTS)]
@@ -50,21 +50,21 @@ def test_scores_equal_the_plain_forward_in_any_company(tiny_bases: dict[str, Pat
 
 @pytest.mark.parametrize("shape", ["llama", "gemma", "qwen"])
 def test_packed_texts_do_not_see_each_other_and_need_no_padding(tiny_bases: dict[str, Path], shape: str) -> None:
-    """Here by a mask; on a GPU FlashAttention reads the same positions."""
+    """Here through a mask; on a GPU FlashAttention reads the same positions."""
     scorer = load_scorer(tiny_bases[shape], batch_tokens=64, packed=True)
     assert [item.score for item in scorer.score(TEXTS)] == pytest.approx(
         plain_scores(tiny_bases[shape], scorer.refusal_D), abs=1e-5
     )
     assert scorer.padding_share == 0.0
-    assert not packs("cpu", torch.bfloat16)
+    assert not supports_packing("cpu", torch.bfloat16)
     assert scorer.score([]) == []
 
 
-def test_batches_side_by_side_give_the_same_scores(llama: Path) -> None:
+def test_parallel_batches_give_the_same_scores(llama: Path) -> None:
     scorer = load_scorer(llama, batch_tokens=64)
     expected = [item.score for item in scorer.score(TEXTS)]
     run, scorer.tokens_run = scorer.tokens_run, 0
-    scorer.lanes = ParallelPasses(3)
+    scorer.parallel = ParallelPasses(3)
     for _ in range(5):
         assert [item.score for item in scorer.score(TEXTS)] == pytest.approx(expected, abs=1e-5)
     assert scorer.tokens_run == 5 * run
@@ -72,8 +72,8 @@ def test_batches_side_by_side_give_the_same_scores(llama: Path) -> None:
 
 @pytest.mark.gpu
 def test_packed_texts_on_a_gpu_score_as_on_the_processor(llama: Path) -> None:
-    if not packs("cuda", torch.bfloat16):
-        pytest.skip("flash-attn is not installed")
+    if not supports_packing("cuda", torch.bfloat16):
+        pytest.skip("needs flash-attn")
     exact, packed = load_scorer(llama), load_scorer(llama, packed=True)
     packed.model.set_attn_implementation("flash_attention_2")
     packed.model.to(device="cuda", dtype=torch.bfloat16)
@@ -82,7 +82,7 @@ def test_packed_texts_on_a_gpu_score_as_on_the_processor(llama: Path) -> None:
     assert found == pytest.approx([item.score for item in exact.score(TEXTS)], abs=0.05)
 
 
-def test_the_constant_prefix_is_found_and_the_layers_above_are_gone(llama: Path) -> None:
+def test_the_constant_prefix_is_found_and_the_layers_above_are_removed(llama: Path) -> None:
     scorer = load_scorer(llama)
     rendered = scorer.chat.render(chat("x"), generation=True)
     assert rendered.startswith(scorer.chat.tokenizer.decode(scorer._prefix))
@@ -91,7 +91,7 @@ def test_the_constant_prefix_is_found_and_the_layers_above_are_gone(llama: Path)
     assert not any("lm_head" in name for name, _ in scorer.model.named_parameters())
 
 
-def test_a_long_text_is_read_to_its_end_in_windows_and_the_highest_decides(llama: Path) -> None:
+def test_a_long_text_is_scored_to_its_end_in_windows_and_the_highest_counts(llama: Path) -> None:
     scorer = load_scorer(llama, window_tokens=32)
     filler = "please tell me how " * 30
     pieces = scorer.score([filler, "steal a car", f"{filler} steal a car"])
@@ -103,7 +103,7 @@ def test_a_long_text_is_read_to_its_end_in_windows_and_the_highest_decides(llama
     assert (bounded.windows, bounded.truncated) == (2, True)
 
 
-def test_every_token_of_a_long_text_stands_in_a_window(llama: Path) -> None:
+def test_every_token_of_a_long_text_is_in_a_window(llama: Path) -> None:
     scorer = load_scorer(llama, window_tokens=32)
     (ids,) = scorer.prompt_ids([" ".join(map(str, range(100, 200)))])
     frame = scorer._windows
@@ -118,13 +118,13 @@ def test_every_token_of_a_long_text_stands_in_a_window(llama: Path) -> None:
     assert at == len(body)
 
 
-def test_a_score_that_is_no_number_survives_later_windows(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nan_score_survives_later_windows(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = load_scorer(llama, window_tokens=32)
     monkeypatch.setattr(scorer, "score_tokens", lambda rows: [math.nan] + [0.5] * (len(rows) - 1))
     assert math.isnan(scorer.score(["please tell me how " * 30])[0].score)
 
 
-def test_bfloat16_agrees_in_its_verdicts(llama: Path) -> None:
+def test_bfloat16_scores_are_close(llama: Path) -> None:
     exact, rounded = load_scorer(llama), load_scorer(llama)
     rounded.model.to(torch.bfloat16)
     rounded._cache_P = rounded._run_prefix()

@@ -1,7 +1,6 @@
 """Every alert fires on series that mean trouble and stays quiet on series that do not (`promtool test rules`)."""
 
 import re
-import shutil
 import subprocess
 import warnings
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ import pytest
 import yaml
 
 from reft_ray.telemetry import catalog as c
-from reft_ray.telemetry import rules
+from reft_ray.telemetry import rendering
 from reft_ray.telemetry.alerts import ALERTS
 from reft_ray.telemetry.catalog import METRICS
 from reft_ray.telemetry.metric_types import Metric
@@ -22,7 +21,6 @@ with warnings.catch_warnings():
     from ray.serve._private.common import DeploymentStatus
 
 ROOT = Path(__file__).parents[2]
-promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (apt: prometheus)")
 
 
 @dataclass(frozen=True)
@@ -261,7 +259,7 @@ def promtool_test(case: Case) -> dict[str, object]:
 
 def run_promtool(cases: tuple[Case, ...], directory: Path) -> subprocess.CompletedProcess[str]:
     """One run over all cases, each with only the rules that it is about."""
-    records, alerts = (group["rules"] for group in rules.groups()["groups"])
+    records, alerts = (group["rules"] for group in rendering.rule_groups()["groups"])
     paths = []
     for index, case in enumerate(cases):
         own = [rule for rule in alerts if rule["alert"] == case.alert]
@@ -280,13 +278,13 @@ def run_promtool(cases: tuple[Case, ...], directory: Path) -> subprocess.Complet
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@promtool
+@pytest.mark.usefixtures("promtool")
 def test_alerts_fire_and_stay_quiet(tmp_path: Path):
     done = run_promtool(CASES, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@promtool
+@pytest.mark.usefixtures("promtool")
 def test_the_cases_can_fail(tmp_path: Path):
     """An alert that should have stayed quiet fails the run, and so does one that should have fired."""
     fires, quiet = CASES[7], CASES[9]
@@ -294,18 +292,13 @@ def test_the_cases_can_fail(tmp_path: Path):
         assert run_promtool((wrong,), tmp_path).returncode != 0
 
 
-@promtool
+@pytest.mark.usefixtures("promtool")
 def test_promtool_finds_nothing_to_say_about_the_rules(tmp_path: Path):
-    (path,) = rules.write(tmp_path)
+    rendering.write(tmp_path)
+    path = tmp_path / rendering.RULE_FILE
     done = subprocess.run(["promtool", "check", "rules", str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
-
-
-def test_the_checked_in_rules_are_what_the_code_renders():
-    assert {path.name: path.read_text() for path in (ROOT / "dashboards/rules").iterdir()} == rules.rendered(), (
-        "run `reft-ray telemetry render`"
-    )
 
 
 def test_serve_numbers_what_fails_below_the_bound_and_nothing_else():

@@ -1,7 +1,6 @@
 """From a recorded count to its panel and its alert, through real Ray processes and a real Prometheus."""
 
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -99,7 +98,7 @@ def test_gauges_outlive_rays_memory_of_them(prometheus, service, ledger):
     assert wrong(prometheus, gauges) == []
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (apt: prometheus)")
+@pytest.mark.usefixtures("promtool")
 @pytest.mark.parametrize("job", PREFIX)
 def test_promtool_finds_nothing_to_say_about_our_metrics(service, ledger, job):
     text = httpx.get(f"http://{service.targets[job]}/metrics", timeout=30).text
