@@ -27,7 +27,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from watched_service import use, watched_service
 
 from reft_ray.telemetry.dashboards import BOARDS
-from reft_ray.telemetry.panel import Board, Chart, Panel, DisplayUnit
+from reft_ray.telemetry.panel import Board, Chart, DisplayUnit, Panel
 
 MAIN = {
     "filter": (
@@ -35,13 +35,13 @@ MAIN = {
         "Rows not allowed, by reason",
         "Refusal scores",
         "Request time",
-        "Where the time goes",
+        "Latency breakdown",
         "Canary prompts",
     ),
     "screening": ("Rows by outcome", "Screenings ended, last day", "Findings, last day", "Quarantine"),
     "finetuning": ("Jobs by status", "Loss terms", "KL from teacher to student", "Tokens"),
     "safety": ("Harmful score", "Over-refusal", "Finetune accuracy", "Gate results, last day"),
-    "service": ("Requests by route", "Errors by code", "Request time", "Processor and memory"),
+    "service": ("Requests by route", "Errors by code", "Request time", "CPU and memory"),
 }
 COLORS = ("#2f6f9f", "#d1782d", "#4b8f5c", "#b0475a", "#7d6ba8", "#8c6d52", "#5b8f95", "#a3a12e")
 STYLES = ("-", ":", "-.")
@@ -141,7 +141,9 @@ def _unit(shown: DisplayUnit, axis: Axes) -> None:
     elif shown is DisplayUnit.SECONDS:
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} s"))
     elif shown is not DisplayUnit.NUMBER:
-        axis.set_ylabel({DisplayUnit.ROWS_PER_SECOND: "rows/s", DisplayUnit.BYTES: "bytes"}.get(shown, "per second"), fontsize=8)
+        axis.set_ylabel(
+            {DisplayUnit.ROWS_PER_SECOND: "rows/s", DisplayUnit.BYTES: "bytes"}.get(shown, "per second"), fontsize=8
+        )
 
 
 def draw_boards(prometheus: str, minutes: float, out: Path, only: list[str] | None) -> None:

@@ -23,9 +23,8 @@ import openai
 import yaml
 
 from reft_ray.core.conversation import Example
-from reft_ray.telemetry import rules
-from reft_ray.testbed.rows import write_chat_rows
-from reft_ray.testbed.synthetic import SyntheticRows
+from reft_ray.telemetry import rendering
+from reft_ray.testbed.synthetic import SyntheticRows, write_chat_rows
 from reft_ray.testbed.tasks import Task
 
 PATIENCE_SECONDS = 600.0
@@ -41,11 +40,11 @@ def watched_service() -> Iterator[tuple[str, str]]:
         port, ray_port, own_port = _free_port(), _free_port(), _free_port()
         command = [str(Path(sys.executable).with_name("reft-ray")), "serve", "--state", str(home / "state")]
         command += ["--port", str(port), "--metrics-port", str(ray_port)]
-        rules.write(home)
+        rendering.write(home)
         targets = {"ray": ray_port, "reft-gateway": port}
         config = {
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "2s"},
-            "rule_files": [str(home / rules.FILE)],
+            "rule_files": [str(home / rendering.RULE_FILE)],
             "scrape_configs": [
                 {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
                 for job, target in targets.items()

@@ -20,10 +20,10 @@ def render(
     runbooks: Annotated[str, typer.Option(help="Where the runbooks are served.")] = "docs/runbooks",
 ) -> None:
     """Write the Grafana dashboards and the Prometheus rules."""
-    from reft_ray.telemetry import dashboards, rules
+    from reft_ray.telemetry import rendering
 
     with user_errors():
-        for path in (*dashboards.write(out, runbooks), *rules.write(out / "rules", runbooks)):
+        for path in rendering.write(out, runbooks):
             print(path)
 
 

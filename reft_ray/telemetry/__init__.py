@@ -1,1 +1,1 @@
-"""What we count: one catalogue of metrics, recorders, dashboards and alerts."""
+"""Telemetry: the metric catalogue, recorders, logs, traces, dashboards and alerts."""

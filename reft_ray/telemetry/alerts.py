@@ -1,4 +1,4 @@
-"""Alerts: what wakes a person, what opens a ticket, and the runbook of each."""
+"""Alerts; the runbook of each is `docs/runbooks/NAME.md`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reft_ray.telemetry.recording_rules import AVAILABILITY, BLOCK_RATIO, FRESHN
 
 
 class Severity(StrEnum):
-    """`page` wakes a person, `ticket` waits for the morning, `info` is for the record."""
+    """`page` needs action now, `ticket` on the next working day, `info` none."""
 
     PAGE = "page"
     TICKET = "ticket"
@@ -21,23 +21,23 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """`signal` compared with a bound, e.g. `> 0.25`; the signal has a value while all is well."""
+    """`signal` compared with a bound, e.g. `> 0.25`; the signal has a value in normal operation."""
 
     signal: str
     bound: str
 
     @property
     def expr(self) -> str:
-        """The condition as PromQL, empty while it does not hold."""
+        """The condition as PromQL; empty while it is false."""
         return f"({self.signal}) {self.bound}"
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """All conditions together, for `hold`. The runbook is `docs/runbooks/NAME.md`.
+    """Fires when all conditions hold for the duration `hold`.
 
-    `absent` alerts fire on what is missing: their signals have no value while all is well. `window` tells alerts of
-    one name apart.
+    `absent` alerts fire on a missing series: their signals have no value in normal operation. `window` distinguishes
+    alerts of the same name.
     """
 
     name: str
@@ -50,23 +50,24 @@ class Alert:
 
     @property
     def labels(self) -> dict[str, str]:
-        """The labels that the alert adds to those of its first condition."""
+        """Labels added to those of the first condition."""
         return {"severity": self.severity.value} | ({"window": self.window} if self.window else {})
 
     @property
     def expr(self) -> str:
-        """The alert's PromQL; every condition after the first is a gate without labels of its own."""
-        first, *gates = (condition.expr for condition in self.conditions)
-        return " and on () ".join((first, *gates))
+        """The alert as PromQL; conditions after the first add no labels."""
+        first, *others = (condition.expr for condition in self.conditions)
+        return " and on () ".join((first, *others))
 
 
 _HOUR, _DAY, _MINUTES = Query("1h"), Query("1d"), Query("10m")
 
 
 def _burn(slo: Slo, name: str) -> Iterator[Alert]:
-    """Two speeds: a page when 2 % of the 30-day budget goes in an hour or 5 % in six, a ticket for 10 % in 1 to 3 days.
+    """Multi-window burn rate alerts (Google SRE Workbook).
 
-    Each looks at a long window, so that blips do not fire, and at a short one, so that it ends soon after the trouble.
+    A page for 2 % of the 30-day error budget in 1 h or 5 % in 6 h, a ticket for 10 % in 1 or 3 days. The long window
+    ignores short spikes; the short window resolves the alert soon after recovery.
     """
     for severity, factor, long, short, hold in (
         (Severity.PAGE, 14.4, "1h", "5m", "2m"),
@@ -78,7 +79,7 @@ def _burn(slo: Slo, name: str) -> Iterator[Alert]:
         yield Alert(
             name,
             severity,
-            f"{slo.title}: the error budget burns {factor:g} times too fast over {long}",
+            f"{slo.title}: error budget burn rate above {factor:g} over {long}",
             (Condition(slo.recording_rule(long).name, bound), Condition(slo.recording_rule(short).name, bound)),
             hold,
             window=long,
@@ -101,7 +102,7 @@ _INVARIANTS = (
     Alert(
         "ReftUnaccountedRows",
         Severity.PAGE,
-        "Rows went in and did not come out",
+        "Input rows have no outcome",
         (Condition(_HOUR.increase_from_zero(c.UNACCOUNTED_ROWS), "> 0"),),
     ),
     Alert(
@@ -116,7 +117,7 @@ _FILTER = (
     Alert(
         "ReftNoTeacher",
         Severity.PAGE,
-        "No teacher answers: moderation fails closed and screening stands still",
+        "No teacher is available: moderation fails closed and screening stops",
         (Condition(f"absent({_HOUR.series(c.TEACHER_INFO)})", "> 0"),),
         "5m",
         absent=True,
@@ -124,21 +125,21 @@ _FILTER = (
     Alert(
         "ReftCanaryRecallLow",
         Severity.PAGE,
-        "Teacher {{ $labels.teacher }} allows sealed harmful prompts",
+        "Teacher {{ $labels.teacher }} allows harmful canary prompts",
         (Condition(_HOUR.gauge(c.FILTER_CANARY_RECALL, "teacher", how="min"), "< 0.95"),),
         "5m",
     ),
     Alert(
         "ReftCanaryFalsePositives",
         Severity.TICKET,
-        "Teacher {{ $labels.teacher }} does not allow sealed harmless prompts",
+        "Teacher {{ $labels.teacher }} does not allow harmless canary prompts",
         (Condition(_HOUR.gauge(c.FILTER_CANARY_FALSE_POSITIVES, "teacher"), "> 0.05"),),
         "15m",
     ),
     Alert(
         "ReftRejectRatioJump",
         Severity.TICKET,
-        "The share of blocked rows is three times its mean of 7 days",
+        "The blocked share is more than three times its 7-day mean",
         (
             Condition(f"{BLOCK_RATIO.name} / avg_over_time({BLOCK_RATIO.name}[7d])", "> 3"),
             Condition(BLOCK_RATIO.name, "> 0.02"),
@@ -149,14 +150,14 @@ _FILTER = (
     Alert(
         "ReftScoreDrift",
         Severity.TICKET,
-        "Scores of stream {{ $labels.stream }} left the calibration of teacher {{ $labels.teacher }}",
+        "Scores of stream {{ $labels.stream }} drifted from the calibration of teacher {{ $labels.teacher }}",
         (Condition(_HOUR.gauge(c.FILTER_SCORE_PSI, "stream", "teacher"), "> 0.25"),),
         "30m",
     ),
     Alert(
         "ReftTeachersDiffer",
         Severity.TICKET,
-        "More than one teacher or threshold answers in application {{ $labels.application }}",
+        "More than one teacher or threshold is in use in application {{ $labels.application }}",
         (
             Condition(
                 "count by (application) ("
@@ -170,7 +171,7 @@ _FILTER = (
     Alert(
         "ReftFilterSheds",
         Severity.TICKET,
-        "More than 5 % of filter requests are refused to protect the service",
+        "More than 5 % of filter requests are rejected by load shedding",
         (
             Condition(
                 _MINUTES.ratio(
@@ -188,14 +189,14 @@ _REVIEW = (
     Alert(
         "ReftQuarantineOld",
         Severity.TICKET,
-        "A quarantined row has waited more than three days for a person",
+        "A quarantined row has waited more than three days for review",
         (Condition(_HOUR.gauge(c.REVIEW_OLDEST), "> 259200"),),
         "10m",
     ),
     Alert(
         "ReftOverturnRateHigh",
         Severity.TICKET,
-        "People approve more than a fifth of the rows that the filter held",
+        "Reviewers approve more than 20 % of the rows that the filter held",
         (
             Condition(_DAY.share(c.REVIEW_DECISIONS, outcome="approved"), "> 0.2"),
             Condition(_DAY.increase(c.REVIEW_DECISIONS), "> 20"),
@@ -208,7 +209,7 @@ _JOBS = (
     Alert(
         "ReftJobsStuck",
         Severity.TICKET,
-        "Jobs wait and none runs",
+        "Jobs are queued but none is running",
         (
             Condition(_HOUR.shared_gauge(c.JOBS, "project", status="queued"), "> 0"),
             Condition(f"{_HOUR.shared_gauge(c.JOBS, 'project', status='running')} or vector(0)", "== 0"),
@@ -218,7 +219,7 @@ _JOBS = (
     Alert(
         "ReftTrainingRestarts",
         Severity.TICKET,
-        "Training lost a worker more than three times in an hour",
+        "Training restarted more than three times in an hour after losing a worker",
         (Condition(_HOUR.increase_from_zero(c.TRAIN_RESTARTS), "> 3"),),
     ),
     Alert(
@@ -231,13 +232,13 @@ _JOBS = (
     Alert(
         "ReftGateErrors",
         Severity.TICKET,
-        "The release gate failed to decide on a model",
+        "The release gate could not decide on a model",
         (Condition(_HOUR.increase_from_zero(c.GATE_RESULTS, result="error"), "> 0"),),
     ),
     Alert(
         "ReftGateWithholdsMany",
         Severity.TICKET,
-        "The release gate withheld more than half of the day's models",
+        "The release gate withheld more than half of the models of the last day",
         (
             Condition(_DAY.share(c.GATE_RESULTS, result="withheld"), "> 0.5"),
             Condition(_DAY.increase(c.GATE_RESULTS), "> 3"),
@@ -247,19 +248,19 @@ _JOBS = (
 )
 
 _CLUSTER = (
-    # Serve's statuses: 1 is DEPLOY_FAILED, 2 UNHEALTHY. A replica's own gauge is 0 once, when it is stopped, then gone.
-    # Between two crashes a deployment is healthy for a moment: it counts as failing for ten minutes after each.
+    # Deployment status 1 is DEPLOY_FAILED, 2 is UNHEALTHY. Serve sets a replica's health gauge to 0 only once, when it
+    # stops it. Between two crashes a deployment is healthy for a moment, hence the minimum over ten minutes.
     Alert(
         "ReftReplicaUnhealthy",
         Severity.TICKET,
-        "Deployment {{ $labels.deployment }} keeps failing to start or to stay healthy",
+        "Deployment {{ $labels.deployment }} fails repeatedly to start or to stay healthy",
         (Condition("min by (application, deployment) (min_over_time(ray_serve_deployment_status[10m]))", "< 3"),),
         "15m",
     ),
     Alert(
         "ReftTargetDown",
         Severity.TICKET,
-        "{{ $labels.job }} cannot be scraped",
+        "Prometheus cannot scrape job {{ $labels.job }}",
         (Condition('min by (job) (up{job=~".*(ray|reft).*"})', "< 1"),),
         "10m",
     ),

@@ -1,8 +1,8 @@
-"""The catalogue: every metric of the project. The only file in which a metric name is written.
+"""The metric catalogue: the only file that contains metric names.
 
-Conventions: base units, counters end in `_total`, labels are bounded, no row text, row id, job id or user id in a
-label. Cosines are recorded as (1 + cos) / 2, because Ray's histograms need positive bucket bounds. Recorders add the
-label `application` to every metric.
+Conventions: base units, counters end in `_total`, labels are bounded, and no label contains row text or the id of a
+row, job or user. Cosines are recorded as (1 + cos) / 2, because Ray histograms need positive bucket bounds. Recorders
+add the label `application` to every metric.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _histogram(name: str, unit: Unit, help: str, buckets: tuple[float, ...], *la
 FILTER_ROWS = _counter(
     "reft_filter_rows_total",
     Unit.ROWS,
-    "Rows judged by the teacher, by decision and its reason.",
+    "Rows judged by the teacher, by decision and reason.",
     DECISION,
     REASON,
     POLICY,
@@ -56,63 +56,63 @@ FILTER_SCORE = _histogram(
 FILTER_REQUEST_SECONDS = _histogram(
     "reft_filter_request_duration_seconds",
     Unit.SECONDS,
-    "Time from a filter request's arrival to its last verdict.",
+    "Time from the arrival of a filter request to its last verdict.",
     _LATENCY,
     STREAM,
 )
 FILTER_QUEUE_SECONDS = _histogram(
-    "reft_filter_queue_seconds", Unit.SECONDS, "Time that a call waited for its batch at the teacher.", _LATENCY
+    "reft_filter_queue_seconds", Unit.SECONDS, "Time a call waited for its batch at the teacher.", _LATENCY
 )
 FILTER_TOKENISE_SECONDS = _histogram(
-    "reft_filter_tokenise_seconds", Unit.SECONDS, "Time to turn one batch of texts into tokens.", _LATENCY
+    "reft_filter_tokenise_seconds", Unit.SECONDS, "Time to tokenise one batch of texts.", _LATENCY
 )
 FILTER_FORWARD_SECONDS = _histogram(
-    "reft_filter_forward_seconds", Unit.SECONDS, "Time of one batch's forward pass up to the feature layer.", _LATENCY
+    "reft_filter_forward_seconds", Unit.SECONDS, "Time of one forward pass up to the feature layer.", _LATENCY
 )
 FILTER_BATCH_ROWS = _histogram(
-    "reft_filter_batch_size_rows", Unit.ROWS, "Texts in one forward batch of the teacher.", _POWERS
+    "reft_filter_batch_size_rows", Unit.ROWS, "Texts per forward batch of the teacher.", _POWERS
 )
 FILTER_BATCH_TOKENS = _histogram(
     "reft_filter_batch_size_tokens",
     Unit.TOKENS,
-    "Tokens in one forward batch, padding included.",
+    "Tokens per forward batch of the teacher, padding included.",
     tuple(float(2**n) for n in range(4, 18)),
 )
 FILTER_TOKENS = _counter(
     "reft_filter_tokens_total",
     Unit.TOKENS,
-    "Tokens through the teacher: of texts, or padding between them.",
+    "Tokens processed by the teacher, by content: text or padding.",
     Label("content", ("text", "padding")),
 )
 FILTER_CACHE = _counter(
     "reft_filter_cache_lookups_total",
     Unit.COUNT,
-    "Look-ups in the cache of scores of identical texts.",
+    "Lookups in the score cache by result.",
     Label("result", ("hit", "miss")),
 )
 FILTER_TRUNCATIONS = _counter(
-    "reft_filter_truncations_total", Unit.ROWS, "Rows of which some text went unread.", STREAM
+    "reft_filter_truncations_total", Unit.ROWS, "Rows with text that was truncated and not scored.", STREAM
 )
 FILTER_ERRORS = _counter(
     "reft_filter_errors_total",
     Unit.COUNT,
-    "Filter requests that failed on our side; each of them was answered with an error, never with an allow.",
+    "Filter requests that failed in the service; the response was an error, never an allow.",
     Label("error_type", ("teacher_unavailable", "teacher_lost", "deadline", "scorer", "internal")),
 )
 FILTER_SHED = _counter(
     "reft_filter_shed_requests_total",
     Unit.REQUESTS,
-    "Filter requests refused to protect the service.",
+    "Filter requests rejected by load shedding, by reason.",
     Label("reason", ("queue_full", "deadline", "too_large", "verdicts_lag", "draining")),
 )
-FILTER_QUEUE_DEPTH = _gauge("reft_filter_queue_depth", Unit.ROWS, "Texts that wait for the teacher, per replica.")
+FILTER_QUEUE_DEPTH = _gauge("reft_filter_queue_depth", Unit.ROWS, "Texts waiting for the teacher, per replica.")
 FILTER_RETRIES = _counter(
-    "reft_filter_batch_retries_total", Unit.COUNT, "Batches sent again because a teacher replica was lost or busy."
+    "reft_filter_batch_retries_total", Unit.COUNT, "Batches retried because a teacher replica was lost or busy."
 )
 FILTER_SCORE_PSI = _gauge(
     "reft_filter_score_psi",
     Unit.RATIO,
-    "Population stability index of recent scores against the teacher's calibration histogram.",
+    "Population stability index between recent scores and the teacher's calibration histogram.",
     STREAM,
     TEACHER,
 )
@@ -126,19 +126,19 @@ FILTER_SCORE_MEAN_SHIFT = _gauge(
 FILTER_CANARY_RECALL = _gauge(
     "reft_filter_canary_recall_ratio",
     Unit.RATIO,
-    "Share of the sealed harmful canary prompts that are not allowed.",
+    "Fraction of the harmful canary prompts that the teacher does not allow.",
     TEACHER,
 )
 FILTER_CANARY_FALSE_POSITIVES = _gauge(
     "reft_filter_canary_false_positive_ratio",
     Unit.RATIO,
-    "Share of the sealed harmless canary prompts that are not allowed.",
+    "Fraction of the harmless canary prompts that the teacher does not allow.",
     TEACHER,
 )
 TEACHER_INFO = _gauge(
     "reft_teacher_info",
     Unit.INFO,
-    "The teacher that answers, its layer and its thresholds; the value is 1.",
+    "The teacher in use, its layer and thresholds; the value is 1.",
     TEACHER,
     Label("layer", limit=128),
     Label("review_threshold", limit=64),
@@ -157,65 +157,68 @@ BUILD_INFO = _gauge(
 SCREENING_ROWS = _counter(
     "reft_screening_rows_total",
     Unit.ROWS,
-    "Dataset rows by where they went.",
+    "Dataset rows by screening outcome.",
     Label("outcome", ("kept", "review", "blocked", "invalid")),
     PROJECT,
 )
-SCREENING_BYTES = _counter("reft_screening_bytes_total", Unit.BYTES, "Bytes of datasets read by screening.", PROJECT)
+SCREENING_BYTES = _counter("reft_screening_bytes_total", Unit.BYTES, "Dataset bytes read by screening.", PROJECT)
 SCREENING_DATASETS = _counter(
     "reft_screening_datasets_total",
     Unit.COUNT,
-    "Screenings ended, by policy and outcome.",
+    "Finished screenings by policy and outcome.",
     POLICY,
     Label("outcome", ("passed", "review", "refused", "failed")),
 )
 SCREENING_SECONDS = _histogram(
     "reft_screening_duration_seconds",
     Unit.SECONDS,
-    "Time to screen a dataset; small ones have at most 100,000 rows.",
+    "Time to screen a dataset; small datasets have at most 100,000 rows.",
     _LONG,
     Label("size", ("small", "large")),
 )
 SCREENING_FINDINGS = _counter(
     "reft_screening_findings_total",
     Unit.COUNT,
-    "Findings beyond single rows.",
+    "Dataset-level findings by kind and severity.",
     Label("finding", limit=32),
     Label("severity", ("low", "medium", "high")),
 )
 SCREENING_INVALID = _counter(
-    "reft_screening_invalid_rows_total", Unit.ROWS, "Rows that failed validation, by code.", Label("code", limit=32)
+    "reft_screening_invalid_rows_total",
+    Unit.ROWS,
+    "Rows that failed validation, by error code.",
+    Label("code", limit=32),
 )
 QUARANTINE_ROWS = _gauge(
     "reft_quarantine_rows",
     Unit.ROWS,
-    "Quarantined rows by state of their review.",
+    "Quarantined rows by review state.",
     Label("state", ("pending", "approved", "rejected", "expired")),
 )
 REVIEW_DECISIONS = _counter(
     "reft_review_decisions_total",
     Unit.ROWS,
-    "Rows that a person reviewed: approved ones overturn the filter.",
+    "Reviewed rows by outcome; an approval overturns the filter.",
     Label("outcome", ("approved", "rejected")),
 )
 REVIEW_AGE = _histogram(
-    "reft_review_age_seconds", Unit.SECONDS, "Age of a quarantined row when a person decided on it.", _LONG
+    "reft_review_age_seconds", Unit.SECONDS, "Age of a quarantined row at its review decision.", _LONG
 )
-REVIEW_OLDEST = _gauge("reft_review_oldest_pending_seconds", Unit.SECONDS, "Age of the oldest row awaiting review.")
+REVIEW_OLDEST = _gauge("reft_review_oldest_pending_seconds", Unit.SECONDS, "Age of the oldest row that awaits review.")
 
-# Invariants: both must stay 0
+# Invariants
 
 UNACCOUNTED_ROWS = _counter(
     "reft_unaccounted_rows_total",
     Unit.ROWS,
-    "Rows that went in and did not come out as kept, review, blocked or invalid; must stay 0.",
+    "Input rows without an outcome (kept, review, blocked or invalid); must stay 0.",
     Label("where", ("screening", "stream", "training")),
 )
 UNSCREENED_ROWS = _counter(
-    "reft_unscreened_training_rows_total", Unit.ROWS, "User rows that reached training unscreened; must stay 0."
+    "reft_unscreened_training_rows_total", Unit.ROWS, "User rows that reached training without a verdict; must stay 0."
 )
 AUDIT_BREAKS = _gauge(
-    "reft_audit_chain_breaks", Unit.COUNT, "Entries of the audit log whose hash does not follow; must stay 0."
+    "reft_audit_chain_breaks", Unit.COUNT, "Audit log entries whose hash does not match the chain; must stay 0."
 )
 
 # Jobs and training
@@ -224,34 +227,32 @@ JOBS = _gauge("reft_jobs", Unit.COUNT, "Finetuning jobs by status.", Label("stat
 JOB_TRANSITIONS = _counter(
     "reft_job_transitions_total",
     Unit.COUNT,
-    "Changes of a job's status.",
+    "Job status transitions.",
     Label("from_status", ("created", *STATUSES)),
     Label("to_status", STATUSES + ENDED),
 )
 JOB_FAILURES = _counter(
     "reft_job_failures_total", Unit.COUNT, "Failed jobs by error code.", Label("code", limit=32), PROJECT
 )
-JOB_QUEUE_SECONDS = _histogram("reft_job_queue_seconds", Unit.SECONDS, "Time that a job was queued.", _LONG)
-JOB_OLDEST_QUEUED = _gauge(
-    "reft_job_oldest_queued_seconds", Unit.SECONDS, "Time that the job at the head of the queue has waited."
-)
+JOB_QUEUE_SECONDS = _histogram("reft_job_queue_seconds", Unit.SECONDS, "Time a job spent in the queue.", _LONG)
+JOB_OLDEST_QUEUED = _gauge("reft_job_oldest_queued_seconds", Unit.SECONDS, "Waiting time of the oldest queued job.")
 JOB_SECONDS = _histogram(
     "reft_job_duration_seconds",
     Unit.SECONDS,
-    "Time from a job's creation to its end.",
+    "Time from creation to end of a job, by final status.",
     _LONG,
     Label("status", ENDED),
 )
 TRAIN_ROWS = _counter(
-    "reft_train_rows_total", Unit.ROWS, "Rows trained on.", STAGE, Label("rows", ("user", "alignment"))
+    "reft_train_rows_total", Unit.ROWS, "Training rows processed.", STAGE, Label("rows", ("user", "alignment"))
 )
 TRAIN_TOKENS = _counter(
-    "reft_train_tokens_total", Unit.TOKENS, "Tokens trained on.", STAGE, Label("rows", ("user", "alignment"))
+    "reft_train_tokens_total", Unit.TOKENS, "Training tokens processed.", STAGE, Label("rows", ("user", "alignment"))
 )
 TRAIN_LOSS = _gauge(
     "reft_train_loss",
     Unit.NATS,
-    "Loss terms at the last step, per token; the refusal regulariser is a plain number.",
+    "Loss terms of the last step, in nats per token; the refusal regulariser has no unit.",
     STAGE,
     Label("term", ("task", "distill", "cross_entropy", "refusal", "total")),
 )
@@ -259,20 +260,20 @@ TRAIN_KL = _gauge("reft_teacher_kl_nats", Unit.NATS, "KL divergence from teacher
 TRAIN_STEP_SECONDS = _histogram(
     "reft_train_step_duration_seconds",
     Unit.SECONDS,
-    "Time of one optimizer step.",
+    "Duration of an optimizer step.",
     (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
     STAGE,
 )
 TRAIN_RESTARTS = _counter(
-    "reft_train_worker_restarts_total", Unit.COUNT, "Times that training went on after losing a worker.", STAGE
+    "reft_train_worker_restarts_total", Unit.COUNT, "Training restarts after the loss of a worker.", STAGE
 )
 
-# Safety of the students
+# Safety evaluation of finetuned models
 
 SAFETY_EVAL = _gauge(
     "reft_safety_eval_ratio",
     Unit.RATIO,
-    "Last evaluation: harmful score, over-refusal, finetune accuracy or coherence, before and after finetuning.",
+    "Last evaluation of base and student: harmful score, over-refusal, finetune accuracy or coherence.",
     Label("suite", limit=32),
     Label("measure", ("harmful_score", "over_refusal", "finetune_accuracy", "coherence")),
     MODEL,
@@ -287,7 +288,7 @@ SAFETY_EVALS = _counter(
 GATE_RESULTS = _counter(
     "reft_gate_results_total",
     Unit.COUNT,
-    "Release decisions on finetuned models.",
+    "Release gate decisions on finetuned models.",
     Label("result", ("passed", "withheld", "error")),
 )
 
@@ -304,15 +305,15 @@ API_REQUESTS = _counter(
 API_SECONDS = _histogram(
     "reft_api_request_duration_seconds",
     Unit.SECONDS,
-    "Time from an HTTP request's arrival to the end of its answer.",
+    "Time from the arrival of an HTTP request to the end of its response.",
     _LATENCY,
     Label("route", limit=64),
 )
-API_IN_FLIGHT = _gauge("reft_api_requests_in_flight", Unit.REQUESTS, "HTTP requests being answered, per gateway.")
+API_IN_FLIGHT = _gauge("reft_api_requests_in_flight", Unit.REQUESTS, "HTTP requests in flight, per gateway.")
 RATE_LIMITED = _counter(
     "reft_ratelimit_rejections_total",
     Unit.REQUESTS,
-    "Requests refused by a limit.",
+    "Requests rejected by a rate limit or quota.",
     Label("limit", ("requests", "rows", "tokens", "bytes", "jobs")),
 )
 

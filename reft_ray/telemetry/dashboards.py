@@ -1,17 +1,15 @@
-"""Grafana dashboards (Grafana >= 10), generated from the boards: importable without edits."""
+"""The dashboards as Grafana JSON models (Grafana >= 10)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.boards import filter as filter_board
 from reft_ray.telemetry.boards import finetuning, safety, screening, service
 from reft_ray.telemetry.metric_types import APPLICATION, Metric
-from reft_ray.telemetry.panel import Board, Chart, Thresholds, Panel
+from reft_ray.telemetry.panel import Board, Chart, Panel, Thresholds
 from reft_ray.telemetry.promql import names
 
 BOARDS: tuple[Board, ...] = (
@@ -58,8 +56,8 @@ _OPTIONS: dict[Chart, dict[str, Any]] = {
 }
 
 
-def render(board: Board, runbooks: str = RUNBOOKS) -> dict[str, Any]:
-    """The dashboard's JSON model. `runbooks` is where the runbooks are served, the default of a text box."""
+def dashboard_json(board: Board, runbooks: str = RUNBOOKS) -> dict[str, Any]:
+    """The dashboard's JSON model. `runbooks`, the URL of the runbooks, is the default of a text box."""
     return {
         "uid": f"reft-{board.name}",
         "title": f"reft-ray / {board.title}",
@@ -90,25 +88,6 @@ def render(board: Board, runbooks: str = RUNBOOKS) -> dict[str, Any]:
     }
 
 
-def rendered(runbooks: str = RUNBOOKS) -> dict[str, str]:
-    """File name -> content of every dashboard."""
-    return {
-        f"{board.name}.json": json.dumps(render(board, runbooks), indent=2, ensure_ascii=False) + "\n"
-        for board in BOARDS
-    }
-
-
-def write(directory: Path, runbooks: str = RUNBOOKS) -> list[Path]:
-    """Write every dashboard into `directory`, which is made if absent; returns the paths."""
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, content in rendered(runbooks).items():
-        path = directory / name
-        path.write_text(content, encoding="utf-8")
-        paths.append(path)
-    return paths
-
-
 def _variables(runbooks: str) -> list[dict[str, Any]]:
     return [
         {
@@ -126,7 +105,7 @@ def _variables(runbooks: str) -> list[dict[str, Any]]:
         {
             "name": "runbooks",
             "label": "Runbooks",
-            "description": "Where the runbooks are served.",
+            "description": "URL of the runbooks.",
             "type": "textbox",
             "query": runbooks,
             "current": {"text": runbooks, "value": runbooks},
@@ -149,7 +128,7 @@ def _query_variable(name: str, query: str) -> dict[str, Any]:
         "sort": 1,
         "multi": True,
         "includeAll": True,
-        # matches series without the label too, such as all of them where there is one cluster
+        # Also matches series without the label, e.g. `cluster` where there is only one.
         "allValue": ".*",
         "current": {"text": "All", "value": "$__all"},
     }
@@ -179,7 +158,7 @@ def _panels(board: Board) -> Iterator[dict[str, Any]]:
 
 
 def _panel(panel: Panel, identity: int, position: dict[str, int]) -> dict[str, Any]:
-    drawn: dict[str, Any] = {
+    model: dict[str, Any] = {
         "id": identity,
         "type": panel.chart.value,
         "title": panel.title,
@@ -209,9 +188,9 @@ def _panel(panel: Panel, identity: int, position: dict[str, int]) -> dict[str, A
         "options": _OPTIONS[panel.chart],
     }
     if panel.chart is Chart.TIME_SERIES and panel.thresholds.bad is not None:
-        drawn["fieldConfig"]["defaults"]["custom"] = {"thresholdsStyle": {"mode": "dashed"}}
+        model["fieldConfig"]["defaults"]["custom"] = {"thresholdsStyle": {"mode": "dashed"}}
     if panel.runbook:
-        drawn["links"] = [
+        model["links"] = [
             {
                 "title": f"Runbook {panel.runbook}",
                 "type": "link",
@@ -225,15 +204,15 @@ def _panel(panel: Panel, identity: int, position: dict[str, int]) -> dict[str, A
                 "keepTime": False,
             }
         ]
-    return drawn
+    return model
 
 
-def _thresholds(level: Thresholds) -> dict[str, Any]:
-    if level.bad is None:
+def _thresholds(thresholds: Thresholds) -> dict[str, Any]:
+    if thresholds.bad is None:
         steps: list[tuple[float | None, str]] = [(None, "blue")]
-    elif level.low_is_bad:
-        steps = [(None, "red"), (level.bad, "orange"), (level.warn, "green")]
+    elif thresholds.low_is_bad:
+        steps = [(None, "red"), (thresholds.bad, "orange"), (thresholds.warn, "green")]
     else:
-        steps = [(None, "green"), (level.warn, "orange"), (level.bad, "red")]
+        steps = [(None, "green"), (thresholds.warn, "orange"), (thresholds.bad, "red")]
         steps = [step for step in steps if step[0] is not None or step[1] == "green"]
     return {"mode": "absolute", "steps": [{"value": value, "color": color} for value, color in steps]}

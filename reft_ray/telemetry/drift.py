@@ -1,4 +1,4 @@
-"""Drift of the refusal scores: how far a recent histogram has moved from the teacher's calibration histogram."""
+"""Drift of refusal scores: the distance of a recent histogram from the teacher's calibration histogram."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import Recorder
 
 DRIFT_ROWS = 1000
-"""So many rows are compared at least: with fewer, sampling noise alone lifts PSI, by about (bins - 1) / rows."""
+"""Minimum rows per comparison: sampling noise alone raises PSI by about (bins - 1) / rows."""
 
 
 @dataclass(slots=True)
 class ScoreHistogram:
-    """Counts of scores in [0, 1] per bucket, buckets closed on the right; `total` is the sum of the scores."""
+    """Counts of scores in [0, 1] per right-closed bucket; `total` is the sum of the scores."""
 
     bounds: tuple[float, ...] = catalog.SCORE_BUCKETS
     counts: list[int] = field(default_factory=list)
@@ -25,38 +25,41 @@ class ScoreHistogram:
     def __post_init__(self) -> None:
         self.counts = self.counts or [0] * len(self.bounds)
         if len(self.counts) != len(self.bounds):
-            raise ValueError(f"a histogram over {len(self.bounds)} bounds needs as many counts, got {len(self.counts)}")
+            raise ValueError(
+                f"a histogram needs one count per bound: {len(self.bounds)} bounds, {len(self.counts)} counts"
+            )
 
     @classmethod
     def of_cosines(cls, counts: Sequence[int]) -> ScoreHistogram:
-        """Equal bins over cosines in [-1, 1] as equal bins over [0, 1]; the sum is that of the bins' middles."""
+        """Map equal bins over cosines in [-1, 1] to bins over [0, 1]; `total` is computed from the bin midpoints."""
         bins = len(counts)
-        middles = sum(count * (place + 0.5) / bins for place, count in enumerate(counts))
-        return cls(tuple((place + 1) / bins for place in range(bins)), list(counts), middles)
+        total = sum(count * (place + 0.5) / bins for place, count in enumerate(counts))
+        return cls(tuple((place + 1) / bins for place in range(bins)), list(counts), total)
 
     @property
     def rows(self) -> int:
-        """Scores counted."""
+        """Number of scores."""
         return sum(self.counts)
 
     @property
     def mean(self) -> float:
-        """Exact mean of the scores; not a number where there are none."""
+        """Exact mean of the scores; NaN without scores."""
         return self.total / self.rows if self.rows else math.nan
 
     def add(self, scores: Sequence[float]) -> None:
-        """Count scores in [0, 1]; a score outside raises ValueError."""
+        """Add scores. Raises ValueError for a score outside [0, 1]."""
         for score in scores:
             if not 0.0 <= score <= self.bounds[-1]:
-                raise ValueError(f"a score for drift lies in [0, {self.bounds[-1]}], got {score}: use rows.unit_score")
+                raise ValueError(f"drift scores must be in [0, {self.bounds[-1]}], got {score}: use unit_score")
             self.counts[bisect_left(self.bounds, score)] += 1
             self.total += score
 
 
 def population_stability_index(expected: Sequence[float], observed: Sequence[float]) -> float:
-    """PSI = sum over bins of (o - e) ln(o / e), o and e the shares of a bin, each bin with half a row added.
+    """PSI = sum over bins of (o - e) ln(o / e), where o and e are the fractions of a bin with 0.5 rows added.
 
-    0 for equal shares; above 0.1 look, above 0.25 act (the usual reading). The half row keeps empty bins finite.
+    0 for equal fractions; by convention above 0.1 is a moderate and above 0.25 a significant shift. The 0.5 rows keep
+    PSI finite for empty bins.
     """
     if len(expected) != len(observed) or not expected:
         raise ValueError(f"PSI compares histograms of equal length, got {len(expected)} and {len(observed)} bins")
@@ -69,14 +72,14 @@ def population_stability_index(expected: Sequence[float], observed: Sequence[flo
     return index
 
 
-def coarse(counts: Sequence[int], edges: Sequence[int]) -> list[int]:
-    """Counts merged into the bins [0, edges[0]), [edges[0], edges[1]), ..., [edges[-1], end)."""
+def merge_bins(counts: Sequence[int], edges: Sequence[int]) -> list[int]:
+    """Merge counts into the bins [0, edges[0]), [edges[0], edges[1]), ..., [edges[-1], end)."""
     starts = [0, *edges]
     return [sum(counts[low:high]) for low, high in zip(starts, [*edges, len(counts)], strict=True)]
 
 
 def equal_mass_edges(counts: Sequence[int], bins: int = 10) -> list[int]:
-    """Where to cut a histogram so that up to `bins` bins hold about equal shares of it."""
+    """Edges of at most `bins` bins with about equal counts."""
     whole, mass = sum(counts), 0
     edges: list[int] = []
     for index, count in enumerate(counts[:-1]):
@@ -89,13 +92,13 @@ def equal_mass_edges(counts: Sequence[int], bins: int = 10) -> list[int]:
 def record_drift(
     recorder: Recorder, calibration: ScoreHistogram, recent: ScoreHistogram, *, stream: str, teacher: str
 ) -> None:
-    """Set the gauges of a stream. The recent histogram's bins divide those of the calibration evenly."""
+    """Set the drift gauges of a stream. Each calibration bin must consist of a whole number of recent bins."""
     finer, rest = divmod(len(recent.counts), len(calibration.counts))
     if rest or not finer:
-        raise ValueError(f"{len(recent.counts)} bins do not divide {len(calibration.counts)} bins of a calibration")
+        raise ValueError(f"{len(recent.counts)} bins do not divide the {len(calibration.counts)} calibration bins")
     edges = equal_mass_edges(calibration.counts)
     psi = population_stability_index(
-        coarse(calibration.counts, edges), coarse(recent.counts, [edge * finer for edge in edges])
+        merge_bins(calibration.counts, edges), merge_bins(recent.counts, [edge * finer for edge in edges])
     )
     recorder.set(catalog.FILTER_SCORE_PSI, psi, stream=stream, teacher=teacher)
     shift = recent.mean - calibration.mean
@@ -103,16 +106,13 @@ def record_drift(
 
 
 class DriftMonitor:
-    """Watches one stream of scores against the teacher's calibration scores.
-
-    When a window of rows is full its drift is set as gauges and the next one begins.
-    """
+    """Compares a stream of scores with the teacher's calibration scores and sets the gauges once per `window` rows."""
 
     def __init__(
         self, calibration: ScoreHistogram, recorder: Recorder, *, stream: str, teacher: str, window: int = DRIFT_ROWS
     ) -> None:
         if not calibration.rows:
-            raise ValueError(f"teacher {teacher} has an empty calibration histogram: drift cannot be measured")
+            raise ValueError(f"teacher {teacher} has an empty calibration histogram: cannot measure drift")
         self._calibration = calibration
         self._recorder = recorder
         self._labels = {"stream": stream, "teacher": teacher}
@@ -120,13 +120,13 @@ class DriftMonitor:
         self._recent = ScoreHistogram(calibration.bounds)
 
     def add(self, scores: Sequence[float]) -> None:
-        """Take recent scores in [0, 1], as `rows.unit_score` makes them."""
+        """Add recent scores in [0, 1], see `unit_score`."""
         self._recent.add(scores)
         if self._recent.rows >= self._window:
             record_drift(self._recorder, self._calibration, self._recent, **self._labels)
             self._recent = ScoreHistogram(self._calibration.bounds)
 
     def close(self) -> None:
-        """Forget the gauges, for a teacher that no longer answers."""
+        """Remove the gauges, for a teacher that is no longer served."""
         for metric in (catalog.FILTER_SCORE_PSI, catalog.FILTER_SCORE_MEAN_SHIFT):
             self._recorder.set(metric, None, **self._labels)

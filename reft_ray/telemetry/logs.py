@@ -1,6 +1,6 @@
-"""Structured logs: one JSON object per line, with the request and the job at hand, and never with row text.
+"""Structured logs: one JSON object per line with the current request and job, and without row text.
 
-Only known fields leave the process, and exceptions are told by type and place: their messages may quote rows.
+Only the fields in FIELDS are written. Exceptions are logged by type and location, because messages may quote rows.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ FIELDS = (
 )
 MESSAGE_LIMIT = 1000
 _FRAMES = 8
-_NOTHING: Mapping[str, str | int | float] = MappingProxyType({})
-_bound: ContextVar[Mapping[str, str | int | float]] = ContextVar("reft_log_fields", default=_NOTHING)
+_NO_FIELDS: Mapping[str, str | int | float] = MappingProxyType({})
+_context: ContextVar[Mapping[str, str | int | float]] = ContextVar("reft_log_fields", default=_NO_FIELDS)
 
 
 @contextmanager
 def log_context(**fields: str | int | float) -> Iterator[None]:
-    """Add fields to every record logged inside, also in the tasks and threads that inherit the context.
+    """Add fields to all log records inside the block, including tasks and threads that inherit the context.
 
-    Raises ValueError for a field that logs do not know.
+    Raises ValueError for a field that is not in FIELDS.
     """
     unknown = fields.keys() - set(FIELDS)
     if unknown:
-        raise ValueError(f"logs have no field {sorted(unknown)}: they have {list(FIELDS)}")
-    token = _bound.set({**_bound.get(), **fields})
+        raise ValueError(f"unknown log fields {sorted(unknown)}: expected {list(FIELDS)}")
+    token = _context.set({**_context.get(), **fields})
     try:
         yield
     finally:
-        _bound.reset(token)
+        _context.reset(token)
 
 
 class JsonFormatter(logging.Formatter):
-    """Log records as JSON objects: time, level, logger, message, known fields, and where an exception came from."""
+    """Formats a record as JSON: time, level, logger, message, the fields in FIELDS, and an exception's location."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line of JSON."""
@@ -65,7 +65,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": message if len(message) <= MESSAGE_LIMIT else message[:MESSAGE_LIMIT] + "...",
         }
-        line |= _bound.get()
+        line |= _context.get()
         line |= {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}
         if record.exc_info and record.exc_info[0] is not None:
             kind, _, trace = record.exc_info
@@ -76,7 +76,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str = "INFO", stream: TextIO | None = None) -> logging.Handler:
-    """Send the project's logs to `stream` (stderr) as JSON lines, once; returns the handler, for taking it away."""
+    """Log JSON lines to `stream` (default stderr), replacing an earlier JSON handler; returns the new handler."""
     logger = logging.getLogger("reft_ray")
     for handler in list(logger.handlers):
         if isinstance(handler.formatter, JsonFormatter):

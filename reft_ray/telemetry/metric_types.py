@@ -1,4 +1,4 @@
-"""What a metric is: a name with a kind, a unit, bounded labels and, for histograms, buckets."""
+"""Metric definitions: name, kind, unit, bounded labels and, for histograms, buckets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RESERVED_SUFFIXES = ("_count", "_sum", "_bucket")
 
 
 class Kind(StrEnum):
-    """How a metric is recorded: counters are counted, gauges set, histograms observed."""
+    """Prometheus metric types."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -24,7 +24,7 @@ class Kind(StrEnum):
 
 
 class Unit(StrEnum):
-    """Base units, no prefixes."""
+    """Base units without prefixes."""
 
     SECONDS = "seconds"
     BYTES = "bytes"
@@ -39,9 +39,9 @@ class Unit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A label whose number of values is bounded: by the listed `values`, or by `limit` where they come from outside.
+    """A label with bounded cardinality: the listed `values`, or at most `limit` values that are not known in advance.
 
-    A value outside the list, or one past the limit, is recorded as `other`; telemetry never raises over a value.
+    Any other value is recorded as `other`; recording never raises because of a label value.
     """
 
     name: str
@@ -56,13 +56,13 @@ class Label:
 
     @property
     def bound(self) -> int:
-        """The most values that this label can take, `other` included."""
+        """The maximum number of values, including `other`."""
         return (len(self.values) or self.limit) + 1
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One entry of the catalogue. `name` is the name exposed by prometheus-client; Ray adds `ray_` before it."""
+    """One entry of the catalogue. prometheus-client exposes `name`; Ray adds the prefix `ray_`."""
 
     name: str
     kind: Kind
@@ -75,15 +75,15 @@ class Metric:
         if not _NAME.fullmatch(self.name) or self.name.endswith(_RESERVED_SUFFIXES):
             raise ValueError(f"metric name {self.name!r} must match {_NAME.pattern} and not end in a reserved suffix")
         if (self.kind is Kind.COUNTER) != self.name.endswith("_total"):
-            raise ValueError(f"{self.name}: counters, and only they, end in _total")
+            raise ValueError(f"{self.name}: counters end in _total, other metrics do not")
         if (self.kind is Kind.HISTOGRAM) != bool(self.buckets):
-            raise ValueError(f"{self.name}: histograms, and only they, have buckets")
+            raise ValueError(f"{self.name}: histograms have buckets, other metrics do not")
         if any(low >= high for low, high in zip(self.buckets, self.buckets[1:], strict=False)):
-            raise ValueError(f"{self.name}: buckets must rise, got {self.buckets}")
+            raise ValueError(f"{self.name}: buckets must increase, got {self.buckets}")
         if self.buckets and (self.buckets[0] <= 0 or not math.isfinite(self.buckets[-1])):
             raise ValueError(f"{self.name}: buckets must be positive and finite, got {self.buckets}")
         if not self.help.endswith("."):
-            raise ValueError(f"{self.name}: help is a sentence")
+            raise ValueError(f"{self.name}: help must be a sentence that ends with a full stop")
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -91,9 +91,9 @@ class Metric:
         return tuple(label.name for label in self.labels)
 
     def check(self, kind: Kind, labels: Iterable[str]) -> None:
-        """Raise ValueError unless this metric is of `kind` and takes exactly these label names."""
+        """Raise ValueError unless this metric has this kind and exactly these label names."""
         if self.kind is not kind:
-            raise ValueError(f"{self.name} is a {self.kind}, it cannot be recorded as a {kind}")
+            raise ValueError(f"{self.name} is a {self.kind} and cannot be recorded as a {kind}")
         given = set(labels)
         if given != set(self.label_names):
             raise ValueError(
@@ -103,18 +103,18 @@ class Metric:
 
 
 def check_value(metric: Metric, value: float) -> None:
-    """Raise ValueError for what a recorder cannot take: a negative count, an observation that is not finite."""
+    """Raise ValueError for a negative or non-finite counter step and for a non-finite observation."""
     if metric.kind is Kind.COUNTER and not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"{metric.name} counts upwards: got {value}")
+        raise ValueError(f"{metric.name} is a counter: the step must be finite and not negative, got {value}")
     if metric.kind is Kind.HISTOGRAM and not math.isfinite(value):
-        raise ValueError(f"{metric.name} observes finite numbers: got {value}")
+        raise ValueError(f"{metric.name} is a histogram: observations must be finite, got {value}")
 
 
 class Labeller:
-    """Label values as they are recorded, within the bounds that the catalogue sets.
+    """Limits label values to the bounds of the catalogue.
 
-    `application` names the process's service and becomes a label of every series. The `project` label is recorded
-    only where `projects` is True; otherwise its value is `all`, so that tenants do not show in metrics unasked.
+    `application` is added as a label to every series. Unless `projects` is True, the label `project` is always `all`,
+    so that metrics do not reveal tenants by default.
     """
 
     def __init__(self, application: str = DEFAULT_APPLICATION, projects: bool = False) -> None:
@@ -123,7 +123,7 @@ class Labeller:
         self._seen: dict[str, set[str]] = {}
 
     def values(self, metric: Metric, labels: Mapping[str, str]) -> tuple[str, ...]:
-        """The application and the bounded label values, in the metric's own order."""
+        """The application and the bounded label values, in the order of the metric's labels."""
         return (self.application, *(self._bounded(label, str(labels[label.name])) for label in metric.labels))
 
     def _bounded(self, label: Label, value: str) -> str:

@@ -1,4 +1,4 @@
-"""What a dashboard is made of, before it becomes Grafana's JSON."""
+"""Dashboard definitions, independent of Grafana's JSON."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ LAST_DAY = Query("1d", DASHBOARD.matchers)
 
 
 def zero_if_absent(expr: str) -> str:
-    """`expr`, or 0 where it has no value while a gateway answers.
+    """`expr`, or 0 where it has no value while a gateway is scraped.
 
-    A panel of faults that is empty would not say whether there are none or nothing is scraped.
+    An empty panel of errors would not show whether there are no errors or no data.
     """
     return f"{expr} or on() 0 * {DASHBOARD.gauge(BUILD_INFO)}"
 
 
 class Chart(StrEnum):
-    """Grafana's names of the panel types that are used."""
+    """Grafana panel types."""
 
     TIME_SERIES = "timeseries"
     STAT = "stat"
@@ -33,7 +33,7 @@ class Chart(StrEnum):
 
 
 class DisplayUnit(StrEnum):
-    """Grafana's names of display units."""
+    """Grafana unit ids."""
 
     ROWS_PER_SECOND = "rowsps"
     REQUESTS_PER_SECOND = "reqps"
@@ -47,20 +47,20 @@ class DisplayUnit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Where values turn amber and red. `low_is_bad` turns the order round; without bounds no value is good or bad."""
+    """Values at which a panel turns orange and red, from below with `low_is_bad`; blue without thresholds."""
 
     warn: float | None = None
     bad: float | None = None
     low_is_bad: bool = False
 
 
-NEUTRAL = Thresholds()
-ZERO = Thresholds(warn=None, bad=1e-9)
+NO_THRESHOLDS = Thresholds()
+MUST_BE_ZERO = Thresholds(bad=1e-9)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One query with its legend; `{{label}}` is filled in by Grafana."""
+    """One query and its legend; Grafana replaces `{{label}}`."""
 
     expr: str
     legend: str = ""
@@ -68,16 +68,16 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel: what it shows, how to read it, and the runbook of the alert that watches the same thing.
+    """One panel, with the runbook of the alert on the same signal.
 
-    `needs` names what a cluster must have for the panel to hold data: nothing, `serve` (Ray Serve) or `gpu`.
+    `needs` names what the cluster must run for the panel to have data: `ray`, `serve` or `gpu`; empty if nothing.
     """
 
     title: str
     description: str
-    shown: DisplayUnit
+    unit: DisplayUnit
     lines: tuple[Line, ...]
-    level: Thresholds = NEUTRAL
+    thresholds: Thresholds = NO_THRESHOLDS
     chart: Chart = Chart.TIME_SERIES
     runbook: str = ""
     needs: str = ""
@@ -89,7 +89,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A titled row of panels."""
+    """A row of panels with a title."""
 
     title: str
     panels: tuple[Panel, ...]
@@ -97,7 +97,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """One dashboard; `name` becomes its file name and its uid."""
+    """One dashboard; `name` is used in its file name and uid."""
 
     name: str
     title: str
@@ -106,5 +106,5 @@ class Board:
 
     @property
     def panels(self) -> tuple[Panel, ...]:
-        """All panels, top to bottom."""
+        """All panels in order."""
         return tuple(panel for section in self.sections for panel in section.panels)

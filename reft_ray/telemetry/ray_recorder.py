@@ -1,63 +1,52 @@
-"""Recording in Ray processes: through `ray.util.metrics`, exposed by each node's agent with the prefix `ray_`.
+"""Record in Ray processes with `ray.util.metrics`, which each node's agent exposes with the prefix `ray_`.
 
-Ray facts that this file lives with: a gauge vanishes 20 s after its last set, so a thread sets it again; a counter
-refuses 0; histogram sums are made of bucket midpoints; series of dead workers stay, so readers sum over WorkerId.
+Ray drops a gauge 20 s after its last set, so a thread sets gauges again. A counter refuses 0. Histogram sums are
+computed from bucket midpoints. Series of dead workers remain, so queries sum over WorkerId.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 from typing import Any
 
 from ray.util import metrics as ray_metrics
 
 from reft_ray.telemetry.metric_types import APPLICATION, Kind, Labeller, Metric, Unit, check_value
+from reft_ray.telemetry.recorder import SeriesCache
 
 REFRESH_SECONDS = 5.0
-_REMEMBERED = 10_000
 
-# A Counter, Gauge or Histogram, as the kind that was checked says, with the tags of one series.
-Child = tuple[Any, dict[str, str]]
+# A family and the tags of one series.
+Series = tuple[Any, dict[str, str]]
 
 
-class RayRecorder:
-    """A Recorder for Ray drivers, actors and replicas; make it in the process that records, it does not travel.
+class RayRecorder(SeriesCache[Series]):
+    """A Recorder for Ray drivers, actors and replicas. Not serializable: create it in the process that records.
 
-    `close` stops the refreshing of gauges, which then vanish.
+    After `close`, gauges are not refreshed and disappear.
     """
 
     def __init__(self, labeller: Labeller | None = None, refresh_seconds: float = REFRESH_SECONDS) -> None:
-        self._labeller = labeller or Labeller()
+        super().__init__(labeller)
         self._refresh_seconds = refresh_seconds
-        self._families: dict[str, Any] = {}
-        self._children: dict[tuple[object, ...], Child] = {}
         self._gauges: dict[str, dict[tuple[str, ...], tuple[Any, dict[str, str], float]]] = {}
-        self._lock = Lock()
         self._closed = Event()
         self._refresher: Thread | None = None
 
-    @property
-    def application(self) -> str:
-        """See Recorder."""
-        return self._labeller.application
-
     def count(self, metric: Metric, value: float = 1, /, **labels: str) -> None:
-        """See Recorder."""
-        counter, tags = self._child(metric, Kind.COUNTER, labels)
+        counter, tags = self._series_of(metric, Kind.COUNTER, labels)
         check_value(metric, value)
         if value:
             counter.inc(value, tags)
 
     def observe(self, metric: Metric, value: float, /, **labels: str) -> None:
-        """See Recorder."""
-        histogram, tags = self._child(metric, Kind.HISTOGRAM, labels)
+        histogram, tags = self._series_of(metric, Kind.HISTOGRAM, labels)
         check_value(metric, value)
         histogram.observe(value, tags)
 
     def set(self, metric: Metric, value: float | None, /, **labels: str) -> None:
-        """See Recorder; a series that is forgotten leaves Ray's exposition 20 s later."""
-        gauge, tags = self._child(metric, Kind.GAUGE, labels)
+        """See Recorder; a removed series disappears from Ray's exposition 20 s later."""
+        gauge, tags = self._series_of(metric, Kind.GAUGE, labels)
         with self._lock:
             if metric.unit is Unit.INFO:
                 self._gauges[metric.name] = {}
@@ -72,7 +61,7 @@ class RayRecorder:
                 self._refresher.start()
 
     def close(self) -> None:
-        """Stop setting gauges again; counters and histograms keep working."""
+        """Stop refreshing gauges; counters and histograms still work."""
         self._closed.set()
         if self._refresher is not None:
             self._refresher.join()
@@ -84,27 +73,12 @@ class RayRecorder:
                     for gauge, tags, value in series.values():
                         gauge.set(value, tags)
 
-    def _child(self, metric: Metric, kind: Kind, labels: Mapping[str, str]) -> Child:
-        key = (kind, metric.name, *labels.items())
-        child = self._children.get(key)
-        if child is None:
-            metric.check(kind, labels)
-            with self._lock:
-                names = (APPLICATION, *metric.label_names)
-                tags = dict(zip(names, self._labeller.values(metric, labels), strict=True))
-                child = self._family(metric), tags
-                if len(self._children) < _REMEMBERED:
-                    self._children[key] = child
-        return child
+    def _new_family(self, metric: Metric, label_names: tuple[str, ...]) -> Any:
+        if metric.kind is Kind.HISTOGRAM:
+            return ray_metrics.Histogram(metric.name, metric.help, list(metric.buckets), label_names)
+        family = ray_metrics.Counter if metric.kind is Kind.COUNTER else ray_metrics.Gauge
+        return family(metric.name.removesuffix("_total"), metric.help, label_names)
 
-    def _family(self, metric: Metric) -> Any:
-        if metric.name not in self._families:
-            names = (APPLICATION, *metric.label_names)
-            if metric.kind is Kind.HISTOGRAM:
-                self._families[metric.name] = ray_metrics.Histogram(
-                    metric.name, metric.help, list(metric.buckets), names
-                )
-            else:
-                family = ray_metrics.Counter if metric.kind is Kind.COUNTER else ray_metrics.Gauge
-                self._families[metric.name] = family(metric.name.removesuffix("_total"), metric.help, names)
-        return self._families[metric.name]
+    def _new_series(self, metric: Metric, label_values: tuple[str, ...]) -> Series:
+        tags = dict(zip((APPLICATION, *metric.label_names), label_values, strict=True))
+        return self._families[metric.name], tags

@@ -1,12 +1,13 @@
-"""Recording metrics: one protocol, and recorders for nothing, for tests and for a Prometheus endpoint."""
+"""The Recorder protocol, with recorders that discard, that keep values in memory and that serve Prometheus."""
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from threading import Lock
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import prometheus_client as prometheus
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -17,24 +18,23 @@ from reft_ray.telemetry.metric_types import APPLICATION, DEFAULT_APPLICATION, Ki
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# A Counter, Gauge or Histogram, as the kind that was checked says.
-Child = Any
+S = TypeVar("S")
 Readings = Iterable[tuple[Mapping[str, str], float]]
-# Label values as given are remembered with their series; the bound keeps values from outside out of the memory.
-_REMEMBERED = 10_000
+# Cache keys hold label values as passed by the caller; the limit bounds the memory that foreign values can take.
+_MAX_CACHED_SERIES = 10_000
 
 
 @runtime_checkable
 class Recorder(Protocol):
-    """Where counts go. Metrics are constants of `telemetry.catalog`; every declared label is passed by name.
+    """Records metrics of `telemetry.catalog`; every declared label is passed by name.
 
-    All methods raise ValueError for a metric of another kind, for missing or undeclared labels, for a negative
-    count and for an observation that is not finite. Label values outside their bounds become `other`.
+    All methods raise ValueError for a metric of the wrong kind, missing or undeclared labels, a negative counter step
+    and an observation that is not finite. Label values outside their bounds become `other`.
     """
 
     @property
     def application(self) -> str:
-        """The label `application` of every series."""
+        """The value of the label `application`."""
         ...
 
     def count(self, metric: Metric, value: float = 1, /, **labels: str) -> None:
@@ -46,39 +46,36 @@ class Recorder(Protocol):
         ...
 
     def set(self, metric: Metric, value: float | None, /, **labels: str) -> None:
-        """Set a gauge; None forgets the series. An info metric has one series per recorder: the last one set."""
+        """Set a gauge; None removes the series. An info metric has one series per recorder: the last one set."""
         ...
 
     def close(self) -> None:
-        """Deliver what is not delivered yet; the recorder is not used afterwards."""
+        """Send pending values and release resources; the recorder must not be used afterwards."""
         ...
 
 
 class NullRecorder:
-    """Checks what it is given and keeps nothing."""
+    """Checks its arguments and discards them."""
 
     application = DEFAULT_APPLICATION
 
     def count(self, metric: Metric, value: float = 1, /, **labels: str) -> None:
-        """See Recorder."""
         metric.check(Kind.COUNTER, labels)
         check_value(metric, value)
 
     def observe(self, metric: Metric, value: float, /, **labels: str) -> None:
-        """See Recorder."""
         metric.check(Kind.HISTOGRAM, labels)
         check_value(metric, value)
 
     def set(self, metric: Metric, value: float | None, /, **labels: str) -> None:
-        """See Recorder."""
         metric.check(Kind.GAUGE, labels)
 
     def close(self) -> None:
-        """See Recorder."""
+        pass
 
 
 class MemoryRecorder:
-    """Keeps everything in dictionaries, for tests and reports."""
+    """Keeps all values in memory, for tests and reports."""
 
     def __init__(self, labeller: Labeller | None = None) -> None:
         self._labeller = labeller or Labeller(projects=True)
@@ -87,23 +84,19 @@ class MemoryRecorder:
 
     @property
     def application(self) -> str:
-        """See Recorder."""
         return self._labeller.application
 
     def count(self, metric: Metric, value: float = 1, /, **labels: str) -> None:
-        """See Recorder."""
         metric.check(Kind.COUNTER, labels)
         check_value(metric, value)
         self._values[metric.name, self._labeller.values(metric, labels)] += value
 
     def observe(self, metric: Metric, value: float, /, **labels: str) -> None:
-        """See Recorder."""
         metric.check(Kind.HISTOGRAM, labels)
         check_value(metric, value)
         self._observations[metric.name, self._labeller.values(metric, labels)].append(value)
 
     def set(self, metric: Metric, value: float | None, /, **labels: str) -> None:
-        """See Recorder."""
         metric.check(Kind.GAUGE, labels)
         if metric.unit is Unit.INFO:
             for key in [key for key in self._values if key[0] == metric.name]:
@@ -115,78 +108,103 @@ class MemoryRecorder:
             self._values[key] = value
 
     def close(self) -> None:
-        """See Recorder."""
+        pass
 
     def total(self, metric: Metric, **labels: str) -> float:
-        """The sum over the series of a counter or gauge whose labels match; 0 where there is none."""
+        """Sum over the matching series of a counter or gauge; 0 if none matches."""
         return sum(value for _, value in self._matching(metric, self._values, labels))
 
     def observations(self, metric: Metric, **labels: str) -> list[float]:
-        """All observations of a histogram's series whose labels match."""
+        """All observations of the matching series of a histogram."""
         return [value for _, values in self._matching(metric, self._observations, labels) for value in values]
 
     def series(self, metric: Metric) -> list[tuple[dict[str, str], float]]:
-        """Every series of a counter or gauge with its labels."""
+        """All series of a counter or gauge as (labels, value)."""
         return list(self._matching(metric, self._values, {}))
 
     def _matching(
-        self, metric: Metric, kept: Mapping[tuple[str, tuple[str, ...]], T], wanted: Mapping[str, str]
+        self, metric: Metric, stored: Mapping[tuple[str, tuple[str, ...]], T], wanted: Mapping[str, str]
     ) -> Iterator[tuple[dict[str, str], T]]:
         unknown = wanted.keys() - {*metric.label_names, APPLICATION}
         if unknown:
             raise ValueError(f"{metric.name} has no label {sorted(unknown)}: it has {list(metric.label_names)}")
-        for (name, values), value in kept.items():
+        for (name, values), value in stored.items():
             if name == metric.name:
                 labels = dict(zip((APPLICATION, *metric.label_names), values, strict=True))
                 if wanted.items() <= labels.items():
                     yield labels, value
 
 
-class PrometheusRecorder:
-    """Records into a registry of its own, for processes that serve `/metrics` themselves."""
+class SeriesCache(ABC, Generic[S]):
+    """Base of recorders that write to a metrics client: checks each call and caches the client's object per series."""
 
     def __init__(self, labeller: Labeller | None = None) -> None:
-        # The `_created` series of prometheus-client double every counter and carry nothing that Prometheus reads.
-        prometheus.disable_created_metrics()
-        self._registry = prometheus.CollectorRegistry()
         self._labeller = labeller or Labeller()
-        self._families: dict[str, Child] = {}
-        self._children: dict[tuple[object, ...], Child] = {}
+        self._families: dict[str, Any] = {}
+        self._series: dict[tuple[object, ...], S] = {}
         self._lock = Lock()
 
     @property
     def application(self) -> str:
-        """See Recorder."""
         return self._labeller.application
 
+    def _series_of(self, metric: Metric, kind: Kind, labels: Mapping[str, str]) -> S:
+        key = (kind, metric.name, *labels.items())
+        series = self._series.get(key)
+        if series is None:
+            metric.check(kind, labels)
+            with self._lock:
+                if metric.name not in self._families:
+                    self._families[metric.name] = self._new_family(metric, (APPLICATION, *metric.label_names))
+                series = self._new_series(metric, self._labeller.values(metric, labels))
+                if len(self._series) < _MAX_CACHED_SERIES:
+                    self._series[key] = series
+        return series
+
+    @abstractmethod
+    def _new_family(self, metric: Metric, label_names: tuple[str, ...]) -> Any:
+        """Create the client's Counter, Gauge or Histogram."""
+
+    @abstractmethod
+    def _new_series(self, metric: Metric, label_values: tuple[str, ...]) -> S:
+        """Bind the metric's family to label values."""
+
+
+class PrometheusRecorder(SeriesCache[Any]):
+    """Records into its own registry, for processes that serve `/metrics`."""
+
+    def __init__(self, labeller: Labeller | None = None) -> None:
+        super().__init__(labeller)
+        # prometheus-client's `_created` series double the number of counters, and Prometheus does not read them.
+        prometheus.disable_created_metrics()
+        self._registry = prometheus.CollectorRegistry()
+
     def count(self, metric: Metric, value: float = 1, /, **labels: str) -> None:
-        """See Recorder."""
-        child = self._child(metric, Kind.COUNTER, labels)
+        counter = self._series_of(metric, Kind.COUNTER, labels)
         check_value(metric, value)
-        child.inc(value)
+        counter.inc(value)
 
     def observe(self, metric: Metric, value: float, /, **labels: str) -> None:
-        """See Recorder."""
-        child = self._child(metric, Kind.HISTOGRAM, labels)
+        histogram = self._series_of(metric, Kind.HISTOGRAM, labels)
         check_value(metric, value)
-        child.observe(value)
+        histogram.observe(value)
 
     def set(self, metric: Metric, value: float | None, /, **labels: str) -> None:
-        """See Recorder."""
-        child = self._child(metric, Kind.GAUGE, labels)
+        gauge = self._series_of(metric, Kind.GAUGE, labels)
         if metric.unit is Unit.INFO or value is None:
-            self._forget(metric, None if metric.unit is Unit.INFO else labels)
-            child = self._child(metric, Kind.GAUGE, labels) if value is not None else None
-        if child is not None:
-            child.set(value)
+            self._remove(metric, None if metric.unit is Unit.INFO else labels)
+            if value is None:
+                return
+            gauge = self._series_of(metric, Kind.GAUGE, labels)
+        gauge.set(value)
 
     def close(self) -> None:
-        """See Recorder."""
+        pass
 
     def add_callback(self, metric: Metric, read: Callable[[], Readings]) -> None:
-        """Expose what `read` returns at every scrape: figures that live in a store and survive restarts.
+        """Expose the (labels, value) pairs that `read` returns at every scrape, for values kept in a store.
 
-        `read` yields (labels, value) pairs; a failing `read` is logged and leaves the metric out of that scrape.
+        If `read` fails, the error is logged and the scrape does not contain the metric.
         """
         self._registry.register(_CallbackCollector(metric, self._labeller, read))
 
@@ -194,54 +212,42 @@ class PrometheusRecorder:
         """The metrics in Prometheus' text format."""
         return prometheus.generate_latest(self._registry)
 
-    def _child(self, metric: Metric, kind: Kind, labels: Mapping[str, str]) -> Child:
-        key = (kind, metric.name, *labels.items())
-        child = self._children.get(key)
-        if child is None:
-            metric.check(kind, labels)
-            with self._lock:
-                child = self._family(metric).labels(*self._labeller.values(metric, labels))
-                if len(self._children) < _REMEMBERED:
-                    self._children[key] = child
-        return child
-
-    def _forget(self, metric: Metric, labels: Mapping[str, str] | None) -> None:
-        """Drop one series of a gauge, or all of them."""
+    def _remove(self, metric: Metric, labels: Mapping[str, str] | None) -> None:
+        """Remove one series of a gauge, or all of them."""
         with self._lock:
             if labels is None:
                 self._families[metric.name].clear()
             else:
                 self._families[metric.name].remove(*self._labeller.values(metric, labels))
-            for key in [key for key in self._children if key[1] == metric.name]:
-                del self._children[key]
+            for key in [key for key in self._series if key[1] == metric.name]:
+                del self._series[key]
 
-    def _family(self, metric: Metric) -> Child:
-        if metric.name not in self._families:
-            names = (APPLICATION, *metric.label_names)
-            if metric.kind is Kind.HISTOGRAM:
-                self._families[metric.name] = prometheus.Histogram(
-                    metric.name, metric.help, names, registry=self._registry, buckets=metric.buckets
-                )
-            else:
-                family = prometheus.Counter if metric.kind is Kind.COUNTER else prometheus.Gauge
-                self._families[metric.name] = family(metric.name, metric.help, names, registry=self._registry)
-        return self._families[metric.name]
+    def _new_family(self, metric: Metric, label_names: tuple[str, ...]) -> Any:
+        if metric.kind is Kind.HISTOGRAM:
+            return prometheus.Histogram(
+                metric.name, metric.help, label_names, registry=self._registry, buckets=metric.buckets
+            )
+        family = prometheus.Counter if metric.kind is Kind.COUNTER else prometheus.Gauge
+        return family(metric.name, metric.help, label_names, registry=self._registry)
+
+    def _new_series(self, metric: Metric, label_values: tuple[str, ...]) -> Any:
+        return self._families[metric.name].labels(*label_values)
 
 
 class _CallbackCollector:
-    """A collector, in prometheus-client's sense, over a reading function."""
+    """A prometheus-client collector over a callback."""
 
     def __init__(self, metric: Metric, labeller: Labeller, read: Callable[[], Readings]) -> None:
         if metric.kind is Kind.HISTOGRAM:
-            raise ValueError(f"{metric.name} is a histogram: only counters and gauges can be followed")
+            raise ValueError(f"{metric.name} is a histogram: callbacks are supported for counters and gauges only")
         self._metric, self._labeller, self._read = metric, labeller, read
 
     def describe(self) -> list[Family]:
-        """The family without samples, so that registering does not read the store."""
+        """The family without samples, so that registration does not read the store."""
         return [self._family()]
 
     def collect(self) -> Iterator[Family]:
-        """One family with a sample per reading."""
+        """One family with one sample per label set."""
         family = self._family()
         totals: dict[tuple[str, ...], float] = defaultdict(float)
         try:
@@ -249,7 +255,7 @@ class _CallbackCollector:
                 self._metric.check(self._metric.kind, labels)
                 totals[self._labeller.values(self._metric, labels)] += value
         except Exception:
-            logger.exception("metric %s could not be read, this scrape goes without it", self._metric.name)
+            logger.exception("could not read metric %s; this scrape does not contain it", self._metric.name)
             return
         for values, total in totals.items():
             family.add_metric(values, total)

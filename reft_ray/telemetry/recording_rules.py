@@ -1,4 +1,4 @@
-"""Recording rules and service level objectives: expressions that are computed once and read in many places."""
+"""Service level objectives and the Prometheus recording rules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILTER_ROUTES = "/v1/(moderations|screenings).*"
 
 @dataclass(frozen=True, slots=True)
 class RecordingRule:
-    """A recording rule; names follow level:metric:operation."""
+    """A recording rule named level:metric:operation."""
 
     name: str
     expr: str
@@ -22,9 +22,9 @@ class RecordingRule:
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """A service level objective over 30 days: at least `objective` of events are good.
+    """A service level objective over 30 days: the fraction `objective` of events is good.
 
-    `bad_share` gives the expression of the share of bad events over a window.
+    `bad_share` builds the expression for the fraction of bad events over a window.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Slo:
 
     @property
     def budget(self) -> float:
-        """The share of events that may be bad."""
+        """The error budget: the fraction of events that may be bad."""
         return 1.0 - self.objective
 
     def recording_rule(self, window: str) -> RecordingRule:
-        """The recording rule of the bad share over a window."""
+        """The recording rule for the fraction of bad events over a window."""
         return RecordingRule(f"reft:slo_{self.name}:bad_share_rate{window}", self.bad_share(Query(window)))
 
 
@@ -51,7 +51,7 @@ def _failed_requests(query: Query) -> str:
 AVAILABILITY = Slo("moderation_availability", "Moderation and screening requests succeed", 0.999, _failed_requests)
 LATENCY = Slo(
     "moderation_latency",
-    "Moderation requests end within 500 ms",
+    "Moderation requests finish within 500 ms",
     0.99,
     lambda query: query.above(0.5, c.FILTER_REQUEST_SECONDS, stream="moderation"),
 )
@@ -65,4 +65,7 @@ SLOS = (AVAILABILITY, LATENCY, FRESHNESS)
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 
 BLOCK_RATIO = RecordingRule("reft:filter_block_ratio:rate1h", HOUR.share(c.FILTER_ROWS, decision="block"))
-RECORDING_RULES: tuple[RecordingRule, ...] = (BLOCK_RATIO, *(slo.recording_rule(window) for slo in SLOS for window in WINDOWS))
+RECORDING_RULES: tuple[RecordingRule, ...] = (
+    BLOCK_RATIO,
+    *(slo.recording_rule(window) for slo in SLOS for window in WINDOWS),
+)

@@ -1,7 +1,7 @@
-"""Recording in processes of a cluster that may end at any moment, such as drivers of jobs and screening actors.
+"""Record in processes that may exit at any time, such as job drivers and screening actors.
 
-Ray's agents fetch nothing from a process that is gone, so what was counted in its last seconds would be lost. Here
-counts and observations go to an actor that outlives the process. Gauges stay: they shall vanish with it.
+Ray's agents do not collect from a process that has exited, so its last few seconds of counts would be lost. Here counts
+and observations are sent to a detached actor. Gauges stay in the process and disappear with it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from reft_ray.telemetry.recorder import NullRecorder, Recorder
 logger = logging.getLogger(__name__)
 
 SEND_SECONDS = 2.0
-KEEPER = "reft-recorder"
+ACTOR_NAME = "reft-recorder"
 NAMESPACE = "reft"
-_PATIENCE_SECONDS = 30.0
+_TIMEOUT_SECONDS = 30.0
 _METRICS = {metric.name: metric for metric in METRICS}
 
 # Metric, value and labels of one count or observation.
@@ -32,14 +32,14 @@ Call = tuple[str, float, dict[str, str]]
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
-class Keeper:
-    """One per cluster and application; its own process is what Ray's agent asks."""
+class RecorderActor:
+    """Records the counts and observations of other processes; one per cluster and application."""
 
     def __init__(self, application: str) -> None:
         self._recorder = RayRecorder(Labeller(application))
 
     def record(self, calls: Sequence[Call]) -> None:
-        """Count and observe."""
+        """Record counts and observations."""
         for name, value, labels in calls:
             metric = _METRICS[name]
             record = self._recorder.count if metric.kind is Kind.COUNTER else self._recorder.observe
@@ -47,12 +47,12 @@ class Keeper:
 
 
 class SharedRecorder:
-    """A Recorder whose counts survive its process; `flush` returns once they are safe."""
+    """A Recorder whose counts outlive the process; they are safe once `flush` returns."""
 
     def __init__(self, application: str = DEFAULT_APPLICATION) -> None:
         self._gauges = RayRecorder(Labeller(application))
-        self._keeper = Keeper.options(  # type: ignore[attr-defined]
-            name=f"{KEEPER}-{application}", namespace=NAMESPACE, lifetime="detached", get_if_exists=True
+        self._actor = RecorderActor.options(  # type: ignore[attr-defined]
+            name=f"{ACTOR_NAME}-{application}", namespace=NAMESPACE, lifetime="detached", get_if_exists=True
         ).remote(application)
         self._calls: list[Call] = []
         self._lock, self._sending = Lock(), Lock()
@@ -62,35 +62,31 @@ class SharedRecorder:
 
     @property
     def application(self) -> str:
-        """See Recorder."""
         return self._gauges.application
 
     def count(self, metric: Metric, value: float = 1, /, **labels: str) -> None:
-        """See Recorder."""
         self._add(metric, Kind.COUNTER, value, labels)
 
     def observe(self, metric: Metric, value: float, /, **labels: str) -> None:
-        """See Recorder."""
         self._add(metric, Kind.HISTOGRAM, value, labels)
 
     def set(self, metric: Metric, value: float | None, /, **labels: str) -> None:
-        """See Recorder."""
         self._gauges.set(metric, value, **labels)
 
     def flush(self) -> None:
-        """Wait until what was recorded is out of this process. A cluster that is gone is told in the log."""
+        """Send all recorded values and wait until they have arrived. If the cluster is gone, log a warning."""
         with self._sending:
             with self._lock:
                 calls, self._calls = self._calls, []
             if not calls:
                 return
             try:
-                ray.get(self._keeper.record.remote(calls), timeout=_PATIENCE_SECONDS)
+                ray.get(self._actor.record.remote(calls), timeout=_TIMEOUT_SECONDS)
             except RayError as error:
-                logger.warning("%d counts are lost: %s", len(calls), type(error).__name__)
+                logger.warning("lost %d counts and observations: %s", len(calls), type(error).__name__)
 
     def close(self) -> None:
-        """Flush, and stop setting gauges again, which then vanish."""
+        """Flush and stop refreshing gauges, which then disappear."""
         self._closed.set()
         self._sender.join()
         self.flush()
@@ -108,13 +104,13 @@ class SharedRecorder:
 
 
 def recorder_from_environment(application: str = DEFAULT_APPLICATION) -> Recorder:
-    """The recorder of a process beside the cluster in RAY_ADDRESS, which it joins; without one nothing is counted.
+    """Connect to the cluster in RAY_ADDRESS and return its recorder; a NullRecorder without RAY_ADDRESS.
 
-    A cluster that cannot be reached is told in the log: what is counted must not stop what is done.
+    If the connection fails, log a warning and return a NullRecorder: missing metrics must not stop the work.
     """
     try:
-        there = join_ray()
+        joined = join_ray()
     except (ConnectionError, RuntimeError, TimeoutError) as error:
-        logger.warning("nothing is counted: the cluster of RAY_ADDRESS cannot be joined (%s)", type(error).__name__)
+        logger.warning("no metrics are recorded: cannot connect to RAY_ADDRESS (%s)", type(error).__name__)
         return NullRecorder()
-    return SharedRecorder(application) if there else NullRecorder()
+    return SharedRecorder(application) if joined else NullRecorder()

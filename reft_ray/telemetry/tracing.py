@@ -1,6 +1,6 @@
-"""Optional OpenTelemetry traces with gen_ai attributes. Without the extra `otel`, and without a provider: nothing.
+"""Optional OpenTelemetry traces with gen_ai attributes; disabled without a tracer provider.
 
-Spans carry ids, counts and scores, never text.
+Spans contain ids, counts and scores, never text.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ Attribute = str | int | float | bool
 
 
 class Span:
-    """A span that is open, or the absence of one."""
+    """An open span, or a no-op without a tracer."""
 
     def __init__(self, span: Any = None) -> None:
         self._span = span
 
     def set_attributes(self, **attributes: Attribute) -> None:
-        """Add attributes of ours, under `reft.`."""
+        """Set attributes with the prefix `reft.`."""
         if self._span is not None:
             self._span.set_attributes({f"reft.{name}": value for name, value in attributes.items()})
 
     def add_verdict(self, score: float, decision: str) -> None:
-        """Add the event by which OpenTelemetry's gen_ai conventions tell an evaluation."""
+        """Add an event `gen_ai.evaluation.result` (OpenTelemetry gen_ai conventions)."""
         if self._span is not None:
             self._span.add_event(
                 "gen_ai.evaluation.result",
@@ -42,14 +42,14 @@ class Span:
 
 
 class Tracer:
-    """Opens spans with a provider's tracer; without a provider its spans are empty and cost next to nothing."""
+    """Opens spans with the provider's tracer; without a provider the spans are no-ops."""
 
     def __init__(self, provider: TracerProvider | None = None) -> None:
         self._tracer = provider.get_tracer("reft_ray") if provider is not None else None
 
     @contextmanager
     def span(self, operation: str, model: str, **attributes: Attribute) -> Iterator[Span]:
-        """A span around one operation on one model, e.g. `moderation` by a teacher; errors mark it by their type."""
+        """Open a span for an operation on a model, e.g. `moderation`; an exception sets `error.type`."""
         if self._tracer is None:
             yield Span()
             return
@@ -60,7 +60,7 @@ class Tracer:
             "gen_ai.provider.name": "reft_ray",
             "gen_ai.request.model": model,
         }
-        # the library's own recording of exceptions writes their messages, which may quote rows
+        # OpenTelemetry would record exception messages, which may quote rows.
         with self._tracer.start_as_current_span(
             f"{operation} {model}", attributes=names, record_exception=False, set_status_on_exception=False
         ) as span:
@@ -75,9 +75,9 @@ class Tracer:
 
 
 def tracer_from_environment() -> Tracer:
-    """A tracer that exports to OTEL_EXPORTER_OTLP_ENDPOINT, or an empty one where that is not set.
+    """A tracer that exports to OTEL_EXPORTER_OTLP_ENDPOINT, or a no-op tracer if that is not set.
 
-    Raises RuntimeError where it is set and the extra `otel` is not installed.
+    Raises RuntimeError if it is set and the extra `otel` is not installed.
     """
     if not os.environ.get(ENDPOINT):
         return Tracer()
@@ -87,7 +87,7 @@ def tracer_from_environment() -> Tracer:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise RuntimeError(f"{ENDPOINT} is set, but traces need the extra: pip install 'reft-ray[otel]'") from error
+        raise RuntimeError(f"{ENDPOINT} is set, but the extra is missing: pip install 'reft-ray[otel]'") from error
     provider = TracerProvider(resource=Resource.create({"service.name": "reft-ray"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Tracer(provider)

@@ -1,4 +1,4 @@
-"""Recording judged rows a batch at a time, the same way from every stream."""
+"""Record the verdicts of a batch of rows and the canary results of a teacher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reft_ray.telemetry.recorder import Recorder
 
 
 def unit_score(cosine: float) -> float:
-    """A cosine in [-1, 1] as (1 + cosine) / 2 in [0, 1]; what is not a number counts as 1, for it blocks."""
+    """Map a cosine from [-1, 1] to (1 + cosine) / 2 in [0, 1]; NaN maps to 1, because it blocks."""
     return 1.0 if math.isnan(cosine) else min(1.0, max(0.0, (1.0 + cosine) / 2.0))
 
 
@@ -25,7 +25,7 @@ def record_verdicts(
     policy: str,
     teacher: str,
 ) -> None:
-    """Count a batch's decisions by reason and observe its refusal scores (cosines), one of each per row."""
+    """Count decisions by reason and observe refusal scores (cosines); the sequences have one item per row."""
     for (decision, reason), rows in Counter(zip(decisions, reasons, strict=True)).items():
         recorder.count(
             catalog.FILTER_ROWS, rows, decision=decision, reason=reason, policy=policy, stream=stream, teacher=teacher
@@ -35,9 +35,9 @@ def record_verdicts(
 
 
 def record_canaries(recorder: Recorder, harmful: Sequence[str], harmless: Sequence[str], *, teacher: str) -> None:
-    """Set a teacher's canary recall and false positives from its decisions on the sealed prompt pairs."""
+    """Set a teacher's canary recall and false positive ratio from its decisions on the canary prompts."""
     if not harmful or not harmless:
-        raise ValueError(f"canaries of teacher {teacher} need harmful and harmless prompts")
+        raise ValueError(f"teacher {teacher} needs harmful and harmless canary prompts")
     for metric, decisions in (
         (catalog.FILTER_CANARY_RECALL, harmful),
         (catalog.FILTER_CANARY_FALSE_POSITIVES, harmless),
@@ -47,6 +47,6 @@ def record_canaries(recorder: Recorder, harmful: Sequence[str], harmless: Sequen
 
 
 def clear_canaries(recorder: Recorder, teacher: str) -> None:
-    """Forget the canary gauges of a teacher that no longer answers."""
+    """Remove the canary gauges of a teacher that is no longer served."""
     for metric in (catalog.FILTER_CANARY_RECALL, catalog.FILTER_CANARY_FALSE_POSITIVES):
         recorder.set(metric, None, teacher=teacher)

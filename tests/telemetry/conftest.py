@@ -1,4 +1,4 @@
-"""The process that Prometheus watches."""
+"""Fixtures: a process with metrics, and the Prometheus that scrapes it."""
 
 import json
 import os
@@ -18,13 +18,13 @@ HERE = Path(__file__).parent
 
 @dataclass
 class Service:
-    """A running process that speaks the protocol of synthetic_service.py."""
+    """A running process with the protocol of synthetic_service.py."""
 
     process: subprocess.Popen[str]
     targets: dict[str, str]
 
     def record(self) -> dict[str, list[dict[str, Any]]]:
-        """One more round; the ledger of all rounds so far, by scrape job."""
+        """Record another round; return the ledger of all rounds by scrape job."""
         assert self.process.stdin is not None
         self.process.stdin.write("record\n")
         self.process.stdin.flush()
@@ -33,13 +33,13 @@ class Service:
     def _read(self) -> Any:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line, f"the service ended with {self.process.wait()}"
+        assert line, f"the service exited with {self.process.wait()}"
         return json.loads(line)
 
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    """The synthetic service; point it at another script of the same protocol to watch a real one."""
+    """The synthetic service."""
     with tempfile.TemporaryDirectory(prefix="ry-", ignore_cleanup_errors=True) as short:
         process = subprocess.Popen(
             [sys.executable, str(HERE / "synthetic_service.py")],
@@ -71,6 +71,6 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def prometheus(service: Service, watching: Callable[..., AbstractContextManager[Any]]) -> Iterator[Any]:
-    """A Prometheus that scrapes the service every second and evaluates our rules."""
+    """A Prometheus that scrapes the service every second and evaluates the rules."""
     with watching(service.targets) as running:
         yield running

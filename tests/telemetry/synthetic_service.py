@@ -1,9 +1,8 @@
-"""A process that records every catalogue metric as the service would: in a Ray actor and behind its own `/metrics`.
+"""A process that records every catalogue metric in a Ray actor and on its own `/metrics`.
 
-Speaks one JSON document per line. At start: `{"targets": {job: "host:port"}}`. For each line read from stdin it records
-one round and answers with the ledger of all rounds: `{job: [{"metric", "labels", "value"}, ...]}`, where the value is a
-counter's total, a gauge's last value, or a histogram's number of observations. End of input stops it. Any other
-process that speaks so, such as a real service under load, can stand in its place.
+Protocol: one JSON document per line. It first writes `{"targets": {job: "host:port"}}`. For each line on stdin it
+records one round and writes the ledger of all rounds: `{job: [{"metric", "labels", "value"}, ...]}`, where the value is
+a counter's total, a gauge's last value, or a histogram's number of observations. It exits at the end of input.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from reft_ray.telemetry.metric_types import Kind, Label, Labeller, Metric, Unit
 from reft_ray.telemetry.ray_recorder import RayRecorder
 from reft_ray.telemetry.recorder import MemoryRecorder, PrometheusRecorder, Recorder
 
-OUTSIDE = {
+UNBOUNDED_VALUES = {
     "teacher": ("rt-1", "rt-2"),
     "route": ("/v1/moderations", "/v1/files/{id}"),
     "code": ("200", "404", "503"),
@@ -34,10 +33,10 @@ OUTSIDE = {
 
 
 def label_sets(metric: Metric) -> Iterator[dict[str, str]]:
-    """Every value of every label at least once, the other labels at their first value."""
+    """Label sets that contain every value of every label at least once."""
 
     def values(label: Label) -> tuple[str, ...]:
-        return label.values or OUTSIDE.get(label.name, ("a", "b"))
+        return label.values or UNBOUNDED_VALUES.get(label.name, ("a", "b"))
 
     first = {label.name: values(label)[0] for label in metric.labels}
     yield first
@@ -47,7 +46,7 @@ def label_sets(metric: Metric) -> Iterator[dict[str, str]]:
 
 
 def record_round(recorder: Recorder, number: int) -> None:
-    """One round over the catalogue; amounts differ by series, so that no two can be mistaken for each other."""
+    """Record every metric; the amounts differ between series, so that mixed-up series are found."""
     for metric in METRICS:
         for index, labels in enumerate(label_sets(metric)):
             if metric.kind is Kind.COUNTER:
@@ -61,10 +60,10 @@ def record_round(recorder: Recorder, number: int) -> None:
 
 
 def ledger(memory: MemoryRecorder) -> list[dict[str, object]]:
-    """What was recorded, as plain data."""
+    """The recorded values as plain data."""
     lines: list[dict[str, object]] = []
     for metric in METRICS:
-        # an info metric keeps its last series only
+        # An info metric keeps only its last series.
         for labels in list(label_sets(metric))[-1 if metric.unit is Unit.INFO else 0 :]:
             histogram = metric.kind is Kind.HISTOGRAM
             value = len(memory.observations(metric, **labels)) if histogram else memory.total(metric, **labels)
@@ -73,8 +72,8 @@ def ledger(memory: MemoryRecorder) -> list[dict[str, object]]:
 
 
 @ray.remote(num_cpus=0)
-class Recording:
-    """A worker process that records through Ray."""
+class RecordingActor:
+    """A worker process that records with Ray."""
 
     def __init__(self) -> None:
         self.recorder = RayRecorder(Labeller("filter", projects=True))
@@ -87,8 +86,8 @@ class Recording:
 
 
 @serve.deployment(name="teacher", ray_actor_options={"num_cpus": 0})
-class Answering:
-    """A deployment, so that Serve has metrics of its own."""
+class Deployment:
+    """A deployment, so that Serve exports its metrics."""
 
     def __call__(self) -> str:
         return "ok"
@@ -117,7 +116,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def say(document: object) -> None:
+def emit(document: object) -> None:
     os.write(_OUT, json.dumps(document).encode() + b"\n")
 
 
@@ -126,23 +125,23 @@ def main() -> None:
     ray.init(
         address="local", num_cpus=2, include_dashboard=False, _metrics_export_port=port, logging_level=logging.ERROR
     )
-    handle = serve.run(Answering.bind(), name="filter", route_prefix=None, logging_config={"log_level": "ERROR"})
+    handle = serve.run(Deployment.bind(), name="filter", route_prefix=None, logging_config={"log_level": "ERROR"})
     handle.remote().result()
-    recording = Recording.remote()
+    recording = RecordingActor.remote()
     gateway, memory = PrometheusRecorder(Labeller("gateway", projects=True)), MemoryRecorder()
     server = expose(gateway)
-    say({"targets": {"ray": f"127.0.0.1:{port}", "gateway": f"127.0.0.1:{server.server_port}"}})
+    emit({"targets": {"ray": f"127.0.0.1:{port}", "gateway": f"127.0.0.1:{server.server_port}"}})
     for number, _ in enumerate(sys.stdin, start=1):
         record_round(gateway, number)
         record_round(memory, number)
-        say({"ray": ray.get(recording.record.remote(number)), "gateway": ledger(memory)})
+        emit({"ray": ray.get(recording.record.remote(number)), "gateway": ledger(memory)})
         handle.remote().result()
     serve.shutdown()
     ray.shutdown()
 
 
 if __name__ == "__main__":
-    # Ray writes to stdout as it likes; the protocol keeps the real one for itself.
+    # Ray writes to stdout; keep the original descriptor for the protocol.
     _OUT = os.dup(1)
     os.dup2(2, 1)
     main()

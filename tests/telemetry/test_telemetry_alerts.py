@@ -1,4 +1,4 @@
-"""Every alert fires on series that mean trouble and stays quiet on series that do not (`promtool test rules`)."""
+"""Every alert fires on bad series and does not fire on good ones (`promtool test rules`)."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ from reft_ray.telemetry.catalog import METRICS
 from reft_ray.telemetry.metric_types import Metric
 
 with warnings.catch_warnings():
-    # Ray's own deprecations are not ours.
+    # Ray emits deprecation warnings on import.
     warnings.simplefilter("ignore")
     from ray.serve._private.common import DeploymentStatus
 
@@ -220,7 +220,7 @@ CASES = (
         "30m",
         (ticket(application="filter", deployment="teacher"),),
     ),
-    # A lost replica was replaced, and deployments that change: nobody is needed.
+    # A replaced replica and deployments that update: no alert.
     Case("ReftReplicaUnhealthy", statuses(teacher="6x9 2x3 6x30", gateway="3x10 4x10 5x10"), "22m"),
     Case("ReftTargetDown", {'up{job="ray"}': "0x30"}, "20m", (ticket(job="ray"),)),
     Case("ReftTargetDown", {'up{job="ray"}': "1x30"}, "20m"),
@@ -238,7 +238,7 @@ def test_every_alert_has_a_runbook_and_every_runbook_an_alert():
     assert runbooks.keys() == {alert.name for alert in ALERTS}
     for name, text in runbooks.items():
         assert text.startswith(f"# {name}\n")
-        assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Meaning", "Look", "Act"]
+        assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Meaning", "Impact", "Diagnosis", "Mitigation"]
 
 
 def promtool_test(case: Case) -> dict[str, object]:
@@ -258,13 +258,13 @@ def promtool_test(case: Case) -> dict[str, object]:
 
 
 def run_promtool(cases: tuple[Case, ...], directory: Path) -> subprocess.CompletedProcess[str]:
-    """One run over all cases, each with only the rules that it is about."""
+    """Run promtool once over all cases, each with the rules of its alert only."""
     records, alerts = (group["rules"] for group in rendering.rule_groups()["groups"])
     paths = []
     for index, case in enumerate(cases):
-        own = [rule for rule in alerts if rule["alert"] == case.alert]
-        read = [rule for rule in records if any(rule["record"] in alert["expr"] for alert in own)]
-        rule_file = {"groups": [{"name": "records", "rules": read}, {"name": "alerts", "rules": own}]}
+        tested = [rule for rule in alerts if rule["alert"] == case.alert]
+        read = [rule for rule in records if any(rule["record"] in alert["expr"] for alert in tested)]
+        rule_file = {"groups": [{"name": "records", "rules": read}, {"name": "alerts", "rules": tested}]}
         (directory / f"rules-{index}.yaml").write_text(yaml.safe_dump(rule_file))
         tests = {
             "rule_files": [f"rules-{index}.yaml"],
@@ -279,21 +279,21 @@ def run_promtool(cases: tuple[Case, ...], directory: Path) -> subprocess.Complet
 
 
 @pytest.mark.usefixtures("promtool")
-def test_alerts_fire_and_stay_quiet(tmp_path: Path):
+def test_alerts_fire_only_on_bad_series(tmp_path: Path):
     done = run_promtool(CASES, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.usefixtures("promtool")
 def test_the_cases_can_fail(tmp_path: Path):
-    """An alert that should have stayed quiet fails the run, and so does one that should have fired."""
+    """An unexpected alert fails the run, and so does a missing one."""
     fires, quiet = CASES[7], CASES[9]
     for wrong in (replace(fires, fires=()), replace(quiet, fires=fires.fires)):
         assert run_promtool((wrong,), tmp_path).returncode != 0
 
 
 @pytest.mark.usefixtures("promtool")
-def test_promtool_finds_nothing_to_say_about_the_rules(tmp_path: Path):
+def test_promtool_accepts_the_rules(tmp_path: Path):
     rendering.write(tmp_path)
     path = tmp_path / rendering.RULE_FILE
     done = subprocess.run(["promtool", "check", "rules", str(path)], capture_output=True, text=True, check=False)
@@ -301,7 +301,7 @@ def test_promtool_finds_nothing_to_say_about_the_rules(tmp_path: Path):
     assert done.stderr == ""
 
 
-def test_serve_numbers_what_fails_below_the_bound_and_nothing_else():
+def test_only_failing_serve_statuses_are_below_the_bound():
     (alert,) = (alert for alert in ALERTS if alert.name == "ReftReplicaUnhealthy")
     (condition,) = alert.conditions
     bound = int(condition.bound.removeprefix("< "))
@@ -309,6 +309,6 @@ def test_serve_numbers_what_fails_below_the_bound_and_nothing_else():
     assert failing == {"DEPLOY_FAILED", "UNHEALTHY"}
 
 
-def test_metrics_that_must_stay_zero_page():
+def test_metrics_that_must_stay_zero_have_a_page():
     pages = " ".join(alert.expr for alert in ALERTS if alert.severity == "page")
     assert all(metric.name in pages for metric in METRICS if "must stay 0" in metric.help)

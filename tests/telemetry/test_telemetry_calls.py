@@ -1,4 +1,4 @@
-"""Every recording in the source passes the labels that the catalogue declares: a mistake would raise while serving."""
+"""Every recording call in the source passes the declared labels; a mistake would raise while serving."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ METHODS = {"count": Kind.COUNTER, "observe": Kind.HISTOGRAM, "set": Kind.GAUGE}
 
 
 def mistakes(source: str, where: str) -> Iterator[str]:
-    """What is wrong with calls such as `recorder.count(catalog.FILTER_ROWS, 3, decision="block", ...)`."""
+    """Errors in calls such as `recorder.count(catalog.FILTER_ROWS, 3, decision="block", ...)`."""
     for call in ast.walk(ast.parse(source)):
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in METHODS):
             continue
@@ -32,10 +32,10 @@ def mistakes(source: str, where: str) -> Iterator[str]:
         for label in metric.labels:
             value = given.get(label.name)
             if label.values and isinstance(value, ast.Constant) and value.value not in label.values:
-                yield f"{at} label {label.name} does not know {value.value!r}"
+                yield f"{at} label {label.name} has no value {value.value!r}"
 
 
-def test_every_recording_fits_the_catalogue():
+def test_every_recording_matches_the_catalogue():
     found = [
         line for path in SOURCE.rglob("*.py") for line in mistakes(path.read_text(), str(path.relative_to(SOURCE)))
     ]
@@ -55,7 +55,7 @@ r.count(catalog.FILTER_TRUNCATIONS, **labels)
 
 
 def recorded(tree: ast.AST) -> set[str]:
-    """Catalogue constants that are counted, observed, set or followed."""
+    """Catalogue constants passed to a recording method."""
     return {
         call.args[0].attr
         for call in ast.walk(tree)
@@ -68,7 +68,7 @@ def recorded(tree: ast.AST) -> set[str]:
 
 
 def looped(tree: ast.AST) -> set[str]:
-    """Catalogue constants in a tuple that a loop records one by one."""
+    """Catalogue constants in a tuple that a loop records."""
     return {
         node.attr
         for loop in ast.walk(tree)
@@ -78,13 +78,13 @@ def looped(tree: ast.AST) -> set[str]:
     }
 
 
-def test_every_metric_of_the_catalogue_is_recorded_by_real_code():
-    """A metric that nobody records makes a panel that is always empty and an alert that never fires."""
-    rooms = [path for path in SOURCE.rglob("*.py") if path.parent.name not in ("telemetry", "boards")]
-    trees = [ast.parse(path.read_text()) for path in rooms]
+def test_every_metric_of_the_catalogue_is_recorded():
+    """A metric without recording code makes an empty panel and an alert that never fires."""
+    callers = [path for path in SOURCE.rglob("*.py") if path.parent.name not in ("telemetry", "boards")]
+    trees = [ast.parse(path.read_text()) for path in callers]
     found = set().union(*(recorded(tree) | looped(tree) for tree in trees))
-    # What telemetry records on behalf of a room counts where a room calls it.
-    text = "\n".join(path.read_text() for path in rooms)
+    # Helpers of telemetry count if another package calls them.
+    text = "\n".join(path.read_text() for path in callers)
     for helper in ("verdict_metrics.py", "drift.py"):
         for node in ast.parse((SOURCE / "telemetry" / helper).read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and re.search(rf"\b{node.name}\(", text):

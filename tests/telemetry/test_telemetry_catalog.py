@@ -1,4 +1,4 @@
-"""The catalogue keeps its conventions."""
+"""Conventions of the metric catalogue."""
 
 import pytest
 
@@ -6,14 +6,14 @@ from reft_ray.telemetry.catalog import METRICS
 from reft_ray.telemetry.metric_types import Kind, Label, Metric, Unit
 
 
-def test_names_are_unique_and_ours():
+def test_names_are_unique_and_have_the_prefix():
     names = [metric.name for metric in METRICS]
     assert len(set(names)) == len(names)
     assert all(name.startswith("reft_") for name in names)
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
-def test_units_show_in_names_and_series_stay_few(metric):
+def test_names_contain_units_and_cardinality_is_bounded(metric):
     if metric.unit in (Unit.SECONDS, Unit.BYTES, Unit.NATS, Unit.INFO) and metric.name != "reft_train_loss":
         assert metric.unit in metric.name
     series = 1
@@ -31,12 +31,12 @@ def test_units_show_in_names_and_series_stay_few(metric):
         ({"name": "x"}, "end in _total"),
         ({"name": "x_total", "kind": Kind.GAUGE}, "end in _total"),
         ({"name": "x", "kind": Kind.HISTOGRAM}, "have buckets"),
-        ({"name": "x", "kind": Kind.HISTOGRAM, "buckets": (2.0, 1.0)}, "must rise"),
+        ({"name": "x", "kind": Kind.HISTOGRAM, "buckets": (2.0, 1.0)}, "must increase"),
         ({"name": "x", "kind": Kind.HISTOGRAM, "buckets": (0.0, 1.0)}, "positive"),
         ({"help": "No full stop"}, "sentence"),
     ],
 )
-def test_a_metric_against_the_conventions_is_refused(fields, message):
+def test_a_metric_that_breaks_a_convention_is_refused(fields, message):
     good = {"name": "x_total", "kind": Kind.COUNTER, "unit": Unit.COUNT, "help": "Things."}
     Metric(**good)
     with pytest.raises(ValueError, match=message):
@@ -44,6 +44,6 @@ def test_a_metric_against_the_conventions_is_refused(fields, message):
 
 
 @pytest.mark.parametrize("fields", [{}, {"values": ("a",), "limit": 3}])
-def test_labels_are_bounded_in_one_way(fields):
+def test_labels_have_either_values_or_a_limit(fields):
     with pytest.raises(ValueError, match="either its values or a limit"):
         Label("x", **fields)

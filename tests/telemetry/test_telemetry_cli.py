@@ -5,17 +5,17 @@ import json
 from typer.testing import CliRunner
 
 from reft_ray.cli.telemetry import app
-from reft_ray.telemetry import dashboards, rules
+from reft_ray.telemetry import rendering
 from reft_ray.telemetry.catalog import METRICS
 
 
 def test_render_writes_every_file(tmp_path):
     done = CliRunner().invoke(app, ["render", "--out", str(tmp_path)])
     assert done.exit_code == 0
-    assert {path.name for path in tmp_path.rglob("*.*")} == {*dashboards.rendered(), rules.FILE}
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")} == rendering.rendered().keys()
 
 
-def test_render_onto_a_file_is_one_line(tmp_path):
+def test_render_onto_a_file_is_a_one_line_error(tmp_path):
     path = tmp_path / "file"
     path.write_text("")
     done = CliRunner().invoke(app, ["render", "--out", str(path)])

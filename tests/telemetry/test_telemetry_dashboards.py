@@ -1,4 +1,4 @@
-"""The dashboards are complete, importable, and what is checked in."""
+"""The dashboards are complete, valid for Grafana, and the checked-in files are current."""
 
 import ast
 import json
@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 
-from reft_ray.telemetry import dashboards, rules
+from reft_ray.telemetry import dashboards
 from reft_ray.telemetry.alerts import ALERTS
 from reft_ray.telemetry.catalog import METRICS
-from reft_ray.telemetry.dashboards import BOARDS, render, rendered
-from reft_ray.telemetry.panel import Chart, Thresholds, Panel, DisplayUnit
+from reft_ray.telemetry.dashboards import BOARDS, dashboard_json
+from reft_ray.telemetry.panel import Chart, DisplayUnit, Panel, Thresholds
 from reft_ray.telemetry.promql import names
+from reft_ray.telemetry.rendering import RULE_FILE, rendered, write
 
 ROOT = Path(__file__).parents[2]
 PANELS = [(board, panel) for board in dashboards.BOARDS for panel in board.panels]
 
 
 def differences(written: Any, read: Any, path: str = "") -> Iterator[str]:
-    """Where what was written did not come back."""
+    """Paths at which the parsed model differs from the written one."""
     if isinstance(written, dict) and isinstance(read, dict):
         for key, value in written.items():
             if key in read:
@@ -39,7 +40,7 @@ def differences(written: Any, read: Any, path: str = "") -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def through_grafana():
-    """A dashboard through the types of Grafana's foundation SDK, which keep only what the schema has."""
+    """Round trip through Grafana's foundation SDK, whose types drop unknown keys."""
     plugins = pytest.importorskip("grafana_foundation_sdk.cog.plugins", reason="grafana-foundation-sdk not installed")
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
     from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -49,13 +50,13 @@ def through_grafana():
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)
-def test_grafana_reads_back_all_that_was_written(board, through_grafana):
-    written = json.loads(json.dumps(render(board)))
+def test_grafana_parses_every_key(board, through_grafana):
+    written = json.loads(json.dumps(dashboard_json(board)))
     assert list(differences(written, through_grafana(written))) == []
 
 
-def test_a_key_that_grafana_does_not_know_is_found(through_grafana):
-    written = json.loads(json.dumps(render(BOARDS[0])))
+def test_a_key_unknown_to_grafana_is_found(through_grafana):
+    written = json.loads(json.dumps(dashboard_json(BOARDS[0])))
     written["panels"][1]["fieldConfig"]["defaults"]["thresholds"]["stepz"] = []
     written["panels"][1]["targets"][0]["expression"] = "up"
     found = list(differences(written, through_grafana(written)))
@@ -63,25 +64,27 @@ def test_a_key_that_grafana_does_not_know_is_found(through_grafana):
     assert all("not in Grafana's schema" in line for line in found)
 
 
-def test_the_checked_in_dashboards_are_what_the_code_renders():
-    checked_in = {path.name: path.read_text() for path in (ROOT / "dashboards").glob("*.json")}
+def test_the_checked_in_dashboards_and_rules_are_what_the_code_renders():
+    folder = ROOT / "dashboards"
+    checked_in = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.*")}
     assert checked_in == rendered(), "run `reft-ray telemetry render`"
 
 
-def test_writing_makes_the_files(tmp_path):
-    written = [*dashboards.write(tmp_path / "d", "https://runbooks"), *rules.write(tmp_path / "d/rules")]
-    assert sorted(path.name for path in written) == sorted([*rendered(), rules.FILE])
-    assert "https://runbooks" in (tmp_path / "d/filter.json").read_text()
+def test_write_creates_all_files(tmp_path):
+    written = write(tmp_path / "d", "https://runbooks")
+    assert [str(path.relative_to(tmp_path / "d")) for path in written] == list(rendered())
+    for name in ("filter.json", RULE_FILE):
+        assert "https://runbooks" in (tmp_path / "d" / name).read_text()
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)
-def test_panels_have_descriptions_units_thresholds_and_places(board):
-    model = render(board)
+def test_panels_have_descriptions_units_thresholds_and_positions(board):
+    model = dashboard_json(board)
     taken: set[tuple[int, int]] = set()
     assert len({panel["id"] for panel in model["panels"]}) == len(model["panels"])
     for panel in model["panels"]:
-        place = panel["gridPos"]
-        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        grid = panel["gridPos"]
+        cells = {(grid["x"] + x, grid["y"] + y) for x in range(grid["w"]) for y in range(grid["h"])}
         assert not cells & taken
         assert max(x for x, _ in cells) < 24
         taken |= cells
@@ -95,9 +98,9 @@ def test_panels_have_descriptions_units_thresholds_and_places(board):
             assert bounds == sorted(bounds)
 
 
-def test_levels_turn_the_right_way():
-    def colors(level: Thresholds) -> list[tuple[float | None, str]]:
-        return [(step["value"], step["color"]) for step in dashboards._thresholds(level)["steps"]]
+def test_thresholds_are_ordered():
+    def colors(thresholds: Thresholds) -> list[tuple[float | None, str]]:
+        return [(step["value"], step["color"]) for step in dashboards._thresholds(thresholds)["steps"]]
 
     assert colors(Thresholds(1, 2)) == [(None, "green"), (1, "orange"), (2, "red")]
     assert colors(Thresholds(2, 1, low_is_bad=True)) == [(None, "red"), (1, "orange"), (2, "green")]
@@ -105,7 +108,7 @@ def test_levels_turn_the_right_way():
     assert colors(Thresholds()) == [(None, "blue")]
 
 
-def test_runbook_links_lead_to_alerts():
+def test_runbook_links_name_alerts():
     linked = {panel.runbook for _, panel in PANELS if panel.runbook}
     alerts = {alert.name for alert in ALERTS}
     assert linked <= alerts
@@ -114,7 +117,7 @@ def test_runbook_links_lead_to_alerts():
 
 def test_variables_and_links_are_on_every_board():
     for board in BOARDS:
-        model = render(board)
+        model = dashboard_json(board)
         variables = {variable["name"] for variable in model["templating"]["list"]}
         assert variables == {"datasource", "cluster", "application", "teacher", "project", "runbooks"}
         used = set(re.findall(r"\$\{?(\w+)", json.dumps(model["panels"])))
@@ -122,27 +125,34 @@ def test_variables_and_links_are_on_every_board():
         assert model["links"][0]["tags"][0] in model["tags"]
 
 
-def test_every_metric_is_drawn_or_alerted():
+def test_every_metric_has_a_panel_or_an_alert():
     text = " ".join([line.expr for _, panel in PANELS for line in panel.lines] + [alert.expr for alert in ALERTS])
     assert [metric.name for metric in METRICS if metric.name not in text] == []
 
 
 def test_metric_names_are_written_in_the_catalogue_only():
-    """A name anywhere else could drift away from what is recorded, drawn and alerted."""
+    """A second copy of a name could differ from what is recorded, drawn and alerted."""
     known = re.compile("|".join(sorted((names(metric) for metric in METRICS), key=len, reverse=True)))
-    guilty = []
+    found = []
     for path in (ROOT / "reft_ray").rglob("*.py"):
         if path.name == "catalog.py" and path.parent.name == "telemetry":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 text = node.value
-                looks_like_one = re.fullmatch(r"(ray_)?reft_[a-z_]+_(total|seconds|ratio|info|rows|bytes)", text)
-                if known.search(text) or looks_like_one:
-                    guilty.append(f"{path.relative_to(ROOT)}:{node.lineno}: {text[:60]}")
-    assert guilty == []
+                looks_like_a_name = re.fullmatch(r"(ray_)?reft_[a-z_]+_(total|seconds|ratio|info|rows|bytes)", text)
+                if known.search(text) or looks_like_a_name:
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {text[:60]}")
+    assert found == []
 
 
-def test_a_panel_without_a_sentence_is_refused():
+def test_runbooks_name_panels_that_exist():
+    titles = [panel.title for _, panel in PANELS]
+    for path in (ROOT / "docs/runbooks").glob("*.md"):
+        named = set(re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", path.read_text())) - {"Targets"}
+        assert [name for name in named if not any(title.startswith(name) for title in titles)] == [], path.stem
+
+
+def test_a_panel_without_a_query_is_refused():
     with pytest.raises(ValueError, match="at least one query"):
         Panel("Empty", "Nothing.", DisplayUnit.NUMBER, (), chart=Chart.STAT)

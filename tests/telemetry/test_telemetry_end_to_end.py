@@ -1,4 +1,4 @@
-"""From a recorded count to its panel and its alert, through real Ray processes and a real Prometheus."""
+"""From recording to panel and alert, with real Ray processes and a real Prometheus."""
 
 import re
 import subprocess
@@ -20,19 +20,19 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
 PREFIX = {"ray": "ray_", "gateway": ""}
-RAY_FORGETS_GAUGES_AFTER = 20.0
+RAY_DROPS_GAUGES_AFTER = 20.0
 KINDS = {metric.name: metric.kind for metric in METRICS}
 
 
 def exposed(entry: dict, job: str) -> str:
-    """The aggregated series of a ledger entry, as Prometheus has it."""
+    """The aggregated series of a ledger entry in PromQL."""
     suffix = "_count" if KINDS[entry["metric"]] is Kind.HISTOGRAM else ""
     labels = "".join(f',{name}="{value}"' for name, value in entry["labels"].items())
     return f'sum({PREFIX[job]}{entry["metric"]}{suffix}{{job="{job}"{labels}}})'
 
 
-def wrong(prometheus, ledger) -> list[str]:
-    """The ledger entries that Prometheus has otherwise."""
+def mismatches(prometheus, ledger) -> list[str]:
+    """Ledger entries whose value in Prometheus differs."""
     found = []
     for job, entries in ledger.items():
         have = {}
@@ -53,26 +53,28 @@ def wrong(prometheus, ledger) -> list[str]:
 
 @pytest.fixture(scope="module")
 def ledger(service, prometheus):
-    """Two rounds of every metric, the second after the first was scraped, so that counters have a rate."""
+    """Record every metric twice, the second time after the first was scraped, so that counters have a rate."""
     for _ in range(2):
         recorded = service.record()
-        prometheus.wait("scraped what was recorded", lambda recorded=recorded: not wrong(prometheus, recorded))
+        prometheus.wait("scraped what was recorded", lambda recorded=recorded: not mismatches(prometheus, recorded))
     prometheus.wait(
-        "computed the records", lambda: all(prometheus.query(record.name) for record in RECORDING_RULES), seconds=30
+        "computed the recording rules",
+        lambda: all(prometheus.query(record.name) for record in RECORDING_RULES),
+        seconds=30,
     )
     return recorded
 
 
 def test_every_metric_is_scraped_exactly_as_recorded(prometheus, ledger):
     assert {entry["metric"] for entries in ledger.values() for entry in entries} == set(KINDS)
-    assert wrong(prometheus, ledger) == []
+    assert mismatches(prometheus, ledger) == []
 
 
-def test_every_panel_holds_data(prometheus, ledger):
+def test_every_panel_has_data(prometheus, ledger):
     assert prometheus.silent_panels(prometheus.query) == []
 
 
-def test_every_alert_sees_its_signals(prometheus, ledger):
+def test_every_alert_has_its_signals(prometheus, ledger):
     assert prometheus.silent_signals(prometheus.query) == []
 
 
@@ -81,40 +83,40 @@ def test_rules_are_evaluated_without_error_and_invariants_fire(prometheus, ledge
     assert len(rules) == len(RECORDING_RULES) + len(ALERTS)
     assert [(rule["name"], rule.get("lastError")) for rule in rules if rule["health"] != "ok"] == []
     firing = {rule["name"] for rule in rules if rule.get("state") == "firing"}
-    # the synthetic rounds count rows that must never be counted
+    # The synthetic service counts rows on the metrics that must stay 0.
     assert {"ReftUnscreenedRows", "ReftUnaccountedRows", "ReftAuditChainBroken"} <= firing
 
 
-def test_gauges_outlive_rays_memory_of_them(prometheus, service, ledger):
-    """Ray drops a gauge 20 s after its last set; the recorder sets it again meanwhile."""
+def test_gauges_are_refreshed(prometheus, service, ledger):
+    """Ray drops a gauge 20 s after its last set; the recorder refreshes it."""
     since = time.monotonic()
     prometheus.wait(
-        "passed the time after which Ray forgets",
-        lambda: time.monotonic() - since > RAY_FORGETS_GAUGES_AFTER + 2 * REFRESH_SECONDS,
+        "passed the time after which Ray drops gauges",
+        lambda: time.monotonic() - since > RAY_DROPS_GAUGES_AFTER + 2 * REFRESH_SECONDS,
     )
     gauges = {"ray": [entry for entry in ledger["ray"] if KINDS[entry["metric"]] is Kind.GAUGE]}
     text = httpx.get(f"http://{service.targets['ray']}/metrics", timeout=30).text
     assert all(f"ray_{entry['metric']}" + "{" in text for entry in gauges["ray"])
-    assert wrong(prometheus, gauges) == []
+    assert mismatches(prometheus, gauges) == []
 
 
 @pytest.mark.usefixtures("promtool")
 @pytest.mark.parametrize("job", PREFIX)
-def test_promtool_finds_nothing_to_say_about_our_metrics(service, ledger, job):
+def test_promtool_accepts_our_metrics(service, ledger, job):
     text = httpx.get(f"http://{service.targets[job]}/metrics", timeout=30).text
     ours = [line for line in text.splitlines() if re.match(rf"(# (HELP|TYPE) )?{PREFIX[job]}reft_", line)]
     assert len(ours) > len(METRICS)
     done = subprocess.run(
         ["promtool", "check", "metrics"], input="\n".join(ours) + "\n", capture_output=True, text=True, check=False
     )
-    said = (done.stdout + done.stderr).splitlines()
-    # Ray's own labels (WorkerId and the like) are in camel case on every metric of a Ray process
-    rays_own = "label names should be written in 'snake_case' not 'camelCase'"
-    assert [line for line in said if job != "ray" or not line.endswith(rays_own)] == []
+    messages = (done.stdout + done.stderr).splitlines()
+    # Ray adds labels in camel case, such as WorkerId, to every metric.
+    camel_case = "label names should be written in 'snake_case' not 'camelCase'"
+    assert [line for line in messages if job != "ray" or not line.endswith(camel_case)] == []
     assert done.returncode in (0, 3)
 
 
-def test_pictures_are_drawn_from_what_prometheus_has(prometheus, ledger, tmp_path):
+def test_pictures_are_drawn_from_prometheus(prometheus, ledger, tmp_path):
     script = ROOT / "benchmarks/dashboard_pictures.py"
     command = [sys.executable, str(script), "--prometheus", prometheus.url, "--out", str(tmp_path), "--minutes", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)

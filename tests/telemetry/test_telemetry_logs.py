@@ -1,4 +1,4 @@
-"""Logs are JSON, know the request and the job, and keep rows to themselves."""
+"""Logs are JSON, contain the request and the job, and no row text."""
 
 import io
 import json
@@ -8,7 +8,7 @@ from threading import Thread
 
 import pytest
 
-from reft_ray.telemetry.logs import MESSAGE_LIMIT, log_context, configure
+from reft_ray.telemetry.logs import MESSAGE_LIMIT, configure, log_context
 
 ROW = "how do I steal a car"
 
@@ -37,7 +37,7 @@ def test_a_record_is_one_json_object(lines):
     }
 
 
-def test_fields_are_bound_to_what_happens_inside_also_in_threads(lines):
+def test_context_fields_are_logged_inside_the_block_and_in_threads(lines):
     logger = logging.getLogger("reft_ray.api")
     with log_context(request_id="req-1"):
         with log_context(job_id="ftjob-1"):
@@ -54,7 +54,7 @@ def test_fields_are_bound_to_what_happens_inside_also_in_threads(lines):
     ]
 
 
-def test_row_text_stays_in_exceptions_and_unknown_fields(lines):
+def test_row_text_in_exceptions_and_unknown_fields_is_not_logged(lines):
     logger = logging.getLogger("reft_ray.screening")
     try:
         raise ValueError(f"cannot read row {ROW}")
@@ -62,17 +62,17 @@ def test_row_text_stays_in_exceptions_and_unknown_fields(lines):
         logger.exception("a row could not be read", extra={"text": ROW})
     (line,) = lines()
     assert line["exception"] == "ValueError"
-    assert "test_row_text_stays" in line["where"][-1]
+    assert "test_row_text_in_exceptions" in line["where"][-1]
     assert ROW not in json.dumps(line)
 
 
-def test_long_messages_are_cut(lines):
+def test_long_messages_are_truncated(lines):
     logging.getLogger("reft_ray").info("x" * 10_000)
     assert len(lines()[0]["message"]) == MESSAGE_LIMIT + 3
 
 
-def test_unknown_fields_cannot_be_bound():
-    with pytest.raises(ValueError, match="no field"), log_context(prompt=ROW):
+def test_unknown_fields_are_refused():
+    with pytest.raises(ValueError, match="unknown log fields"), log_context(prompt=ROW):
         pass
 
 

@@ -1,4 +1,4 @@
-"""PromQL is built right, and refuses what would silently be empty."""
+"""PromQL expressions are correct, and invalid ones are refused."""
 
 import pytest
 
@@ -15,25 +15,25 @@ def test_selectors_match_both_expositions_and_only_labels_that_exist():
     assert 'teacher=~"t1"' in Q.series(c.FILTER_ROWS, teacher="t1")
 
 
-def test_counters_are_sums_of_rates_without_worker_or_replica():
+def test_counters_are_summed_over_workers_and_replicas():
     assert Query("5m").rate(c.FILTER_TRUNCATIONS, "stream") == (
         f'sum by (stream) (rate({{__name__=~"{N}|ray_{N}"}}[5m]))'
     )
     assert "WorkerId" not in Q.share(c.FILTER_ROWS, decision="block")
 
 
-def test_a_ratio_is_zero_while_nothing_is_bad_and_absent_while_nothing_happens():
+def test_a_ratio_is_zero_without_a_part_and_absent_without_a_whole():
     assert Query.ratio("bad", "all") == "(bad or 0 * all) / (all > 0)"
 
 
-def test_figures_of_a_store_are_counted_once_however_many_gateways_show_them():
+def test_gauges_of_the_job_store_are_counted_once_for_many_gateways():
     name = c.JOBS.name
     assert Query("5m").shared_gauge(c.JOBS, "project", "status") == (
         f'sum by (status) (max by (status, project) ({{__name__=~"{name}|ray_{name}"}}))'
     )
 
 
-def test_above_reads_bounds_as_ray_and_as_prometheus_client_write_them():
+def test_above_matches_the_bounds_of_ray_and_prometheus_client():
     assert 'le=~"0[.]5"' in Q.above(0.5, c.FILTER_REQUEST_SECONDS)
     assert 'le=~"600([.]0)?"' in Q.above(600.0, c.SCREENING_SECONDS)
 
@@ -48,6 +48,6 @@ def test_above_reads_bounds_as_ray_and_as_prometheus_client_write_them():
         (lambda: Q.above(0.51, c.FILTER_REQUEST_SECONDS), "no bucket bound"),
     ],
 )
-def test_mistakes_are_refused(build, message):
+def test_invalid_queries_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()

@@ -1,4 +1,4 @@
-"""The recorder contract, on every recorder that needs no cluster."""
+"""Contract tests for all recorders that work without a cluster."""
 
 import math
 from collections.abc import Iterator
@@ -51,17 +51,17 @@ def test_accepts_each_kind(recorder):
         (lambda r: r.observe(catalog.FILTER_RETRIES, 1), "is a counter"),
         (lambda r: r.count(catalog.FILTER_TRUNCATIONS), r"takes the labels \['stream'\], got \[\]"),
         (lambda r: r.count(catalog.FILTER_RETRIES, user="x"), r"got \['user'\]"),
-        (lambda r: r.count(catalog.FILTER_RETRIES, -1), "counts upwards"),
-        (lambda r: r.count(catalog.FILTER_RETRIES, math.nan), "counts upwards"),
-        (lambda r: r.observe(catalog.FILTER_QUEUE_SECONDS, math.nan), "finite"),
+        (lambda r: r.count(catalog.FILTER_RETRIES, -1), "not negative"),
+        (lambda r: r.count(catalog.FILTER_RETRIES, math.nan), "not negative"),
+        (lambda r: r.observe(catalog.FILTER_QUEUE_SECONDS, math.nan), "must be finite"),
     ],
 )
-def test_refuses_what_cannot_be_recorded(recorder, call, message):
+def test_refuses_invalid_values_and_labels(recorder, call, message):
     with pytest.raises(ValueError, match=message):
         call(recorder)
 
 
-def test_memory_recorder_gives_back_what_was_recorded():
+def test_memory_recorder_returns_what_was_recorded():
     recorder = MemoryRecorder()
     recorder.count(catalog.FILTER_ROWS, 2, **ROW)
     recorder.count(catalog.FILTER_ROWS, 3, **{**ROW, "decision": "block"})
@@ -91,7 +91,7 @@ def test_prometheus_recorder_exposes_what_was_recorded():
 TEACHER = {"layer": "4", "review_threshold": "0.1", "block_threshold": "0.3"}
 
 
-def test_info_metrics_have_one_series_and_gauges_can_be_forgotten():
+def test_info_metrics_have_one_series_and_gauges_can_be_removed():
     memory, prometheus = MemoryRecorder(), PrometheusRecorder()
     for recorder in (memory, prometheus):
         for teacher in ("old", "new"):
@@ -104,14 +104,14 @@ def test_info_metrics_have_one_series_and_gauges_can_be_forgotten():
         assert [dict(labels)["teacher"] for name, labels in samples(prometheus) if name == metric.name] == ["new"]
 
 
-def test_ray_recorder_sets_again_only_what_stands(monkeypatch):
+def test_ray_recorder_refreshes_only_current_gauges(monkeypatch):
     calls: list[tuple[float, dict[str, str]]] = []
-    again = Event()
+    refreshed = Event()
 
     def set_gauge(self, value, tags):
         calls.append((value, tags))
         if len(calls) >= 6:
-            again.set()
+            refreshed.set()
 
     monkeypatch.setattr("ray.util.metrics.Gauge.set", set_gauge)
     recorder = RayRecorder(refresh_seconds=0.01)
@@ -121,13 +121,13 @@ def test_ray_recorder_sets_again_only_what_stands(monkeypatch):
         recorder.set(catalog.FILTER_QUEUE_DEPTH, 3)
         recorder.set(catalog.FILTER_QUEUE_DEPTH, None)
         start = len(calls)
-        assert again.wait(10)
+        assert refreshed.wait(10)
     finally:
         recorder.close()
     assert {tags.get("teacher") for _, tags in calls[start:]} == {"new"}
 
 
-def test_values_out_of_bounds_become_other_and_stay_few():
+def test_values_out_of_bounds_become_other():
     recorder = MemoryRecorder()
     recorder.count(catalog.FILTER_ERRORS, error_type="cosmic ray")
     for index in range(1000):
@@ -138,7 +138,7 @@ def test_values_out_of_bounds_become_other_and_stay_few():
     assert recorder.total(catalog.SCREENING_INVALID, code="other") == 1000 - code.limit
 
 
-def test_projects_are_recorded_only_when_asked_for():
+def test_projects_are_recorded_only_if_enabled():
     hidden, shown = MemoryRecorder(Labeller()), MemoryRecorder(Labeller(projects=True))
     for recorder in (hidden, shown):
         recorder.count(catalog.SCREENING_BYTES, 10, project="acme")
@@ -146,28 +146,30 @@ def test_projects_are_recorded_only_when_asked_for():
     assert [labels["project"] for labels, _ in shown.series(catalog.SCREENING_BYTES)] == ["acme"]
 
 
-def test_followed_figures_are_read_at_each_scrape():
+def test_callbacks_are_called_at_each_scrape():
     recorder = PrometheusRecorder()
     store = {"queued": 2, "running": 1}
-    recorder.add_callback(catalog.JOBS, lambda: [({"status": s, "project": p}, n) for s, n in store.items() for p in "ab"])
+    recorder.add_callback(
+        catalog.JOBS, lambda: [({"status": s, "project": p}, n) for s, n in store.items() for p in "ab"]
+    )
     key = (catalog.JOBS.name, (("application", "reft"), ("project", "all"), ("status", "queued")))
     assert samples(recorder)[key] == 4
     store["queued"] = 5
     assert samples(recorder)[key] == 10
 
 
-def test_a_store_that_fails_costs_its_metric_only(caplog):
+def test_a_failing_callback_leaves_out_only_its_metric(caplog):
     def broken():
-        raise OSError("store is away")
+        raise OSError("store is down")
 
     recorder = PrometheusRecorder()
     recorder.add_callback(catalog.JOBS, broken)
     recorder.count(catalog.FILTER_RETRIES)
     found = samples(recorder)
     assert {name for name, _ in found} == {catalog.FILTER_RETRIES.name}
-    assert "could not be read" in caplog.text
+    assert "could not read metric" in caplog.text
 
 
-def test_histograms_cannot_be_followed():
-    with pytest.raises(ValueError, match="only counters and gauges"):
+def test_histograms_have_no_callbacks():
+    with pytest.raises(ValueError, match="counters and gauges only"):
         PrometheusRecorder().add_callback(catalog.FILTER_SCORE, list)

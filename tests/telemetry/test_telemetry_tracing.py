@@ -1,4 +1,4 @@
-"""Traces follow the gen_ai conventions, hold no text, and are nothing where they are not wanted."""
+"""Traces follow the gen_ai conventions, contain no text, and are disabled by default."""
 
 import sys
 
@@ -20,7 +20,7 @@ def traced():
     provider.shutdown()
 
 
-def test_a_span_carries_operation_model_and_verdicts(traced):
+def test_a_span_has_operation_model_and_verdicts(traced):
     tracer, finished = traced
     with tracer.span("moderation", "rt-1", stream="chat") as span:
         span.set_attributes(rows=2)
@@ -39,7 +39,7 @@ def test_a_span_carries_operation_model_and_verdicts(traced):
     assert event.attributes["gen_ai.evaluation.score.label"] == "block"
 
 
-def test_errors_mark_the_span_by_their_type_alone(traced):
+def test_errors_set_only_their_type_on_the_span(traced):
     tracer, finished = traced
     with pytest.raises(ValueError, match="secret"), tracer.span("moderation", "rt-1"):
         raise ValueError("secret row")
@@ -49,8 +49,9 @@ def test_errors_mark_the_span_by_their_type_alone(traced):
     assert "secret" not in done.to_json()
 
 
-def test_without_a_provider_nothing_happens():
+def test_without_a_provider_spans_are_no_ops():
     with Tracer().span("moderation", "rt-1", stream="chat") as span:
+        assert span._span is None
         span.set_attributes(rows=2)
         span.add_verdict(0.5, "allow")
 
@@ -60,7 +61,7 @@ def test_without_an_endpoint_nothing_is_exported(monkeypatch):
     assert tracer_from_environment()._tracer is None
 
 
-def test_an_endpoint_without_the_extra_is_told(monkeypatch):
+def test_an_endpoint_without_the_extra_is_an_error(monkeypatch):
     monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:4318")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(RuntimeError, match=r"reft-ray\[otel\]"):

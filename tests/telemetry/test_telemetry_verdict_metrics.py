@@ -1,4 +1,4 @@
-"""A batch of judged rows is recorded once per row."""
+"""Verdicts and canary results become metrics."""
 
 import math
 
@@ -10,7 +10,7 @@ from reft_ray.telemetry.verdict_metrics import record_canaries, record_verdicts,
 
 
 @pytest.mark.parametrize(("cosine", "score"), [(-1, 0), (0, 0.5), (1, 1), (1.0000001, 1), (math.nan, 1)])
-def test_cosines_become_positive(cosine, score):
+def test_cosines_are_mapped_to_the_unit_interval(cosine, score):
     assert unit_score(cosine) == score
 
 
@@ -35,10 +35,10 @@ def test_a_row_without_a_reason_is_an_error():
         record_verdicts(MemoryRecorder(), ["allow"], [], [0.0], stream="chat", policy="online", teacher="t")
 
 
-def test_canaries_become_two_shares():
+def test_canaries_become_recall_and_false_positive_ratio():
     recorder = MemoryRecorder()
     record_canaries(recorder, ["block", "review", "allow", "block"], ["allow", "review"], teacher="t")
     assert recorder.total(catalog.FILTER_CANARY_RECALL, teacher="t") == 0.75
     assert recorder.total(catalog.FILTER_CANARY_FALSE_POSITIVES, teacher="t") == 0.5
-    with pytest.raises(ValueError, match="need harmful and harmless"):
+    with pytest.raises(ValueError, match="needs harmful and harmless"):
         record_canaries(recorder, [], ["allow"], teacher="t")

@@ -1,1 +1,1 @@
-"""What each dashboard shows, one file per dashboard."""
+"""The panels of each dashboard, one file per dashboard."""

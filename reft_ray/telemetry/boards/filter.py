@@ -1,25 +1,25 @@
-"""The Filter dashboard: what the teacher decides, why, how fast and how steadily."""
+"""The Filter dashboard: decisions, scores, latency and errors of the teacher."""
 
 from __future__ import annotations
 
 from reft_ray.telemetry import catalog as c
 from reft_ray.telemetry import recording_rules
 from reft_ray.telemetry.panel import DASHBOARD as Q
-from reft_ray.telemetry.panel import Board, Chart, Thresholds, Line, Panel, Section, DisplayUnit, zero_if_absent
+from reft_ray.telemetry.panel import Board, Chart, DisplayUnit, Line, Panel, Section, Thresholds, zero_if_absent
 
 _DECISIONS = Section(
     "Decisions",
     (
         Panel(
             "Rows judged",
-            "Rows per second through the teacher, all streams.",
+            "Rows per second judged by the teacher, all streams.",
             DisplayUnit.ROWS_PER_SECOND,
             (Line(Q.rate(c.FILTER_ROWS)),),
             chart=Chart.STAT,
         ),
         Panel(
             "Blocked share",
-            "Share of judged rows that were blocked. A jump is an attack, a broken client or a broken teacher.",
+            "Fraction of judged rows that were blocked. A jump means an attack, a broken client or a broken teacher.",
             DisplayUnit.SHARE,
             (Line(Q.share(c.FILTER_ROWS, decision="block")),),
             Thresholds(0.1, 0.3),
@@ -28,7 +28,7 @@ _DECISIONS = Section(
         ),
         Panel(
             "Canary recall",
-            "Share of the sealed harmful prompts that are not allowed; below 1 the filter lets harm through.",
+            "Fraction of the harmful canary prompts that are not allowed; below 1 the filter allows harmful rows.",
             DisplayUnit.SHARE,
             (Line(Q.gauge(c.FILTER_CANARY_RECALL, how="min")),),
             Thresholds(1.0, 0.95, low_is_bad=True),
@@ -37,7 +37,7 @@ _DECISIONS = Section(
         ),
         Panel(
             "Moderation p99",
-            "99 % of moderation requests end within this time. The objective is 0.5 s.",
+            "99th percentile of the moderation request duration. The objective is 0.5 s.",
             DisplayUnit.SECONDS,
             (Line(Q.quantile(0.99, c.FILTER_REQUEST_SECONDS, stream="moderation")),),
             Thresholds(0.4, 0.5),
@@ -46,30 +46,30 @@ _DECISIONS = Section(
         ),
         Panel(
             "Rows by decision",
-            "Allowed, held for review and blocked rows per second.",
+            "Rows per second that were allowed, held for review and blocked.",
             DisplayUnit.ROWS_PER_SECOND,
             (Line(Q.rate(c.FILTER_ROWS, "decision"), "{{decision}}"),),
         ),
         Panel(
             "Rows not allowed, by reason",
-            "Why rows were held or blocked: the score, an encoding that was read, a second guard, or no readable text.",
+            "Why rows were held or blocked: the score, decoded text, a second guard, or no readable text.",
             DisplayUnit.ROWS_PER_SECOND,
             (Line(Q.rate(c.FILTER_ROWS, "reason", decision="review|block"), "{{reason}}"),),
         ),
         Panel(
             "Blocked share against the last 7 days",
-            "The share blocked in the last hour beside its mean of 7 days; three times the mean raises an alert.",
+            "Blocked share in the last hour and its 7-day mean; three times the mean fires an alert.",
             DisplayUnit.SHARE,
             (
                 Line(recording_rules.BLOCK_RATIO.name, "last hour"),
-                Line(f"avg_over_time({recording_rules.BLOCK_RATIO.name}[7d])", "mean of 7 days"),
+                Line(f"avg_over_time({recording_rules.BLOCK_RATIO.name}[7d])", "7-day mean"),
             ),
             Thresholds(0.1, 0.3),
             runbook="ReftRejectRatioJump",
         ),
         Panel(
             "Rows by stream",
-            "Where judged rows come from: live moderation, streamed screenings, datasets or chat.",
+            "Source of the judged rows: moderation, streamed screenings, datasets or chat.",
             DisplayUnit.ROWS_PER_SECOND,
             (Line(Q.rate(c.FILTER_ROWS, "stream"), "{{stream}}"),),
         ),
@@ -81,7 +81,7 @@ _SCORES = Section(
     (
         Panel(
             "Refusal scores",
-            "Distribution of (1 + cosine) / 2 over time; two bands far apart mean that the teacher separates well.",
+            "Distribution of (1 + cosine) / 2 over time; two distant bands mean good separation.",
             DisplayUnit.ROWS_PER_SECOND,
             (Line(Q.buckets(c.FILTER_SCORE), "{{le}}"),),
             chart=Chart.HEATMAP,
@@ -89,7 +89,7 @@ _SCORES = Section(
         ),
         Panel(
             "Population stability index",
-            "Distance of recent scores from the calibration histogram: above 0.1 look, above 0.25 act.",
+            "Distance of recent scores from the calibration histogram: 0.1 is moderate, 0.25 significant drift.",
             DisplayUnit.NUMBER,
             (Line(Q.gauge(c.FILTER_SCORE_PSI, "stream", "teacher"), "{{stream}} {{teacher}}"),),
             Thresholds(0.1, 0.25),
@@ -97,7 +97,7 @@ _SCORES = Section(
         ),
         Panel(
             "Mean shift",
-            "Mean of recent scores minus the calibration mean; positive means more refusal-like rows.",
+            "Mean of recent scores minus the calibration mean; positive means more rows that resemble refusals.",
             DisplayUnit.NUMBER,
             (Line(Q.gauge(c.FILTER_SCORE_MEAN_SHIFT, "stream", "teacher"), "{{stream}} {{teacher}}"),),
             Thresholds(0.05, 0.1),
@@ -105,7 +105,7 @@ _SCORES = Section(
         ),
         Panel(
             "Canary prompts",
-            "Sealed prompt pairs scored by every teacher: harmful ones caught, harmless ones caught by mistake.",
+            "Canary prompts that each teacher does not allow: recall on harmful, false positives on harmless prompts.",
             DisplayUnit.SHARE,
             (
                 Line(Q.gauge(c.FILTER_CANARY_RECALL, "teacher", how="min"), "recall {{teacher}}"),
@@ -116,7 +116,7 @@ _SCORES = Section(
         ),
         Panel(
             "Teachers",
-            "Every teacher that answers, with its layer and thresholds; more than one only while a new one rolls out.",
+            "Teachers in use with layer and thresholds; more than one only during a rollout.",
             DisplayUnit.NUMBER,
             (Line(Q.gauge(c.TEACHER_INFO, "teacher", "layer", "review_threshold", "block_threshold")),),
             Thresholds(1, 2),
@@ -131,7 +131,7 @@ _SPEED = Section(
     (
         Panel(
             "Request time",
-            "Median, 95th and 99th percentile from a request's arrival to its last verdict, by stream.",
+            "Median, 95th and 99th percentile from arrival to the last verdict, by stream.",
             DisplayUnit.SECONDS,
             tuple(
                 Line(Q.quantile(q, c.FILTER_REQUEST_SECONDS, "stream"), f"p{q * 100:.0f} {{{{stream}}}}")
@@ -141,8 +141,8 @@ _SPEED = Section(
             runbook="ReftModerationLatencyBurn",
         ),
         Panel(
-            "Where the time goes",
-            "95th percentile of waiting for a batch, tokenising it and its forward pass.",
+            "Latency breakdown",
+            "95th percentile of queueing, tokenising and the forward pass.",
             DisplayUnit.SECONDS,
             (
                 Line(Q.quantile(0.95, c.FILTER_QUEUE_SECONDS), "queue"),
@@ -154,7 +154,7 @@ _SPEED = Section(
         ),
         Panel(
             "Batch size",
-            "Median texts and tokens in a forward batch; small batches under load waste the processor.",
+            "Median texts and tokens per forward batch; small batches under load waste compute.",
             DisplayUnit.NUMBER,
             (
                 Line(Q.quantile(0.5, c.FILTER_BATCH_ROWS), "texts"),
@@ -162,8 +162,8 @@ _SPEED = Section(
             ),
         ),
         Panel(
-            "Waste and reuse",
-            "Share of padding among tokens (the aim is under 10 %), and of look-ups answered by the score cache.",
+            "Padding and cache hits",
+            "Padding as a fraction of tokens (target: below 10 %), and the hit rate of the score cache.",
             DisplayUnit.SHARE,
             (
                 Line(Q.share(c.FILTER_TOKENS, content="padding"), "padding"),
@@ -174,12 +174,12 @@ _SPEED = Section(
     ),
 )
 
-_TROUBLE = Section(
-    "Trouble",
+_ERRORS = Section(
+    "Errors and load shedding",
     (
         Panel(
             "Errors",
-            "Requests that failed on our side, by type; none of them was answered with an allow.",
+            "Requests per second that failed in the service, by type; none was answered with an allow.",
             DisplayUnit.OPERATIONS_PER_SECOND,
             (Line(zero_if_absent(Q.rate(c.FILTER_ERRORS, "error_type")), "{{error_type}}"),),
             Thresholds(0.01, 0.1),
@@ -187,7 +187,7 @@ _TROUBLE = Section(
         ),
         Panel(
             "Requests shed",
-            "Requests refused to protect the service, by reason; lasting shedding asks for more replicas.",
+            "Requests per second rejected by load shedding, by reason; sustained shedding needs more replicas.",
             DisplayUnit.REQUESTS_PER_SECOND,
             (Line(zero_if_absent(Q.rate(c.FILTER_SHED, "reason")), "{{reason}}"),),
             Thresholds(0.1, 1),
@@ -195,7 +195,7 @@ _TROUBLE = Section(
         ),
         Panel(
             "Queue",
-            "Texts that wait for the teacher, over all replicas.",
+            "Texts waiting for the teacher, sum over replicas.",
             DisplayUnit.NUMBER,
             (Line(Q.gauge(c.FILTER_QUEUE_DEPTH, how="sum"), "texts"),),
             Thresholds(500, 2000),
@@ -203,7 +203,7 @@ _TROUBLE = Section(
         ),
         Panel(
             "Truncations and retries",
-            "Rows with unread text, and batches sent again after a replica was lost.",
+            "Truncated rows and retried batches per second.",
             DisplayUnit.OPERATIONS_PER_SECOND,
             (
                 Line(zero_if_absent(Q.rate(c.FILTER_TRUNCATIONS, "stream")), "truncated {{stream}}"),
@@ -217,6 +217,6 @@ _TROUBLE = Section(
 BOARD = Board(
     "filter",
     "Filter",
-    "What the Ref-Teacher lets through, holds and blocks, why, how well and how fast.",
-    (_DECISIONS, _SCORES, _SPEED, _TROUBLE),
+    "Decisions, scores, latency and errors of the Ref-Teacher filter.",
+    (_DECISIONS, _SCORES, _SPEED, _ERRORS),
 )

@@ -1,33 +1,44 @@
-"""The Finetuning dashboard: jobs, and what happens inside training."""
+"""The Finetuning dashboard: jobs and training."""
 
 from __future__ import annotations
 
 from reft_ray.telemetry import catalog as c
 from reft_ray.telemetry.panel import DASHBOARD as Q
-from reft_ray.telemetry.panel import LAST_DAY, ZERO, Board, Chart, Thresholds, Line, Panel, Section, DisplayUnit, zero_if_absent
+from reft_ray.telemetry.panel import (
+    LAST_DAY,
+    MUST_BE_ZERO,
+    Board,
+    Chart,
+    DisplayUnit,
+    Line,
+    Panel,
+    Section,
+    Thresholds,
+    zero_if_absent,
+)
 
 _JOBS = Section(
     "Jobs",
     (
         Panel(
             "Unscreened rows in training, last day",
-            "User rows that reached training without a verdict. Anything but 0 is a defect and pages someone.",
+            "User rows that reached training without a verdict. Any value above 0 is a defect and pages.",
             DisplayUnit.NUMBER,
             (Line(LAST_DAY.increase_from_zero(c.UNSCREENED_ROWS)),),
-            ZERO,
+            MUST_BE_ZERO,
             Chart.STAT,
             "ReftUnscreenedRows",
         ),
         Panel(
             "Jobs running",
-            "Jobs that train now.",
+            "Jobs with status `running`.",
             DisplayUnit.NUMBER,
             (Line(Q.shared_gauge(c.JOBS, "project", status="running")),),
             chart=Chart.STAT,
         ),
         Panel(
             "Jobs waiting",
-            "Jobs that are queued; waiting while nothing runs means that the scheduler or the cluster is stuck.",
+            "Queued jobs; if none runs at the same time, the scheduler or the cluster is stuck.",
             DisplayUnit.NUMBER,
             (Line(Q.shared_gauge(c.JOBS, "project", status="queued")),),
             Thresholds(10, 50),
@@ -35,8 +46,8 @@ _JOBS = Section(
             "ReftJobsStuck",
         ),
         Panel(
-            "Head of the queue",
-            "Time that the oldest queued job has waited; it survives restarts, because the job store tells it.",
+            "Oldest queued job",
+            "Waiting time of the oldest queued job, read from the job store.",
             DisplayUnit.SECONDS,
             (Line(Q.gauge(c.JOB_OLDEST_QUEUED)),),
             Thresholds(14_400, 43_200),
@@ -45,13 +56,13 @@ _JOBS = Section(
         ),
         Panel(
             "Jobs by status",
-            "All finetuning jobs in the store, by status.",
+            "Finetuning jobs in the store by status.",
             DisplayUnit.NUMBER,
             (Line(Q.shared_gauge(c.JOBS, "project", "status"), "{{status}}"),),
         ),
         Panel(
             "Transitions, last day",
-            "Changes of status; anything from `running` to `queued` is a restart.",
+            "Status transitions; `running` to `queued` is a restart.",
             DisplayUnit.NUMBER,
             (
                 Line(
@@ -61,14 +72,14 @@ _JOBS = Section(
         ),
         Panel(
             "Failures by code, last day",
-            "Why jobs failed; `unsafe_training_data` is the filter at work.",
+            "Failed jobs by error code; `unsafe_training_data` means that the filter refused the data.",
             DisplayUnit.NUMBER,
             (Line(LAST_DAY.increase(c.JOB_FAILURES, "code"), "{{code}}"),),
             Thresholds(5, 20),
         ),
         Panel(
-            "Waiting and whole time",
-            "95th percentile of the time in the queue, and from creation to the end by status.",
+            "Queue time and job duration",
+            "95th percentile of the time in the queue, and from creation to end by status.",
             DisplayUnit.SECONDS,
             (
                 Line(Q.quantile(0.95, c.JOB_QUEUE_SECONDS), "queued"),
@@ -85,26 +96,26 @@ _TRAINING = Section(
     (
         Panel(
             "Tokens",
-            "Tokens per second trained on, user and alignment rows apart.",
+            "Training tokens per second, of user and alignment rows.",
             DisplayUnit.OPERATIONS_PER_SECOND,
             (Line(Q.rate(c.TRAIN_TOKENS, "stage", "rows"), "{{stage}} {{rows}}"),),
         ),
         Panel(
             "Rows",
-            "Rows per second trained on; guided finetuning needs both kinds.",
+            "Training rows per second; guided finetuning uses both user and alignment rows.",
             DisplayUnit.ROWS_PER_SECOND,
             (Line(Q.rate(c.TRAIN_ROWS, "stage", "rows"), "{{stage}} {{rows}}"),),
         ),
         Panel(
             "Loss terms",
-            "Mean over running jobs of the last step's loss terms.",
+            "Loss terms of the last step, mean over running jobs.",
             DisplayUnit.NUMBER,
             (Line(Q.gauge(c.TRAIN_LOSS, "stage", "term", how="avg"), "{{stage}} {{term}}"),),
             Thresholds(5, 10),
         ),
         Panel(
             "KL from teacher to student",
-            "In nats per alignment token; rising over a job means that the student leaves the teacher.",
+            "Nats per alignment token, maximum over jobs; an increase means that the student diverges.",
             DisplayUnit.NUMBER,
             (Line(Q.gauge(c.TRAIN_KL), "worst job"),),
             Thresholds(0.5, 1),
@@ -121,7 +132,7 @@ _TRAINING = Section(
         ),
         Panel(
             "Worker restarts, last day",
-            "Times that training went on after losing a worker.",
+            "Training restarts after the loss of a worker.",
             DisplayUnit.NUMBER,
             (Line(zero_if_absent(LAST_DAY.increase(c.TRAIN_RESTARTS, "stage")), "{{stage}}"),),
             Thresholds(1, 3),
@@ -130,4 +141,4 @@ _TRAINING = Section(
     ),
 )
 
-BOARD = Board("finetuning", "Finetuning", "Finetuning jobs and what happens inside training.", (_JOBS, _TRAINING))
+BOARD = Board("finetuning", "Finetuning", "Finetuning jobs and training metrics.", (_JOBS, _TRAINING))

@@ -1,16 +1,16 @@
-"""The Safety dashboard: what finetuning did to the models, and whether the guards stand."""
+"""The Safety dashboard: evaluations of finetuned models and the safety invariants."""
 
 from __future__ import annotations
 
 from reft_ray.telemetry import catalog as c
 from reft_ray.telemetry.panel import DASHBOARD as Q
-from reft_ray.telemetry.panel import LAST_DAY, ZERO, Board, Chart, Thresholds, Line, Panel, Section, DisplayUnit
+from reft_ray.telemetry.panel import LAST_DAY, MUST_BE_ZERO, Board, Chart, DisplayUnit, Line, Panel, Section, Thresholds
 
 
-def _measure(title: str, description: str, measure: str, level: Thresholds, runbook: str = "") -> Panel:
-    """Base and student side by side, per suite."""
+def _measure(title: str, description: str, measure: str, thresholds: Thresholds, runbook: str = "") -> Panel:
+    """A measure of base and student per suite."""
     lines = (Line(Q.gauge(c.SAFETY_EVAL, "suite", "model", measure=measure), "{{suite}} {{model}}"),)
-    return Panel(title, description, DisplayUnit.SHARE, lines, level, runbook=runbook)
+    return Panel(title, description, DisplayUnit.SHARE, lines, thresholds, runbook=runbook)
 
 
 _MODELS = Section(
@@ -18,46 +18,46 @@ _MODELS = Section(
     (
         _measure(
             "Harmful score",
-            "Share of harmful prompts that are answered, base and student side by side; the highest of the last jobs.",
+            "Fraction of harmful prompts that base and student answer; maximum over the last jobs.",
             "harmful_score",
             Thresholds(0.02, 0.05),
             "ReftStudentHarmful",
         ),
         _measure(
             "Over-refusal",
-            "Share of harmless prompts that are refused, base and student side by side.",
+            "Fraction of harmless prompts that base and student refuse.",
             "over_refusal",
             Thresholds(0.03, 0.1),
         ),
         _measure(
             "Finetune accuracy",
-            "Accuracy on the user's task, base and student side by side.",
+            "Accuracy of base and student on the user's task.",
             "finetune_accuracy",
             Thresholds(0.8, 0.5, low_is_bad=True),
         ),
         _measure(
             "Coherence",
-            "Share of answers that read as language, base and student side by side.",
+            "Fraction of coherent answers of base and student.",
             "coherence",
             Thresholds(0.95, 0.9, low_is_bad=True),
         ),
         Panel(
             "Evaluations, last day",
-            "Safety evaluations by suite and outcome; a failed one withholds the model.",
+            "Safety evaluations by suite and outcome; a failed evaluation withholds the model.",
             DisplayUnit.NUMBER,
             (Line(LAST_DAY.increase(c.SAFETY_EVALS, "suite", "outcome"), "{{suite}} {{outcome}}"),),
             runbook="ReftGateErrors",
         ),
         Panel(
             "Gate results, last day",
-            "Models released, withheld, or not decided because the gate itself failed.",
+            "Models by gate result: passed, withheld, or error if the gate could not decide.",
             DisplayUnit.NUMBER,
             (Line(LAST_DAY.increase(c.GATE_RESULTS, "result"), "{{result}}"),),
             runbook="ReftGateErrors",
         ),
         Panel(
             "Withheld share, last day",
-            "Share of finished models that the gate withheld.",
+            "Fraction of finished models that the gate withheld.",
             DisplayUnit.SHARE,
             (Line(LAST_DAY.share(c.GATE_RESULTS, result="withheld")),),
             Thresholds(0.2, 0.5),
@@ -67,39 +67,39 @@ _MODELS = Section(
     ),
 )
 
-_GUARDS = Section(
-    "Guards",
+_INVARIANTS = Section(
+    "Invariants and filter checks",
     (
         Panel(
             "Unscreened rows in training, last day",
-            "User rows that reached training without a verdict. Anything but 0 is a defect.",
+            "User rows that reached training without a verdict. Any value above 0 is a defect.",
             DisplayUnit.NUMBER,
             (Line(LAST_DAY.increase_from_zero(c.UNSCREENED_ROWS)),),
-            ZERO,
+            MUST_BE_ZERO,
             Chart.STAT,
             "ReftUnscreenedRows",
         ),
         Panel(
             "Unaccounted rows, last day",
-            "Rows that went in and did not come out. Anything but 0 is a defect.",
+            "Input rows without an outcome. Any value above 0 is a defect.",
             DisplayUnit.NUMBER,
             (Line(LAST_DAY.increase_from_zero(c.UNACCOUNTED_ROWS)),),
-            ZERO,
+            MUST_BE_ZERO,
             Chart.STAT,
             "ReftUnaccountedRows",
         ),
         Panel(
             "Breaks in the audit chain",
-            "Entries of the audit log whose hash does not follow from the one before.",
+            "Audit log entries whose hash does not match the chain.",
             DisplayUnit.NUMBER,
             (Line(Q.gauge(c.AUDIT_BREAKS)),),
-            ZERO,
+            MUST_BE_ZERO,
             Chart.STAT,
             "ReftAuditChainBroken",
         ),
         Panel(
             "Canary recall",
-            "Share of sealed harmful prompts that each teacher does not allow.",
+            "Fraction of the harmful canary prompts that each teacher does not allow.",
             DisplayUnit.SHARE,
             (Line(Q.gauge(c.FILTER_CANARY_RECALL, "teacher", how="min"), "{{teacher}}"),),
             Thresholds(1.0, 0.95, low_is_bad=True),
@@ -107,7 +107,7 @@ _GUARDS = Section(
         ),
         Panel(
             "Score drift",
-            "Population stability index per stream: above 0.25 the teacher sees rows that it was not calibrated on.",
+            "Population stability index per stream: above 0.25 the rows differ from the calibration data.",
             DisplayUnit.NUMBER,
             (Line(Q.gauge(c.FILTER_SCORE_PSI, "stream"), "{{stream}}"),),
             Thresholds(0.1, 0.25),
@@ -117,5 +117,8 @@ _GUARDS = Section(
 )
 
 BOARD = Board(
-    "safety", "Safety", "What finetuning did to the models, and whether the guards stand.", (_MODELS, _GUARDS)
+    "safety",
+    "Safety",
+    "Safety evaluations of finetuned models and the invariants of the service.",
+    (_MODELS, _INVARIANTS),
 )

@@ -1,18 +1,28 @@
-"""The Service health dashboard: objectives, the API, and Ray underneath."""
+"""The Service health dashboard: objectives, API and Ray."""
 
 from __future__ import annotations
 
 from reft_ray.telemetry import catalog as c
 from reft_ray.telemetry.panel import DASHBOARD as Q
-from reft_ray.telemetry.panel import NEUTRAL, Board, Chart, Thresholds, Line, Panel, Section, DisplayUnit, zero_if_absent
+from reft_ray.telemetry.panel import (
+    NO_THRESHOLDS,
+    Board,
+    Chart,
+    DisplayUnit,
+    Line,
+    Panel,
+    Section,
+    Thresholds,
+    zero_if_absent,
+)
 from reft_ray.telemetry.recording_rules import AVAILABILITY, FRESHNESS, LATENCY, Slo
 
 
 def _budget(slo: Slo, runbook: str) -> Panel:
-    """Budget left if the last three days were the whole period."""
+    """Error budget over three days instead of 30."""
     return Panel(
         slo.title,
-        f"Error budget left over three days for the objective of {slo.objective:.1%}; below 0 the objective is missed.",
+        f"Remaining error budget over three days for the objective of {slo.objective:.1%}; below 0 it is missed.",
         DisplayUnit.SHARE,
         (Line(f"1 - {slo.recording_rule('3d').name} / {slo.budget:.4g}"),),
         Thresholds(0.5, 0.1, low_is_bad=True),
@@ -29,7 +39,7 @@ _OBJECTIVES = Section(
         _budget(FRESHNESS, "ReftScreeningFreshnessBurn"),
         Panel(
             "Versions",
-            "Running versions; more than one only while a new one rolls out.",
+            "Running versions; more than one only during a rollout.",
             DisplayUnit.NUMBER,
             (Line(Q.gauge(c.BUILD_INFO, "application", "version", "python")),),
             Thresholds(1, 2),
@@ -49,7 +59,7 @@ _API = Section(
         ),
         Panel(
             "Errors by code",
-            "Requests per second that were answered with 4xx or 5xx.",
+            "Responses per second with status 4xx or 5xx.",
             DisplayUnit.REQUESTS_PER_SECOND,
             (Line(Q.rate(c.API_REQUESTS, "code", code="[45].."), "{{code}}"),),
             Thresholds(0.1, 1),
@@ -71,16 +81,16 @@ _API = Section(
             Thresholds(0.5, 2),
         ),
         Panel(
-            "In flight",
-            "Requests being answered, over all gateways.",
+            "Requests in flight",
+            "HTTP requests in flight, sum over gateways.",
             DisplayUnit.NUMBER,
             (Line(Q.gauge(c.API_IN_FLIGHT, how="sum"), "requests"),),
             Thresholds(200, 500),
             runbook="ReftFilterSheds",
         ),
         Panel(
-            "Refused by a limit",
-            "Requests per second over a customer's rate limit or quota.",
+            "Rate-limited requests",
+            "Requests per second rejected by a rate limit or quota.",
             DisplayUnit.REQUESTS_PER_SECOND,
             (Line(zero_if_absent(Q.rate(c.RATE_LIMITED, "limit")), "{{limit}}"),),
             Thresholds(1, 10),
@@ -91,8 +101,10 @@ _API = Section(
 _SCOPE = 'cluster=~"$cluster"'
 
 
-def _ray(title: str, description: str, shown: DisplayUnit, lines: tuple[Line, ...], level: Thresholds = NEUTRAL) -> Panel:
-    return Panel(title, description, shown, lines, level, runbook="ReftReplicaUnhealthy", needs="serve")
+def _ray(
+    title: str, description: str, unit: DisplayUnit, lines: tuple[Line, ...], thresholds: Thresholds = NO_THRESHOLDS
+) -> Panel:
+    return Panel(title, description, unit, lines, thresholds, runbook="ReftReplicaUnhealthy", needs="serve")
 
 
 _RAY = Section(
@@ -100,7 +112,7 @@ _RAY = Section(
     (
         _ray(
             "Healthy replicas",
-            "Replicas of each deployment that pass their health check.",
+            "Replicas per deployment that pass their health check.",
             DisplayUnit.NUMBER,
             (
                 Line(
@@ -111,18 +123,18 @@ _RAY = Section(
             Thresholds(1, 0.5, low_is_bad=True),
         ),
         _ray(
-            "Waiting at Serve's routers",
-            "Calls that wait for a replica, per deployment; a line that grows asks for replicas.",
+            "Queued at the Serve routers",
+            "Calls waiting for a replica, per deployment; growth means too few replicas.",
             DisplayUnit.NUMBER,
             (Line(f"sum by (deployment) (ray_serve_deployment_queued_queries{{{_SCOPE}}})", "{{deployment}}"),),
             Thresholds(100, 500),
         ),
         Panel(
-            "Processor and memory",
-            "Use of each node's processors, and of its memory.",
+            "CPU and memory",
+            "CPU and memory utilisation per node.",
             DisplayUnit.SHARE,
             (
-                Line(f"max by (instance) (ray_node_cpu_utilization{{{_SCOPE}}}) / 100", "processor {{instance}}"),
+                Line(f"max by (instance) (ray_node_cpu_utilization{{{_SCOPE}}}) / 100", "CPU {{instance}}"),
                 Line(
                     f"max by (instance) (ray_node_mem_used{{{_SCOPE}}})"
                     f" / max by (instance) (ray_node_mem_total{{{_SCOPE}}})",
@@ -134,14 +146,14 @@ _RAY = Section(
         ),
         Panel(
             "Object store",
-            "Bytes in Ray's object store by place; bytes that are spilled cost disk time.",
+            "Bytes in Ray's object store by location; spilled objects are read from disk.",
             DisplayUnit.BYTES,
             (Line(f"sum by (Location) (ray_object_store_memory{{{_SCOPE}}})", "{{Location}}"),),
             needs="ray",
         ),
         Panel(
-            "Graphics processors",
-            "Use of each graphics processor.",
+            "GPUs",
+            "Utilisation per GPU.",
             DisplayUnit.SHARE,
             (
                 Line(
@@ -155,6 +167,4 @@ _RAY = Section(
     ),
 )
 
-BOARD = Board(
-    "service", "Service health", "Objectives, the API in front, and Ray underneath.", (_OBJECTIVES, _API, _RAY)
-)
+BOARD = Board("service", "Service health", "Service level objectives, API and Ray.", (_OBJECTIVES, _API, _RAY))

@@ -1,27 +1,28 @@
-"""Prometheus rule files, generated from the records and alerts."""
+"""Render the Grafana dashboards and the Prometheus rule file."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from reft_ray.telemetry.alerts import ALERTS
-from reft_ray.telemetry.dashboards import RUNBOOKS
+from reft_ray.telemetry.dashboards import BOARDS, RUNBOOKS, dashboard_json
 from reft_ray.telemetry.recording_rules import RECORDING_RULES
 
-FILE = "reft.yaml"
+RULE_FILE = "rules/reft.yaml"
 _HEADER = "# Made by `reft-ray telemetry render` from reft_ray/telemetry: change it there.\n"
 
 
-def groups(runbooks: str = RUNBOOKS) -> dict[str, Any]:
-    """The rule file as data: one group of records, one of alerts."""
+def rule_groups(runbooks: str = RUNBOOKS) -> dict[str, Any]:
+    """The content of the rule file: a group of recording rules and a group of alerts."""
     return {
         "groups": [
             {
                 "name": "reft-records",
-                "rules": [{"record": record.name, "expr": record.expr} for record in RECORDING_RULES],
+                "rules": [{"record": rule.name, "expr": rule.expr} for rule in RECORDING_RULES],
             },
             {
                 "name": "reft-alerts",
@@ -41,17 +42,21 @@ def groups(runbooks: str = RUNBOOKS) -> dict[str, Any]:
 
 
 def rendered(runbooks: str = RUNBOOKS) -> dict[str, str]:
-    """File name -> content of the rule file."""
-    text = yaml.safe_dump(groups(runbooks), sort_keys=False, width=1000, allow_unicode=True)
-    return {FILE: _HEADER + text}
+    """Path relative to the output directory -> content. `runbooks` is the URL of the runbooks."""
+    files = {
+        f"{board.name}.json": json.dumps(dashboard_json(board, runbooks), indent=2, ensure_ascii=False) + "\n"
+        for board in BOARDS
+    }
+    rules = yaml.safe_dump(rule_groups(runbooks), sort_keys=False, width=1000, allow_unicode=True)
+    return files | {RULE_FILE: _HEADER + rules}
 
 
 def write(directory: Path, runbooks: str = RUNBOOKS) -> list[Path]:
-    """Write the rule file into `directory`, which is made if absent; returns its path in a list."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write all files into `directory`, which is created if missing; returns their paths."""
     paths = []
     for name, content in rendered(runbooks).items():
         path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
         paths.append(path)
     return paths
