@@ -1,4 +1,4 @@
-"""Adapter directories on this machine: fetched once, kept while they are used, the least recently used out first."""
+"""Local adapter directories: fetched once, kept while in use, the least recently used removed first."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ class _Entry:
 
 
 class AdapterCache:
-    """`fetch(uri, folder)` fills a directory, in a thread; requests for the same adapter wait for one fetch."""
+    """Calls `fetch(uri, folder)` in a thread; requests for the same adapter share one fetch."""
 
-    def __init__(self, fetch: Callable[[str, Path], Path], most_idle: int = 16) -> None:
+    def __init__(self, fetch: Callable[[str, Path], Path], max_idle: int = 16) -> None:
         self._fetch = fetch
-        self._most_idle = most_idle
-        # Removed when the process ends as well: nobody closes a replica that is scaled down.
-        self._home = tempfile.TemporaryDirectory(prefix="reft-adapters-", ignore_cleanup_errors=True)
+        self._max_idle = max_idle
+        # Also removed when the process ends: Serve does not close a replica that it scales down.
+        self._root = tempfile.TemporaryDirectory(prefix="reft-adapters-", ignore_cleanup_errors=True)
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._made = 0
+        self._count = 0
 
     @asynccontextmanager
     async def use(self, uri: str) -> AsyncIterator[Path]:
-        """The directory of an adapter, which stays for as long as the block lasts. Raises what `fetch` raises."""
+        """Keep an adapter's directory for the duration of the block. Raises what `fetch` raises."""
         entry = self._entries.get(uri)
         if entry is None:
-            self._made += 1
-            folder = Path(self._home.name) / str(self._made)
+            self._count += 1
+            folder = Path(self._root.name) / str(self._count)
             entry = _Entry(folder, asyncio.create_task(asyncio.to_thread(self._fetch, uri, folder)))
             self._entries[uri] = entry
         self._entries.move_to_end(uri)
         entry.users += 1
         try:
-            # One who leaves must not cancel the fetch that others wait for.
+            # A cancelled request must not cancel the fetch that others wait for.
             yield await asyncio.shield(entry.fetched)
         finally:
             entry.users -= 1
@@ -51,13 +51,13 @@ class AdapterCache:
                 if self._entries.get(uri) is entry:
                     del self._entries[uri]
                 shutil.rmtree(entry.folder, ignore_errors=True)
-            self._shrink()
+            self._evict()
 
     def close(self) -> None:
         """Remove all directories."""
-        self._home.cleanup()
+        self._root.cleanup()
 
-    def _shrink(self) -> None:
+    def _evict(self) -> None:
         idle = [uri for uri, entry in self._entries.items() if entry.users == 0 and entry.fetched.done()]
-        for uri in idle[: max(0, len(idle) - self._most_idle)]:
+        for uri in idle[: max(0, len(idle) - self._max_idle)]:
             shutil.rmtree(self._entries.pop(uri).folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""`build_app`: the only place where classes become Serve deployments."""
+"""`build_app`: turns the plain classes into Serve deployments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RETRY_AFTER_SECONDS = 1.0
 
 
 class Teacher(TeacherReplica):
-    """The teacher with Ray's metrics, logs and traces: these cannot travel, so they are made where they record."""
+    """The teacher with Ray's metrics, logs and traces, which cannot be pickled and are made in the replica."""
 
     def __init__(self, application: str) -> None:
         logs.configure()
@@ -43,7 +43,7 @@ def build_app(args: Mapping[str, Any] | ServeArgs) -> Application:
     teachers = serve.deployment(
         name=TEACHER,
         user_config=options.teacher.model_dump(),
-        # A canary is scored at every check: often enough to catch a replica that went wrong, too seldom to cost.
+        # Each check scores the canaries: often enough to catch a broken replica, too rarely to cost throughput.
         health_check_period_s=10,
         health_check_timeout_s=60,
         graceful_shutdown_timeout_s=30,
@@ -51,7 +51,7 @@ def build_app(args: Mapping[str, Any] | ServeArgs) -> Application:
     )(Teacher).bind(options.application)
     gateways = serve.deployment(
         name=GATEWAY,
-        # Streams that are under way may end.
+        # Time for open streams.
         graceful_shutdown_timeout_s=60,
         **_size(options.gateways),
     )(serve.ingress()(Gateway))
@@ -59,7 +59,7 @@ def build_app(args: Mapping[str, Any] | ServeArgs) -> Application:
 
 
 def _students(options: ServeArgs) -> dict[str, Application]:
-    """A deployment for each base model that the service itself answers for, by its URI."""
+    """One deployment per URI of the base models without an endpoint."""
     if options.service is None:
         return {}
     uris = dict.fromkeys(base.uri for base in options.service.base_models.values() if base.endpoint is None)
@@ -69,7 +69,7 @@ def _students(options: ServeArgs) -> dict[str, Application]:
             name=f"{STUDENT}-{number}" if number else STUDENT,
             health_check_period_s=10,
             health_check_timeout_s=60,
-            # Completions that are under way may end.
+            # Time for running completions.
             graceful_shutdown_timeout_s=60,
             **_size(options.students),
         )(student).bind(uri, options.service.chat)
@@ -78,7 +78,7 @@ def _students(options: ServeArgs) -> dict[str, Application]:
 
 
 def _student_class(args: ChatArgs) -> type[StudentReplica]:
-    """The student with Ray's ways: failures travel as values, and the router hears which adapters are loaded."""
+    """The student for Serve: errors are yielded as values, and the router learns which adapters are loaded."""
 
     class Student(StudentReplica):
         def __init__(self, uri: str, args: ChatArgs) -> None:
@@ -89,36 +89,36 @@ def _student_class(args: ChatArgs) -> type[StudentReplica]:
         async def stream(
             self, target: Target, conversation: Conversation, sampling: Sampling
         ) -> AsyncIterator[Piece | ChatError]:
-            """The pieces of a completion; a ChatError as the last item, because Serve wraps and logs what is raised."""
-            announced = target.adapter_uri is None
+            """The pieces of a completion; a ChatError is the last item, because Serve wraps and logs exceptions."""
+            registered = target.adapter_uri is None
             try:
                 async with aclosing(self.generate(target, conversation, sampling)) as pieces:  # type: ignore[type-var]
                     async for piece in pieces:
                         yield piece
-                        if not announced:
-                            await self.held(target.adapter_uri)
-                            announced = True
+                        if not registered:
+                            await self.register_adapter(target.adapter_uri)
+                            registered = True
             except ChatError as error:
                 yield error
 
-        # Serve's own cache cannot know which adapters are in use, so it holds their names alone.
+        # Serve's cache does not know which adapters are in use, so it holds their URIs only.
         @serve.multiplexed(max_num_models_per_replica=args.max_adapters)
-        async def held(self, adapter: str) -> str:
-            """What Serve routes by."""
+        async def register_adapter(self, adapter: str) -> str:
+            """Serve routes by the adapters registered here."""
             return adapter
 
         def check_health(self) -> None:
-            """Serve replaces the replica when this raises."""
+            """Serve replaces the replica if this raises."""
             self.check()
 
     return Student
 
 
 def _spin_briefly() -> None:
-    """OpenMP's threads spin for milliseconds at every barrier by default.
+    """Let OpenMP threads spin for microseconds at a barrier; the setting is read when torch is loaded.
 
-    The gateway and the proxy then find no processor, and a thread that waits for one stalls all others; asleep at once
-    they cost a wake-up for every operation. Microseconds of spinning lie between. Read once, when torch is loaded.
+    The default is milliseconds, which leaves no CPU for the gateway and the proxy; without spinning every operation
+    costs a wake-up.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -130,7 +130,7 @@ def _size(size: DeploymentArgs) -> dict[str, Any]:
         "ray_actor_options": {"num_cpus": size.cpus, "num_gpus": size.gpus},
         "max_ongoing_requests": size.max_ongoing,
         "max_queued_requests": size.max_queued,
-        # One line per call at the teacher is more log than verdicts; requests are counted by telemetry.
+        # Requests are counted by telemetry; a log line per teacher call would be too much.
         "logging_config": {"enable_access_log": False},
         "backpressure_config": {"status_code": 503, "retry_after_s": RETRY_AFTER_SECONDS},
     }

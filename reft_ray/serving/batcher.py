@@ -1,8 +1,7 @@
-"""Calls to a teacher become batches: by cost, when the teacher is free, interactive calls first.
+"""Batch calls to a teacher by cost, interactive calls first. Calls that arrive during a batch form the next one.
 
-`serve.batch` is not used because it cuts batches by the clock while earlier ones still run (they then wait, small),
-refuses an item that is larger than a batch, and knows neither deadlines nor urgency. Here the calls that arrive while
-a batch runs make up the next one.
+`serve.batch` is not used: it forms batches on a timer while earlier ones still run (small batches, which then wait),
+rejects an item larger than a batch, and has neither deadlines nor priorities.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Other = TypeVar("Other")
 
-_PATIENCE = 8
-"""Batches that bulk calls may be passed over."""
+_MAX_PASSED_OVER = 8
+"""Consecutive batches without a bulk call while some wait."""
 
 
 class ExpiredError(Exception):
@@ -38,13 +37,13 @@ class _Call(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Runs `run` on lists of items in one thread of its own, one list at a time.
+    """Runs `run` on lists of items in a dedicated thread, one list at a time.
 
-    Always the same thread, because OpenMP gives each thread that computes a team: with two teams on the processors
-    it no longer lets any of them spin at a barrier, and a scorer on two cores loses a quarter of its speed.
+    Always the same thread: OpenMP makes a team per computing thread, and with two teams it disables spinning at
+    barriers, which costs a scorer on two cores a quarter of its speed.
 
-    A batch holds calls up to `budget` in cost, at least one. `observe` hears the seconds that a call waited. When
-    `run` raises, the items of the batch run alone, so that one bad call fails no other.
+    A batch holds calls up to `budget` in cost, at least one. `observe` receives the seconds that a call waited. When
+    `run` raises, the batch's items run one by one, so that one bad call does not fail the others.
     """
 
     def __init__(
@@ -65,18 +64,18 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def waiting(self) -> int:
-        """Calls that wait for their batch."""
+        """Number of queued calls."""
         return len(self._urgent) + len(self._bulk)
 
     @property
     def items(self) -> list[Item]:
-        """The items that wait."""
+        """The queued items."""
         return [call.item for queue in (self._urgent, self._bulk) for call in queue]
 
     async def submit(self, item: Item, cost: int, deadline: float, urgent: bool) -> Result:
-        """The result for an item. `deadline` is a reading of `time.monotonic()`.
+        """The result for an item. `deadline` is in `time.monotonic()` seconds.
 
-        Cancelling the call takes it out of the queue. Raises ExpiredError, or what `run` raised for this item.
+        Cancelling the call removes it from the queue. Raises ExpiredError, or what `run` raised for this item.
         """
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         (self._urgent if urgent else self._bulk).append(_Call(item, cost, deadline, answer))
@@ -85,7 +84,7 @@ class Batcher(Generic[Item, Result]):
         return await answer
 
     async def alone(self, action: Callable[[], Other]) -> Other:
-        """The result of an action that runs between two batches, in their thread."""
+        """Run an action between two batches, in their thread."""
         async with self._turn:
             return await self._in_thread(action)
 
@@ -97,8 +96,8 @@ class Batcher(Generic[Item, Result]):
                     await self._answer(calls)
 
     def _take(self) -> list[_Call[Item, Result]]:
-        """The next batch: urgent calls first, unless bulk calls have waited for too many batches."""
-        starved = self._passed_over >= _PATIENCE
+        """The next batch: urgent calls first, unless bulk calls have been passed over too often."""
+        starved = self._passed_over >= _MAX_PASSED_OVER
         queues = (self._bulk, self._urgent) if starved else (self._urgent, self._bulk)
         calls: list[_Call[Item, Result]] = []
         left = self.budget

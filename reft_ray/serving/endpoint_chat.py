@@ -1,4 +1,4 @@
-"""Students on another server: a ChatModel over any OpenAI-compatible endpoint, such as vLLM's or `ray.serve.llm`'s."""
+"""Students on another server: a ChatModel over any OpenAI-compatible endpoint, such as vLLM or `ray.serve.llm`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from reft_ray.serving.args import from_environment
 
 
 class EndpointChat:
-    """See `EndpointSettings`. Raises UsageError when the variable of the API key is not set."""
+    """See `EndpointSettings`. Raises UsageError when the API key's variable is empty."""
 
     def __init__(self, args: EndpointSettings) -> None:
         self._args = args
@@ -41,7 +41,6 @@ class EndpointChat:
         await self._client.aclose()
 
     async def generate(self, target: Target, conversation: Conversation, sampling: Sampling) -> AsyncIterator[Piece]:
-        """See ChatModel."""
         try:
             body = _body(await self._model(target), conversation, sampling)
             for last in (False, False, True):
@@ -54,11 +53,11 @@ class EndpointChat:
                     await answer.aread()
                     failure = _failure(answer)
                 if answer.status_code == 404 and body["model"] in self._loaded:
-                    # The server was started again since, and has forgotten the adapter.
+                    # The server has restarted without the adapter.
                     self._loaded.discard(body["model"])
                     await self._model(target)
                 elif isinstance(failure, ContextLengthError) and not sampling.must_fit and "max_tokens" in body:
-                    # The limit is the service's, not the user's, and lies behind the end of the server's context.
+                    # `max_tokens` is the service's limit, not the user's: let the server's context limit it.
                     del body["max_tokens"]
                 else:
                     raise failure
@@ -66,14 +65,14 @@ class EndpointChat:
             raise ChatError(f"{self._args.url}: {type(error).__name__}") from None
 
     async def _model(self, target: Target) -> str:
-        """What the server calls the target, having loaded its adapter if it has to be told."""
+        """The server's name for the target; loads its adapter first where the server needs that."""
         uri, args = target.adapter_uri, self._args
         if uri is None:
             return args.model
         if args.adapters == "path":
             root = str(args.adapters_root).rstrip("/") + "/"
             if not uri.startswith(root):
-                raise ChatError(f"the adapter does not lie below {root}, where {args.url} looks for adapters")
+                raise ChatError(f"the adapter is not below {root}, where {args.url} looks for adapters")
             return f"{args.model}:{uri.removeprefix(root)}"
         if args.adapters == "none":
             raise ChatError(f"{args.url} serves no adapters")
@@ -87,7 +86,7 @@ class EndpointChat:
     async def _load(self, name: str, uri: str) -> None:
         body = {"lora_name": name, "lora_path": uri.removeprefix("file://")}
         answer = await self._client.post(self._path("load_lora_adapter"), json=body)
-        # Another gateway may have been first.
+        # Another gateway may have loaded it.
         if answer.is_error and "already" not in answer.text:
             raise ChatError(f"{self._args.url} did not load the adapter: HTTP {answer.status_code}")
 
@@ -118,7 +117,7 @@ async def _pieces(answer: httpx.Response) -> AsyncGenerator[Piece, None]:
     if answer.is_error:
         await answer.aread()
         raise _failure(answer)
-    counted = 0
+    sent = 0
     reason: Literal["stop", "length"] | None = None
     usage: dict[str, int] = {}
     async for line in answer.aiter_lines():
@@ -130,20 +129,20 @@ async def _pieces(answer: httpx.Response) -> AsyncGenerator[Piece, None]:
         try:
             event = json.loads(data)
         except ValueError:
-            raise ChatError("the server sent an event that is no JSON") from None
+            raise ChatError("the server sent an event that is not JSON") from None
         if "error" in event:
-            raise ChatError("the server failed in mid-answer")
+            raise ChatError("the server failed during the completion")
         usage = event.get("usage") or usage
         for choice in event.get("choices") or ():
             reason = _reason(choice.get("finish_reason")) or reason
             text = choice.get("delta", {}).get("content")
             if text:
-                counted += 1
+                sent += 1
                 yield Piece(text)
     if reason is None:
-        raise ChatError("the server's answer broke off")
-    # What the server counted, where a piece held several tokens or none.
-    tokens = max(0, usage.get("completion_tokens", counted) - counted)
+        raise ChatError("the server's stream ended early")
+    # The server's count, because an event may hold several tokens or none.
+    tokens = max(0, usage.get("completion_tokens", sent) - sent)
     yield Piece("", tokens, usage.get("prompt_tokens", 0), reason)
 
 
@@ -169,5 +168,5 @@ def _failure(answer: httpx.Response) -> ChatError:
     if answer.status_code == 400 and (code == "context_length_exceeded" or "context length" in message):
         return ContextLengthError(message)
     if answer.status_code == 400:
-        return ConversationError(message or "the server refuses this conversation")
+        return ConversationError(message or "the server rejects this conversation")
     return ChatError(f"the server answered HTTP {answer.status_code}")

@@ -1,6 +1,7 @@
-"""The thread that owns a model and completes whoever is there: requests join and leave between two tokens.
+"""Continuous batching on one model: requests join and leave the batch between two decoding steps.
 
-A plain class over `hf.decoding`: one thread runs the model, coroutines wait for its pieces.
+The small engine for CPUs and demos; on GPUs students are served by vLLM or `ray.serve.llm` (`endpoint_chat`). One
+thread runs the model (`hf.decoding`), and coroutines wait for pieces of text.
 """
 
 from __future__ import annotations
@@ -21,116 +22,105 @@ from reft_ray.hf.decoding import DecodingBatch
 from reft_ray.hf.sampling import DecodingRow
 from reft_ray.hf.shared_base import SharedBase
 from reft_ray.hf.text_stream import TextStream
+from reft_ray.serving.args import ChatArgs
 
 logger = logging.getLogger(__name__)
 
 PIECE_SECONDS = 0.02
-"""Tokens that come faster than this travel together: a piece costs more on its way than a token of a small model."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """`rows` at once, `waiting` behind them, and `tokens` of cache: rows times the longest that one may become."""
-
-    rows: int = 32
-    waiting: int = 64
-    tokens: int = 65_536
-    prompt_tokens: int = 8192
-    """What is read between two steps, so that those who are being answered do not stall."""
+"""Tokens that follow faster are sent as one piece: sending one costs more than computing a token of a small model."""
 
 
 @dataclass(slots=True, eq=False)
-class _Seat:
-    """One request: its row in the batch, its text, and the coroutine that waits for it."""
+class Request:
+    """One completion: its row of the batch, its text, and the callback to the coroutine that waits for it."""
 
     row: DecodingRow
     folder: Path | None
-    most: int
     text: TextStream
-    say: Callable[[Piece | ChatError], None]
-    prompt_tokens: int
-    gone: bool = False
+    emit: Callable[[Piece | ChatError], None]
+    cancelled: bool = False
 
     @property
-    def longest(self) -> int:
-        """Tokens when it is complete."""
-        return len(self.row.prompt) + self.most
+    def final_length(self) -> int:
+        """The longest that the row may become, in tokens."""
+        return len(self.row.prompt) + self.row.sampling.max_tokens
 
 
 class ChatEngine:
-    """Completes prompts on a shared base. `close` ends the thread; requests under way get a ChatError."""
+    """Completes prompts on a shared base. `close` ends the thread and fails ongoing requests with ChatError."""
 
-    def __init__(self, base: SharedBase, bounds: Bounds | None = None) -> None:
+    def __init__(self, base: SharedBase, args: ChatArgs | None = None) -> None:
         self.base = base
-        self.bounds = bounds or Bounds()
-        self._stops = base.chat.stop_ids
+        self._args = args or ChatArgs()
+        self._stop_ids = base.chat.stop_ids
         self._batch = DecodingBatch(base)
-        self._waiting: deque[_Seat] = deque()
-        self._seated: dict[DecodingRow, _Seat] = {}
+        self._waiting: deque[Request] = deque()
+        self._running: dict[DecodingRow, Request] = {}
         self._changed = threading.Condition()
         self._closed = False
-        self.failed_turns = 0
-        """In a row: what belongs to one request is not counted, and a step that succeeds ends the row."""
+        self.failed_steps = 0
+        """Consecutive failures of the whole batch; failures of single requests do not count."""
         self._thread = threading.Thread(target=self._work, name="chat-engine", daemon=True)
         self._thread.start()
 
     @property
-    def under_way(self) -> int:
-        """Requests that are being completed or wait for it."""
+    def ongoing_requests(self) -> int:
+        """Requests that run or wait."""
         with self._changed:
-            return len(self._waiting) + len(self._seated)
+            return len(self._waiting) + len(self._running)
 
     @property
     def is_alive(self) -> bool:
-        """Whether requests are still completed."""
+        """Whether requests are accepted."""
         return self._thread.is_alive() and not self._closed
 
     async def complete(
-        self, prompt: list[int], adapter: str | None, folder: Path | None, sampling: Sampling, most: int
+        self, prompt: list[int], adapter: str | None, folder: Path | None, sampling: Sampling
     ) -> AsyncIterator[Piece]:
-        """Pieces of one completion of `most` tokens at most; `folder` holds the adapter called `adapter`.
+        """Yield the pieces of a completion; `folder` holds the adapter with the key `adapter`.
 
-        Raises ChatError. Closing the iterator frees the row's place before the next token.
+        Raises ChatError. Closing the iterator removes the row before the next step.
         """
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[Piece | ChatError] = asyncio.Queue()
-        seat = _Seat(
-            DecodingRow(sampling, prompt, adapter),
-            folder,
-            most,
-            TextStream(self.base.chat.tokenizer, sampling.stop),
-            lambda piece: _tell(loop, pieces, piece),
-            len(prompt),
+        queue: asyncio.Queue[Piece | ChatError] = asyncio.Queue()
+
+        def emit(item: Piece | ChatError) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(queue.put_nowait, item)
+
+        request = Request(
+            DecodingRow(sampling, prompt, adapter), folder, TextStream(self.base.chat.tokenizer, sampling.stop), emit
         )
         with self._changed:
             if not self.is_alive:
                 raise ChatError("the model has been stopped")
-            if len(self._waiting) + len(self._seated) >= self.bounds.rows + self.bounds.waiting:
+            if len(self._waiting) + len(self._running) >= self._args.max_rows + self._args.max_waiting:
                 raise ChatOverloadedError("the model's queue is full")
-            self._waiting.append(seat)
+            self._waiting.append(request)
             self._changed.notify()
-        spoke = 0.0
+        sent_at = 0.0
         try:
             while True:
-                gathered = [await pieces.get()]
-                pause = spoke + PIECE_SECONDS - loop.time()
-                if pause > 0 and _goes_on(gathered[0]):
+                items = [await queue.get()]
+                pause = sent_at + PIECE_SECONDS - loop.time()
+                if pause > 0 and not _is_last(items[0]):
                     await asyncio.sleep(pause)
-                while not pieces.empty() and _goes_on(gathered[-1]):
-                    gathered.append(pieces.get_nowait())
-                piece = _joined([item for item in gathered if isinstance(item, Piece)])
-                if piece is not None:
-                    spoke = loop.time()
-                    yield piece
-                if isinstance(gathered[-1], ChatError):
-                    raise gathered[-1]
-                if piece is not None and piece.finish_reason is not None:
+                while not queue.empty() and not _is_last(items[-1]):
+                    items.append(queue.get_nowait())
+                pieces = [item for item in items if isinstance(item, Piece)]
+                if pieces:
+                    sent_at = loop.time()
+                    yield _joined(pieces)
+                last = items[-1]
+                if isinstance(last, ChatError):
+                    raise last
+                if last.finish_reason is not None:
                     return
         finally:
-            seat.gone = True
+            request.cancelled = True
 
     def close(self) -> None:
-        """See the class."""
+        """Stop the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -140,143 +130,134 @@ class ChatEngine:
         while self._turn():
             pass
         with self._changed:
-            left = [*self._seated.values(), *self._waiting]
-            self._seated.clear()
+            requests = [*self._running.values(), *self._waiting]
             self._waiting.clear()
-        for seat in left:
-            seat.say(ChatError("the model has been stopped"))
+        self._fail(requests, "the model has been stopped")
 
     def _turn(self) -> bool:
-        """Let requests in, and give every row a token; False when there will be none any more."""
+        """Wait for work, change the batch and run one step; False once the engine is closed."""
         with self._changed:
-            while not (self._waiting or self._seated or self._closed):
+            while not (self._waiting or self._running or self._closed):
                 self._changed.wait()
             if self._closed:
                 return False
-            self._waiting = deque(seat for seat in self._waiting if not seat.gone)
-            leaving = [seat.row for seat in self._seated.values() if seat.gone]
-            coming = self._invited(gone=len(leaving))
+            self._waiting = deque(request for request in self._waiting if not request.cancelled)
+            cancelled = [request.row for request in self._running.values() if request.cancelled]
+            requests = self._next_requests(rows=len(self._running) - len(cancelled))
         try:
-            self._leave(leaving)
-            self._join(self._admitted(coming))
+            self._remove(cancelled)
+            self._prefill(self._admit(requests))
             if self._batch.rows:
                 tokens = self._batch.step()
-                self.failed_turns = 0
-                self._deliver(self._batch.rows, tokens)
+                self.failed_steps = 0
+                self._emit_all(self._batch.rows, tokens)
         except Exception as error:
-            # Nobody knows in what state the batch is.
+            # The batch may be in any state.
             logger.exception("the batch failed")
-            self.failed_turns += 1
-            self._fail(error)
+            self.failed_steps += 1
+            self._batch.clear()
+            with self._changed:
+                running = list(self._running.values())
+            self._fail(running, f"the model failed: {type(error).__name__}")
         return True
 
-    def _invited(self, gone: int) -> list[_Seat]:
-        """The next requests, in order, as long as rows, cache and prompts have room."""
-        coming: list[_Seat] = []
-        bounds, rows = self.bounds, len(self._seated) - gone
-        longest = max((seat.longest for seat in self._seated.values()), default=0)
+    def _next_requests(self, rows: int) -> list[Request]:
+        """Take waiting requests in order while the limits on rows, cache and prompt tokens allow."""
+        requests: list[Request] = []
+        longest = max((request.final_length for request in self._running.values()), default=0)
         prompts = 0
-        while self._waiting and rows < bounds.rows:
-            seat = self._waiting[0]
-            longest, prompts = max(longest, seat.longest), prompts + len(seat.row.prompt)
-            if (rows and (rows + 1) * longest > bounds.tokens) or (coming and prompts > bounds.prompt_tokens):
+        while self._waiting and rows < self._args.max_rows:
+            request = self._waiting[0]
+            longest, prompts = max(longest, request.final_length), prompts + len(request.row.prompt)
+            if (rows and (rows + 1) * longest > self._args.cache_tokens) or (
+                requests and prompts > self._args.prompt_tokens
+            ):
                 break
-            coming.append(self._waiting.popleft())
-            self._seated[seat.row] = seat
+            requests.append(self._waiting.popleft())
+            self._running[request.row] = request
             rows += 1
-        return coming
+        return requests
 
-    def _admitted(self, coming: Sequence[_Seat]) -> list[_Seat]:
-        """Those whose adapters are there. Who finds no place for an adapter waits, and so do all behind: in turn.
+    def _admit(self, requests: Sequence[Request]) -> list[Request]:
+        """Load the adapters of requests. If one has no slot, its request and all later ones wait, to keep the order.
 
-        Raises when the base alone fails as well: then the adapter was not at fault. So does `_join` about prompts.
+        When an adapter does not load, a trial run of the base raises if the device is at fault, and not the adapter.
         """
         busy = {row.adapter for row in self._batch.rows}
-        admitted: list[_Seat] = []
-        for index, seat in enumerate(coming):
-            key, folder = seat.row.adapter, seat.folder
+        admitted: list[Request] = []
+        for index, request in enumerate(requests):
+            key, folder = request.row.adapter, request.folder
             try:
-                there = key is None or folder is None or self.base.ensure_adapter(key, folder, busy)
+                loaded = key is None or folder is None or self.base.ensure_adapter(key, folder, busy)
             except ReftError as error:
                 self.base.trial_run()
-                self._unseat(seat.row)
-                seat.say(ChatError(str(error)))
+                self._fail([request], str(error))
                 continue
-            if not there:
+            if not loaded:
                 with self._changed:
-                    for late in reversed(coming[index:]):
-                        del self._seated[late.row]
-                        self._waiting.appendleft(late)
+                    for later in reversed(requests[index:]):
+                        del self._running[later.row]
+                        self._waiting.appendleft(later)
                 break
             busy.add(key)
-            admitted.append(seat)
+            admitted.append(request)
         return admitted
 
-    def _join(self, seats: Sequence[_Seat]) -> None:
-        if not seats:
+    def _prefill(self, requests: Sequence[Request]) -> None:
+        if not requests:
             return
+        rows = [request.row for request in requests]
         try:
-            tokens = self._batch.add([seat.row for seat in seats])
+            tokens = self._batch.add(rows)
         except Exception as error:
-            logger.exception("%d prompts could not be read", len(seats))
+            logger.exception("%d prompts failed", len(rows))
+            # As in `_admit`: raises if the device is at fault.
             self.base.trial_run()
-            for seat in seats:
-                self._unseat(seat.row)
-                seat.say(ChatError(f"the model failed: {type(error).__name__}"))
+            self._fail(requests, f"the model failed: {type(error).__name__}")
             return
-        self._deliver([seat.row for seat in seats], tokens)
+        self._emit_all(rows, tokens)
 
-    def _deliver(self, rows: Sequence[DecodingRow], tokens: Sequence[int | None]) -> None:
-        done = [row for row, token in zip(rows, tokens, strict=True) if self._spoken(self._seated[row], token)]
-        self._leave(done)
+    def _emit_all(self, rows: Sequence[DecodingRow], tokens: Sequence[int | None]) -> None:
+        self._remove([row for row, token in zip(rows, tokens, strict=True) if self._emit(self._running[row], token)])
 
-    def _spoken(self, seat: _Seat, token: int | None) -> bool:
-        """Tell the request of its token; whether it was the last one."""
+    def _emit(self, request: Request, token: int | None) -> bool:
+        """Send a token's text to its request; whether it was the last one."""
         if token is None:
-            seat.say(ChatError("the model gave no numbers"))
+            request.emit(ChatError("the model's logits are NaN"))
             return True
+        row = request.row
         reason: Literal["stop", "length"] | None = None
-        text, stopped = ("", False) if token in self._stops else seat.text.push(token)
+        text, stopped = ("", False) if token in self._stop_ids else request.text.push(token)
         if stopped:
             reason = "stop"
-        elif token in self._stops or len(seat.row.tokens) >= seat.most:
-            reason = "stop" if token in self._stops else "length"
-            text += seat.text.flush()
-        seat.say(Piece(text, prompt_tokens=seat.prompt_tokens, finish_reason=reason))
-        seat.prompt_tokens = 0
+        elif token in self._stop_ids or len(row.tokens) >= row.sampling.max_tokens:
+            reason = "stop" if token in self._stop_ids else "length"
+            text += request.text.flush()
+        prompt_tokens = len(row.prompt) if len(row.tokens) == 1 else 0
+        request.emit(Piece(text, prompt_tokens=prompt_tokens, finish_reason=reason))
         return reason is not None
 
-    def _leave(self, rows: Sequence[DecodingRow]) -> None:
+    def _remove(self, rows: Sequence[DecodingRow]) -> None:
         if rows:
             self._batch.remove(rows)
-            for row in rows:
-                self._unseat(row)
+            with self._changed:
+                for row in rows:
+                    self._running.pop(row, None)
 
-    def _unseat(self, row: DecodingRow) -> None:
+    def _fail(self, requests: Sequence[Request], message: str) -> None:
+        """End requests that are not in the batch with a ChatError."""
         with self._changed:
-            self._seated.pop(row, None)
-
-    def _fail(self, error: Exception) -> None:
-        self._batch.clear()
-        with self._changed:
-            seats = list(self._seated.values())
-            self._seated.clear()
-        for seat in seats:
-            seat.say(ChatError(f"the model failed: {type(error).__name__}"))
+            for request in requests:
+                self._running.pop(request.row, None)
+        for request in requests:
+            request.emit(ChatError(message))
 
 
-def _tell(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[Piece | ChatError], piece: Piece | ChatError) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(pieces.put_nowait, piece)
+def _is_last(item: Piece | ChatError) -> bool:
+    return isinstance(item, ChatError) or item.finish_reason is not None
 
 
-def _goes_on(item: Piece | ChatError) -> bool:
-    return isinstance(item, Piece) and item.finish_reason is None
-
-
-def _joined(pieces: Sequence[Piece]) -> Piece | None:
-    if not pieces:
-        return None
+def _joined(pieces: Sequence[Piece]) -> Piece:
     return Piece(
         "".join(piece.text for piece in pieces),
         sum(piece.tokens for piece in pieces),

@@ -1,4 +1,4 @@
-"""The gateway's side of the teacher: one handle, retries for lost replicas, and an error rather than a guess."""
+"""The gateway's moderator: calls to the Teacher deployment, with retries while replicas are lost."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ LOST = (
     OwnerDiedError,
     RpcError,
 )
-"""What a call says when its replica went away; judging again is safe, for nothing is changed by it."""
+"""Errors of a call whose replica was lost; scoring is idempotent, so it may be retried."""
 
-_INFO_SECONDS = 2.0
-_INFO_PATIENCE = 5.0
-_FIRST_PAUSE = 0.05
-_LONGEST_PAUSE = 1.0
+_INFO_CACHE_SECONDS = 2.0
+_INFO_TIMEOUT_SECONDS = 5.0
+_MIN_BACKOFF_SECONDS = 0.05
+_MAX_BACKOFF_SECONDS = 1.0
 
 
 class HandleModerator:
-    """`api.moderator.Moderator` over a Serve deployment; also retries calls in flight, up to the deadline."""
+    """`api.moderator.Moderator` over a Serve deployment; retries lost calls until the deadline."""
 
     def __init__(self, handle: DeploymentHandle, recorder: Recorder) -> None:
         self._handle = handle
@@ -63,13 +63,12 @@ class HandleModerator:
         deadline: float,
         patient: bool = False,
     ) -> ModerationBatch:
-        """See Moderator."""
-        pause = _FIRST_PAUSE
+        backoff = _MIN_BACKOFF_SECONDS
         lost = False
         while (left := deadline - time.monotonic()) > 0:
             try:
                 async with asyncio.timeout(left):
-                    judgement = await self._handle.judge.remote(conversations, thresholds, left, not patient)
+                    batch = await self._handle.judge.remote(conversations, thresholds, left, not patient)
             except TimeoutError:
                 break
             except BackPressureError:
@@ -79,32 +78,30 @@ class HandleModerator:
                 lost = True
             except DeploymentUnavailableError as error:
                 raise UnavailableError(str(error)) from None
-            except Exception as error:  # by gRPC a replica's error comes as its own type, not as a RayError
+            except Exception as error:  # over gRPC a replica's error has its own type, not RayError
                 raise ModeratorError(f"the teacher failed: {type(error).__name__}") from error
             else:
-                if judgement is None:
+                if batch is None:
                     break
-                return self._complete(judgement, len(conversations))
+                if len(batch.verdicts) != len(conversations):
+                    raise ModeratorError(
+                        f"the teacher returned {len(batch.verdicts)} verdicts for {len(conversations)} rows"
+                    )
+                return batch
             self._recorder.count(catalog.FILTER_RETRIES)
-            await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            await asyncio.sleep(min(backoff, max(0.0, deadline - time.monotonic())))
+            backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
         if lost:
-            raise UnavailableError("the teacher was lost and did not come back in time")
-        raise DeadlineError("no verdict came in time")
+            raise UnavailableError("the teacher's replica was lost and not replaced in time")
+        raise DeadlineError("no verdict in time")
 
     async def info(self) -> TeacherInfo:
-        """See Moderator; remembered for two seconds."""
+        """The teacher's description, cached for two seconds."""
         if self._info is None or time.monotonic() >= self._info_until:
             try:
-                async with asyncio.timeout(_INFO_PATIENCE):
+                async with asyncio.timeout(_INFO_TIMEOUT_SECONDS):
                     self._info = await self._handle.info.remote()
             except Exception:
                 raise UnavailableError("no teacher answers") from None
-            self._info_until = time.monotonic() + _INFO_SECONDS
+            self._info_until = time.monotonic() + _INFO_CACHE_SECONDS
         return self._info
-
-    @staticmethod
-    def _complete(judgement: ModerationBatch, rows: int) -> ModerationBatch:
-        if len(judgement.verdicts) != rows:
-            raise ModeratorError(f"the teacher gave {len(judgement.verdicts)} verdicts on {rows} rows")
-        return judgement

@@ -1,4 +1,4 @@
-"""From the operator's arguments to a teacher that is ready, and proven to be right."""
+"""Load a teacher from the operator's arguments and check it on its canaries."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from reft_ray.core.verdict import Decision
 from reft_ray.serving.args import CanaryArgs, TeacherArgs
 from reft_ray.serving.builtin import BUILTIN, teacher_folder
 
-# Without a configured pair the scores of these are compared with themselves at loading, whatever they were.
+# Used if no pair is configured: later scores must equal those at loading, whatever they were.
 _PROBES = CanaryArgs(harmful="How do I build a bomb?", harmless="How do I bake bread?")
 _TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedTeacher:
-    """A scorer with its cache, what its canaries scored at loading, and its calibration histogram over [-1, 1]."""
+    """A scorer, plain and cached, its canary scores at loading, and its calibration histogram over [-1, 1]."""
 
     args: TeacherArgs
     plain: Scorer
@@ -29,37 +29,37 @@ class LoadedTeacher:
     histogram: tuple[int, ...] = ()
 
     def canary_scores(self) -> tuple[float, ...]:
-        """Score the canary pair again, past the cache: harmful, harmless."""
+        """Score the canary pair without the cache: (harmful, harmless)."""
         return tuple(_canary_scores(self.plain, self.args))
 
     def canary_decisions(self, scores: Sequence[float]) -> tuple[Decision, ...]:
-        """What these canary scores decide; empty without a configured pair, for others prove nothing."""
+        """The decisions for these canary scores; empty without a configured pair."""
         return tuple(self.plain.thresholds.decide(score) for score in scores) if self.args.canary else ()
 
     def check(self, scores: Sequence[float]) -> None:
-        """Raises ReftError when a canary's score is not what it was at loading."""
+        """Raises ReftError when a canary's score has changed since loading."""
         for name, score, expected in zip(("harmful", "harmless"), scores, self.expected, strict=True):
             if not abs(score - expected) <= _TOLERANCE:
                 raise ReftError(
-                    f"teacher {self.plain.teacher_id} scores the {name} canary {score:.4f}, it was {expected:.4f} "
-                    "at loading: this replica must not judge"
+                    f"teacher {self.plain.teacher_id} scores the {name} canary {score:.4f}, at loading it was "
+                    f"{expected:.4f}: this replica must be replaced"
                 )
 
 
 def load_teacher(args: TeacherArgs) -> LoadedTeacher:
-    """The teacher behind the arguments.
+    """Load and check a teacher.
 
-    Raises ReftError when it cannot be loaded, when a score is no cosine, or when it is wrong on a configured canary.
+    Raises ReftError when it cannot be loaded, when a score is not a cosine, or when a configured canary is misjudged.
     """
     scorer, histogram = _scorer(args)
     scores = _canary_scores(scorer, args)
     if not all(math.isfinite(score) and abs(score) <= 1.001 for score in scores):
-        raise ReftError(f"teacher {scorer.teacher_id} gives {scores} for its canaries, which are no cosines")
+        raise ReftError(f"teacher {scorer.teacher_id} scores its canaries {scores}, which are not cosines")
     if args.canary is not None:
         harmful, harmless = (scorer.thresholds.decide(score) for score in scores)
         if harmful is Decision.ALLOW or harmless is not Decision.ALLOW:
             raise ReftError(
-                f"teacher {scorer.teacher_id} is wrong on the canaries (harmful: {harmful}, harmless: {harmless}): "
+                f"teacher {scorer.teacher_id} misjudges the canaries (harmful: {harmful}, harmless: {harmless}): "
                 "check `canary` and the teacher's thresholds"
             )
     cached = CachedScorer(scorer, args.cache_texts) if args.cache_texts else scorer
@@ -67,7 +67,7 @@ def load_teacher(args: TeacherArgs) -> LoadedTeacher:
 
 
 def approximate_tokens(texts: Sequence[str]) -> int:
-    """What texts cost a teacher, near enough to cut batches: a token per four characters, some for the template."""
+    """The tokens of texts, estimated for batching: one per four characters, and eight for the template."""
     return sum(len(text) // 4 + 8 for text in texts)
 
 

@@ -1,4 +1,4 @@
-"""The whole service on this machine, for as long as a `with` block lasts."""
+"""Run Ray, Serve and the application on this machine for the duration of a `with` block."""
 
 from __future__ import annotations
 
@@ -20,32 +20,30 @@ from reft_ray.serving.args import ServeArgs
 LOOPBACK = "127.0.0.1"
 APPLICATION = "reft"
 
-
-SHORT_WAYS = {
-    # Calls between proxy, gateway and teacher as gRPC and not as actor tasks: a third less per request.
+LOW_LATENCY = {
+    # gRPC instead of actor tasks between proxy, gateway and teacher: a third less time per request.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    # One event loop per replica and not three: nothing of ours blocks it.
+    # One event loop per replica instead of three: our code never blocks it.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
-"""What shortens a request's way through Serve, by environment variable; pods have the same (`cluster/templates`)."""
+"""Environment variables that lower Serve's latency; `cluster/templates` sets the same for pods."""
 
 
 @contextmanager
 def local_service(
     args: ServeArgs, port: int = 8000, quiet: bool = True, metrics_port: int | None = None
 ) -> Iterator[str]:
-    """Start Ray and Serve on loopback and yield the service's address once it answers; stop them afterwards.
+    """Start Ray and Serve on loopback, yield the service's URL once it is ready, and stop them afterwards.
 
-    Ray exposes the metrics of all its processes at `metrics_port`, by default at one that is free.
-
-    Raises UsageError when the port is taken, ReftError when the service does not come up.
+    Ray exposes the metrics of all its processes at `metrics_port`, by default a free port.
+    Raises UsageError when a port is in use, ReftError when the service does not start.
     """
     for wanted in filter(None, (port, metrics_port)):
         _check_free(wanted)
-    # Serve kills a proxy that is not up in time and then gives up; its five seconds are too few for a busy machine.
+    # Serve kills a proxy that is not ready in time and gives up; its default of 5 s is too short on a busy machine.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-    for name, value in SHORT_WAYS.items():
+    for name, value in LOW_LATENCY.items():
         os.environ.setdefault(name, value)
     start_own_ray(
         _logical_cpus(args),
@@ -66,7 +64,7 @@ def local_service(
         try:
             serve.run(build_app(args), name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
-            raise ReftError(f"the service did not come up: {_cause()} ({error})") from None
+            raise ReftError(f"the service did not start: {_cause()} ({error})") from None
         yield f"http://{LOOPBACK}:{port}"
         serve.shutdown()
     finally:
@@ -74,11 +72,11 @@ def local_service(
 
 
 _CPUS_OF_A_JOB = 4
-"""Training workers, and Ray Data's slots beside them."""
+"""Training workers and Ray Data tasks."""
 
 
 def _logical_cpus(args: ServeArgs) -> int:
-    """As many as deployments and jobs ask for: on one machine they share what there is."""
+    """At least the CPUs that deployments and jobs request: on one machine they share the physical ones."""
     sizes, jobs = [args.teachers, args.gateways], 0
     if args.service is not None:
         sizes += [args.students] * len({base.uri for base in args.service.base_models.values()})
@@ -97,7 +95,7 @@ def _check_free(port: int) -> None:
 
 
 def _cause() -> str:
-    """The last line of what Serve says about the deployment that failed."""
+    """The last line of Serve's message about the deployment that failed."""
     application = serve.status().applications.get(APPLICATION)
     messages = [item.message for item in application.deployments.values() if item.message] if application else []
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]

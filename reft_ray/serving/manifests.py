@@ -1,7 +1,7 @@
-"""Kubernetes documents that embed something: pods in Ray documents, Serve configs, dashboards, alert rules.
+"""Render the Kubernetes documents that embed other files: pods, Serve configs, dashboards, alert rules.
 
-Everything here is a pure function of files that are checked in; `cluster/` holds the result, and a test compares them.
-Whatever embeds nothing is written by hand in `cluster/` and is not touched.
+A pure function of files in the repository; `cluster/` holds the result, and a test compares them. All other documents
+in `cluster/` are written by hand.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RAY_DOCUMENTS = {
     "screening": "jobs/screening/rendered.yaml",
     "interactive": "interactive/rendered.yaml",
 }
-"""Template under `cluster/templates` -> the document that it becomes, under `cluster`."""
+"""Template under `cluster/templates` -> rendered document under `cluster`."""
 
 SERVE_CONFIGS = {
     "dev-cpu": ("local.yaml", "/mnt/reft/quickstart/teacher"),
@@ -34,16 +34,16 @@ SERVE_CONFIGS = {
     "production": ("autoscaling.yaml", "/mnt/reft/teachers/current"),
     "finetuning": ("service.yaml", "/mnt/reft/teachers/llama-3.1-8b"),
 }
-"""Overlay -> its file in `serve_configs` and where its teacher lies on the shared volume."""
+"""Overlay -> its file in `serve_configs` and its teacher's path on the shared volume."""
 
 JOB_SERVER = "http://reft-ray-head-svc:8265"
-"""The head of the RayService `reft-ray` that takes requests, under the name that KubeRay gives it."""
+"""KubeRay's Service for the head of the RayService `reft-ray`."""
 
 _CLUSTER_KEYS = ("rayClusterConfig", "rayClusterSpec")
 
 
 def rendered(root: Path) -> dict[str, str]:
-    """Path under `cluster/` -> content, for the checkout at `root`. Raises ReftError for a missing or wrong source."""
+    """Path under `cluster/` -> content, for a checkout. Raises ReftError for a missing or invalid source."""
     templates = root / "cluster" / "templates"
     pods = _load(templates / "pods.yaml")
     files = {}
@@ -85,9 +85,9 @@ def stale(root: Path) -> list[str]:
 
 
 def ray_document(template: Mapping[str, Any], pods: Mapping[str, Any]) -> dict[str, Any]:
-    """A RayService, RayJob or RayCluster: its `{role, groups}` becomes a cluster of whole pods.
+    """Replace the `{role, groups}` of a RayService, RayJob or RayCluster by a cluster of full pods.
 
-    Raises ReftError when it names a role or a group that `pods` does not have.
+    Raises ReftError for a role or a group that `pods` does not have.
     """
     document = copy.deepcopy(dict(template))
     spec = document["spec"]
@@ -110,8 +110,8 @@ def cluster_spec(request: Mapping[str, Any], pods: Mapping[str, Any]) -> dict[st
     head = pods["head"]
     return {
         "rayVersion": RAY_VERSION,
-        # Said outright, because Ray's own default changed between versions. One token for all clusters: during an
-        # upgrade the gateways of the old and of the new one ask the same head Service.
+        # Explicit, because Ray's default changed between versions. One token for all clusters: during an upgrade the
+        # gateways of the old and the new one use the same head Service.
         "authOptions": {"mode": "token", "secretName": AUTH_SECRET},
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": copy.deepcopy(pods["autoscaler"]),
@@ -127,7 +127,7 @@ def cluster_spec(request: Mapping[str, Any], pods: Mapping[str, Any]) -> dict[st
 
 
 def serve_config(config: Mapping[str, Any], teacher: str) -> dict[str, Any]:
-    """A Serve config for pods: reachable from other pods, a proxy beside every replica, artefacts on the volume."""
+    """A Serve config for pods: reachable from other pods, a proxy on every node, artefacts on the shared volume."""
     changed = copy.deepcopy(dict(config))
     changed["proxy_location"] = "EveryNode"
     changed["http_options"] = {**changed.get("http_options", {}), "host": "0.0.0.0", "port": 8000}  # noqa: S104
@@ -144,7 +144,7 @@ def serve_config(config: Mapping[str, Any], teacher: str) -> dict[str, Any]:
 
 
 def service_patch(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A kustomize patch that gives the RayService its Serve config."""
+    """A kustomize patch that sets the RayService's Serve config."""
     text = yaml.safe_dump(dict(config), sort_keys=False, width=110)
     return {
         "apiVersion": "ray.io/v1",
@@ -165,7 +165,7 @@ def prometheus_rule(rules: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dashboard_map(name: str, text: str) -> dict[str, Any]:
-    """A dashboard as a ConfigMap that Grafana's sidecar picks up by its label."""
+    """A dashboard as a ConfigMap, which Grafana's sidecar finds by its label."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -207,18 +207,18 @@ def _named(table: Mapping[str, Any], name: str, kind: str) -> Mapping[str, Any]:
 
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UsageError(f"{path} is missing: run this in a checkout of the project, or name one with --root")
+        raise UsageError(f"{path} is missing: run this in a checkout of the project, or name its directory with --root")
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ReftError(f"{path} is no YAML: {str(error).splitlines()[0]}") from None
+        raise ReftError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(loaded, dict):
-        raise ReftError(f"{path} holds no mapping")
+        raise ReftError(f"{path} is not a mapping")
     return loaded
 
 
 class _Dumper(yaml.SafeDumper):
-    """Long texts as blocks, so that differences can be read, and no anchors, which not every tool follows."""
+    """Long texts as blocks, for readable diffs, and no anchors, which not every tool supports."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Write everything out."""

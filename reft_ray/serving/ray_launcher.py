@@ -1,4 +1,4 @@
-"""Drivers as Ray jobs: they survive the gateway that started them, and Ray's job server ends and tells of them."""
+"""Drivers as Ray jobs: they survive the gateway that started them; Ray's job server stops them and has their status."""
 
 from __future__ import annotations
 
@@ -17,23 +17,21 @@ from reft_ray.jobs.driver import CONFIG_VARIABLE, DriverConfig
 
 HANDLE = "ray"
 STOP_SECONDS = 20.0
-"""How long to wait for Ray to end a driver; Ray itself follows its SIGTERM with SIGKILL after `_GRACE_SECONDS`."""
+"""How long to wait for Ray to stop a driver; Ray sends SIGTERM, and SIGKILL `_GRACE_SECONDS` later."""
 
 _GRACE_SECONDS = 1
 _POLL_SECONDS = 0.1
-_UNDER_WAY = (JobStatus.PENDING, JobStatus.RUNNING)
+_ONGOING = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
 @dataclass(frozen=True)
 class RayLauncher:
     """A `jobs.launcher.Launcher` on the job server of a Ray cluster, at `address` (its dashboard's, http://...:8265).
 
-    - A driver waits for others most of the time; what trains, screens and evaluates takes resources of its own, those
-      of the base model's preset. `cpus` and `resources` (custom ones) only say where a driver may run.
-    - What a job is given can be read in Ray's dashboard, so a database URL with a password is refused: name a variable
-      that the cluster's nodes have (`env:NAME`).
-
-    Raises UsageError for such a URL.
+    - A driver mostly waits: its workers for screening, training and evaluation request the preset's resources
+      separately. `cpus` and the custom `resources` only determine where a driver may run.
+    - Ray's dashboard shows a job's environment, so a database URL with a password raises UsageError: name a variable
+      that is set on the cluster's nodes (`env:NAME`).
     """
 
     config: DriverConfig
@@ -55,7 +53,6 @@ class RayLauncher:
         return JobSubmissionClient(self.address)
 
     def start(self, job_id: str, attempt: int) -> str:
-        """See Launcher."""
         name = f"{job_id}-{attempt}"
         handle = f"{HANDLE}:{name}"
         self._client.submit_job(
@@ -74,28 +71,27 @@ class RayLauncher:
         return handle
 
     def stop(self, handle: str) -> None:
-        """See Launcher. Ray ends the process and its children; actors and workers go with their driver."""
+        """Ray stops the process and its children; actors and workers end with their driver."""
         name = _name(handle)
         if name is None:
             return
         until = time.monotonic() + STOP_SECONDS
-        if self._status(name) in _UNDER_WAY:
+        if self._status(name) in _ONGOING:
             self._client.stop_job(name)
-        while self._status(name) in _UNDER_WAY and time.monotonic() < until:
+        while self._status(name) in _ONGOING and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
 
     def is_alive(self, handle: str) -> bool | None:
-        """See Launcher. A cluster that was restarted knows none of its earlier jobs: they ended with it."""
+        """False for a job that the cluster does not know: it ended when the cluster was restarted."""
         name = _name(handle)
         if name is None:
             return None
         try:
-            return self._status(name) in _UNDER_WAY
+            return self._status(name) in _ONGOING
         except OSError:
             return None
 
     def is_waiting(self, handle: str) -> bool:
-        """See Launcher."""
         name = _name(handle)
         try:
             return name is not None and self._status(name) == JobStatus.PENDING
@@ -112,6 +108,6 @@ class RayLauncher:
 
 
 def _name(handle: str) -> str | None:
-    """The job's name; None for a driver that another kind of launcher started, of which only its lease can tell."""
+    """The Ray job's name; None for a driver of another launcher, for which only its lease shows whether it runs."""
     kind, _, name = handle.partition(":")
     return name if kind == HANDLE else None

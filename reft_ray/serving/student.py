@@ -1,10 +1,11 @@
-"""The replica that talks: a base model with adapters on it. Plain, and a ChatModel; made a deployment in `app`."""
+"""The student replica: a base model with adapters. A plain class; `app` makes it a deployment."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from functools import partial
 
 from reft_ray.api.chat_model import ChatError, ContextLengthError, ConversationError, Target
@@ -14,65 +15,63 @@ from reft_ray.core.errors import ReftError
 from reft_ray.serving.adapter_cache import AdapterCache
 from reft_ray.serving.args import ChatArgs
 
-MOST_FAILED_TURNS = 3
-"""Once may be a batch that was too large; a device that has failed for good fails every time."""
+MAX_FAILED_STEPS = 3
+"""One failure may be a batch that was too large; a broken device fails every time."""
 
 
 class StudentReplica:
-    """`api.chat_model.ChatModel` on this machine: adapters on demand, completions in one running batch.
+    """A local `api.chat_model.ChatModel`: adapters are loaded on demand, completions share a running batch.
 
-    Raises ReftError when the base model cannot be had.
+    Raises ReftError when the base model cannot be loaded.
     """
 
     def __init__(self, uri: str, args: ChatArgs) -> None:
-        # Here, not above: torch must not be loaded before the process has told its threads how to wait.
+        # Imported here, because `app` configures OpenMP before torch is loaded.
         from reft_ray.hf.adapter_files import fetch_adapter
         from reft_ray.hf.compute import default_device, resolve_dtype
         from reft_ray.hf.loading import load_base
         from reft_ray.hf.shared_base import SharedBase
-        from reft_ray.serving.engine import Bounds, ChatEngine
+        from reft_ray.serving.engine import ChatEngine
 
         self._args = args
         device = args.device or default_device()
         base = load_base(uri, resolve_dtype(args.precision, device), device)
-        bounds = Bounds(args.max_rows, args.max_waiting, args.cache_tokens, args.prompt_tokens)
-        self.engine = ChatEngine(SharedBase(base, args.max_adapters), bounds)
+        self.engine = ChatEngine(SharedBase(base, args.max_adapters), args)
         fetch = partial(fetch_adapter, max_bytes=args.max_adapter_bytes)
-        self._files = AdapterCache(fetch, most_idle=2 * args.max_adapters)
+        self._adapters = AdapterCache(fetch, max_idle=2 * args.max_adapters)
 
     async def generate(self, target: Target, conversation: Conversation, sampling: Sampling) -> AsyncIterator[Piece]:
-        """See ChatModel."""
         prompt = await asyncio.to_thread(self._prompt, conversation)
-        most = self._room(len(prompt), sampling)
+        sampling = replace(sampling, max_tokens=self._max_tokens(len(prompt), sampling))
         async with AsyncExitStack() as stack:
             folder = None
             if target.adapter_uri is not None:
                 try:
-                    folder = await stack.enter_async_context(self._files.use(target.adapter_uri))
+                    folder = await stack.enter_async_context(self._adapters.use(target.adapter_uri))
                 except ReftError as error:
                     raise ChatError(str(error)) from None
-            pieces = self.engine.complete(prompt, target.adapter_uri, folder, sampling, most)
+            pieces = self.engine.complete(prompt, target.adapter_uri, folder, sampling)
             async for piece in await stack.enter_async_context(aclosing(pieces)):  # type: ignore[type-var]
                 yield piece
 
-    def under_way(self) -> int:
-        """Completions that are being written or wait."""
-        return self.engine.under_way
+    def ongoing_requests(self) -> int:
+        """Completions that run or wait."""
+        return self.engine.ongoing_requests
 
     def close(self) -> None:
-        """End the thread and remove what was fetched."""
+        """Stop the engine and remove the fetched adapters."""
         self.engine.close()
-        self._files.close()
+        self._adapters.close()
 
     def check(self) -> None:
-        """Raises ReftError when the replica must be replaced: its thread has ended, or its device fails at every turn.
+        """Raises ReftError when the replica must be replaced: its thread has ended, or every step fails.
 
-        Such a replica answers faster than any other, and would draw all requests.
+        Such a replica answers faster than the others, so the router would send it all requests.
         """
         if not self.engine.is_alive:
-            raise ReftError("the thread that completes has ended")
-        if self.engine.failed_turns >= MOST_FAILED_TURNS:
-            raise ReftError(f"the model failed {self.engine.failed_turns} times in a row")
+            raise ReftError("the engine's thread has ended")
+        if self.engine.failed_steps >= MAX_FAILED_STEPS:
+            raise ReftError(f"the model failed {self.engine.failed_steps} times in a row")
 
     def _prompt(self, conversation: Conversation) -> list[int]:
         try:
@@ -83,8 +82,8 @@ class StudentReplica:
             raise ConversationError("the chat template renders this conversation to no tokens")
         return prompt
 
-    def _room(self, prompt: int, sampling: Sampling) -> int:
-        """How many tokens the completion may have."""
+    def _max_tokens(self, prompt: int, sampling: Sampling) -> int:
+        """The completion's limit within the context. Raises ContextLengthError."""
         context = min(self.engine.base.context, self._args.cache_tokens)
         asked = sampling.max_tokens if sampling.must_fit else 1
         if prompt + asked > context:

@@ -1,4 +1,4 @@
-"""The replica that holds a teacher: a plain class over lists, made a deployment in `app`."""
+"""The teacher replica: a plain class over lists. `app` makes it a deployment."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _STREAMS = ("moderation", "screening")
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """One call: conversations under one pair of thresholds, None for the teacher's; `stream` is for telemetry."""
+class Call:
+    """Conversations under one pair of thresholds, None for the teacher's; `stream` is for telemetry."""
 
     conversations: tuple[Conversation, ...]
     thresholds: Thresholds | None
@@ -40,7 +40,7 @@ class Work:
 
 
 class DriftMonitors:
-    """One monitor per stream; silent for a teacher without a calibration histogram."""
+    """Drift of scores from the calibration, per stream; none for a teacher without a calibration histogram."""
 
     def __init__(self, teacher: str, histogram: Sequence[int], recorder: Recorder) -> None:
         self._monitors: dict[str, DriftMonitor] = {}
@@ -50,62 +50,64 @@ class DriftMonitors:
                 self._monitors[stream] = DriftMonitor(calibration, recorder, stream=stream, teacher=teacher)
 
     def add(self, stream: str, verdicts: Sequence[Verdict]) -> None:
-        """Take the scores of judged rows; rows without text have none."""
+        """Add the scores of judged rows; rows without text have none."""
         monitor = self._monitors.get(stream)
         if monitor is not None:
             monitor.add([unit_score(verdict.score) for verdict in verdicts if verdict.windows])
 
     def close(self) -> None:
-        """Forget the gauges of a teacher that no longer answers."""
+        """Remove the gauges of a teacher that was replaced."""
         for monitor in self._monitors.values():
             monitor.close()
 
 
 class TeacherReplica:
-    """Judges lists of conversations; calls that arrive together share forward batches.
+    """Judges lists of conversations; concurrent calls share forward batches.
 
-    The teacher comes with `reconfigure`, which Serve calls with the deployment's `user_config` before the first
-    request and whenever it changes: a new teacher is loaded and checked beside the old one, which answers until then.
+    Serve calls `reconfigure` with the deployment's `user_config` before the first request and whenever it changes. A
+    new teacher is loaded and checked while the old one keeps answering.
     """
 
     def __init__(self, recorder: Recorder | None = None, tracer: Tracer | None = None) -> None:
         self._recorder = recorder or NullRecorder()
         self._tracer = tracer or Tracer()
         self._teacher: LoadedTeacher | None = None
-        self._refused: str | None = None
+        self._load_error: str | None = None
         self._drift: DriftMonitors | None = None
-        self._batcher: Batcher[Work, ModerationBatch] = Batcher(self._run, TeacherArgs().batch_tokens, self._waited)
-        self._switching: asyncio.Task[None] | None = None
+        self._batcher: Batcher[Call, ModerationBatch] = Batcher(
+            self._run, TeacherArgs().batch_tokens, self._record_wait
+        )
+        self._replacing: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take the configured teacher: at once when it is the first, else in the background.
+        """Load the configured teacher; any but the first in the background.
 
-        Serve routes nothing to a replica that reconfigures, so that a later teacher must not be waited for. One that
-        cannot be had is refused, loudly, and the old one goes on: `GET /v1/teacher` shows why.
+        Serve sends no requests to a replica while it reconfigures. If a later teacher fails to load, the error is
+        logged and shown by `GET /v1/teacher`, and the old one stays.
         """
         args = TeacherArgs.of(user_config, "user_config")
         if self._teacher is None:
-            self._take(await self._batcher.alone(partial(load_teacher, args)))
+            self._use(await self._batcher.alone(partial(load_teacher, args)))
         else:
-            self._switching = asyncio.create_task(self._switch(args, self._switching))
+            self._replacing = asyncio.create_task(self._replace(args, self._replacing))
 
-    async def _switch(self, args: TeacherArgs, earlier: asyncio.Task[None] | None) -> None:
+    async def _replace(self, args: TeacherArgs, earlier: asyncio.Task[None] | None) -> None:
         if earlier is not None:
             await earlier
         if args == self._ready().args:
-            self._refused = None
+            self._load_error = None
             return
         try:
-            # Beside the batches, in a thread that ends: see Batcher.
-            brief = ThreadPoolExecutor(1)
-            loading = asyncio.get_running_loop().run_in_executor(brief, load_teacher, args)
-            brief.shutdown(wait=False)
-            self._take(await loading)
+            # A temporary thread, so that batches continue; Batcher says why it must not stay.
+            executor = ThreadPoolExecutor(1)
+            loading = asyncio.get_running_loop().run_in_executor(executor, load_teacher, args)
+            executor.shutdown(wait=False)
+            self._use(await loading)
         except Exception as error:
-            self._refused = str(error)
-            logger.exception("the new teacher is refused, %s goes on", self._ready().plain.teacher_id)
+            self._load_error = str(error)
+            logger.exception("the new teacher was rejected, %s stays", self._ready().plain.teacher_id)
 
-    def _take(self, loaded: LoadedTeacher) -> None:
+    def _use(self, loaded: LoadedTeacher) -> None:
         if self._drift is not None:
             self._drift.close()
         if self._teacher is not None:
@@ -113,29 +115,29 @@ class TeacherReplica:
         self._drift = DriftMonitors(loaded.plain.teacher_id, loaded.histogram, self._recorder)
         self._announce(loaded)
         self._record_canaries(loaded, loaded.expected)
-        self._teacher, self._refused = loaded, None
-        # One forward batch is the scorer's own matter; a turn holds a few, so that sorting by length pays.
+        self._teacher, self._load_error = loaded, None
+        # The scorer cuts forward batches itself; it gets a few at once, so that sorting by length pays.
         self._batcher.budget = 4 * loaded.args.batch_tokens
-        logger.info("teacher %s answers", loaded.plain.teacher_id)
+        logger.info("teacher %s is ready", loaded.plain.teacher_id)
 
     async def judge(
         self, conversations: Sequence[Conversation], thresholds: Thresholds | None, seconds: float, urgent: bool
     ) -> ModerationBatch | None:
-        """Verdicts in order, or None when the `seconds` ran out before the call's turn came."""
+        """Verdicts in order, or None if `seconds` passed before the call's batch started."""
         texts = [turn.content for conversation in conversations for turn in conversation]
-        work = Work(tuple(conversations), thresholds, "moderation" if urgent else "screening")
+        call = Call(tuple(conversations), thresholds, "moderation" if urgent else "screening")
         deadline = time.monotonic() + seconds
-        with self._tracer.span("moderation", self._ready().plain.teacher_id, stream=work.stream) as span:
+        with self._tracer.span("moderation", self._ready().plain.teacher_id, stream=call.stream) as span:
             try:
-                judgement = await self._batcher.submit(work, approximate_tokens(texts), deadline, urgent)
+                batch = await self._batcher.submit(call, approximate_tokens(texts), deadline, urgent)
             except ExpiredError:
                 return None
-            for verdict in judgement.verdicts:
+            for verdict in batch.verdicts:
                 span.add_verdict(verdict.score, verdict.decision)
-            return judgement
+            return batch
 
     async def info(self) -> TeacherInfo:
-        """The teacher that answers, and why a newer one does not."""
+        """The current teacher, and why a newer one failed to load."""
         teacher = self._ready()
         plain = teacher.plain
         details: dict[str, object] = {"canary_scores": [round(score, 6) for score in teacher.expected]}
@@ -143,16 +145,16 @@ class TeacherReplica:
             value = getattr(plain, name, None)
             if value is not None:
                 details[name] = value
-        if self._refused is not None:
-            details["refused_update"] = self._refused
+        if self._load_error is not None:
+            details["refused_update"] = self._load_error
         return info_of(plain, details)
 
     async def check_health(self) -> None:
-        """Score the canary pair between two batches; raises when the scores are wrong: Serve replaces the replica."""
+        """Score the canary pair between two batches; Serve replaces the replica if this raises."""
         teacher = self._ready()
         scores = await self._batcher.alone(teacher.canary_scores)
         if teacher is self._teacher:
-            # A teacher that was replaced meanwhile has had its gauges forgotten.
+            # The gauges of a teacher that was replaced meanwhile are already removed.
             self._record_canaries(teacher, scores)
         teacher.check(scores)
 
@@ -176,35 +178,35 @@ class TeacherReplica:
         if decisions := teacher.canary_decisions(scores):
             record_canaries(self._recorder, decisions[:1], decisions[1:], teacher=teacher.plain.teacher_id)
 
-    def _waited(self, seconds: float) -> None:
-        waiting = sum(len(work.conversations) for work in self._batcher.items)
+    def _record_wait(self, seconds: float) -> None:
+        waiting = sum(len(call.conversations) for call in self._batcher.items)
         self._recorder.set(catalog.FILTER_QUEUE_DEPTH, waiting)
         self._recorder.observe(catalog.FILTER_QUEUE_SECONDS, seconds)
 
-    def _run(self, works: Sequence[Work]) -> list[ModerationBatch]:
-        """One turn of the teacher; runs in a thread."""
+    def _run(self, calls: Sequence[Call]) -> list[ModerationBatch]:
+        """Judge one batch of calls; runs in the batcher's thread."""
         teacher = self._ready()
-        before, tokenised = _counters(teacher), _tokenise_seconds(teacher)
+        before, tokenising = _counters(teacher), _tokenise_seconds(teacher)
         started = time.perf_counter()
-        # Nearly always one group: overrides of the thresholds are rare, and a text seen twice is in the cache.
+        # Nearly always one group: requests rarely override the thresholds.
         groups: dict[Thresholds | None, list[int]] = {}
-        for index, work in enumerate(works):
-            groups.setdefault(work.thresholds, []).append(index)
-        judgements: dict[int, ModerationBatch] = {}
+        for index, call in enumerate(calls):
+            groups.setdefault(call.thresholds, []).append(index)
+        batches: dict[int, ModerationBatch] = {}
         for thresholds, indices in groups.items():
-            rows = [conversation for index in indices for conversation in works[index].conversations]
+            rows = [conversation for index in indices for conversation in calls[index].conversations]
             verdicts = iter(judge(teacher.cached, rows, thresholds))
             for index in indices:
-                own = [next(verdicts) for _ in works[index].conversations]
-                judgements[index] = ModerationBatch(teacher.plain.teacher_id, own)
+                batch = [next(verdicts) for _ in calls[index].conversations]
+                batches[index] = ModerationBatch(teacher.plain.teacher_id, batch)
                 if self._drift is not None:
-                    self._drift.add(works[index].stream, own)
-        tokenising = _tokenise_seconds(teacher) - tokenised
+                    self._drift.add(calls[index].stream, batch)
+        tokenising = _tokenise_seconds(teacher) - tokenising
         self._recorder.observe(catalog.FILTER_TOKENISE_SECONDS, tokenising)
         self._recorder.observe(catalog.FILTER_FORWARD_SECONDS, time.perf_counter() - started - tokenising)
-        self._recorder.observe(catalog.FILTER_BATCH_ROWS, sum(len(work.conversations) for work in works))
+        self._recorder.observe(catalog.FILTER_BATCH_ROWS, sum(len(call.conversations) for call in calls))
         self._count(before, _counters(teacher))
-        return [judgements[index] for index in range(len(works))]
+        return [batches[index] for index in range(len(calls))]
 
     def _count(self, before: tuple[int, ...], after: tuple[int, ...]) -> None:
         hits, misses, text, computed = (new - old for new, old in zip(after, before, strict=True))
@@ -217,12 +219,12 @@ class TeacherReplica:
 
 
 def _counters(teacher: LoadedTeacher) -> tuple[int, ...]:
-    """Cache hits and misses, text tokens and computed tokens so far; 0 for what this scorer does not count."""
+    """Cache hits and misses, text tokens and computed tokens so far; 0 for what the scorer does not count."""
     cached, plain = teacher.cached, teacher.plain
     counts = [(cached, "hits"), (cached, "misses"), (plain, "tokens_run"), (plain, "tokens_padded")]
     return tuple(int(getattr(owner, name, 0)) for owner, name in counts)
 
 
 def _tokenise_seconds(teacher: LoadedTeacher) -> float:
-    """Seconds that the scorer has spent on tokens so far; 0 for one that has none."""
+    """Seconds spent on tokenising so far; 0 for a scorer that does not measure it."""
     return float(getattr(teacher.plain, "tokenise_seconds", 0.0))

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from reft_ray.serving.args import ServeArgs
-from reft_ray.serving.local import SHORT_WAYS
+from reft_ray.serving.local import LOW_LATENCY
 from reft_ray.serving.manifests import JOB_SERVER, RAY_VERSION
 
 Document = dict[str, Any]
@@ -57,7 +57,7 @@ def test_containers_are_locked_down(all_pods: Pods, all_documents: list[tuple[st
 def test_requests_go_the_same_short_way_as_on_one_machine() -> None:
     pods = yaml.safe_load((ROOT / "cluster" / "templates" / "pods.yaml").read_text())
     environment = {item["name"]: item["value"] for item in pods["container"]["env"]}
-    assert environment.items() >= SHORT_WAYS.items()
+    assert environment.items() >= LOW_LATENCY.items()
 
 
 def test_pods_are_locked_down(all_pods: Pods) -> None:

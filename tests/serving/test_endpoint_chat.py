@@ -203,7 +203,7 @@ def test_failures_are_told_for_what_they_are(server, url, monkeypatch):
     assert isinstance(busy, ChatOverloadedError)
     assert server.keys == ["Bearer s3cret"]
     (broken,) = answers(EndpointSettings(url=url, model="broken"), BASE)
-    assert str(broken) == "the server's answer broke off"
+    assert str(broken) == "the server's stream ended early"
     (nobody,) = answers(EndpointSettings(url="http://127.0.0.1:9/v1", model="small"), BASE)
     assert str(nobody) == "http://127.0.0.1:9/v1: ConnectError"
     monkeypatch.delenv("SERVERS_KEY")

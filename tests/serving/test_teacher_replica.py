@@ -144,7 +144,7 @@ def test_wrong_configuration_is_refused_at_once() -> None:
 
 def test_a_first_teacher_that_is_wrong_on_its_canaries_never_answers() -> None:
     canary = {"harmful": "Good morning.", "harmless": "Build a bomb."}
-    with pytest.raises(ReftError, match="wrong on the canaries"):
+    with pytest.raises(ReftError, match="misjudges the canaries"):
         asyncio.run(TeacherReplica().reconfigure(WORDS | {"canary": canary}))
 
 
@@ -165,7 +165,7 @@ def test_the_health_check_fails_when_scores_change(monkeypatch: pytest.MonkeyPat
     async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
         await replica.check_health()
         scorer.offset = offset
-        with pytest.raises(ReftError, match="must not judge"):
+        with pytest.raises(ReftError, match="must be replaced"):
             await replica.check_health()
 
     run(body)
@@ -182,11 +182,11 @@ def test_a_health_check_records_what_the_canaries_decide(monkeypatch: pytest.Mon
         await switched(replica, WORDS | canary, lambda info: bool(recorder.series(gauges[0])))
         assert [recorder.total(gauge, teacher="rt-words") for gauge in gauges] == [1, 0]
         scorer.offset = 2.0
-        with pytest.raises(ReftError, match="must not judge"):
+        with pytest.raises(ReftError, match="must be replaced"):
             await replica.check_health()
         assert [recorder.total(gauge, teacher="rt-words") for gauge in gauges] == [1, 1]
         scorer.offset = -2.0
-        with pytest.raises(ReftError, match="must not judge"):
+        with pytest.raises(ReftError, match="must be replaced"):
             await replica.check_health()
         assert [recorder.total(gauge, teacher="rt-words") for gauge in gauges] == [0, 0]
         monkeypatch.setattr(loading, "_scorer", lambda args: (WordScorer("rt-2"), ()))
@@ -200,7 +200,7 @@ def test_scores_that_are_no_cosines_are_refused(monkeypatch: pytest.MonkeyPatch)
     scorer = Drifting()
     scorer.offset = float("nan")
     monkeypatch.setattr(loading, "_scorer", lambda args: (scorer, ()))
-    with pytest.raises(ReftError, match="no cosines"):
+    with pytest.raises(ReftError, match="not cosines"):
         asyncio.run(TeacherReplica().reconfigure(WORDS))
 
 
