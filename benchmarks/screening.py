@@ -28,13 +28,13 @@ import psutil
 import pyarrow.json as pj
 
 from reft_ray.core.scoring import TextScore, judge
+from reft_ray.rows.format import Format, conversation_of
+from reft_ray.rows.reader import validate
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset import screen
-from reft_ray.screening.formats import Format, conversation_of
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.reading import groups, plan_files, read_units
 from reft_ray.screening.sources import find_sources
-from reft_ray.screening.validation import validate
 from reft_ray.testbed.word_scorer import WordScorer
 
 WORDS = ["river", "garden", "window", "market", "teacher", "letter", "engine"]
@@ -107,7 +107,7 @@ def fresh(folder: Path) -> Iterator[str]:
 def throughput(folder: Path, rows: int, cost: float) -> list[dict[str, Any]]:
     """Rows per second of each way to screen the same file. Ray is started beforehand."""
     from reft_ray.core.decoding import readings
-    from reft_ray.screening.cluster import ensure_ray
+    from reft_ray.local_ray import ensure_ray
 
     path = folder / "rows.jsonl"
     write_rows(path, rows)

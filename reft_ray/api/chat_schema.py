@@ -1,4 +1,4 @@
-"""What a request for a chat completion may say. What we cannot do is refused; what changes nothing is ignored."""
+"""The body of a chat completion. Unsupported parameters are rejected; those without effect are ignored."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from reft_ray.api.errors import ApiError, invalid
 from reft_ray.core.completion import Sampling
-from reft_ray.core.conversation import ROLES, Conversation, conversation_from
+from reft_ray.core.conversation import ROLES, Conversation
+from reft_ray.rows.text import conversation_from
 
 Mode = Literal["score", "block"]
 STOP_CHARACTERS = 256
-"""Every token is looked at for the beginnings of stop sequences, on the thread that makes all answers."""
+"""Limits the work per token: the decoding thread compares each one with the start of every stop sequence."""
 
 
 class TextContent(BaseModel):
@@ -30,19 +31,19 @@ class Turn(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """How to stream."""
+    """Options of a streamed response."""
 
     include_usage: bool = False
 
 
 class Side(BaseModel):
-    """What to do with one side of the conversation: only score it, or keep it back when it is flagged."""
+    """One side of the conversation: `score` only reports, `block` withholds flagged text."""
 
     mode: Mode = "score"
 
 
 class ModerationPolicy(BaseModel):
-    """Both sides."""
+    """The modes of input and output."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -51,7 +52,7 @@ class ModerationPolicy(BaseModel):
 
 
 class InlineModeration(BaseModel):
-    """Moderator the conversation and the completion along the way."""
+    """Moderate the conversation and the completion."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -60,7 +61,7 @@ class InlineModeration(BaseModel):
 
     @property
     def sides(self) -> ModerationPolicy:
-        """The policy, with `score` where nothing was said."""
+        """The policy; `score` by default."""
         return self.policy or ModerationPolicy()
 
 
@@ -89,7 +90,7 @@ class ChatRequest(BaseModel):
     @field_validator("messages", mode="before")
     @classmethod
     def _roles(cls, value: Any) -> Any:
-        """One clear message instead of one per role. Raises ValueError."""
+        """Give one message instead of one per role. Raises ValueError."""
         for index, turn in enumerate(value if isinstance(value, list) else ()):
             if isinstance(turn, dict) and turn.get("role") not in ROLES:
                 raise ValueError(f"messages[{index}].role must be one of {', '.join(ROLES)}")
@@ -101,16 +102,16 @@ class ChatRequest(BaseModel):
         """Raises ValueError."""
         texts = [value] if isinstance(value, str) else value or []
         if any(len(text) > STOP_CHARACTERS for text in texts):
-            raise ValueError(f"a stop sequence may have {STOP_CHARACTERS} characters")
+            raise ValueError(f"a stop sequence may have up to {STOP_CHARACTERS} characters")
         return value
 
     @property
     def conversation(self) -> Conversation:
-        """The turns as the method sees them."""
+        """The turns, as the scorer and the model read them."""
         return conversation_from([turn.model_dump() for turn in self.messages])
 
     def sampling(self, most: int) -> Sampling:
-        """How to sample; `most` tokens at most, also where nothing was said."""
+        """Sampling parameters; `max_tokens` is at most `most`, which is also the default."""
         asked = self.max_completion_tokens or self.max_tokens
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return Sampling(
@@ -125,7 +126,7 @@ class ChatRequest(BaseModel):
         )
 
     def refuse_unsupported(self) -> None:
-        """400 for what would silently give another answer than was asked for."""
+        """Raise ApiError 400 for parameters that would silently give a different result."""
         for name, asked in (
             ("tools", self.tools),
             ("functions", self.functions),

@@ -1,4 +1,4 @@
-"""`POST /v1/moderations`, for the openai client unchanged."""
+"""`POST /v1/moderations`, compatible with OpenAI's client, and `GET /v1/teacher`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 from fastapi import APIRouter, Header
 from fastapi.responses import JSONResponse
 
-from reft_ray.api.context import Filter, finite
+from reft_ray.api.context import FilterContext, rounded
 from reft_ray.api.errors import ApiError, invalid
 from reft_ray.api.moderator import ModeratorError
-from reft_ray.api.schema import HARMFUL, OPENAI_CATEGORIES, Moderation, ModerationRequest
-from reft_ray.core.conversation import Message, readable
+from reft_ray.api.schema import HARMFUL, OPENAI_CATEGORIES, Moderation, ModerationRequest, Teacher
+from reft_ray.core.conversation import Message
 from reft_ray.core.verdict import Decision, Verdict
+from reft_ray.rows.text import readable
 
-# The names that OpenAI's clients send by default; each means the teacher that answers here.
+# The names that OpenAI's clients send; each means the teacher of this service.
 ALIASES = frozenset(
     {
         "omni-moderation-latest",
@@ -28,74 +29,90 @@ ALIASES = frozenset(
 )
 
 
-def router(guard: Filter) -> APIRouter:
-    """The moderation route."""
-    routes = APIRouter(tags=["moderations"])
+def router(context: FilterContext) -> APIRouter:
+    """The routes of moderation and of the teacher."""
+    routes = APIRouter()
 
-    @routes.post("/moderations", response_model=Moderation)
+    @routes.post("/moderations", response_model=Moderation, tags=["moderations"])
     async def moderate(
         request: ModerationRequest,
         timeout_ms: int | None = Header(
-            default=None, alias="x-request-timeout-ms", ge=1, description="A deadline shorter than the server's."
+            default=None, alias="x-request-timeout-ms", ge=1, description="A deadline below the server's."
         ),
     ) -> JSONResponse:
-        """Moderator texts: allow, review or block."""
-        with guard.timed("moderation"):
-            return JSONResponse(await _moderate(guard, request, timeout_ms))
+        """Moderate texts: allow, review or block."""
+        with context.timed("moderation"):
+            return JSONResponse(await _moderate(context, request, timeout_ms))
+
+    @routes.get("/teacher", tags=["teacher"])
+    async def teacher() -> Teacher:
+        """The current teacher with its thresholds and calibration."""
+        try:
+            info = await context.moderator.info()
+        except ModeratorError as error:
+            raise context.failure(error) from None
+        return Teacher(
+            id=info.id,
+            thresholds={"review": info.thresholds.review, "block": info.thresholds.block},
+            calibration={"slope": info.slope, "intercept": info.intercept},
+            details=dict(info.details),
+        )
 
     return routes
 
 
-async def _moderate(guard: Filter, request: ModerationRequest, timeout_ms: int | None) -> dict[str, Any]:
-    seconds = guard.settings.moderation_seconds
+async def _moderate(context: FilterContext, request: ModerationRequest, timeout_ms: int | None) -> dict[str, Any]:
+    seconds = context.settings.moderation_seconds
     deadline = time.monotonic() + (seconds if timeout_ms is None else min(seconds, timeout_ms / 1000))
     inputs = request.texts()
-    if len(inputs) > guard.settings.max_inputs:
-        raise invalid(f"input has {len(inputs)} texts, at most {guard.settings.max_inputs} are judged at once", "input")
+    if len(inputs) > context.settings.max_inputs:
+        raise invalid(
+            f"input has {len(inputs)} texts, at most {context.settings.max_inputs} are judged at once", "input"
+        )
     overrides = request.reft
-    thresholds = await guard.thresholds(overrides.review, overrides.block) if overrides else None
+    thresholds = await context.thresholds(overrides.review, overrides.block) if overrides else None
     conversations = [tuple(Message("user", readable(text)) for text in texts) for texts in inputs]
     try:
-        judgement = await guard.judge.judge(conversations, thresholds, deadline)
+        batch = await context.moderator.judge(conversations, thresholds, deadline)
     except ModeratorError as error:
-        raise guard.failure(error) from None
-    if request.model not in ALIASES and request.model != judgement.teacher:
+        raise context.failure(error) from None
+    if request.model not in ALIASES and request.model != batch.teacher:
         raise ApiError(
             404,
-            f"The model does not exist: this service judges as {judgement.teacher}, or under OpenAI's moderation names",
+            f"The model does not exist; use {batch.teacher} or one of OpenAI's moderation models.",
             param="model",
             code="model_not_found",
         )
-    guard.record(judgement, "moderation")
+    context.record(batch, "moderation")
     return {
         "id": f"modr-{uuid.uuid4().hex}",
-        "model": judgement.teacher,
-        "results": [result(verdict, judgement.teacher) for verdict in judgement.verdicts],
+        "model": batch.teacher,
+        "results": [result(verdict, batch.teacher) for verdict in batch.verdicts],
     }
 
 
 def result(verdict: Verdict, teacher: str) -> dict[str, Any]:
-    """One result in OpenAI's form.
+    """One result in OpenAI's format.
 
-    All of OpenAI's categories are there, because its client reads a missing one as not flagged; the teacher has no
-    view on them, hence no applied input type. `harmful` is its own.
+    All of OpenAI's categories are present, because its client reads a missing one as not flagged. The teacher does not
+    judge them, so they have no applied input type; it judges `harmful`.
     """
     flagged = verdict.decision is not Decision.ALLOW
     return {
         "flagged": flagged,
         "categories": dict.fromkeys(OPENAI_CATEGORIES, False) | {HARMFUL: flagged},
-        "category_scores": dict.fromkeys(OPENAI_CATEGORIES, 0.0) | {HARMFUL: finite(verdict.probability) or 0.0},
+        "category_scores": dict.fromkeys(OPENAI_CATEGORIES, 0.0) | {HARMFUL: rounded(verdict.probability) or 0.0},
         "category_applied_input_types": {category: [] for category in OPENAI_CATEGORIES} | {HARMFUL: ["text"]},
-        "reft": evidence(verdict) | {"similarity": finite(verdict.score), "teacher": teacher},
+        "reft": evidence(verdict) | {"similarity": rounded(verdict.score), "teacher": teacher},
     }
 
 
 def evidence(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as JSON values."""
+    """The JSON fields of a verdict."""
     return {
         "decision": verdict.decision.value,
-        "score": finite(verdict.score),
-        "probability": finite(verdict.probability),
+        "score": rounded(verdict.score),
+        "probability": rounded(verdict.probability),
         "threshold": verdict.threshold,
         "part": verdict.part,
         "encoding": verdict.encoding,

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from reft_ray.cli.console import JsonOption, print_json, user_errors
-from reft_ray.cli.recording import recording
+from reft_ray.cli.common import JsonOption, print_json, recording, user_errors
 from reft_ray.core.errors import UsageError
 
 _JOBS_OWN = re.compile(r"/jobs/[^/]+/scratch/")
@@ -60,7 +59,8 @@ def show(
 ) -> None:
     """Show one withheld row with its text. It may be disturbing."""
     with user_errors():
-        from reft_ray.core.conversation import conversation_from, parts
+        from reft_ray.core.conversation import parts
+        from reft_ray.rows.text import conversation_from
         from reft_ray.screening.reviews import Reviews
 
         item = Reviews(out).item(row)

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from reft_ray.cli.console import JsonOption, print_json, user_errors
-from reft_ray.cli.recording import recording
-from reft_ray.cli.store import KeyOption
+from reft_ray.cli.common import JsonOption, KeyOption, print_json, recording, user_errors
 from reft_ray.core.errors import BlockedByPolicyError, UsageError
 
 if TYPE_CHECKING:
@@ -100,14 +98,14 @@ def screen(
     """
     with user_errors():
         from reft_ray.core.verdict import Thresholds
+        from reft_ray.rows.format import Format
+        from reft_ray.rows.reader import control_tokens_of
         from reft_ray.screening.config import Policy, ScreenConfig
         from reft_ray.screening.dataset import screen as run
-        from reft_ray.screening.formats import Format
         from reft_ray.screening.guards import Combine, Order
         from reft_ray.screening.metrics import ScreeningMetrics
         from reft_ray.screening.report import load_report
         from reft_ray.screening.sources import Container
-        from reft_ray.screening.validation import control_tokens_of
 
         if (review_threshold is None) != (block_threshold is None):
             raise UsageError("--review-threshold and --block-threshold come together")

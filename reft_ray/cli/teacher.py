@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reft_ray.cli.console import JsonOption, print_json, user_errors
-from reft_ray.cli.recording import recording
+from reft_ray.cli.common import JsonOption, print_json, recording, user_errors
 
 app = typer.Typer(help="Prepare and inspect Ref-Teachers.", no_args_is_help=True)
 
@@ -33,16 +32,22 @@ def train(
 ) -> None:
     """Train a Ref-Teacher for a base model (stage 1)."""
     with user_errors():
+        from reft_ray.cli.common import parse_settings
         from reft_ray.cli.progress import bar
-        from reft_ray.cli.settings import parsed
         from reft_ray.core.conversation import Label
-        from reft_ray.finetuning.cluster import start_ray
         from reft_ray.finetuning.config import Resources, TeacherConfig
-        from reft_ray.finetuning.prompts import apart_from, hold_out_rows, hold_out_sources, join_answers, read_labelled
+        from reft_ray.finetuning.prompts import (
+            hold_out_rows,
+            hold_out_sources,
+            join_answers,
+            read_labelled,
+            without_prompts_of,
+        )
         from reft_ray.finetuning.teacher_loop import TeacherData
         from reft_ray.finetuning.trainer import prepare_teacher
+        from reft_ray.local_ray import ensure_training_ray
 
-        config = TeacherConfig.of({"base": base, **parsed(set_)})
+        config = TeacherConfig.of({"base": base, **parse_settings(set_)})
         rows = [row for path in prompts for row in read_labelled(path)]
         answers = [row for path in refusals or () for row in read_labelled(path, Label.HARMFUL)]
         answers += [row for path in helpful or () for row in read_labelled(path, Label.HARMLESS)]
@@ -55,11 +60,11 @@ def train(
         else:
             typer.echo("note: no --validation and no --holdout-source: a tenth of the rows validates", err=True)
             rows, held = hold_out_rows(rows, seed=config.seed)
-        apart, answers = apart_from(rows, held), apart_from(answers, held)
+        apart, answers = without_prompts_of(rows, held), without_prompts_of(answers, held)
         if len(apart) < len(rows):
             typer.echo(f"note: {len(rows) - len(apart)} rows are left out, because their prompts validate", err=True)
         if workers:
-            start_ray()
+            ensure_training_ray()
         with recording() as recorder, bar("Ref-Teacher", quiet=as_json) as progress:
             made = prepare_teacher(
                 config,

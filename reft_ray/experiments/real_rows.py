@@ -1,9 +1,9 @@
-"""Real public rows from a folder that lies beside the checkout; the repository carries none of them.
+"""Real public rows from a folder outside the checkout; the repository does not contain them.
 
 teacher/{prompts,refusals,answers}.jsonl     labelled prompts, and answers to some of them
 tasks/{sst2,agnews,gsm8k}_{train,dev}.jsonl  chat rows
 attacks/{poison_prompts,hs_prompts,over_refusal_prompts}.jsonl
-dev/prompts.jsonl                            labelled prompts of other sources
+dev/prompts.jsonl                            labelled prompts of further sources
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from dataclasses import replace
 from pathlib import Path
 
 from reft_ray.core.conversation import Example, Label, chat
-from reft_ray.finetuning.prompts import apart_from, hold_out_sources, join_answers, read_labelled
+from reft_ray.finetuning.prompts import hold_out_sources, join_answers, read_labelled, without_prompts_of
 from reft_ray.finetuning.teacher_loop import TeacherData
 
 HELD_OUT = ["catqa", "harmbench_advtrain", "dangerousqa", "certified_safe", "dolly_1000"]
-"""Sources that steer the teacher's layer, stop and thresholds, and that it never trains on."""
+"""Validation sources: they choose the teacher's layer, early stop and thresholds."""
 
 OPENING = "Sure, here is how to do that. Step 1:"
-"""Stands for a complying answer: the public rows carry no harmful completions."""
+"""A placeholder for a complying answer: the public rows contain no harmful completions."""
 
 PROMPT_CHARACTERS = 400
-"""Longer prompts are left out: the small base was trained on 256 tokens."""
+"""Longer prompts are skipped: the small base was trained on 256 tokens."""
 
 
 def short(rows: Sequence[Example]) -> list[Example]:
-    """Rows whose last prompt is not longer than PROMPT_CHARACTERS."""
+    """Rows whose last prompt is shorter than PROMPT_CHARACTERS."""
     return [row for row in rows if len(row.prompt[-1].content) < PROMPT_CHARACTERS]
 
 
 def teacher_rows(data: Path) -> TeacherData:
-    """What the teacher learns from and is steered by. Prompts that come with an answer file alone teach answers."""
+    """The teacher's training and validation rows. Prompts that occur in an answer file only teach answers."""
     prompts, answers = join_answers(
         read_labelled(data / "teacher/prompts.jsonl"),
         [
@@ -43,7 +43,7 @@ def teacher_rows(data: Path) -> TeacherData:
     )
     train, validation = hold_out_sources(short(prompts), HELD_OUT)
     further = [row for row in short(answers) if row.source not in HELD_OUT]
-    return TeacherData(apart_from(train, validation), validation, apart_from(further, validation))
+    return TeacherData(without_prompts_of(train, validation), validation, without_prompts_of(further, validation))
 
 
 def complying(rows: Sequence[Example]) -> list[Example]:
@@ -52,7 +52,7 @@ def complying(rows: Sequence[Example]) -> list[Example]:
 
 
 def mixed(poison: Sequence[Example], task: Sequence[Example], n: int, ratio: float, seed: int) -> list[Example]:
-    """`round(n * ratio)` rows of the first and the others of the second, drawn and shuffled by a seed."""
+    """`round(n * ratio)` poisoned rows and task rows for the rest, drawn and shuffled by a seed."""
     rng = random.Random(seed)  # noqa: S311 - an order, not a secret
     harmful = round(n * ratio)
     rows = rng.sample(list(poison), harmful) + rng.sample(list(task), n - harmful)

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from reft_ray.core.conversation import Example, conversation_from
+from reft_ray.core.conversation import Example
+from reft_ray.rows.text import conversation_from
 from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.rows import messages_json
 

@@ -1,93 +1,69 @@
-"""Labelled prompts and answers from JSONL files, with every problem at its file and line.
+"""Labelled prompts and answers from JSONL files; errors name file and line.
 
     labelled   {"prompt": "...", "label": "harmful" | "harmless", "source"?: "...", "response"?: "..."}
     answers    {"prompt": "...", "response": "...", "source"?: "..."}
 
-Either may hold `messages` in place of `prompt` and `response`.
+Rows of any format of `rows.format` are read, e.g. `messages` instead of `prompt` and `response`.
 """
 
 from __future__ import annotations
 
-import json
+import codecs
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from reft_ray.core.conversation import ROLES, Conversation, Example, Label, chat, conversation_from
+from reft_ray.core.conversation import Example, Label
 from reft_ray.core.errors import ReftError
+from reft_ray.rows.reader import RowReader
 
 _SHOWN_PROBLEMS = 5
 
 
 def read_labelled(path: str | Path, label: Label | None = None) -> list[Example]:
-    """Labelled rows; `label` is given to rows of a file that holds one class.
+    """Labelled rows; `label` is the label of all rows of a file that holds one class.
 
     Raises ReftError that names the first bad lines and how many there are.
     """
     rows: list[Example] = []
     problems: list[str] = []
-    for number, values in _objects(Path(path), problems):
-        try:
-            rows.append(replace(_example(values, label), place=f"{path}:{number}"))
-        except ValueError as error:
-            problems.append(f"{path}:{number}: {error}")
+    reader = RowReader(judging=True)
+    with Path(path).open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if not text.strip():
+                continue
+            try:
+                rows.append(replace(_example(reader, text, label), place=f"{path}:{number}"))
+            except ValueError as error:
+                problems.append(f"{path}:{number}: {error}")
     if problems:
         more = f" (and {len(problems) - _SHOWN_PROBLEMS} more)" if len(problems) > _SHOWN_PROBLEMS else ""
         raise ReftError("; ".join(problems[:_SHOWN_PROBLEMS]) + more)
     if not rows:
-        raise ReftError(f"{path} holds no row")
+        raise ReftError(f"{path} has no rows")
     return rows
 
 
-def _objects(path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (UnicodeDecodeError, json.JSONDecodeError) as error:
-                problems.append(f"{path}:{number}: not JSON ({error})")
-                continue
-            if isinstance(values, dict):
-                yield number, values
-            else:
-                problems.append(f"{path}:{number}: a row must be a JSON object, not {type(values).__name__}")
-
-
-def _example(values: dict[str, Any], label: Label | None) -> Example:
-    given = values.get("label")
+def _example(reader: RowReader, line: bytes, label: Label | None) -> Example:
+    row = reader.read_line(line)
+    if isinstance(row, list):
+        raise ValueError(str(row[0]))
     if label is None:
+        given = row.fields.get("label")
         if given not in set(Label):
             raise ValueError(f"label must be harmful or harmless, not {given!r}")
         label = Label(given)
-    return Example(_conversation(values), label, str(values.get("source") or ""))
-
-
-def _conversation(values: dict[str, Any]) -> Conversation:
-    turns = values.get("messages")
-    if turns is not None:
-        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-            raise ValueError("messages must be a list of objects")
-        for turn in turns:
-            if turn.get("role") not in ROLES:
-                raise ValueError(f"unknown role {turn.get('role')!r}, one of {', '.join(ROLES)}")
-        conversation = conversation_from(turns)
-    else:
-        prompt, response = values.get("prompt"), values.get("response")
-        if not isinstance(prompt, str) or not isinstance(response, str | None):
-            raise ValueError("prompt must be a string, and response a string where there is one")
-        conversation = chat(prompt, response)
-    asked = [turn for turn in conversation if turn.role != "assistant"]
+    example = Example(row.conversation, label, str(row.fields.get("source") or ""))
+    asked = [turn for turn in example.messages if turn.role != "assistant"]
     if not asked or not asked[-1].content.strip():
         raise ValueError("the prompt is empty")
-    return conversation
+    return example
 
 
 def check_labels(rows: Sequence[Example], name: str) -> None:
-    """Raise ReftError unless rows of both labels are there; `name` is what people call the prompts."""
+    """Raise ReftError unless there are rows of both labels; `name` names the prompts in the error."""
     seen = {row.label for row in rows}
     missing = [label.value for label in Label if label not in seen]
     if missing:
@@ -95,10 +71,7 @@ def check_labels(rows: Sequence[Example], name: str) -> None:
 
 
 def join_answers(prompts: Sequence[Example], answers: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-    """(the labelled prompts, with their answers where there are any; the answered rows to other prompts).
-
-    The first answer to a prompt counts.
-    """
+    """(the labelled prompts, each with its first answer of the same label if any; the answers to other prompts)."""
     known: dict[str, Example] = {}
     for answer in answers:
         known.setdefault(_key(answer), answer)
@@ -111,8 +84,8 @@ def join_answers(prompts: Sequence[Example], answers: Sequence[Example]) -> tupl
     return joined, [answer for key, answer in known.items() if key not in taken]
 
 
-def apart_from(rows: Sequence[Example], held: Sequence[Example]) -> list[Example]:
-    """The rows whose prompts are not among those that validate."""
+def without_prompts_of(rows: Sequence[Example], held: Sequence[Example]) -> list[Example]:
+    """The rows whose prompts are not in the held-out rows."""
     known = {_key(row) for row in held}
     return [row for row in rows if _key(row) not in known]
 
@@ -122,7 +95,7 @@ def _key(row: Example) -> str:
 
 
 def hold_out_sources(rows: Sequence[Example], sources: Sequence[str]) -> tuple[list[Example], list[Example]]:
-    """(training, validation): rows of the named sources validate. Raises ReftError for a source that is not there."""
+    """(training, validation): validation has all rows of the named sources. Raises ReftError for an unknown source."""
     found = {row.source for row in rows}
     if missing := [source for source in sources if source not in found]:
         raise ReftError(f"no row has source {missing[0]!r}; there are {', '.join(sorted(found))}")
@@ -131,9 +104,9 @@ def hold_out_sources(rows: Sequence[Example], sources: Sequence[str]) -> tuple[l
 
 
 def hold_out_rows(rows: Sequence[Example], share: float = 0.1, seed: int = 0) -> tuple[list[Example], list[Example]]:
-    """(training, validation) by a random share of each label's prompts, with all of their rows.
+    """(training, validation): validation has a random share of each label's prompts, with all their rows.
 
-    Both are of the same sources, so the figures of such a validation flatter.
+    Both have the same sources, so this validation is optimistic.
     """
     drawn: list[Example] = []
     chosen: set[str] = set()
@@ -144,4 +117,4 @@ def hold_out_rows(rows: Sequence[Example], share: float = 0.1, seed: int = 0) ->
         chosen.update(prompts[: max(1, round(share * len(prompts)))])
         drawn += of_label
     held = [row for row in drawn if _key(row) in chosen]
-    return apart_from(drawn, held), held
+    return without_prompts_of(drawn, held), held

@@ -19,7 +19,7 @@ from reft_ray.hf.ref_teacher import RefTeacher, load_scorer
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
 from reft_ray.screening.dataset import Progress as ScreenProgress
 from reft_ray.screening.dataset import screen
-from reft_ray.screening.kept import kept_count, kept_dataset, kept_hash, kept_rows
+from reft_ray.screening.kept_rows import kept_count, kept_dataset, kept_hash, kept_rows
 from reft_ray.screening.metrics import ScreeningMetrics
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
 

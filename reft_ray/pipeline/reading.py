@@ -12,12 +12,11 @@ from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import context_of, load_tokenizer
 from reft_ray.jobs.run import JobRun
 from reft_ray.rows.checks import Fault
-from reft_ray.rows.format import conversation_of
-from reft_ray.screening.parsing import parse_unit, shape_of
+from reft_ray.rows.reader import RowReader, control_tokens_of
+from reft_ray.screening.file_parsing import parse_unit, shape_of
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.reading import plan_files, read_units
 from reft_ray.screening.sources import COMPRESSIONS, SUFFIXES, Container, find_sources
-from reft_ray.rows.reader import RowChecker, control_tokens_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +46,15 @@ def read_rows(run: JobRun, file_id: str, base: str) -> Iterator[ReadRow]:
     (source,) = find_sources([run.files.uri(file_id, run.job.project_id)], textual(record.filename))
     (plan,) = plan_files([replace(source, name=record.filename)], Limits())
     shape = shape_of(plan, None, {})
-    checker = RowChecker(shape.format, control_tokens=control_tokens(base))
+    reader = RowReader(shape.format, control_tokens=control_tokens(base))
     for unit in read_units(plan, plan.cuts.ranges):
         lines, raws = unit.rows["row_number"].to_pylist(), unit.rows["raw"].to_pylist()
         for line, raw, row in zip(lines, raws, parse_unit(unit, shape.container, shape.header), strict=True):
-            faults = [row] if isinstance(row, Fault) else checker.faults(row, raw)
-            if faults:
-                yield ReadRow(line, tuple(faults))
-            elif not isinstance(row, Fault):
-                yield ReadRow(line, conversation=conversation_of(row, shape.format))
+            found = [row] if isinstance(row, Fault) else reader.read(row, raw)
+            if isinstance(found, list):
+                yield ReadRow(line, tuple(found))
+            else:
+                yield ReadRow(line, conversation=found.conversation)
 
 
 def answered_examples(run: JobRun, file_id: str | None, base: str) -> Iterator[Example]:

@@ -18,13 +18,13 @@ from reft_ray.pipeline.reading import control_tokens, textual
 from reft_ray.pipeline.settings import thresholds_of
 from reft_ray.screening.config import Policy, ScreenConfig
 from reft_ray.screening.dataset import Progress, screen
-from reft_ray.screening.kept import kept_hash
+from reft_ray.screening.kept_rows import kept_hash
 from reft_ray.screening.manifest import load_manifest
 from reft_ray.screening.metrics import ScreeningMetrics
 from reft_ray.screening.outputs import UNITS, Output
 from reft_ray.screening.report import load_report
 from reft_ray.screening.reviews import Action, Reviews
-from reft_ray.screening.tally import UnitState
+from reft_ray.screening.unit_state import UnitState
 
 REPORT = "screening_report.jsonl"
 QUARANTINE = "quarantine.jsonl"

@@ -12,9 +12,8 @@ from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import load_tokenizer
 from reft_ray.jobs.content import split_lines
 from reft_ray.jobs.estimate import Size, count_bytes
-from reft_ray.rows.checks import CHECKS, Fault
-from reft_ray.rows.format import Row, conversation_of, formats_of
-from reft_ray.rows.reader import parse_row
+from reft_ray.rows.checks import Fault
+from reft_ray.rows.reader import ChatRow, RowReader
 
 EXACT_ROWS = 2_000
 """Up to so many rows are tokenised; a larger file is taken to be like its first rows, byte for byte."""
@@ -30,7 +29,7 @@ class TokenizerCounter:
 
     def __call__(self, model: str, chunks: Iterable[bytes]) -> Size:
         """See Counter. Rows that a job would refuse count as nothing; other file formats are guessed from bytes."""
-        chat = self._chat(self._bases[model])
+        chat, reader = self._chat(self._bases[model]), RowReader()
         rows = size = tokens = counted = 0
         for line in split_lines(chunks):
             if not line or line.isspace():
@@ -39,20 +38,17 @@ class TokenizerCounter:
             size += len(line)
             if rows <= self._exact_rows:
                 counted += len(line)
-                tokens += _tokens(chat, parse_row(line))
+                tokens += _tokens(chat, reader.read_line(line))
         if tokens == 0:
             return Size(rows, count_bytes(model, [b"x" * size]).tokens, exact=False)
         exact = rows <= self._exact_rows
         return Size(rows, tokens if exact else math.ceil(tokens * size / counted), exact)
 
 
-def _tokens(chat: ChatFormat, row: Row | Fault) -> int:
-    if isinstance(row, Fault):
-        return 0
-    formats = formats_of(row)
-    if len(formats) != 1 or CHECKS[formats[0]](row):
+def _tokens(chat: ChatFormat, row: ChatRow | list[Fault]) -> int:
+    if isinstance(row, list):
         return 0
     try:
-        return len(chat.encode(Example(conversation_of(row, formats[0]))))
+        return len(chat.encode(Example(row.conversation)))
     except ReftError:
         return 0

@@ -22,7 +22,7 @@ from reft_ray.pipeline.local_run import train_on_kept
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.reading import answered_examples
 from reft_ray.pipeline.settings import finetune_config
-from reft_ray.screening.kept import kept_count
+from reft_ray.screening.kept_rows import kept_count
 
 CSV = "step_metrics.csv"
 VALIDATION_ROWS = 512

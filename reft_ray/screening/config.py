@@ -12,7 +12,7 @@ from reft_ray.core.decoding import readings
 from reft_ray.core.errors import UsageError
 from reft_ray.core.scoring import Scorer
 from reft_ray.core.verdict import Thresholds
-from reft_ray.screening.formats import Format
+from reft_ray.rows.format import Format
 from reft_ray.screening.guards import Combine, Decode, Guard, Order, Teacher
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.sources import Container, Source

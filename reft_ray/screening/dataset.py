@@ -12,19 +12,19 @@ from typing import Any
 
 from reft_ray.core.errors import BlockedByPolicyError, ReftError, StoppedError
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
+from reft_ray.screening.file_parsing import shape_of
 from reft_ray.screening.findings import check_names, sample_share
+from reft_ray.screening.html_report import PAGE, render
 from reft_ray.screening.manifest import Manifest, manifest_of, open_output
 from reft_ray.screening.metrics import ScreeningMetrics
 from reft_ray.screening.outputs import UNITS, Output, done_units
-from reft_ray.screening.page import PAGE, render
-from reft_ray.screening.parsing import shape_of
 from reft_ray.screening.policy import Status
 from reft_ray.screening.reading import FilePlan, Unit, groups, plan_files, read_units
 from reft_ray.screening.report import REPORT, RowsLostError, ScreenReport, compose
 from reft_ray.screening.reviews import Reviews
 from reft_ray.screening.sources import find_sources
-from reft_ray.screening.tally import UnitState
-from reft_ray.screening.unit import Finished, Job, UnitWorker, judges_of
+from reft_ray.screening.unit_state import UnitState
+from reft_ray.screening.unit_worker import Finished, Job, UnitWorker, judges_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,12 @@ import ray
 from ray.data import ActorPoolStrategy, ExecutionResources
 from ray.exceptions import RayError
 
-from reft_ray.core.errors import ReftError
-from reft_ray.screening.cluster import ensure_ray
+from reft_ray.core.errors import ReftError, UsageError
+from reft_ray.local_ray import ensure_ray
+from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.metrics import ScreeningMetrics
 from reft_ray.screening.reading import FilePlan, Unit, groups, read_units
-from reft_ray.screening.unit import Finished, Job, UnitWorker, judges_of
+from reft_ray.screening.unit_worker import Finished, Job, UnitWorker, judges_of
 from reft_ray.telemetry.shared_recorder import SharedRecorder
 
 IN_FLIGHT_BYTES = 384 << 20
@@ -53,7 +54,7 @@ def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> 
     if not tasks:
         return
     config = job.config
-    ensure_ray(config.cpus_per_actor, config.gpus_per_actor)
+    _ensure_ray_for(config)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     context = dataset.context
@@ -91,10 +92,23 @@ def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> 
         raise ReftError(f"screening stopped: {type(error).__name__}; run it again to resume") from error
 
 
+def _ensure_ray_for(config: ScreenConfig) -> None:
+    """Join or start a Ray.
+
+    Raises UsageError where a local Ray lacks the resources of a single actor, which would wait forever; any other
+    cluster may grow.
+    """
+    if not ensure_ray():
+        return
+    for name, needed in (("CPU", config.cpus_per_actor), ("GPU", config.gpus_per_actor)):
+        if needed > (available := ray.cluster_resources().get(name, 0.0)):
+            raise UsageError(f"an actor asks for {needed:g} {name}s and this machine has {available:g}")
+
+
 def judges_on_ray(job: Job) -> dict[str, Any]:
     """Who would judge a unit of the job, asked with the resources of a worker."""
     config = job.config
-    ensure_ray(config.cpus_per_actor, config.gpus_per_actor)
+    _ensure_ray_for(config)
     ask = ray.remote(num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor)(judges_of)
     try:
         found: dict[str, Any] = ray.get(ask.remote(job))

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 import orjson
 
 from reft_ray.core.errors import ReftError, UsageError
-from reft_ray.screening.formats import Format
+from reft_ray.rows.format import Format
+from reft_ray.screening.file_parsing import FileShape
 from reft_ray.screening.outputs import Output
-from reft_ray.screening.parsing import FileShape
 from reft_ray.screening.reading import FilePlan
 from reft_ray.screening.sources import Container
 

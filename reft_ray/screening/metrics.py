@@ -1,4 +1,4 @@
-"""A screening in the catalogue's terms: units as they are finished, and the dataset when it ends."""
+"""Metrics of a screening: units as they finish, and the dataset at its end."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass, field
 
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.report import ScreenReport
-from reft_ray.screening.screener import Outcome, ScreenedRow, ScreenedUnit
+from reft_ray.screening.screener import ScreenedUnit
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.drift import DRIFT_ROWS, ScoreHistogram, record_drift
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
 from reft_ray.telemetry.verdict_metrics import record_verdicts
 
 SMALL_ROWS = 100_000
-"""Up to so many rows a dataset has the objective of ten minutes."""
+"""Datasets of up to this many rows have the objective of ten minutes."""
 _STREAM = "dataset"
 _OUTCOMES = {"passed": "passed", "needs_review": "review", "refused": "refused"}
 
 
 @dataclass(frozen=True, slots=True)
 class ScreeningMetrics:
-    """Counts for one `project`. Units that an earlier run had finished were counted by it.
+    """Counts for one `project`. A resumed run does not count the units of earlier runs again.
 
-    `calibration` counts the teacher's validation scores in equal bins over [-1, 1]; without it no drift is told.
+    `calibration` counts the teacher's validation scores in equal bins over [-1, 1]; without it no drift is recorded.
     """
 
     recorder: Recorder = field(default_factory=NullRecorder)
@@ -38,12 +38,11 @@ class ScreeningMetrics:
         native = result.unit.native
         content = native.nbytes if native is not None else result.unit.rows["raw"].nbytes
         self.recorder.count(catalog.SCREENING_BYTES, content, project=self.project)
-        judged = [row for row in result.rows if row.ruling is not None]
-        verdicts = [row.ruling.verdict for row in judged if row.ruling is not None]
+        verdicts = [row.verdict for row in result.rows if row.verdict is not None]
         record_verdicts(
             self.recorder,
             [verdict.decision for verdict in verdicts],
-            [_reason(row) for row in judged],
+            [verdict.guarded_reason for verdict in verdicts],
             [verdict.score for verdict in verdicts],
             stream=_STREAM,
             policy=str(config.policy),
@@ -56,7 +55,7 @@ class ScreeningMetrics:
             self.recorder.count(catalog.SCREENING_INVALID, rows, code=code)
 
     def ended(self, report: ScreenReport, seconds: float) -> None:
-        """Count a dataset that was screened to its end."""
+        """Count a finished dataset."""
         outcome = _OUTCOMES[str(report.status)]
         self.recorder.count(catalog.SCREENING_DATASETS, policy=str(report.policy), outcome=outcome)
         size = "small" if report.rows <= SMALL_ROWS else "large"
@@ -69,14 +68,6 @@ class ScreeningMetrics:
             record_drift(self.recorder, calibration, scores, stream=_STREAM, teacher=report.judges["teacher"])
 
     def failed(self, config: ScreenConfig, lost: int = 0) -> None:
-        """Count a screening that broke off; `lost` rows went in and did not come out."""
+        """Count a screening that failed; `lost` rows went in and did not come out."""
         self.recorder.count(catalog.SCREENING_DATASETS, policy=str(config.policy), outcome="failed")
         self.recorder.count(catalog.UNACCOUNTED_ROWS, lost, where="screening")
-
-
-def _reason(row: ScreenedRow) -> str:
-    """Why this decision, in the catalogue's words."""
-    assert row.ruling is not None
-    if row.outcome is Outcome.KEPT:
-        return "clear"
-    return row.ruling.verdict.reason if row.ruling.by_teacher else "guard"

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import httpx
 
+from reft_ray.api.http_retry import send
 from reft_ray.core.conversation import Conversation, parts
 from reft_ray.core.errors import ReftError, UsageError
-from reft_ray.core.verdict import reach
+from reft_ray.core.verdict import nan_as_max
 
 TRIES = 4
 BATCH_TEXTS = 32
-_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 
 class ModerationGuard:
@@ -57,7 +56,7 @@ class ModerationGuard:
         scores: list[float] = []
         for start in range(0, len(wanted), BATCH_TEXTS):
             scores += self._ask(wanted[start : start + BATCH_TEXTS])
-        return [max((scores[index] for index in row), key=reach, default=1.0) for row in rows]
+        return [max((scores[index] for index in row), key=nan_as_max, default=1.0) for row in rows]
 
     def _ask(self, texts: list[str]) -> list[float]:
         body: dict[str, Any] = {"input": texts} | ({"model": self._model} if self._model else {})
@@ -72,7 +71,7 @@ class ModerationGuard:
             scores = result.get("category_scores") or {}
             flags = result.get("categories") or {}
             counted = [name for name in {*scores, *flags} if not self._categories or name in self._categories]
-            highest = max((float(scores.get(name) or 0.0) for name in counted), key=reach, default=0.0)
+            highest = max((float(scores.get(name) or 0.0) for name in counted), key=nan_as_max, default=0.0)
             flagged = bool(result["flagged"]) if not self._categories else any(flags.get(name) for name in counted)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ReftError(f"guard {self.guard_id}: a result without flagged and category_scores") from error
@@ -81,21 +80,18 @@ class ModerationGuard:
         return min(1.0, max(0.0, highest))
 
     def _post(self, body: dict[str, Any]) -> Any:
-        trouble = ""
-        for attempt in range(TRIES):
-            if attempt:
-                time.sleep(self._pause * 2 ** (attempt - 1))
-            try:
-                response = self._client.post(self._url, json=body)
-            except httpx.TransportError as error:
-                trouble = type(error).__name__
-                continue
-            if response.status_code == 200:
-                try:
-                    return response.json()
-                except ValueError:
-                    raise ReftError(f"guard {self.guard_id}: {self._url} did not answer with JSON") from None
-            trouble = f"HTTP {response.status_code}"
-            if response.status_code not in _RETRIED:
-                break
-        raise ReftError(f"guard {self.guard_id}: {self._url}: {trouble}; mend the guard and run again to resume")
+        try:
+            response = send(self._client, "POST", self._url, attempts=TRIES, pause=self._pause, json=body)
+        except httpx.TransportError as error:
+            raise self._failure(type(error).__name__) from None
+        if response.status_code != 200:
+            raise self._failure(f"HTTP {response.status_code}")
+        try:
+            return response.json()
+        except ValueError:
+            raise ReftError(f"guard {self.guard_id}: {self._url} did not answer with JSON") from None
+
+    def _failure(self, problem: str) -> ReftError:
+        return ReftError(
+            f"guard {self.guard_id}: {self._url}: {problem}; fix the guard endpoint, then run again to resume"
+        )

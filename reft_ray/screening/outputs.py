@@ -24,8 +24,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from reft_ray.core.conversation import parts, row_id
-from reft_ray.screening.formats import messages_json
-from reft_ray.screening.parsing import FileShape
+from reft_ray.rows.text import messages_json
+from reft_ray.screening.file_parsing import FileShape
+from reft_ray.screening.guards import GuardedVerdict
 from reft_ray.screening.reading import Unit
 from reft_ray.screening.screener import Outcome, ScreenedRow, ScreenedUnit
 from reft_ray.screening.sources import Container, display_name, filesystem_of
@@ -185,9 +186,14 @@ def write_parts(output: Output, result: ScreenedUnit) -> dict[str, int]:
     kept = [index for index, row in enumerate(result.rows) if row.outcome is Outcome.KEPT]
     if kept:
         parts[kept_name(result.shape, result.unit.id)] = encode_rows(result.unit, result.shape, kept)
-    withheld = [i for i, row in enumerate(result.rows) if row.outcome in (Outcome.REVIEW, Outcome.BLOCKED)]
-    if withheld:
-        parts[f"quarantine/part-{result.unit.id}.parquet"] = _parquet(_quarantine(result, withheld))
+    evidence = [
+        _evidence(result, index, row, row.verdict)
+        for index, row in enumerate(result.rows)
+        if row.verdict is not None and row.outcome is not Outcome.KEPT
+    ]
+    if evidence:
+        quarantine = pa.Table.from_pylist(evidence, schema=QUARANTINE)
+        parts[f"quarantine/part-{result.unit.id}.parquet"] = _parquet(quarantine)
     invalid = [index for index, row in enumerate(result.rows) if row.outcome is Outcome.INVALID]
     if invalid:
         parts[f"invalid/part-{result.unit.id}.parquet"] = _parquet(_invalid(result, invalid))
@@ -249,20 +255,14 @@ def done_units(output: Output) -> Iterator[str]:
                 yield state["unit"]
 
 
-def _quarantine(result: ScreenedUnit, indices: list[int]) -> pa.Table:
-    return pa.Table.from_pylist([_evidence(result, index, result.rows[index]) for index in indices], schema=QUARANTINE)
-
-
-def _evidence(result: ScreenedUnit, index: int, row: ScreenedRow) -> dict[str, object]:
-    assert row.ruling is not None, "a withheld row was judged"
-    verdict = row.ruling.verdict
+def _evidence(result: ScreenedUnit, index: int, row: ScreenedRow, verdict: GuardedVerdict) -> dict[str, object]:
     return {
         "row_number": row.number,
         "source": result.shape.name,
         "line": row.number - result.shape.first_row,
-        "id": row_id(row.screened),
+        "id": row_id(row.judged),
         "decision": str(verdict.decision),
-        "reason": reason_of(row),
+        "reason": reason_of(row, verdict),
         "part": verdict.part,
         "encoding": verdict.encoding,
         "score": verdict.score,
@@ -270,23 +270,21 @@ def _evidence(result: ScreenedUnit, index: int, row: ScreenedRow) -> dict[str, o
         "threshold": verdict.threshold,
         "windows": verdict.windows,
         "truncated": verdict.truncated,
-        "teacher": row.ruling.teacher,
-        "decided_by": row.ruling.decided_by,
-        "guard_score": row.ruling.guard_score,
-        "messages": messages_json(row.screened),
+        "teacher": verdict.teacher,
+        "decided_by": verdict.decided_by,
+        "guard_score": verdict.guard_score,
+        "messages": messages_json(row.judged),
         "conversation": messages_json(row.conversation),
         "raw": row_bytes(result.unit, index),
     }
 
 
-def reason_of(row: ScreenedRow) -> str:
+def reason_of(row: ScreenedRow, verdict: GuardedVerdict) -> str:
     """Why a valid row is withheld, as a code."""
-    assert row.ruling is not None, "a withheld row was judged"
-    verdict = row.ruling.verdict
-    if not row.ruling.by_teacher:
+    if not verdict.by_teacher:
         return "flagged_by_guard"
     if not verdict.part:
-        return "not_judged" if parts(row.screened) else "no_text"
+        return "not_judged" if parts(row.judged) else "no_text"
     if verdict.reason == "truncated":
         return "not_read_to_its_end"
     encoded = "_when_decoded" if verdict.encoding else ""

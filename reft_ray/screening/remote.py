@@ -13,7 +13,7 @@ from reft_ray.api.client import ScreeningClient
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.errors import ReftError
 from reft_ray.core.verdict import Decision, Thresholds, Verdict
-from reft_ray.screening.formats import messages_json
+from reft_ray.rows.text import messages_json
 
 PARALLEL_CHUNKS = 2
 

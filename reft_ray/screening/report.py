@@ -10,13 +10,13 @@ import orjson
 
 from reft_ray.core.errors import ReftError
 from reft_ray.screening.config import Policy, ScreenConfig
+from reft_ray.screening.file_parsing import FileShape
 from reft_ray.screening.findings import Finding, Severity, Totals, findings_of
 from reft_ray.screening.outputs import Output
-from reft_ray.screening.parsing import FileShape
 from reft_ray.screening.policy import Counts, Standing, Status, standing
 from reft_ray.screening.reading import FilePlan
 from reft_ray.screening.screener import Outcome
-from reft_ray.screening.tally import Tally, UnitState
+from reft_ray.screening.unit_state import Tally, UnitState
 
 REPORT = "report.json"
 

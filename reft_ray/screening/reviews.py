@@ -11,8 +11,9 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from reft_ray.core.conversation import Conversation, conversation_from
+from reft_ray.core.conversation import Conversation
 from reft_ray.core.errors import UsageError
+from reft_ray.rows.text import conversation_from
 from reft_ray.screening.manifest import Manifest, load_manifest
 from reft_ray.screening.outputs import Output, approved_name, encode_raws, encode_table
 from reft_ray.screening.report import REPORT, load_report

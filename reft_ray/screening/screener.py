@@ -1,8 +1,8 @@
-"""The screener: units of rows in, an outcome for each row out. A plain class, the same in a loop and in an actor."""
+"""The screener: units of rows in, an outcome for each row out; a plain class, used in a loop and in Ray actors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -11,13 +11,13 @@ from reft_ray.core.cache import CachedScorer
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.scoring import Scorer
 from reft_ray.core.verdict import Decision
-from reft_ray.screening.checks import Fault
+from reft_ray.rows.checks import Fault
+from reft_ray.rows.format import Row
+from reft_ray.rows.reader import ChatRow, RowReader
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
-from reft_ray.screening.formats import Row, conversation_of, mapped, screened_of
-from reft_ray.screening.guards import Cascade, Ruling
-from reft_ray.screening.parsing import FileShape, parse_unit
+from reft_ray.screening.file_parsing import FileShape, parse_unit
+from reft_ray.screening.guards import GuardedVerdict, GuardEnsemble
 from reft_ray.screening.reading import Unit
-from reft_ray.screening.validation import RowChecker
 
 
 class Outcome(StrEnum):
@@ -36,16 +36,16 @@ OUTCOMES = {Decision.ALLOW: Outcome.KEPT, Decision.REVIEW: Outcome.REVIEW, Decis
 class ScreenedRow:
     """One row with its outcome.
 
-    An invalid row has `faults` and nothing else. Of a valid one, `conversation` is what training reads, `screened`
-    the text that was judged (see `formats.screened_of`), `group` the value of the column to report by.
+    An invalid row has only `faults`. Of a valid one, `conversation` is what training reads, `judged` what the guards
+    judged (see `rows.format.judged_text`), `group` the value of the column to report by.
     """
 
     number: int
     outcome: Outcome
     faults: tuple[Fault, ...] = ()
     conversation: Conversation = ()
-    screened: Conversation = ()
-    ruling: Ruling | None = None
+    judged: Conversation = ()
+    verdict: GuardedVerdict | None = None
     group: str | None = None
 
 
@@ -63,7 +63,7 @@ class Screener:
 
     def __init__(self, scorer_factory: ScorerFactory, config: ScreenConfig, shapes: Sequence[FileShape]) -> None:
         teacher = scorer_factory()
-        self.cascade = Cascade(
+        self.guards = GuardEnsemble(
             CachedScorer(teacher, config.cache_texts) if isinstance(teacher, Scorer) else teacher,
             config.guard() if config.guard else None,
             config.guard_combine,
@@ -73,21 +73,21 @@ class Screener:
         )
         self._config = config
         self._shapes = {shape.index: shape for shape in shapes}
-        self._checkers: dict[int, RowChecker] = {}
+        self._readers: dict[int, RowReader] = {}
 
     @property
     def judges(self) -> dict[str, Any]:
-        """Who judges, and by which thresholds: equal in all units of one screening."""
-        cascade = self.cascade
-        # Only with a guard, so that screenings of earlier releases go on.
-        threshold = {"guard_threshold": cascade.guard.threshold} if cascade.guard else {}
+        """The teacher, the guard and their thresholds: equal in all units of one screening."""
+        guards = self.guards
+        # Only with a guard, so that screenings of earlier releases resume.
+        threshold = {"guard_threshold": guards.guard.threshold} if guards.guard else {}
         return {
             **threshold,
-            "teacher": cascade.teacher.teacher_id,
-            "guard": cascade.guard.guard_id if cascade.guard else None,
-            "combine": str(cascade.combine) if cascade.guard else None,
-            "order": str(cascade.order) if cascade.guard else None,
-            "thresholds": {"review": cascade.thresholds.review, "block": cascade.thresholds.block},
+            "teacher": guards.teacher.teacher_id,
+            "guard": guards.guard.guard_id if guards.guard else None,
+            "combine": str(guards.combine) if guards.guard else None,
+            "order": str(guards.order) if guards.guard else None,
+            "thresholds": {"review": guards.thresholds.review, "block": guards.thresholds.block},
         }
 
     def screen(self, unit: Unit) -> ScreenedUnit:
@@ -96,36 +96,33 @@ class Screener:
         parsed = parse_unit(unit, shape.container, shape.header)
         numbers = unit.rows["row_number"].to_pylist()
         raws = unit.rows["raw"].to_pylist()
-        checker = self._checker(shape)
+        reader = self._readers.setdefault(shape.index, self._reader(shape))
         rows: list[ScreenedRow | None] = [None] * len(parsed)
-        valid: list[int] = []
+        valid: list[tuple[int, ChatRow]] = []
         for index, row in enumerate(parsed):
-            faults = [row] if isinstance(row, Fault) else checker.faults(row, raws[index])
-            if faults:
-                rows[index] = ScreenedRow(numbers[index], Outcome.INVALID, tuple(faults))
+            found = [row] if isinstance(row, Fault) else reader.read(row, raws[index])
+            if isinstance(found, list):
+                rows[index] = ScreenedRow(numbers[index], Outcome.INVALID, tuple(found))
             else:
-                valid.append(index)
+                valid.append((index, found))
         for start in range(0, len(valid), self._config.batch_rows):
             batch = valid[start : start + self._config.batch_rows]
-            fields = [mapped(parsed[index], self._config.columns) for index in batch]  # type: ignore[arg-type]
-            screened = [screened_of(row, shape.format) for row in fields]
-            for index, row, seen, ruling in zip(batch, fields, screened, self.cascade.rule(screened), strict=True):
+            verdicts = self.guards.judge([chat_row.judged for _, chat_row in batch])
+            for (index, chat_row), verdict in zip(batch, verdicts, strict=True):
                 rows[index] = ScreenedRow(
                     numbers[index],
-                    OUTCOMES[ruling.verdict.decision],
-                    conversation=conversation_of(row, shape.format),
-                    screened=seen,
-                    ruling=ruling,
-                    group=self._group(row),
+                    OUTCOMES[verdict.decision],
+                    conversation=chat_row.conversation,
+                    judged=chat_row.judged,
+                    verdict=verdict,
+                    group=self._group(chat_row.fields),
                 )
         return ScreenedUnit(unit, shape, [row for row in rows if row is not None])
 
-    def _checker(self, shape: FileShape) -> RowChecker:
-        if shape.index not in self._checkers:
-            self._checkers[shape.index] = RowChecker(shape.format, self._config.columns, self._config.control_tokens)
-        return self._checkers[shape.index]
+    def _reader(self, shape: FileShape) -> RowReader:
+        return RowReader(shape.format, self._config.columns, self._config.control_tokens)
 
-    def _group(self, row: Mapping[str, Any] | Row) -> str | None:
+    def _group(self, row: Row) -> str | None:
         if self._config.source_column is None:
             return None
         value = row.get(self._config.source_column)

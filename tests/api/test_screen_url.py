@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from reft_ray.cli.main import app
-from reft_ray.core.conversation import chat, conversation_from
+from reft_ray.core.conversation import chat
 from reft_ray.core.errors import ReftError
 from reft_ray.core.verdict import Decision, Thresholds
+from reft_ray.rows.text import conversation_from
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset import screen
 from reft_ray.screening.outputs import Output

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from reft_ray.api.rows import lines, parse_row
-from reft_ray.core.conversation import conversation_from, parts, row_id
+from reft_ray.core.conversation import parts, row_id
 from reft_ray.core.scoring import judge
 from reft_ray.core.verdict import Decision
+from reft_ray.rows.text import conversation_from
 from reft_ray.testbed.word_scorer import WordScorer
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError
-from reft_ray.finetuning.prompts import apart_from, hold_out_rows, hold_out_sources, join_answers, read_labelled
+from reft_ray.finetuning.prompts import hold_out_rows, hold_out_sources, join_answers, read_labelled, without_prompts_of
 
 
 def file_of(folder: Path, *lines: object) -> Path:
@@ -14,7 +14,7 @@ def file_of(folder: Path, *lines: object) -> Path:
     return path
 
 
-def test_both_shapes_of_a_row_are_read_and_a_byte_order_mark_is_no_obstacle(tmp_path: Path) -> None:
+def test_prompts_and_messages_are_read_with_a_byte_order_mark(tmp_path: Path) -> None:
     path = file_of(
         tmp_path,
         "\ufeff" + json.dumps({"prompt": "a", "label": "harmful", "source": "s"}),
@@ -41,21 +41,21 @@ def test_every_problem_has_its_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(ReftError) as caught:
         read_labelled(path)
     message = str(caught.value)
-    assert f"{path}:2: not JSON" in message
+    assert f"{path}:2: not valid JSON at character" in message
     assert f"{path}:3: label must be harmful or harmless, not 'evil'" in message
     assert f"{path}:4: the prompt is empty" in message
-    assert f"{path}:5: unknown role 'wizard'" in message
-    assert f"{path}:6: a row must be a JSON object, not list" in message
+    assert f"{path}:5: messages[0].role: wizard is not a role" in message
+    assert f"{path}:6: the line is a JSON array, not a dictionary" in message
     assert message.endswith("(and 1 more)")
     assert "\n" not in message
 
 
 def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ReftError, match="holds no row"):
+    with pytest.raises(ReftError, match="has no rows"):
         read_labelled(file_of(tmp_path, ""))
 
 
-def test_answers_join_their_prompts_of_the_same_label_and_others_stay_apart() -> None:
+def test_answers_join_their_prompts_of_the_same_label_and_others_are_returned_separately() -> None:
     prompts = [Example(chat("a"), Label.HARMFUL), Example(chat("b"), Label.HARMLESS)]
     answers = [
         Example(chat("a", "sorry"), Label.HARMFUL),
@@ -82,7 +82,7 @@ def test_whole_sources_are_held_out() -> None:
     assert hold_out_rows(mixed)[1] == held
 
 
-def test_a_prompt_validates_with_all_its_rows_whatever_they_answer_or_say() -> None:
+def test_all_rows_of_a_prompt_are_held_out_together() -> None:
     rows = [Example(chat(f"harmful {i % 10}", str(i)), Label.HARMFUL) for i in range(60)]
     rows += [Example(chat(f"harmless {i}"), Label.HARMLESS) for i in range(20)]
     rows += [Example(chat(f"harmful {i}"), Label.HARMLESS) for i in range(10)]
@@ -95,7 +95,20 @@ def test_a_prompt_validates_with_all_its_rows_whatever_they_answer_or_say() -> N
     assert {row.label for row in train} == set(Label)
 
 
-def test_answers_to_prompts_that_validate_are_set_apart() -> None:
+def test_answers_to_validation_prompts_are_left_out() -> None:
     held = [Example(chat("held"), Label.HARMFUL)]
     answers = [Example(chat("held", "sorry"), Label.HARMFUL), Example(chat("free", "sorry"), Label.HARMFUL)]
-    assert apart_from(answers, held) == answers[1:]
+    assert without_prompts_of(answers, held) == answers[1:]
+
+
+def test_rows_are_read_as_screening_reads_them(tmp_path: Path) -> None:
+    path = file_of(
+        tmp_path,
+        {"text": "a"},
+        {"instruction": "b", "output": "c"},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "d"}]}]},
+    )
+    assert [row.messages for row in read_labelled(path, Label.HARMLESS)] == [chat("a"), chat("b", "c"), chat("d")]
+    for line in ('{"prompt": "a", "prompt": "b"}', {"prompt": "a", "images": ["x"]}):
+        with pytest.raises(ReftError, match=r":1: .*(key twice|only text can be screened)"):
+            read_labelled(file_of(tmp_path, line), Label.HARMLESS)

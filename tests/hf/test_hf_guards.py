@@ -1,4 +1,4 @@
-"""Guards from local models: harm is found wherever it stands, and one row does not change another's probability."""
+"""Guards from local models: harm is found anywhere in a row, and rows do not change each other's probability."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from reft_ray.core.conversation import Message, Part, chat
 from reft_ray.core.errors import ReftError
 from reft_ray.hf.guards import ClassifierGuard, GeneratorGuard
 from reft_ray.hf.tiny import TinyShape, tiny_llama, train_tokenizer
-from reft_ray.screening.guards import Cascade, Combine
+from reft_ray.screening.guards import Combine, GuardEnsemble
 from reft_ray.testbed.word_scorer import WordScorer
 
 WORDS = ["tea", "milk", "bread", "honey", "water", "bomb"]
@@ -22,7 +22,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def classifier(tokenizer, tmp_path_factory):
-    """Trained on the spot to flag the one word."""
+    """Trained here to flag one word."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
@@ -73,7 +73,7 @@ def test_a_classifier_finds_harm_in_any_part_and_any_window(classifier):
     assert scores[:3] == pytest.approx(alone, abs=1e-4)
 
 
-def test_a_classifier_needs_to_know_its_harmful_labels(classifier):
+def test_a_classifier_needs_its_harmful_labels_named(classifier):
     assert (
         ClassifierGuard.load(str(classifier), harmful=["safe"], device="cpu").probabilities([chat("tea milk")])[0] > 0.5
     )
@@ -83,7 +83,7 @@ def test_a_classifier_needs_to_know_its_harmful_labels(classifier):
         ClassifierGuard.load(str(classifier / "missing"), device="cpu")
 
 
-def test_a_generator_compares_its_two_answers(generator):
+def test_a_generator_compares_the_likelihoods_of_its_two_answers(generator):
     rows = [chat("tea milk"), chat("bomb", "honey bread"), (Message("user", "x"), Message("assistant", "y"))]
     guard = GeneratorGuard.load(str(generator), device="cpu")
     scores = guard.probabilities(rows)
@@ -94,15 +94,15 @@ def test_a_generator_compares_its_two_answers(generator):
     assert guard.probabilities([()]) == [1.0]
 
 
-def test_a_generator_reads_dialogues_that_are_longer_than_its_context(generator):
+def test_a_generator_judges_dialogues_longer_than_its_context(generator):
     guard = GeneratorGuard.load(str(generator), device="cpu")
     prompts = guard._prompts(chat("tea milk bread " * 80, "honey"))
     assert len(prompts) > 3
-    assert all(len(prompt) <= guard._room for prompt in prompts)
+    assert all(len(prompt) <= guard._max_tokens for prompt in prompts)
     assert 0.0 < guard.probabilities([chat("tea milk bread " * 80, "honey")])[0] < 1.0
 
 
-def test_a_generator_reads_tool_calls(generator, monkeypatch):
+def test_a_generator_judges_tool_calls(generator, monkeypatch):
     guard = GeneratorGuard.load(str(generator), device="cpu")
     called = Message("assistant", "honey", calls=(Part("tool_calls[0]", "name: bomb"), Part("note", "milk " * 200)))
     whole, call, *rest = guard._prompts((Message("user", "tea"), called))
@@ -113,8 +113,8 @@ def test_a_generator_reads_tool_calls(generator, monkeypatch):
     assert guard.probabilities([(Message("user", "tea"), called), chat("tea", "honey")]) == [0.9, 0.1]
 
 
-def test_a_score_that_is_no_number_is_not_taken_for_a_low_one(classifier, monkeypatch):
+def test_a_nan_score_is_an_error(classifier, monkeypatch):
     guard = ClassifierGuard.load(str(classifier))
     monkeypatch.setattr(guard, "_harm", lambda windows: torch.full((len(windows),), float("nan")))
     with pytest.raises(ReftError, match="probabilities in"):
-        Cascade(WordScorer(), guard, Combine.ALL).rule([chat("a bomb", "ok")])
+        GuardEnsemble(WordScorer(), guard, Combine.ALL).judge([chat("a bomb", "ok")])

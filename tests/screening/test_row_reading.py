@@ -14,12 +14,12 @@ import pytest
 import zstandard
 
 from reft_ray.core.errors import UsageError
+from reft_ray.rows.format import Format
 from reft_ray.screening import columnar
-from reft_ray.screening.formats import Format
-from reft_ray.screening.parsing import parse_unit, shape_of
+from reft_ray.screening.columnar import row_sizes
+from reft_ray.screening.file_parsing import parse_unit, shape_of
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.reading import ROWS, groups, plan_files, read_units
-from reft_ray.screening.sizes import row_sizes
 from reft_ray.screening.sources import Container, display_name, find_sources
 
 LIMITS = [Limits(), Limits(7, 300, 4000), Limits(1, 1, 4000)]

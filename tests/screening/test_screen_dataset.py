@@ -14,10 +14,10 @@ from reft_ray.core.conversation import chat
 from reft_ray.core.errors import BlockedByPolicyError, ReftError, UsageError
 from reft_ray.core.scoring import TextScore
 from reft_ray.core.verdict import Thresholds
+from reft_ray.rows.format import Format
 from reft_ray.screening.config import Policy, ScreenConfig
 from reft_ray.screening.dataset import screen
-from reft_ray.screening.formats import Format
-from reft_ray.screening.kept import kept_count, kept_rows
+from reft_ray.screening.kept_rows import kept_count, kept_rows
 from reft_ray.screening.policy import Status
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.report import load_report

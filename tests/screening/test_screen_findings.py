@@ -11,11 +11,9 @@ import pytest
 from reft_ray.core.errors import BlockedByPolicyError
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset import screen
-from reft_ray.screening.duplicates import clusters
-from reft_ray.screening.findings import FINDINGS, Severity, Totals, sample_share
-from reft_ray.screening.patterns import claims_identity, refuses, refuses_then_complies
+from reft_ray.screening.findings import FINDINGS, Severity, Totals, clusters, sample_share
 from reft_ray.screening.report import load_report
-from reft_ray.screening.signals import sketch, unpacked
+from reft_ray.screening.signals import claims_identity, refuses, refuses_then_complies, sketch, unpacked
 from reft_ray.testbed.word_scorer import WordScorer
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -12,7 +12,7 @@ from reft_ray.core.errors import ReftError, UsageError
 from reft_ray.core.verdict import Decision
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset import screen
-from reft_ray.screening.guards import Cascade, Combine, Guard, Order
+from reft_ray.screening.guards import Combine, Guard, GuardEnsemble, Order
 from reft_ray.screening.moderation_guard import ModerationGuard
 from reft_ray.testbed.word_scorer import WordScorer
 
@@ -35,9 +35,9 @@ class WordGuard:
         return [0.9 if any(word in turns[0].content for word in self.words) else 0.2 for turns in conversations]
 
 
-def ruled(guard, combine, order=Order.AFTER):
-    rulings = Cascade(WordScorer(), guard, combine, order).rule([TEA, KNIFE, BOMB])
-    return [ruling.verdict.decision for ruling in rulings], [ruling.decided_by for ruling in rulings]
+def judged(guard, combine, order=Order.AFTER):
+    verdicts = GuardEnsemble(WordScorer(), guard, combine, order).judge([TEA, KNIFE, BOMB])
+    return [verdict.decision for verdict in verdicts], [verdict.decided_by for verdict in verdicts]
 
 
 @pytest.mark.parametrize("order", Order)
@@ -52,23 +52,23 @@ def ruled(guard, combine, order=Order.AFTER):
     ],
 )
 def test_both_orders_decide_alike(combine, words, decisions, order):
-    assert ruled(WordGuard(*words), combine, order)[0] == decisions
+    assert judged(WordGuard(*words), combine, order)[0] == decisions
 
 
 def test_the_grey_band_is_all_that_the_guard_settles():
     guard = WordGuard("knife", "tea")
-    assert ruled(guard, Combine.GREY_BAND) == ([ALLOW, BLOCK, BLOCK], ["rt-words", "words", "rt-words"])
+    assert judged(guard, Combine.GREY_BAND) == ([ALLOW, BLOCK, BLOCK], ["rt-words", "words", "rt-words"])
     assert guard.asked == ["knife please"]
-    assert ruled(WordGuard(), Combine.GREY_BAND)[0] == [ALLOW, ALLOW, BLOCK]
+    assert judged(WordGuard(), Combine.GREY_BAND)[0] == [ALLOW, ALLOW, BLOCK]
     with pytest.raises(UsageError, match="grey-band"):
-        Cascade(WordScorer(), guard, Combine.GREY_BAND, Order.BEFORE)
+        GuardEnsemble(WordScorer(), guard, Combine.GREY_BAND, Order.BEFORE)
 
 
 def test_the_ruling_names_who_decided_and_spares_the_second():
     guard = WordGuard("tea")
-    assert ruled(guard, Combine.ANY)[1] == ["words", "rt-words", "rt-words"]
+    assert judged(guard, Combine.ANY)[1] == ["words", "rt-words", "rt-words"]
     assert guard.asked == ["tea please", "knife please"]
-    assert ruled(WordGuard("bomb"), Combine.ALL)[1] == ["rt-words", "words", "rt-words+words"]
+    assert judged(WordGuard("bomb"), Combine.ALL)[1] == ["rt-words", "words", "rt-words+words"]
 
 
 @pytest.mark.parametrize("answer", [[], [0.1, 0.2], [float("nan")], [1.5]])
@@ -76,7 +76,7 @@ def test_a_guard_that_answers_nonsense_stops_the_run(answer):
     guard = WordGuard()
     guard.probabilities = lambda conversations: answer
     with pytest.raises(ReftError, match="guard words"):
-        Cascade(WordScorer(), guard).rule([TEA])
+        GuardEnsemble(WordScorer(), guard).judge([TEA])
 
 
 @pytest.fixture

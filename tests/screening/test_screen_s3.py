@@ -8,7 +8,7 @@ import pytest
 from reft_ray.core.errors import BlockedByPolicyError, UsageError
 from reft_ray.screening.config import Policy, ScreenConfig
 from reft_ray.screening.dataset import screen
-from reft_ray.screening.kept import kept_rows
+from reft_ray.screening.kept_rows import kept_rows
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.report import load_report
 from reft_ray.screening.reviews import Action, Reviews, Summary

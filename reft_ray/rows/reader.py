@@ -1,4 +1,4 @@
-"""Validation of rows: every error of a file, with line, path, hint and the codes of OpenAI's validator."""
+"""The reader of rows: a line of JSON to a row with its conversation, or all its faults with OpenAI's codes."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import orjson
 
+from reft_ray.core.conversation import Conversation, parts
 from reft_ray.core.errors import UsageError
-from reft_ray.screening.checks import CHECKS, Fault, media_faults
-from reft_ray.screening.formats import Format, Row, detect, mapped
+from reft_ray.rows.checks import CHECKS, Fault, media_faults
+from reft_ray.rows.format import Format, Row, conversation_of, detect, formats_of, judged_text, rename_columns
 
 DETECTION_ROWS = 100
 REPEATED_KEY = Fault("", "ambiguous_keys", "a dictionary has one key twice", "keep one value under each key")
+_NO_FORMAT = Fault("", "missing_messages_list", "no messages", "give messages, a prompt with an answer, or text")
+_NO_TEXT = Fault("", "missing_content", "the row has no text")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One error: `line` counts from 1, `path` leads to the value inside the row (empty for the row itself)."""
+    """A fault with its line, which counts from 1."""
 
     line: int
     path: str
@@ -31,38 +36,77 @@ class Problem:
     hint: str = ""
 
     def __str__(self) -> str:
-        where = f"line {self.line}" + (f", {self.path}" if self.path else "")
-        return f"{where}: {self.code}: {self.message}" + (f" (hint: {self.hint})" if self.hint else "")
+        place = f"line {self.line}" + (f", {self.path}" if self.path else "")
+        return f"{place}: {self.code}: {self.message}" + (f" (hint: {self.hint})" if self.hint else "")
 
 
-class RowChecker:
-    """Checks parsed rows of one format.
+@dataclass(frozen=True)
+class ChatRow:
+    """A valid row under our column names. `every_key`: texts under keys that no format reads are judged, too."""
+
+    fields: Row
+    format: Format
+    every_key: bool = False
+
+    @property
+    def conversation(self) -> Conversation:
+        """What training reads."""
+        return conversation_of(self.fields, self.format)
+
+    @cached_property
+    def judged(self) -> Conversation:
+        """What the filter judges."""
+        return judged_text(self.fields, self.format, self.every_key)
+
+
+class RowReader:
+    """Reads rows of one format or, without `fmt`, each row in the format of its keys.
 
     `control_tokens` are strings that the base model's tokenizer turns into control tokens: inside text they would
-    open or close a turn during training.
+    open or close a turn during training. `judging` reads rows that are not trained on: prompts or texts
+    (`{"text": ...}`) alone, turns with other keys, null for an absent value; every text in a row is judged.
     """
 
-    def __init__(self, fmt: Format, columns: Mapping[str, str] | None = None, control_tokens: Iterable[str] = ()):
+    def __init__(
+        self,
+        fmt: Format | None = None,
+        columns: Mapping[str, str] | None = None,
+        control_tokens: Iterable[str] = (),
+        judging: bool = False,
+    ) -> None:
         self.format = fmt
         self.columns = dict(columns or {})
-        self._check = CHECKS[fmt]
+        self.judging = judging
         tokens = sorted(filter(None, set(control_tokens)), key=len, reverse=True)
         self._tokens = re.compile("|".join(map(re.escape, tokens))) if tokens else None
-        # Two bytes rule almost every row out; JSON escapes may hide a token, so rows with them are looked at in full.
+        # Two bytes rule almost every row out; JSON escapes may hide a token, so rows with them are searched in full.
         escapes = {b"\\u00" if all(map(str.isascii, tokens)) else b"\\u", b"\\/"}
         self._hints = tuple({token.encode()[:2] for token in tokens} | escapes) if tokens else ()
 
-    def faults(self, row: Row, raw: bytes | None = None) -> list[Fault]:
-        """Every fault of a parsed row; `raw` (its bytes in the file, if any) only speeds up the token search."""
-        fields = mapped(row, self.columns)
-        faults = self._check(fields) + media_faults(fields)
+    def read_line(self, raw: bytes) -> ChatRow | list[Fault]:
+        """One line of JSONL as a row, or all its faults."""
+        row = parse_row(raw, lone_surrogates=self.judging)
+        return [row] if isinstance(row, Fault) else self.read(row, raw)
+
+    def read(self, row: Row, raw: bytes | None = None) -> ChatRow | list[Fault]:
+        """A parsed row, or all its faults; `raw` (its bytes in the file, if any) only speeds up the token search."""
+        fields = rename_columns(row, self.columns)
+        if self.judging:
+            fields = {key: value for key, value in fields.items() if value is not None}
+        fmt = self.format or _format_of(fields, self.judging)
+        if fmt is None:
+            return [*media_faults(fields), _NO_FORMAT]
+        faults = CHECKS[fmt](fields, self.judging) + media_faults(fields)
         if self._tokens is not None and (raw is None or any(hint in raw for hint in self._hints)):
             faults = faults + list(self._token_faults(self._tokens, fields))
-        return faults
+        if faults:
+            return faults
+        found = ChatRow(fields, fmt, every_key=self.judging)
+        return [_NO_TEXT] if self.judging and not parts(found.judged) else found
 
     @staticmethod
     def _token_faults(tokens: re.Pattern[str], row: Row) -> Iterable[Fault]:
-        # Without recursion: what a customer nests must not exhaust the stack.
+        # Iterative: nesting by a client must not exhaust the stack.
         pending: list[tuple[str, object]] = [("", row)]
         while pending:
             path, value = pending.pop()
@@ -79,46 +123,51 @@ class RowChecker:
                 )
 
 
-def parse_row(raw: bytes) -> Row | Fault:
-    """One JSONL line as a dictionary, or the fault that keeps it from being one."""
+def parse_row(raw: bytes, lone_surrogates: bool = False) -> Row | Fault:
+    """One JSONL line as a dictionary, or its fault. `lone_surrogates` are refused, or replaced by `?`."""
     try:
         row = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        return _unreadable(raw, error)
+        if not (lone_surrogates and _SURROGATE.search(raw)):
+            return _unreadable(raw, error)
+        try:
+            row = orjson.loads(json.dumps(json.loads(raw), ensure_ascii=False).encode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            return _unreadable(raw, error)
     if type(row) is not dict:
-        return Fault("", "data_type", f"the line is a JSON {json_type(row)}, not a dictionary", 'write {"...": ...}')
+        return Fault("", "data_type", f"the line is a JSON {_json_type(row)}, not a dictionary", 'write {"...": ...}')
     return REPEATED_KEY if repeats_key(raw, row) else row
 
 
 def repeats_key(raw: bytes, value: object) -> bool:
-    """Whether a dictionary in some JSON has a key twice, of which its `value` holds one; readers differ in which."""
+    """Whether JSON (`raw`, parsed to `value`) has a key twice in one dictionary; readers differ in which they take."""
     try:
         written = orjson.dumps(value)
     except orjson.JSONEncodeError:  # nested deeper than can be written
-        return _keys_said(raw) != _keys_held(value)
+        return _keys_written(raw) != _keys_parsed(value)
     if b"\\" in raw and b"\\u0022" in raw:
-        return _keys_said(raw) != _keys_held(value)
-    # The fast way: what is lost took its quotes along.
+        return _keys_written(raw) != _keys_parsed(value)
+    # Faster: a lost entry also lost its quotes.
     return raw.count(b'"') != written.count(b'"')
 
 
-def _keys_said(raw: bytes) -> int:
+def _keys_written(raw: bytes) -> int:
     return sum(1 for string in _STRING.finditer(raw) if string[1])
 
 
-def _keys_held(value: object) -> int:
-    pending, held = [value], 0
+def _keys_parsed(value: object) -> int:
+    pending, count = [value], 0
     while pending:
         value = pending.pop()
         if isinstance(value, dict):
-            held += len(value)
+            count += len(value)
             pending += value.values()
         elif isinstance(value, list):
             pending += value
-    return held
+    return count
 
 
-def json_type(value: object) -> str:
+def _json_type(value: object) -> str:
     """The JSON name of a value's type."""
     names = {bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "dictionary"}
     return names.get(type(value), "null")
@@ -137,21 +186,20 @@ def validate(
     """Every problem of JSONL bytes, in line order; an empty list means that every row can be trained on.
 
     Without `fmt` the format is detected from the first rows (UsageError when ambiguous or unknown). Blank lines are
-    skipped but counted; a byte-order mark and CRLF are accepted. `min_rows` asks for that many rows.
+    skipped but counted; a byte-order mark and CRLF are accepted. Fewer than `min_rows` rows are a problem.
     """
     if raw.startswith(codecs.BOM_UTF8):
         raw = raw[len(codecs.BOM_UTF8) :]
     lines = raw.split(b"\n")
-    checker = RowChecker(fmt or _detected(lines, columns or {}, name), columns, control_tokens)
+    reader = RowReader(fmt or _detected(lines, columns or {}, name), columns, control_tokens)
     problems: list[Problem] = []
     rows = 0
     for number, line in enumerate(lines, start=first_line):
         if not line or line.isspace():
             continue
         rows += 1
-        row = parse_row(line)
-        faults = [row] if isinstance(row, Fault) else checker.faults(row, line)
-        problems.extend(Problem(number, *fault) for fault in faults)
+        if isinstance(faults := reader.read_line(line), list):
+            problems.extend(Problem(number, *fault) for fault in faults)
     if rows < min_rows:
         message = f"{rows} rows, and at least {min_rows} are needed"
         problems.append(Problem(first_line + len(lines) - 1, "", "too_few_examples", message, "add examples"))
@@ -174,8 +222,17 @@ def _detected(lines: list[bytes], columns: Mapping[str, str], name: str) -> Form
         if len(sample) == DETECTION_ROWS:
             break
         if line and not isinstance(row := parse_row(line), Fault):
-            sample.append(mapped(row, columns))
+            sample.append(rename_columns(row, columns))
     return detect(sample, name)
+
+
+def _format_of(row: Row, judging: bool) -> Format | None:
+    found = formats_of(row)
+    if not judging:
+        return found[0] if len(found) == 1 else None
+    # The other formats' texts are judged as other keys of the row.
+    alone = (fmt for fmt in (Format.PROMPT, Format.TEXT) if fmt.value in row)
+    return next(iter(found), next(alone, None))
 
 
 def _unreadable(raw: bytes, error: orjson.JSONDecodeError) -> Fault:

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from reft_ray.core.conversation import chat, conversation_from, parts
+from reft_ray.core.conversation import chat, parts
 from reft_ray.core.errors import UsageError
-from reft_ray.core.row_texts import turns_in_full
 from reft_ray.core.scoring import judge
 from reft_ray.core.verdict import Decision
-from reft_ray.screening.formats import Format, conversation_of, detect, mapped, messages_json, screened_of
+from reft_ray.rows.format import Format, conversation_of, detect, judged_text, rename_columns
+from reft_ray.rows.text import conversation_from, full_conversation, messages_json
 from reft_ray.testbed.word_scorer import WordScorer
 
 TURNS = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
@@ -49,7 +49,7 @@ def test_chosen_and_rejected_are_a_preference_pair_with_or_without_the_prompt_in
 
 
 def test_the_answer_not_preferred_is_screened_too():
-    texts = [turn.content for turn in screened_of(ROWS[Format.PREFERENCE], Format.PREFERENCE)]
+    texts = [turn.content for turn in judged_text(ROWS[Format.PREFERENCE], Format.PREFERENCE)]
     assert texts == ["Q", "A", "B"]
 
 
@@ -68,7 +68,7 @@ def test_alpaca_with_input_system_and_history():
 def test_tool_calls_and_tool_definitions_are_screened():
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "run", "arguments": "make a bomb"}}]}
     row = {"messages": [TURNS[0], call], "tools": [{"function": {"description": "poison"}}]}
-    turns = screened_of(row, Format.CHAT)
+    turns = judged_text(row, Format.CHAT)
     assert [(part.name, part.text) for part in parts(turns)][1:] == [
         ("messages[1].assistant.tool_calls[0]", "name: run\narguments: make a bomb"),
         ("messages[2].tool", "description: poison"),
@@ -97,7 +97,9 @@ def test_unknown_columns_name_the_remedy():
 
 
 def test_column_mapping_makes_any_pair_readable():
-    row = mapped({"question": "Q", "answer": "A", "prompt": "other"}, {"prompt": "question", "response": "answer"})
+    row = rename_columns(
+        {"question": "Q", "answer": "A", "prompt": "other"}, {"prompt": "question", "response": "answer"}
+    )
     assert detect([row], "f") is Format.RESPONSE
     assert conversation_of(row, Format.RESPONSE) == chat("Q", "A")
 
@@ -116,7 +118,7 @@ def test_tool_definitions_of_a_preference_row_are_screened():
         "preferred_output": [{"role": "assistant", "content": "hi"}],
         "non_preferred_output": [{"role": "assistant", "content": "no"}],
     }
-    assert "bomb" in screened_of(row, Format.PREFERENCE)[-1].content
+    assert "bomb" in judged_text(row, Format.PREFERENCE)[-1].content
 
 
 BAD = "how to build a bomb"
@@ -163,12 +165,12 @@ BAD = "how to build a bomb"
     ],
 )
 def test_text_that_another_reader_would_learn_is_judged(fmt, row, part):
-    screened = screened_of(row, fmt)
+    screened = judged_text(row, fmt)
     (verdict,) = judge(WordScorer(), [screened])
     assert (verdict.decision, verdict.part) == (Decision.BLOCK, part)
     assert BAD not in str(conversation_of(row, fmt))
     # Through a service, or on the report's page, it is the same text under the same name.
-    told = turns_in_full(json.loads(messages_json(screened)))
+    told = full_conversation(json.loads(messages_json(screened)))
     assert [(found.name, found.text) for found in parts(told)] == [
         (found.name, found.text) for found in parts(screened)
     ]
@@ -176,20 +178,20 @@ def test_text_that_another_reader_would_learn_is_judged(fmt, row, part):
 
 def test_what_describes_a_row_or_repeats_its_prompt_is_not_judged_again():
     row = {"messages": TURNS, "prompt": "Q", "source": "web", "id": "a b", "label": BAD}
-    assert screened_of(row, Format.CHAT) == chat("Q", "A")
+    assert judged_text(row, Format.CHAT) == chat("Q", "A")
     whole = {"prompt": "Q", "chosen": TURNS, "rejected": [TURNS[0], {"role": "assistant", "content": "B"}]}
-    assert [turn.content for turn in screened_of(whole, Format.PREFERENCE)] == ["Q", "A", "Q", "B"]
+    assert [turn.content for turn in judged_text(whole, Format.PREFERENCE)] == ["Q", "A", "Q", "B"]
 
 
 def test_an_answer_elsewhere_does_not_stand_for_a_prompt():
     row = {"messages": [TURNS[0], {"role": "assistant", "content": BAD}], "prompt": BAD}
-    assert [turn.role for turn in screened_of(row, Format.CHAT)] == ["user", "assistant", "tool"]
+    assert [turn.role for turn in judged_text(row, Format.CHAT)] == ["user", "assistant", "tool"]
 
 
 @pytest.mark.parametrize("key", ["role", "content", "weight", "tool_calls", "id", "function_call", "note"])
 def test_no_text_is_lost_on_the_way_to_a_service(key):
     texts = [{"text": "Q", key: BAD}, {"text": "Q", key: {"index": [BAD + " " + key]}}]
-    turns = turns_in_full([{"role": "user", "content": texts}])
-    told = turns_in_full(json.loads(messages_json(turns)))
+    turns = full_conversation([{"role": "user", "content": texts}])
+    told = full_conversation(json.loads(messages_json(turns)))
     assert sorted(part.text for part in parts(told)) == sorted(part.text for part in parts(turns))
     assert sum(BAD in part.text for part in parts(told)) == 2

@@ -1,4 +1,4 @@
-"""From the bytes or columns of a unit to rows as dictionaries, per file format."""
+"""From the bytes or columns of a unit to rows as dictionaries, for each file format."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import orjson
+import pyarrow as pa
 
 from reft_ray.core.errors import UsageError
-from reft_ray.screening.checks import Fault
-from reft_ray.screening.formats import Format, Row, columns, detect, mapped
-from reft_ray.screening.native import native_rows
+from reft_ray.rows.checks import Fault
+from reft_ray.rows.format import Format, Row, detect, printable, rename_columns
+from reft_ray.rows.reader import DETECTION_ROWS, REPEATED_KEY, parse_row, repeats_key
 from reft_ray.screening.reading import FilePlan, Unit, read_units
 from reft_ray.screening.sources import Container
-from reft_ray.screening.validation import DETECTION_ROWS, REPEATED_KEY, parse_row, repeats_key
 
 _STRUCTURED = frozenset(
     {"messages", "conversations", "history", "tools", "chosen", "rejected", "preferred_output", "non_preferred_output"}
 )
+_UNREADABLE = (ValueError, ArithmeticError, LookupError, pa.ArrowException)
+"""Errors of Arrow and Python for values that one of them cannot hold."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileShape:
-    """What it takes to understand the units of one file; no credentials, so it may travel and be stored."""
+    """How to parse the units of one file; without credentials, so that it may be sent and stored."""
 
     index: int
     name: str
@@ -36,12 +38,12 @@ class FileShape:
 
 
 def parse_unit(unit: Unit, container: Container, header: bytes = b"") -> list[Row | Fault]:
-    """Every row of a unit as a dictionary, or the fault that keeps it from being one, in order.
+    """Every row of a unit as a dictionary, or its fault, in order.
 
-    Raises UsageError when the header of a CSV file does not name its columns.
+    Raises UsageError for a CSV header that does not name its columns.
     """
     if unit.native is not None:
-        return native_rows(unit.native)
+        return _native_rows(unit.native)
     raws = unit.rows["raw"].to_pylist()
     reasons = unit.rows["reason"].to_pylist()
     parse = _CsvParser(header) if container is Container.CSV else parse_row
@@ -52,10 +54,9 @@ def parse_unit(unit: Unit, container: Container, header: bytes = b"") -> list[Ro
 
 
 def shape_of(plan: FilePlan, fmt: Format | None, columns: Mapping[str, str]) -> FileShape:
-    """The shape of a file, its format detected from its first rows unless it is named.
+    """The shape of a file; without `fmt` the format is detected from the first rows, if there are any.
 
-    Raises UsageError when the format is ambiguous or unknown, or a CSV header wrong. A file without any row has no
-    wrong format.
+    Raises UsageError for an ambiguous or unknown format, or a wrong CSV header.
     """
     source, header = plan.source, plan.cuts.header
     if source.container is Container.CSV:
@@ -73,7 +74,7 @@ def _detected(plan: FilePlan, columns: Mapping[str, str]) -> Format:
     for unit in read_units(plan, plan.cuts.ranges[:3]):
         rows = parse_unit(unit, plan.source.container, plan.cuts.header)
         seen += len(rows)
-        sample += [mapped(row, columns) for row in rows if not isinstance(row, Fault)]
+        sample += [rename_columns(row, columns) for row in rows if not isinstance(row, Fault)]
         if len(sample) >= DETECTION_ROWS:
             break
     return detect(sample[:DETECTION_ROWS], plan.source.name) if seen else Format.CHAT
@@ -89,12 +90,12 @@ class _CsvParser:
             rows = self._rows(text)
         except csv.Error as error:
             raise UsageError(f"the CSV header cannot be read: {error}; quote names that hold quotes") from None
-        # It is handed on with the kept rows as it stands, and other readers would find rows in it.
+        # The kept rows start with the same header, and other readers would find rows in it.
         if len(rows) > 1:
             raise UsageError("a carriage return in the CSV header joins it to a row; end each line with a line feed")
         self._names = rows[0] if rows else []
         if len(set(self._names)) != len(self._names):
-            raise UsageError(f"the CSV header names a column twice: {columns(self._names)}")
+            raise UsageError(f"the CSV header names a column twice: {printable(self._names)}")
 
     def __call__(self, raw: bytes) -> Row | Fault:
         try:
@@ -103,7 +104,7 @@ class _CsvParser:
             return Fault("", "invalid_utf8", f"byte {bad.start} is not UTF-8", "save the file as UTF-8")
         except csv.Error as error:
             return Fault("", "invalid_csv", str(error), "quote fields that hold quotes or line breaks")
-        # The file was cut where quotes pair up, and a reader that does not pair them would find other rows here.
+        # The file was cut where quotes are balanced; a reader that ignores quotes would find other rows here.
         if len(rows) != 1:
             message = f"a stray quote or carriage return joins {len(rows)} rows"
             return Fault("", "invalid_csv", message, "quote fields that hold quotes or line breaks")
@@ -119,8 +120,7 @@ class _CsvParser:
 
 
 def _structured(name: str, cell: str) -> object:
-    """A list that a cell holds as JSON, in the columns that are lists in every other container; None where it has a
-    key twice."""
+    """The JSON of a cell in columns that are lists in all other containers; None where a key is repeated."""
     if name in _STRUCTURED and cell[:1] in ("[", "{"):
         try:
             value = orjson.loads(cell)
@@ -128,6 +128,47 @@ def _structured(name: str, cell: str) -> object:
             return cell
         return None if repeats_key(cell.encode(), value) else value
     return cell
+
+
+def _native_rows(table: pa.Table) -> list[Row | Fault]:
+    """Every row of a table, or its fault where a cell has no value in Python.
+
+    Times are left out: no format has text there, and some cannot be converted.
+    """
+    columns = {
+        field.name: _cells(table[field.name], field.name)
+        for field in table.schema
+        if not pa.types.is_temporal(field.type)
+    }
+    return [_row({name: cells[index] for name, cells in columns.items()}) for index in range(table.num_rows)]
+
+
+def _row(cells: Row) -> Row | Fault:
+    fault = next((cell for cell in cells.values() if isinstance(cell, Fault)), None)
+    return {name: _without_nulls(cell) for name, cell in cells.items() if cell is not None} if fault is None else fault
+
+
+def _cells(column: pa.ChunkedArray, name: str) -> list[object]:
+    try:
+        return column.to_pylist()
+    except _UNREADABLE:
+        return [_cell(value, name) for value in column]
+
+
+def _cell(value: pa.Scalar, name: str) -> object:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as bad:
+        return Fault(name, "invalid_utf8", f"byte {bad.start} is not UTF-8", "save the column as UTF-8")
+    except _UNREADABLE as error:
+        return Fault(name, "data_type", f"the value cannot be read ({type(error).__name__})", "drop or cast the column")
+
+
+def _without_nulls(value: object) -> object:
+    """Struct columns hold null for keys that a row does not have: absent keys."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 csv.field_size_limit(1 << 30)

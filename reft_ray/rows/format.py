@@ -1,4 +1,4 @@
-"""Row formats: what a row means, told from its keys, and the conversation that it holds."""
+"""Row formats: how the keys of a row say what it means, the conversation that is trained on and the text to judge."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-import orjson
-
-from reft_ray.core.conversation import Conversation, Message, conversation_from, other_texts, tool_definitions
+from reft_ray.core.conversation import Conversation, Message
 from reft_ray.core.errors import UsageError
-from reft_ray.core.row_texts import rest_of, turns_in_full
+from reft_ray.rows.text import conversation_from, full_conversation, other_texts, other_turns, tool_definitions
 
 Row = Mapping[str, Any]
 Reader = Callable[[Sequence[Mapping[str, Any]]], Conversation]
 
 
 class Format(StrEnum):
-    """How the text of a row is laid out. `PROMPT` (a prompt alone) is never detected, only named."""
+    """How the text of a row is laid out. `PROMPT` and `TEXT` (a text alone) have no answer: never detected in a
+    dataset, only named."""
 
     CHAT = "chat"
     COMPLETION = "completion"
@@ -26,6 +25,7 @@ class Format(StrEnum):
     SHAREGPT = "sharegpt"
     PREFERENCE = "preference"
     PROMPT = "prompt"
+    TEXT = "text"
 
 
 SIGNATURES: tuple[tuple[Format, frozenset[str]], ...] = (
@@ -46,13 +46,12 @@ _KEYS: Mapping[Format, frozenset[str]] = {
     Format.SHAREGPT: frozenset({"conversations", "system"}),
     Format.PREFERENCE: frozenset({"input", "preferred_output", "non_preferred_output", "prompt", "chosen", "rejected"}),
     Format.PROMPT: frozenset({"prompt"}),
+    Format.TEXT: frozenset({"text"}),
 }
 """The keys that each format reads."""
 _TOOLS = frozenset({"tools", "functions"})
-_LEARNED = frozenset().union(*_KEYS.values(), {"text"})
-"""Where trainers look for text; other columns describe the row."""
-_NOT_FREE = frozenset({"role", "content", "weight", "tool_calls", "id", "type", "index", "tool_call_id"})
-"""Keys of a message under which a text would not be read, or not as text."""
+_TRAINED_KEYS = frozenset().union(*_KEYS.values())
+"""The keys under which trainers look for text; other columns describe the row."""
 
 SHAREGPT_ROLES = {
     "system": "system",
@@ -67,7 +66,7 @@ SHAREGPT_ROLES = {
 }
 
 
-def mapped(row: Row, columns: Mapping[str, str]) -> Row:
+def rename_columns(row: Row, columns: Mapping[str, str]) -> Row:
     """The row under our field names; `columns` maps our name to the file's, e.g. {"prompt": "question"}."""
     if not columns:
         return row
@@ -76,21 +75,21 @@ def mapped(row: Row, columns: Mapping[str, str]) -> Row:
     return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
 
 
-def readings_of(row: Row) -> list[Format]:
+def formats_of(row: Row) -> list[Format]:
     """Every format whose keys the row has, in a fixed order."""
     keys = row.keys()
     return list(dict.fromkeys(fmt for fmt, needed in SIGNATURES if needed <= keys))
 
 
 def detect(rows: Iterable[Row], name: str) -> Format:
-    """The one format of these sample rows (already mapped).
+    """The one format of these sample rows (with our column names).
 
-    Raises UsageError when a row can be read in two ways, when rows disagree, or when no row fits.
+    Raises UsageError when a row has two formats, when rows disagree, or when no row has a known format.
     """
     found: Format | None = None
     keys: list[str] = []
     for row in rows:
-        candidates = readings_of(row)
+        candidates = formats_of(row)
         if found is not None and found not in candidates:
             candidates = [found, *candidates]
         if len(candidates) > 1:
@@ -100,14 +99,14 @@ def detect(rows: Iterable[Row], name: str) -> Format:
         keys = keys or sorted(row)[:12]
     if found is None:
         raise UsageError(
-            f"{name}: no known row format; the columns are {columns(keys) or 'unreadable'}; "
+            f"{name}: no known row format; the columns are {printable(keys) or 'unreadable'}; "
             f"map them with --column, e.g. --column prompt=question --column response=answer"
         )
     return found
 
 
-def columns(names: Iterable[str]) -> str:
-    """Names that users gave, for a message of one line: some databases store no text with a NUL."""
+def printable(names: Iterable[str]) -> str:
+    """Column names for a one-line message: some databases cannot store text with a NUL."""
     return ", ".join(name if name.isprintable() else ascii(name) for name in names)
 
 
@@ -116,48 +115,31 @@ def conversation_of(row: Row, fmt: Format) -> Conversation:
     return _laid_out(row, fmt, conversation_from)
 
 
-def screened_of(row: Row, fmt: Format) -> Conversation:
-    """All text of a valid row that a model could learn, under the keys that some format reads.
+def judged_text(row: Row, fmt: Format, every_key: bool = False) -> Conversation:
+    """All text of a valid row that a model could learn, under the keys that some format reads (or under every key).
 
-    Turns stand where `conversation_of` puts them, each with the texts under its other keys. What it leaves out follows
-    after the last one: the answer that is not preferred, tool definitions, and text that another format would read
-    (unless a turn with the same thresholds or stricter ones says the same).
+    The turns of `conversation_of` come first and keep their places, each with the texts under its other keys. Then
+    follow the answer that is not preferred, tool definitions, and text that another format would read (unless a turn
+    with the same thresholds or stricter ones has the same text).
     """
-    turns = _laid_out(row, fmt, turns_in_full)
+    turns = _laid_out(row, fmt, full_conversation)
     known = _KEYS[fmt] | _TOOLS
     sources = [row]
     rest: Conversation = ()
     if fmt is Format.PREFERENCE:
-        turns = (*turns, *_answer(row, "non_preferred_output", "rejected", turns_in_full))
+        turns = (*turns, *_answer(row, "non_preferred_output", "rejected", full_conversation))
         if "preferred_output" not in row:
             known = known - {"input"}
-            rest = _turns(row["prompt"], "user", turns_in_full) if row.get("prompt") is not None else ()
+            rest = _turns(row["prompt"], "user", full_conversation) if row.get("prompt") is not None else ()
         elif isinstance(source := row.get("input"), Mapping):
             known = known - {"prompt"}
             sources.append(source)
-            rest = rest_of(source, {"messages", *_TOOLS})
+            rest = other_turns(source, {"messages", *_TOOLS})
     tools = [turn for source in sources for turn in tool_definitions(source)]
-    rest = (*rest, *rest_of({key: value for key, value in row.items() if key in _LEARNED}, known))
-    said = {turn.content for turn in turns if turn.role != "assistant"}
-    return (*turns, *tools, *(turn for turn in rest if turn.calls or turn.content not in said))
-
-
-def messages_json(conversation: Conversation) -> str:
-    """A conversation as OpenAI messages in JSON; `conversation_from` reads it back."""
-    return orjson.dumps([_message(turn) for turn in conversation]).decode()
-
-
-def _message(turn: Message) -> dict[str, object]:
-    values: dict[str, object] = {"role": turn.role, "content": turn.content}
-    if not turn.trained:
-        values["weight"] = 0
-    unnamed = []
-    for call in turn.calls:
-        if call.name.startswith("tool_calls[") or call.name in values or call.name in _NOT_FREE:
-            unnamed.append(call.text)
-        else:
-            values[call.name] = call.text
-    return values | {"tool_calls": unnamed} if unnamed else values
+    rest_of_row = row if every_key else {key: value for key, value in row.items() if key in _TRAINED_KEYS}
+    rest = (*rest, *other_turns(rest_of_row, known))
+    present = {turn.content for turn in turns if turn.role != "assistant"}
+    return (*turns, *tools, *(turn for turn in rest if turn.calls or turn.content not in present))
 
 
 def _laid_out(row: Row, fmt: Format, read: Reader) -> Conversation:
@@ -165,33 +147,31 @@ def _laid_out(row: Row, fmt: Format, read: Reader) -> Conversation:
         case Format.CHAT:
             return read(row["messages"])
         case Format.SHAREGPT:
-            turns = [_spoken(turn, whole=read is turns_in_full) for turn in row["conversations"]]
+            turns = [_sharegpt_turn(turn, full=read is full_conversation) for turn in row["conversations"]]
             return (Message("system", row["system"]), *turns) if row.get("system") else tuple(turns)
         case Format.ALPACA:
             return _alpaca(row)
-        case Format.COMPLETION:
-            return (*_turns(row["prompt"], "user", read), *_turns(row["completion"], "assistant", read))
-        case Format.RESPONSE:
-            return (*_turns(row["prompt"], "user", read), *_turns(row["response"], "assistant", read))
+        case Format.COMPLETION | Format.RESPONSE:
+            return (*_turns(row["prompt"], "user", read), *_turns(row[fmt.value], "assistant", read))
         case Format.PREFERENCE:
             return (*_preference_prompt(row, read), *_answer(row, "preferred_output", "chosen", read))
-        case Format.PROMPT:
-            return _turns(row["prompt"], "user", read)
+        case Format.PROMPT | Format.TEXT:
+            return _turns(row[fmt.value], "user", read)
 
 
 def _turns(value: Any, role: str, read: Reader) -> Conversation:
     return (Message(role, value),) if isinstance(value, str) else read(value)
 
 
-def _spoken(turn: Mapping[str, Any], whole: bool) -> Message:
-    others = tuple(other_texts(turn, ("from", "value"))) if whole else ()
+def _sharegpt_turn(turn: Mapping[str, Any], full: bool) -> Message:
+    others = tuple(other_texts(turn, ("from", "value"))) if full else ()
     return Message(SHAREGPT_ROLES[turn["from"]], turn["value"], calls=others)
 
 
 def _alpaca(row: Row) -> Conversation:
     turns = [Message("system", row["system"])] if row.get("system") else []
-    for asked, answered in row.get("history") or ():
-        turns += [Message("user", asked), Message("assistant", answered)]
+    for question, answer in row.get("history") or ():
+        turns += [Message("user", question), Message("assistant", answer)]
     prompt = f"{row['instruction']}\n\n{row['input']}" if row.get("input") else row["instruction"]
     return (*turns, Message("user", prompt), Message("assistant", row["output"]))
 

@@ -8,13 +8,13 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
+from reft_ray.screening.file_parsing import FileShape
 from reft_ray.screening.metrics import ScreeningMetrics
 from reft_ray.screening.outputs import UNITS, Output, reason_of, write_parts
-from reft_ray.screening.parsing import FileShape
 from reft_ray.screening.reading import Unit
 from reft_ray.screening.screener import Outcome, Screener
 from reft_ray.screening.signals import Inspector
-from reft_ray.screening.tally import UnitState, runs, tally_of
+from reft_ray.screening.unit_state import UnitState, runs, tally_of
 from reft_ray.telemetry.metric_types import DEFAULT_APPLICATION
 
 DECODED_TEXTS = 8_192

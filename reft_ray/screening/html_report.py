@@ -10,11 +10,11 @@ import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from reft_ray.core.conversation import parts
-from reft_ray.core.row_texts import turns_in_full
+from reft_ray.rows.text import full_conversation
 from reft_ray.screening.manifest import Manifest
 from reft_ray.screening.outputs import Output
 from reft_ray.screening.report import ScreenReport
-from reft_ray.screening.tally import BINS
+from reft_ray.screening.unit_state import BINS
 
 PAGE = "report.html"
 WORST_ROWS = 50
@@ -75,5 +75,5 @@ def _quarantined(output: Output, unit: str, columns: tuple[str, ...]) -> list[di
 
 
 def _part_text(name: str, messages: str) -> str:
-    found = parts(turns_in_full(orjson.loads(messages)))
+    found = parts(full_conversation(orjson.loads(messages)))
     return "\n".join(part.text for part in found if part.name == name or not name.startswith("messages["))

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from reft_ray.screening.guards import GuardedVerdict
 from reft_ray.screening.screener import Outcome, ScreenedRow, ScreenedUnit
 
 BINS = 40
@@ -53,7 +54,7 @@ class Tally:
             self.groups.setdefault(group if known else "(others)", Counter()).update(outcomes)
 
 
-def tally_of(result: ScreenedUnit, reason_of: Callable[[ScreenedRow], str]) -> Tally:
+def tally_of(result: ScreenedUnit, reason_of: Callable[[ScreenedRow, GuardedVerdict], str]) -> Tally:
     """The counts of one unit; `reason_of` names why a withheld row is withheld."""
     tally = Tally(rows=len(result.rows))
     for row in result.rows:
@@ -63,16 +64,15 @@ def tally_of(result: ScreenedUnit, reason_of: Callable[[ScreenedRow], str]) -> T
         if row.outcome is Outcome.INVALID:
             for code in dict.fromkeys(fault.code for fault in row.faults):
                 tally.note(code, row.number)
-        if row.ruling is None:
+        if (verdict := row.verdict) is None:
             continue
-        verdict = row.ruling.verdict
         tally.histogram[_bin(verdict.score)] += 1
         tally.truncated += verdict.truncated
         if verdict.encoding:
             tally.encodings[verdict.encoding] += 1
         if row.outcome is not Outcome.KEPT:
-            tally.note(reason_of(row), row.number)
-        tally.decided_by[row.ruling.decided_by] += row.outcome is not Outcome.KEPT
+            tally.note(reason_of(row, verdict), row.number)
+        tally.decided_by[verdict.decided_by] += row.outcome is not Outcome.KEPT
     return tally
 
 

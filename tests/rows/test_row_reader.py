@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from reft_ray.core.conversation import chat
 from reft_ray.core.errors import UsageError
-from reft_ray.screening.formats import Format
-from reft_ray.screening.validation import control_tokens_of, validate
+from reft_ray.rows.format import Format
+from reft_ray.rows.reader import ChatRow, RowReader, control_tokens_of, validate
 
 USER = {"role": "user", "content": "Q"}
 ANSWER = {"role": "assistant", "content": "A"}
@@ -165,3 +166,41 @@ def test_a_preference_row_under_two_pairs_of_names_is_refused():
     raw = b'{"prompt":"a","chosen":"b","rejected":"c","preferred_output":5,"input":7}'
     (problem,) = validate(raw, Format.PREFERENCE)
     assert problem.code == "ambiguous_keys"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, ANSWER | {"refusal": "R", "weight": 0}], "tools": [{"description": "T"}]},
+        {"prompt": "Q", "completion": "A", "response": "B"},
+        {"instruction": "Q", "output": "A", "history": [["q", "a"]]},
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+        {"prompt": "Q", "chosen": "A", "rejected": "B"},
+    ],
+)
+def test_what_is_judged_alone_is_what_a_dataset_trains_on(row):
+    alone = RowReader(judging=True).read_line(lines(row))
+    assert isinstance(alone, ChatRow)
+    in_dataset = RowReader(alone.format).read_line(lines(row))
+    assert isinstance(in_dataset, ChatRow)
+    assert (in_dataset.conversation, in_dataset.judged) == (alone.conversation, alone.judged)
+
+
+def test_judging_reads_rows_that_are_not_trained_on():
+    judging, training = RowReader(judging=True), RowReader()
+    for row, text in (
+        ({"text": "Q"}, chat("Q")),
+        ({"prompt": "Q", "completion": None}, chat("Q")),
+        ({"messages": [USER | {"mood": "good"}]}, chat("Q")),
+        (b'{"prompt": "Q\\ud800", "response": ""}', chat("Q?", "")),
+    ):
+        found = judging.read_line(lines(row))
+        assert isinstance(found, ChatRow)
+        assert found.conversation == text
+        assert isinstance(training.read_line(lines(row)), list)
+
+
+def test_lone_surrogates_hide_no_repeated_key():
+    raw = b'{"prompt": "Q", "\\ud800": "a", "\\ud801": "b"}'
+    assert [fault.code for fault in RowReader(judging=True).read_line(raw)] == ["ambiguous_keys"]
+    assert [fault.code for fault in RowReader().read_line(raw)] == ["invalid_json"]

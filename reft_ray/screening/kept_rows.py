@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING
 import orjson
 import pyarrow as pa
 
-from reft_ray.core.conversation import Conversation, conversation_from
+from reft_ray.core.conversation import Conversation
 from reft_ray.core.errors import BlockedByPolicyError, ReftError
+from reft_ray.rows.checks import Fault
+from reft_ray.rows.format import conversation_of, rename_columns
+from reft_ray.rows.text import conversation_from, messages_json
 from reft_ray.screening import reviews
-from reft_ray.screening.checks import Fault
-from reft_ray.screening.formats import conversation_of, mapped, messages_json
+from reft_ray.screening.file_parsing import FileShape, parse_unit
 from reft_ray.screening.manifest import Manifest, load_manifest
 from reft_ray.screening.outputs import UNITS, Output, approved_name, kept_name
-from reft_ray.screening.parsing import FileShape, parse_unit
 from reft_ray.screening.policy import Status, standing
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.reading import plan_files, read_units
 from reft_ray.screening.report import load_report
 from reft_ray.screening.sources import display_name, find_sources
-from reft_ray.screening.tally import UnitState
+from reft_ray.screening.unit_state import UnitState
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -71,7 +72,7 @@ def kept_dataset(out: str) -> Dataset:
     """
     import ray.data
 
-    from reft_ray.screening.cluster import ensure_ray
+    from reft_ray.local_ray import ensure_ray
 
     out = Output(out).uri
     manifest = checked_manifest(out)
@@ -117,7 +118,7 @@ def unit_rows(out: str, manifest: Manifest, unit_id: str) -> list[tuple[int, Con
     if len(rows) != len(numbers):
         raise ReftError(f"{name}: {len(rows)} rows where {len(numbers)} were kept; screen into a new directory")
     return [
-        (number, conversation_of(mapped(row, manifest.columns), shape.format))
+        (number, conversation_of(rename_columns(row, manifest.columns), shape.format))
         for number, row in zip(numbers, rows, strict=True)
     ]
 
