@@ -1,4 +1,4 @@
-"""The last step: the student as a directory that plain `peft` and `transformers` load, with its papers."""
+"""Export the student as a directory that `peft` and `transformers` load, with model card and provenance."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def export_student(
     evaluation: Evaluation,
     archive: bool,
 ) -> Export:
-    """Write weights, card and provenance under the job's workspace; with `archive` also a zip for its owner."""
+    """Write weights, model card and provenance to the job's workspace; with `archive` also save a zip for its owner."""
     job = run.job
     record = run.files.get(job.spec.training_file, job.project_id)
-    papers = Provenance.of(
+    provenance = Provenance.of(
         job,
         record.sha256,
         screening,
@@ -46,24 +46,24 @@ def export_student(
     with local_folder(training.adapter_uri) as adapter, tempfile.TemporaryDirectory(prefix="reft-export-") as scratch:
         folder = Path(scratch) / "export"
         shutil.copytree(adapter, folder)
-        (folder / CARD_NAME).write_text(papers.card(), encoding="utf-8")
-        (folder / PROVENANCE_NAME).write_text(papers.to_json(), encoding="utf-8")
+        (folder / CARD_NAME).write_text(provenance.card(), encoding="utf-8")
+        (folder / PROVENANCE_NAME).write_text(provenance.to_json(), encoding="utf-8")
         if context.args.published is not None:
-            _name_base(folder / _ADAPTER_CONFIG, context.args.published)
+            _replace_base_path(folder / _ADAPTER_CONFIG, context.args.published)
         uri = put_folder(folder, f"{run.workspace}/export")
         packed = run.save_file(ARCHIVE, _chunks(_zipped(folder, Path(scratch) / ARCHIVE))) if archive else None
     return Export(uri, packed)
 
 
-def _name_base(path: Path, name: str) -> None:
-    """What the context calls the base, in place of where it lies in this house."""
+def _replace_base_path(path: Path, name: str) -> None:
+    """Replace the base model's local path by its published name."""
     if path.is_file():
         values = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps(values | {"base_model_name_or_path": name}, indent=2), encoding="utf-8")
 
 
 def _zipped(folder: Path, target: Path) -> Path:
-    """Without times, so that the same student gives the same bytes."""
+    """Zip a folder without timestamps, so that the same student gives the same bytes."""
     with zipfile.ZipFile(target, "w") as archive:
         for path in sorted(folder.rglob("*")):
             if path.is_file():

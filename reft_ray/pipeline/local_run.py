@@ -1,4 +1,4 @@
-"""What a service does with a user's files, as one run: read and screen them, then finetune on what is kept."""
+"""Screen a user's files and finetune on the kept rows, without the service: `reft-ray finetune`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reft_ray.core.errors import UsageError
 from reft_ray.core.scoring import TextScore
 from reft_ray.core.verdict import Calibration, Thresholds
 from reft_ray.finetuning.config import FinetuneConfig, Resources
-from reft_ray.finetuning.runtime import Progress, Stop
+from reft_ray.finetuning.runtime import Progress
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
 from reft_ray.hf.ref_teacher import RefTeacher, load_scorer
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class PassingScorer:
-    """The scorer of methods without a filter: every text passes, and rows are still read, validated and counted."""
+    """The scorer of methods without a filter: every text passes; rows are still validated and counted."""
 
     teacher_id = "none"
     thresholds = Thresholds(1.0, 1.0)
@@ -42,7 +42,7 @@ class PassingScorer:
 
 @dataclass
 class LocalRun:
-    """One user's finetuning. Every row passes the reader's validation, also under methods that do not filter."""
+    """One user's finetuning. Rows are validated under every method, also under those that do not filter."""
 
     config: FinetuneConfig
     resources: Resources
@@ -62,7 +62,7 @@ class LocalRun:
 
     @property
     def screening_folder(self) -> Path:
-        """Where the screening's output stays, evidence included."""
+        """The screening's output; it is kept, with the evidence."""
         return self.out.with_name(self.out.name + ".screening")
 
     def screen(
@@ -75,7 +75,7 @@ class LocalRun:
         else:
             factory = PassingScorer
 
-        def tell(state: ScreenProgress) -> None:
+        def report_progress(state: ScreenProgress) -> None:
             if progress:
                 progress({"progress": state.done / max(1, state.total)})
 
@@ -84,7 +84,7 @@ class LocalRun:
             str(self.screening_folder),
             factory,
             ScreenConfig(max_reject_ratio=self.max_reject_ratio),
-            tell,
+            report_progress,
             ScreeningMetrics(recorder or NullRecorder()),
         )
         return {
@@ -100,42 +100,25 @@ class LocalRun:
     ) -> Path:
         """Finetune on the kept rows."""
         folder = str(self.screening_folder)
-        return train_on_kept(
-            self.config,
-            folder,
-            kept_hash(folder),
-            self.alignment,
-            self.teacher,
-            self.out,
-            self.resources,
-            run_id,
-            progress,
-            recorder=recorder,
-        )
+        inputs = kept_inputs(folder, kept_hash(folder), self.resources, self.alignment, self.teacher)
+        return finetune(self.config, inputs, self.out, self.resources, run_id, progress, recorder)
 
 
-def train_on_kept(
-    config: FinetuneConfig,
+def kept_inputs(
     screening: str,
     kept_sha256: str,
+    resources: Resources,
     alignment: Sequence[Example],
     teacher: RefTeacher | None,
-    out: Path,
-    resources: Resources,
-    run_id: str | None = None,
-    progress: Progress | None = None,
-    stop: Stop | None = None,
-    recorder: Recorder | None = None,
     validation: Sequence[Example] = (),
-) -> Path:
-    """Finetune on what a finished screening kept; without workers the rows are read here, and no cluster starts.
+) -> FinetuneInputs:
+    """The inputs of finetuning on the kept rows of a finished screening; without workers the rows are read into memory.
 
-    `kept_sha256` is the `kept_hash` of the screening: a run goes on with these rows alone.
+    `kept_sha256` is the screening's `kept_hash`: a run resumes only with the same rows.
     """
     rows: Dataset | list[Example]
     if resources.workers:
         rows = kept_dataset(screening)
     else:
         rows = [Example(turns, place=f"row {number}") for number, turns in kept_rows(screening)]
-    inputs = FinetuneInputs(rows, kept_count(screening), alignment, teacher, validation, kept_sha256)
-    return finetune(config, inputs, out, resources, run_id, progress, recorder, stop)
+    return FinetuneInputs(rows, kept_count(screening), alignment, teacher, validation, kept_sha256)

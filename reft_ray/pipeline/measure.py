@@ -1,4 +1,4 @@
-"""What the release gate asks a model, in a process of its own where jobs have a cluster."""
+"""Measure one model for the release gate; with Ray workers this runs in a separate process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reft_ray.core.batch import answered, micro_batches
 from reft_ray.core.conversation import Example
 from reft_ray.core.held_out import HeldOut, held_out
 from reft_ray.evaluation.suite import Evaluation, Suite, evaluate
-from reft_ray.finetuning.encoding import encode_rows
+from reft_ray.finetuning.rows import encode_rows
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward
 from reft_ray.hf.generate import Responder, load_student
@@ -23,8 +23,8 @@ _BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """Everything that a model is asked. `loss_rows` are answered rows whose cross entropy is taken."""
+class MeasureRequest:
+    """The prompts, and answered `loss_rows` for the cross entropy."""
 
     suite: Suite
     loss_rows: Sequence[Example] = ()
@@ -32,14 +32,14 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The figures of one model; `held_out` is None without rows."""
+class Measurement:
+    """The results of one model; `held_out` is None without loss rows."""
 
     evaluation: Evaluation
     held_out: HeldOut | None
 
     def as_dict(self) -> dict[str, Any]:
-        """The form of reports."""
+        """As JSON, for reports."""
         found = self.held_out
         return {
             **self.evaluation.as_dict(),
@@ -48,17 +48,17 @@ class Answer:
         }
 
 
-def measure(base: str, student: str | None, question: Question, device: str) -> Answer:
-    """Ask the base, or the base with a student's adapter (or the student, where it has whole weights).
+def measure(base: str, student: str | None, request: MeasureRequest, device: str) -> Measurement:
+    """Measure the base model, or the student: an adapter on it, or full weights.
 
-    `student` is a URI: a copy of it on the caller's machine may not be there on this one.
+    `student` is a URI, because a path on the caller's machine may not exist on this one.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with nullcontext() if student is None else local_folder(student) as folder:
         loaded = load_student(base, folder, device)
     chat = ChatFormat(loaded.tokenizer)
-    evaluation = evaluate(Responder(loaded.model, chat, question.max_new_tokens), question.suite)
-    encoded = answered(encode_rows(chat, question.loss_rows, loaded.context).encoded)
+    evaluation = evaluate(Responder(loaded.model, chat, request.max_new_tokens), request.suite)
+    encoded = answered(encode_rows(chat, request.loss_rows, loaded.context).encoded)
     batches = micro_batches(encoded, _BATCH_TOKENS, chat.pad_id, device)
-    return Answer(evaluation, held_out(ModelForward(loaded.model), batches))
+    return Measurement(evaluation, held_out(ModelForward(loaded.model), batches))

@@ -1,4 +1,4 @@
-"""A base model's surroundings, loaded: teacher, alignment rows, gate prompts."""
+"""What the jobs of one base model share: its teacher, alignment rows and gate prompts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reft_ray.testbed.synthetic import SyntheticRows
 
 @dataclass(frozen=True)
 class ModelContext:
-    """What the jobs of one base share. Everything is read when it is first asked for."""
+    """A base model's configuration with what it names, loaded on first use."""
 
     args: BaseArgs
 
@@ -45,14 +45,16 @@ class ModelContext:
 
     def _prompts(self, source: str, label: Label) -> list[Conversation]:
         if source == BUILTIN:
-            rows: Sequence[Example] = _world().hs_prompts if label is Label.HARMFUL else _world().over_refusal_prompts
+            rows: Sequence[Example] = (
+                _synthetic_rows().hs_prompts if label is Label.HARMFUL else _synthetic_rows().over_refusal_prompts
+            )
         else:
             rows = read_labelled(source, label)
         return [row.prompt for row in rows[: self.args.gate.prompts]]
 
 
 def _alignment(args: AlignmentArgs) -> Sequence[Example]:
-    rows = list(_world().alignment) if args.builtin else []
+    rows = list(_synthetic_rows().alignment) if args.builtin else []
     for path in args.labelled:
         rows += read_labelled(path)
     for path in args.refusals:
@@ -63,5 +65,5 @@ def _alignment(args: AlignmentArgs) -> Sequence[Example]:
 
 
 @cache
-def _world() -> SyntheticRows:
+def _synthetic_rows() -> SyntheticRows:
     return SyntheticRows.make(0)

@@ -1,4 +1,4 @@
-"""The second step: every row is judged; what is withheld is written down for its owner and kept for review."""
+"""Screen the training file; report withheld rows to their owner and keep them for review."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from reft_ray.core.errors import BlockedByPolicyError, StoppedError
@@ -14,8 +15,8 @@ from reft_ray.jobs.job import Event, Status
 from reft_ray.jobs.results import REJECTED_SECONDS, Screening
 from reft_ray.jobs.run import JobRun
 from reft_ray.pipeline.model_context import ModelContext
-from reft_ray.pipeline.reading import control_tokens, textual
-from reft_ray.pipeline.settings import thresholds_of
+from reft_ray.pipeline.run_config import thresholds_of
+from reft_ray.pipeline.uploaded_rows import control_tokens, text_container
 from reft_ray.screening.config import Policy, ScreenConfig
 from reft_ray.screening.dataset import Progress, screen
 from reft_ray.screening.kept_rows import kept_hash
@@ -33,19 +34,19 @@ _SHOWN = ("line", "decision", "reason", "part", "encoding", "score", "threshold"
 
 
 def screening_folder(run: JobRun) -> str:
-    """Where a job's screening lies; it goes when the job has ended."""
+    """A job's screening output, which is deleted when the job ends."""
     return f"{run.scratch}/screening"
 
 
 def screen_file(run: JobRun, context: ModelContext) -> Screening:
-    """Judge the training file with the base's teacher. Done again after a crash it goes on where it was."""
+    """Screen the training file with the base model's teacher; resumes after a crash."""
     spec, args = run.job.spec, context.args.screening
     record = run.files.get(spec.training_file, run.job.project_id)
     config = ScreenConfig(
-        container=textual(record.filename),
+        container=text_container(record.filename),
         control_tokens=control_tokens(context.base),
         thresholds=thresholds_of(spec.options, context.teacher.manifest.thresholds),
-        # The job's own policy is decided by the pipeline; here only rows that wait for people are held back.
+        # `jobs.lifecycle` applies the job's policy; here it only decides whether rows wait for review.
         policy=Policy.REVIEW if spec.options.policy == "review" else Policy.FILTER,
         findings=args.findings,
         batch_rows=args.batch_rows,
@@ -55,21 +56,21 @@ def screen_file(run: JobRun, context: ModelContext) -> Screening:
         gpus_per_actor=args.gpus_per_actor,
     )
 
-    def go_on(_: Progress) -> None:
+    def check_stop(_: Progress) -> None:
         if run.should_stop():
-            raise StoppedError("told to stop")
+            raise StoppedError("stop requested")
 
     folder = screening_folder(run)
-    counting = ScreeningMetrics(run.recorder, run.job.project_id, context.teacher.manifest.histogram)
+    metrics = ScreeningMetrics(run.recorder, run.job.project_id, context.teacher.manifest.histogram)
     uri = run.files.uri(spec.training_file, run.job.project_id)
-    # Everything is written also then, and the pipeline says what it means.
+    # The output is complete in this case too; `jobs.lifecycle` decides what follows.
     with suppress(BlockedByPolicyError):
-        screen([uri], folder, partial(load_scorer, context.teacher.folder, context.base), config, go_on, counting)
+        screen([uri], folder, partial(load_scorer, context.teacher.folder, context.base), config, check_stop, metrics)
     return _result(run, folder)
 
 
 def review_decisions(run: JobRun) -> Screening:
-    """The screening after people have decided; the job waits on while a row is undecided."""
+    """Apply reviewers' decisions; the job stays paused while a row is undecided."""
     folder = screening_folder(run)
     reviews = Reviews(folder, run.recorder)
     pending = reviews.summary().pending
@@ -89,70 +90,62 @@ def review_decisions(run: JobRun) -> Screening:
 def _result(run: JobRun, folder: str) -> Screening:
     report = load_report(folder)
     approved = [row for row in Reviews(folder).items(True) if row["review"]["action"] == Action.APPROVE]
-    freed = {name: sum(row["decision"] == name for row in approved) for name in ("review", "block")}
-    withheld = list(_first_lines(folder))
+    released = {name: sum(row["decision"] == name for row in approved) for name in ("review", "block")}
     quarantine = None
     if report.counts.withheld:
         quarantine = run.save_file(
-            QUARANTINE, _rows(folder), parent_id=run.job.spec.training_file, expires_after=REJECTED_SECONDS
+            QUARANTINE, _withheld_rows(folder), parent_id=run.job.spec.training_file, expires_after=REJECTED_SECONDS
         )
     return Screening(
         rows=report.rows,
         kept=report.kept + len(approved),
-        review=report.review - freed["review"],
-        blocked=report.blocked - freed["block"],
+        review=report.review - released["review"],
+        blocked=report.blocked - released["block"],
         invalid=report.invalid,
         kept_uri=folder,
-        first_lines=tuple(withheld),
-        report_file=run.save_file(REPORT, _lines(folder)),
+        first_lines=tuple(islice((row["line"] for row in _not_approved(folder)), FIRST_LINES)),
+        report_file=run.save_file(REPORT, _report_lines(folder)),
         quarantine_file=quarantine,
         teacher_id=str(report.judges.get("teacher", "")),
         kept_sha256=kept_hash(folder),
     )
 
 
-def _undecided(folder: str) -> Iterator[dict[str, Any]]:
+def _not_approved(folder: str) -> Iterator[dict[str, Any]]:
     for row in Reviews(folder).items():
         if row["review"] is None or row["review"]["action"] != Action.APPROVE:
             yield row
 
 
-def _first_lines(folder: str) -> Iterator[int]:
-    for count, row in enumerate(_undecided(folder)):
-        if count == FIRST_LINES:
-            return
-        yield row["line"]
-
-
-def _lines(folder: str) -> Iterator[bytes]:
-    """One line per row that is not kept: numbers and codes, never text."""
+def _report_lines(folder: str) -> Iterator[bytes]:
+    """A summary, then one line per row that is not kept: numbers and codes, never text."""
     report = load_report(folder)
     counts = {name: getattr(report, name) for name in ("rows", "kept", "review", "blocked", "invalid")}
     findings = [{"name": found.name, "severity": str(found.severity), "rows": found.rows} for found in report.findings]
     yield _line({"summary": counts, "judges": dict(report.judges), "findings": findings})
-    output = Output(folder)
-    for unit in load_manifest(output).units:
-        state = UnitState.from_json(output.read(f"{UNITS}/{unit}.json"))
-        for part in state.parts:
-            if part.startswith("quarantine/"):
-                yield from (_line(row) for row in output.table(part, _SHOWN).to_pylist())
-            elif part.startswith("invalid/"):
-                for row in output.table(part, ("line", "code", "path")).to_pylist():
-                    yield _line(
-                        {"line": row["line"], "decision": "invalid", "reason": row["code"], "part": row["path"]}
-                    )
+    for output, part in _parts(folder):
+        if part.startswith("quarantine/"):
+            yield from (_line(row) for row in output.table(part, _SHOWN).to_pylist())
+        elif part.startswith("invalid/"):
+            for row in output.table(part, ("line", "code", "path")).to_pylist():
+                yield _line({"line": row["line"], "decision": "invalid", "reason": row["code"], "part": row["path"]})
 
 
-def _rows(folder: str) -> Iterator[bytes]:
+def _withheld_rows(folder: str) -> Iterator[bytes]:
     """The withheld rows as training would read them, with their lines."""
+    for output, part in _parts(folder):
+        if part.startswith("quarantine/"):
+            for row in output.table(part, ("line", "decision", "conversation")).to_pylist():
+                messages = json.loads(row["conversation"])
+                yield _line({"line": row["line"], "decision": row["decision"], "messages": messages})
+
+
+def _parts(folder: str) -> Iterator[tuple[Output, str]]:
+    """The output's parts, in the order of the rows."""
     output = Output(folder)
     for unit in load_manifest(output).units:
-        state = UnitState.from_json(output.read(f"{UNITS}/{unit}.json"))
-        for part in state.parts:
-            if part.startswith("quarantine/"):
-                for row in output.table(part, ("line", "decision", "conversation")).to_pylist():
-                    messages = json.loads(row["conversation"])
-                    yield _line({"line": row["line"], "decision": row["decision"], "messages": messages})
+        for part in UnitState.from_json(output.read(f"{UNITS}/{unit}.json")).parts:
+            yield output, part
 
 
 def _line(values: dict[str, Any]) -> bytes:

@@ -1,59 +1,83 @@
-"""The real steps of a job, one function of this room each; `make` is what a driver's configuration names."""
+"""The steps of a job (`jobs.steps.Steps`). `make` is the factory that drivers load."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+from pydantic import Field
+
+from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.results import Evaluation, Export, Screening, Training, Validation
 from reft_ray.jobs.run import JobRun
-from reft_ray.pipeline.config import StepsConfig
+from reft_ray.pipeline.builtin import builtin_base
+from reft_ray.pipeline.config import BaseArgs
+from reft_ray.pipeline.evaluate import evaluate_student
 from reft_ray.pipeline.export import export_student
-from reft_ray.pipeline.gate import evaluate_student
 from reft_ray.pipeline.model_context import ModelContext
+from reft_ray.pipeline.run_config import check_not_weaker
 from reft_ray.pipeline.screen import review_decisions, screen_file
-from reft_ray.pipeline.settings import refuse_weaker
 from reft_ray.pipeline.train import train_student
 from reft_ray.pipeline.validate import validate_files
+from reft_ray.serving.builtin import BUILTIN, cache_root
+from reft_ray.settings import Settings
 
 
-class RealSteps:
-    """See `jobs.steps.Steps`."""
+class StepsConfig(Settings):
+    """Options of `make`. `shared` is a directory that all machines reach; it keeps soft labels between jobs (default:
+    the user's cache directory)."""
+
+    bases: Mapping[str, BaseArgs] = Field(default_factory=lambda: {BUILTIN: builtin_base()}, min_length=1)
+    shared: str | None = None
+    min_rows: int = Field(10, ge=1)
+    archive: bool = Field(True, description="also save the adapter as a result file, a zip")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def base(self, name: str) -> BaseArgs:
+        """A base model's configuration. Raises NotFoundError if the operator has removed it."""
+        if name not in self.bases:
+            raise NotFoundError("base model", name)
+        return self.bases[name]
+
+    @property
+    def folder(self) -> Path:
+        """`shared`, or its default."""
+        return Path(self.shared) if self.shared else cache_root() / "jobs"
+
+
+class PipelineSteps:
+    """Screening, training, evaluation and export on the configured base models."""
 
     def __init__(self, config: StepsConfig) -> None:
         self.config = config
-        self._surroundings = cache(lambda name: ModelContext(config.base(name)))
+        self._contexts = cache(lambda name: ModelContext(config.base(name)))
 
     def validate(self, run: JobRun) -> Validation:
-        """See Steps."""
-        context = self._world(run)
-        refuse_weaker(run.job.spec, context.args, context.teacher.manifest.thresholds)
+        context = self._context(run)
+        check_not_weaker(run.job.spec, context.args, context.teacher.manifest.thresholds)
         return validate_files(run, context.base, self.config.min_rows, context.args.gate.match)
 
     def screen(self, run: JobRun, validation: Validation) -> Screening:
-        """See Steps."""
-        return screen_file(run, self._world(run))
+        return screen_file(run, self._context(run))
 
     def review(self, run: JobRun, screening: Screening) -> Screening:
-        """See Steps."""
         return review_decisions(run)
 
     def train(self, run: JobRun, screening: Screening) -> Training:
-        """See Steps."""
-        return train_student(run, self._world(run), self.config.folder, screening)
+        return train_student(run, self._context(run), self.config.folder, screening)
 
     def evaluate(self, run: JobRun, training: Training) -> Evaluation:
-        """See Steps."""
-        return evaluate_student(run, self._world(run), training, self.config.device)
+        return evaluate_student(run, self._context(run), training, self.config.device)
 
     def export(self, run: JobRun, screening: Screening, training: Training, evaluation: Evaluation) -> Export:
-        """See Steps."""
-        return export_student(run, self._world(run), screening, training, evaluation, self.config.archive)
+        return export_student(run, self._context(run), screening, training, evaluation, self.config.archive)
 
-    def _world(self, run: JobRun) -> ModelContext:
-        return self._surroundings(run.job.spec.model)
+    def _context(self, run: JobRun) -> ModelContext:
+        return self._contexts(run.job.spec.model)
 
 
-def make(**options: Any) -> RealSteps:
-    """The factory that a driver's configuration names: `reft_ray.pipeline.steps:make`."""
-    return RealSteps(StepsConfig.of(options))
+def make(**options: Any) -> PipelineSteps:
+    """The steps for these options. Raises UsageError for invalid ones."""
+    return PipelineSteps(StepsConfig.of(options))

@@ -1,4 +1,4 @@
-"""How many tokens a training file has, by the base model's own tokenizer: what estimates start from."""
+"""Count a training file's tokens with the base model's tokenizer, for cost estimates."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from reft_ray.rows.checks import Fault
 from reft_ray.rows.reader import ChatRow, RowReader
 
 EXACT_ROWS = 2_000
-"""Up to so many rows are tokenised; a larger file is taken to be like its first rows, byte for byte."""
+"""Tokenise at most this many rows; the rest is extrapolated by bytes."""
 
 
 class TokenizerCounter:
-    """A `jobs.estimate.Counter` for JSONL files; `bases` names the directory or hub id behind each model."""
+    """A `jobs.estimate.Counter` for JSONL files; `bases` maps models to directories or hub ids."""
 
     def __init__(self, bases: Mapping[str, str], exact_rows: int = EXACT_ROWS) -> None:
         self._bases = dict(bases)
@@ -28,7 +28,7 @@ class TokenizerCounter:
         self._chat = cache(lambda base: ChatFormat(load_tokenizer(base)))
 
     def __call__(self, model: str, chunks: Iterable[bytes]) -> Size:
-        """See Counter. Rows that a job would refuse count as nothing; other file formats are guessed from bytes."""
+        """Invalid rows count as 0 tokens; other file formats are estimated from their bytes."""
         chat, reader = self._chat(self._bases[model]), RowReader()
         rows = size = tokens = counted = 0
         for line in split_lines(chunks):

@@ -1,4 +1,4 @@
-"""The first step: read every row of the files, count, and report every fault."""
+"""Validate the uploaded files: read every row, count tokens, report every fault."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from reft_ray.core.conversation import Example
-from reft_ray.core.errors import StoppedError, UsageError
+from reft_ray.core.errors import PromptTooLongError, ReftError, StoppedError, UsageError
 from reft_ray.evaluation.task_accuracy import Match, comparable
+from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.loading import context_of, load_tokenizer
 from reft_ray.jobs.content import CHUNK_BYTES
 from reft_ray.jobs.lifecycle import INVALID_FILE
 from reft_ray.jobs.results import Validation
 from reft_ray.jobs.run import JobFailedError, JobRun
-from reft_ray.pipeline.reading import TokenCounter, read_rows
+from reft_ray.pipeline.uploaded_rows import ReadRow, read_rows
 from reft_ray.rows.checks import Fault
 
 REPORT = "validation_report.jsonl"
 FIRST_LINES = 10
-_NO_NUMBER = Fault("messages", "no_number", "the answer holds no number", "the release gate compares final numbers")
+_NO_NUMBER = Fault("messages", "no_number", "the answer has no number", "the release gate compares final numbers")
 
 
 @dataclass(slots=True)
@@ -33,7 +35,7 @@ class _Tally:
     first_lines: list[int] = field(default_factory=list)
     first_code: str | None = None
 
-    def bad(self, file: str, line: int, faults: tuple[Fault, ...]) -> None:
+    def add_faults(self, file: str, line: int, faults: tuple[Fault, ...]) -> None:
         self.errors += 1
         self.first_code = self.first_code or faults[0].code
         if len(self.first_lines) < FIRST_LINES:
@@ -43,21 +45,21 @@ class _Tally:
 
 
 def validate_files(run: JobRun, base: str, min_rows: int, match: Match = Match.EXACT) -> Validation:
-    """Check the training file and, where there is one, the validation file, by whose answers the gate can `match`.
+    """Check the training file and, if there is one, the validation file, whose answers must be ones to `match`.
 
-    Raises JobFailedError for a file that is no known format, and for one without a row that fits the model.
+    Raises JobFailedError for a file in an unknown format, or without a row that fits the model's context.
     """
     spec = run.job.spec
-    counter = TokenCounter(base)
+    counter = _TokenCounter(base)
     with tempfile.TemporaryFile() as report:
         tally = _Tally(report)
         _read(run, spec.training_file, "training_file", base, counter, tally)
         training = Validation(tally.rows, tally.tokens)
         if training.rows < min_rows:
-            message = f"{training.rows} examples, and at least {min_rows} are needed"
-            tally.bad("training_file", training.rows, (Fault("", "too_few_examples", message, "add examples"),))
+            message = f"{training.rows} examples, but at least {min_rows} are required"
+            tally.add_faults("training_file", training.rows, (Fault("", "too_few_examples", message, "add examples"),))
         if tally.too_long and not tally.errors:
-            _tell_too_long(run, tally.too_long, training.rows)
+            _report_too_long(run, tally.too_long, training.rows)
         if spec.validation_file is not None:
             _read(run, spec.validation_file, "validation_file", base, counter, tally, match)
         file_id = run.save_file(REPORT, _chunks(report)) if tally.errors else None
@@ -77,25 +79,25 @@ def _read(
     file_id: str,
     name: str,
     base: str,
-    counter: TokenCounter,
+    counter: _TokenCounter,
     tally: _Tally,
     match: Match = Match.EXACT,
 ) -> None:
     try:
         for row in read_rows(run, file_id, base):
             if tally.rows % 256 == 0 and run.should_stop():
-                raise StoppedError("told to stop")
+                raise StoppedError("stop requested")
             tally.rows += 1
             if row.faults:
-                tally.bad(name, row.line, row.faults)
+                tally.add_faults(name, row.line, row.faults)
                 continue
             example = Example(row.conversation)
             if example.answered and not comparable(match, example.response):
-                tally.bad(name, row.line, (_NO_NUMBER,))
+                tally.add_faults(name, row.line, (_NO_NUMBER,))
                 continue
             tokens = counter.count(row)
             if isinstance(tokens, Fault):
-                tally.bad(name, row.line, (tokens,))
+                tally.add_faults(name, row.line, (tokens,))
             else:
                 tally.tokens += tokens
                 tally.too_long += tokens == 0
@@ -103,9 +105,9 @@ def _read(
         raise JobFailedError(INVALID_FILE, f"The job failed due to an invalid file. {error}", name) from None
 
 
-def _tell_too_long(run: JobRun, count: int, rows: int) -> None:
+def _report_too_long(run: JobRun, count: int, rows: int) -> None:
     if count == rows:
-        message = "No example leaves room for an answer in the model's context."
+        message = "The prompt of every example fills the model's context."
         raise JobFailedError(
             INVALID_FILE, f"The job failed due to an invalid training file. {message}", "training_file"
         )
@@ -115,6 +117,23 @@ def _tell_too_long(run: JobRun, count: int, rows: int) -> None:
         data={"too_long": count},
         key="validate/too_long",
     )
+
+
+class _TokenCounter:
+    """Tokens of rows as training encodes them."""
+
+    def __init__(self, base: str) -> None:
+        self._chat = ChatFormat(load_tokenizer(base))
+        self._context = context_of(base)
+
+    def count(self, row: ReadRow) -> int | Fault:
+        """Tokens of a row, truncated to the context; 0 if its prompt fills it; a Fault from the chat template."""
+        try:
+            return len(self._chat.encode(Example(row.conversation), max_tokens=self._context))
+        except PromptTooLongError:
+            return 0
+        except ReftError as error:
+            return Fault("", "chat_template", str(error).splitlines()[0])
 
 
 def _chunks(report: IO[bytes]) -> Iterator[bytes]:

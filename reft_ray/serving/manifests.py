@@ -64,7 +64,7 @@ def rendered(root: Path) -> dict[str, str]:
 
 
 def write(root: Path) -> list[Path]:
-    """Write every rendered file below `root/cluster`; returns the paths."""
+    """Write all rendered files into `root/cluster`; returns their paths."""
     paths = []
     for name, content in rendered(root).items():
         path = root / "cluster" / name
@@ -75,13 +75,13 @@ def write(root: Path) -> list[Path]:
 
 
 def stale(root: Path) -> list[str]:
-    """Rendered files that are missing or differ from their sources, as paths below `root`."""
-    found = []
-    for name, content in rendered(root).items():
-        path = root / "cluster" / name
-        if not path.is_file() or path.read_text(encoding="utf-8") != content:
-            found.append(f"cluster/{name}")
-    return found
+    """Rendered files that are missing or outdated, as paths relative to `root`."""
+    paths = {f"cluster/{name}": content for name, content in rendered(root).items()}
+    return [
+        path
+        for path, content in paths.items()
+        if not (root / path).is_file() or (root / path).read_text(encoding="utf-8") != content
+    ]
 
 
 def ray_document(template: Mapping[str, Any], pods: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,10 +128,10 @@ def cluster_spec(request: Mapping[str, Any], pods: Mapping[str, Any]) -> dict[st
 
 def serve_config(config: Mapping[str, Any], teacher: str) -> dict[str, Any]:
     """A Serve config for pods: reachable from other pods, a proxy on every node, artefacts on the shared volume."""
-    changed = copy.deepcopy(dict(config))
-    changed["proxy_location"] = "EveryNode"
-    changed["http_options"] = {**changed.get("http_options", {}), "host": "0.0.0.0", "port": 8000}  # noqa: S104
-    for application in changed["applications"]:
+    adapted = copy.deepcopy(dict(config))
+    adapted["proxy_location"] = "EveryNode"
+    adapted["http_options"] = {**adapted.get("http_options", {}), "host": "0.0.0.0", "port": 8000}  # noqa: S104
+    for application in adapted["applications"]:
         uri = application["args"].get("screenings_uri", "")
         if "://" not in uri:
             application["args"]["screenings_uri"] = "/mnt/reft/screenings"
@@ -140,7 +140,7 @@ def serve_config(config: Mapping[str, Any], teacher: str) -> dict[str, Any]:
         for deployment in application["deployments"]:
             if deployment["name"] == "Teacher":
                 deployment["user_config"]["teacher"] = teacher
-    return changed
+    return adapted
 
 
 def service_patch(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def service_patch(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prometheus_rule(rules: Mapping[str, Any]) -> dict[str, Any]:
-    """The alert rules as an object of the Prometheus operator."""
+    """The alert rules as a PrometheusRule of the Prometheus operator."""
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
@@ -221,7 +221,6 @@ class _Dumper(yaml.SafeDumper):
     """Long texts as blocks, for readable diffs, and no anchors, which not every tool supports."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write everything out."""
         return True
 
 

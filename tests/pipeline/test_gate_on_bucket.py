@@ -8,9 +8,9 @@ from pyarrow import fs
 from reft_ray.jobs.artefacts import put_folder
 from reft_ray.jobs.results import Training
 from reft_ray.pipeline import gate
-from reft_ray.pipeline.config import StepsConfig
 from reft_ray.pipeline.measure import measure
 from reft_ray.pipeline.model_context import ModelContext
+from reft_ray.pipeline.steps import StepsConfig
 
 moto = pytest.importorskip("moto.server", reason="moto is not installed")
 

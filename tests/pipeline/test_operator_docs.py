@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from reft_ray.api.settings import BaseModelSettings
-from reft_ray.pipeline.config import StepsConfig
+from reft_ray.pipeline.steps import StepsConfig
 from reft_ray.serving.args import ServiceArgs
 from reft_ray.serving.finetuning_service import launcher_of
 from reft_ray.serving.ray_launcher import RayLauncher

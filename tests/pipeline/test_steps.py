@@ -16,10 +16,10 @@ from reft_ray.jobs.files import scratch_key
 from reft_ray.jobs.job import Hyperparameters, JobSpec, Options, Status
 from reft_ray.jobs.results import Training
 from reft_ray.pipeline import gate
-from reft_ray.pipeline.config import GateArgs, StepsConfig
+from reft_ray.pipeline.config import GateArgs
 from reft_ray.pipeline.model_context import ModelContext
-from reft_ray.pipeline.settings import finetune_config
-from reft_ray.pipeline.steps import make
+from reft_ray.pipeline.run_config import finetune_config
+from reft_ray.pipeline.steps import StepsConfig, make
 from reft_ray.screening.reviews import Action, Reviews
 
 

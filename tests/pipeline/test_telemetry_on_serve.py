@@ -61,7 +61,9 @@ def ledger(running, prometheus):
         for _ in range(2):
             use(client, url, files, sent)
             prometheus.until_none(lambda: wrong(prometheus, sent), seconds=40)
-    prometheus.wait("computed the records", lambda: all(prometheus.query(item.name) for item in RECORDING_RULES), seconds=60)
+    prometheus.wait(
+        "computed the records", lambda: all(prometheus.query(item.name) for item in RECORDING_RULES), seconds=60
+    )
     return sent
 
 

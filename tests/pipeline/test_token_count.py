@@ -3,10 +3,10 @@
 import json
 
 from reft_ray.core.conversation import Example
-from reft_ray.rows.text import conversation_from
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import load_tokenizer
 from reft_ray.pipeline.token_count import TokenizerCounter
+from reft_ray.rows.text import conversation_from
 
 
 def line(*turns):

@@ -21,7 +21,7 @@ from reft_ray.api.chat_model import (
 )
 from reft_ray.api.moderator import LocalModerator
 from reft_ray.api.service_app import create_service_app
-from reft_ray.api.settings import BaseModelSettings, ServiceSettings
+from reft_ray.api.settings import BaseModelSettings, EndpointSettings, ServiceSettings
 from reft_ray.api.stores import Stores
 from reft_ray.core.completion import Sampling
 from reft_ray.core.conversation import chat
@@ -31,7 +31,7 @@ from reft_ray.hf.generate import Responder
 from reft_ray.hf.loading import load_base
 from reft_ray.hf.lora import attach_saved, merge
 from reft_ray.jobs.database import Database
-from reft_ray.serving.args import ChatArgs, EndpointArgs
+from reft_ray.serving.args import ChatArgs
 from reft_ray.serving.chat import ChatByBase
 from reft_ray.serving.endpoint_chat import EndpointChat
 from reft_ray.serving.student import StudentReplica
@@ -68,7 +68,7 @@ def server(student, tmp_path_factory, serving):
 @contextlib.asynccontextmanager
 async def opened(name, student, server):
     if name == "endpoint":
-        model = EndpointChat(EndpointArgs(url=server, model="tiny"))
+        model = EndpointChat(EndpointSettings(url=server, model="tiny"))
         try:
             yield model
         finally:
@@ -152,7 +152,7 @@ def test_who_leaves_frees_the_place(name, student, server):
 
 def test_what_does_not_fit_into_the_context_is_refused_and_says_by_how_much(student, server):
     async def run():
-        endpoint = EndpointChat(EndpointArgs(url=server, model="tiny"))
+        endpoint = EndpointChat(EndpointSettings(url=server, model="tiny"))
         for model in (student, endpoint):
             with pytest.raises(ContextLengthError, match="maximum context length is 256 tokens"):
                 await pieces_of(model, Sampling(250, must_fit=True))

@@ -1,4 +1,4 @@
-"""From what a user asked for to the configuration of a run; what would weaken the guard is refused."""
+"""The configuration of a run from a job request; requests that would weaken the filter are rejected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INVALID_VALUE = "invalid_value"
 
 
 def finetune_config(spec: JobSpec, args: BaseArgs, base: str) -> FinetuneConfig:
-    """The operator's preset with the user's knobs turned; `auto` leaves them where they are."""
+    """The operator's preset with the user's hyperparameters; `auto` keeps the preset's value."""
     preset = FinetuneConfig.of({"base": base, **args.finetune})
     knobs, options = spec.hyperparameters, spec.options
     values: dict[str, Any] = {"seed": spec.seed}
@@ -32,19 +32,19 @@ def finetune_config(spec: JobSpec, args: BaseArgs, base: str) -> FinetuneConfig:
     return FinetuneConfig.of(preset.model_dump() | values)
 
 
-def thresholds_of(options: Options, own: Thresholds) -> Thresholds | None:
-    """The thresholds that a job asks for, None for the teacher's own."""
+def thresholds_of(options: Options, defaults: Thresholds) -> Thresholds | None:
+    """The thresholds that a job requests, None for the teacher's."""
     block = options.threshold
-    return None if block is None else Thresholds(min(own.review, block), block)
+    return None if block is None else Thresholds(min(defaults.review, block), block)
 
 
-def refuse_weaker(spec: JobSpec, args: BaseArgs, own: Thresholds) -> None:
-    """A user may ask for a stricter filter and for more distillation, never for less than the operator's."""
+def check_not_weaker(spec: JobSpec, args: BaseArgs, defaults: Thresholds) -> None:
+    """Raise JobFailedError for a laxer filter or less distillation than the operator configured."""
     options = spec.options
-    if options.threshold is not None and options.threshold > own.block:
+    if options.threshold is not None and options.threshold > defaults.block:
         raise JobFailedError(
             INVALID_VALUE,
-            f"reft.threshold: {options.threshold:g} is above the teacher's block threshold of {own.block:.4f}; "
+            f"reft.threshold: {options.threshold:g} is above the teacher's block threshold of {defaults.block:.4f}; "
             "a job may be stricter than the service, not laxer.",
             "reft.threshold",
         )
@@ -52,7 +52,7 @@ def refuse_weaker(spec: JobSpec, args: BaseArgs, own: Thresholds) -> None:
     if options.kd_weight is not None and options.kd_weight < least:
         raise JobFailedError(
             INVALID_VALUE,
-            f"reft.kd_weight: {options.kd_weight:g} is below the service's own of {least:g}; "
-            "a job may distil more than the service does, not less.",
+            f"reft.kd_weight: {options.kd_weight:g} is below the service's {least:g}; "
+            "a job may distil more than the service, not less.",
             "reft.kd_weight",
         )

@@ -1,4 +1,4 @@
-"""Uploaded files as rows: in any format that screening reads, with every fault, and how many tokens they are."""
+"""The rows of uploaded files, in any format that screening reads, with every fault."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reft_ray.core.conversation import Conversation, Example
-from reft_ray.core.errors import PromptTooLongError, ReftError
-from reft_ray.hf.chat import ChatFormat
-from reft_ray.hf.loading import context_of, load_tokenizer
+from reft_ray.hf.loading import load_tokenizer
 from reft_ray.jobs.run import JobRun
 from reft_ray.rows.checks import Fault
 from reft_ray.rows.reader import RowReader, control_tokens_of
@@ -21,29 +19,24 @@ from reft_ray.screening.sources import COMPRESSIONS, SUFFIXES, Container, find_s
 
 @dataclass(frozen=True, slots=True)
 class ReadRow:
-    """One row: its line, and either what is wrong with it or the conversation in it."""
+    """One row: its line, and its faults or its conversation."""
 
     line: int
     faults: tuple[Fault, ...] = ()
     conversation: Conversation = ()
 
 
-def container_of(filename: str) -> Container | None:
-    """What a file's name says about it; stored files have no names of their own."""
+def text_container(filename: str) -> Container | None:
+    """JSONL or CSV by the file's name; None for containers that are detected by their bytes."""
     path = Path(filename.lower())
-    return SUFFIXES.get(Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix)
-
-
-def textual(filename: str) -> Container | None:
-    """The container to insist on: those that bytes alone do not tell."""
-    named = container_of(filename)
-    return named if named in (Container.JSONL, Container.CSV) else None
+    container = SUFFIXES.get(Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix)
+    return container if container in (Container.JSONL, Container.CSV) else None
 
 
 def read_rows(run: JobRun, file_id: str, base: str) -> Iterator[ReadRow]:
-    """Every row of a file. Raises UsageError, which names the file as its owner does, when it cannot be read."""
+    """Every row of a file. Raises UsageError with the owner's file name if it cannot be read."""
     record = run.files.get(file_id, run.job.project_id)
-    (source,) = find_sources([run.files.uri(file_id, run.job.project_id)], textual(record.filename))
+    (source,) = find_sources([run.files.uri(file_id, run.job.project_id)], text_container(record.filename))
     (plan,) = plan_files([replace(source, name=record.filename)], Limits())
     shape = shape_of(plan, None, {})
     reader = RowReader(shape.format, control_tokens=control_tokens(base))
@@ -58,34 +51,14 @@ def read_rows(run: JobRun, file_id: str, base: str) -> Iterator[ReadRow]:
 
 
 def answered_examples(run: JobRun, file_id: str | None, base: str) -> Iterator[Example]:
-    """The rows of a file that have an answer; none where there is no file."""
+    """The rows of a file that have an answer; none without a file."""
     for row in read_rows(run, file_id, base) if file_id else ():
         if row.conversation and (example := Example(row.conversation)).answered:
             yield example
 
 
 def control_tokens(base: str) -> frozenset[str]:
-    """Strings that would open or close a turn in training. A base from the hub names them in its tokenizer."""
+    """Strings that the base model's tokenizer turns into control tokens."""
     if (Path(base) / "tokenizer.json").is_file():
         return control_tokens_of(Path(base))
     return frozenset(str(token) for token in load_tokenizer(base).all_special_tokens)
-
-
-class TokenCounter:
-    """Tokens of rows as training reads them."""
-
-    def __init__(self, base: str) -> None:
-        self._chat = ChatFormat(load_tokenizer(base))
-        self._context = context_of(base)
-
-    def count(self, row: ReadRow) -> int | Fault:
-        """How many tokens a row has, cut at the context; 0 where its prompt leaves no room for an answer.
-
-        A conversation that the chat template refuses is a fault.
-        """
-        try:
-            return len(self._chat.encode(Example(row.conversation), max_tokens=self._context))
-        except PromptTooLongError:
-            return 0
-        except ReftError as error:
-            return Fault("", "chat_template", str(error).splitlines()[0])
