@@ -1,4 +1,4 @@
-"""The manifests as kubectl renders them, and strict schemas of the operators' own kinds."""
+"""Fixtures: the manifests rendered by kubectl, and the CRD schemas of the operators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 with warnings.catch_warnings():
-    # Ray's own deprecations are not ours: it is imported once, before warnings become errors.
+    # Ray emits deprecation warnings on import: import it before warnings become errors.
     warnings.simplefilter("ignore")
     import ray.serve  # noqa: F401
 
@@ -27,14 +27,14 @@ Document = dict[str, Any]
 
 
 class Manifests:
-    """Documents by kustomization, built once each."""
+    """Documents by kustomization, each built once."""
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
         self._built: dict[str, list[Document]] = {}
 
     def build(self, name: str) -> list[Document]:
-        """What `kubectl kustomize cluster/NAME` prints."""
+        """The output of `kubectl kustomize cluster/NAME`."""
         if name not in self._built:
             self._built[name] = self.kustomize(ROOT / "cluster" / name)
         return copy.deepcopy(self._built[name])
@@ -47,7 +47,7 @@ class Manifests:
     def with_component(self, part: str, component: str) -> list[Document]:
         """A kustomization with a component, as a user would write it."""
         folder = self._scratch / f"{part}-{component}".replace("/", "-")
-        # kustomize takes relative paths only, and none out of its own tree: a copy.
+        # kustomize accepts only relative paths inside the tree, hence the copy.
         shutil.copytree(ROOT / "cluster", folder, ignore=shutil.ignore_patterns("*.md"))
         user = folder / "user"
         user.mkdir()
@@ -80,7 +80,7 @@ def overlay(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def all_documents(manifests: Manifests) -> list[tuple[str, Document]]:
-    """Every document of every kustomization, with its place."""
+    """Every document of every kustomization, with its location."""
     built = [(part, document) for part in (*OVERLAYS, *PARTS) for document in manifests.build(part)]
     for part in ("jobs/finetuning", "jobs/screening"):
         built += [(f"{part}+kueue", document) for document in manifests.with_component(part, "kueue")]
@@ -89,9 +89,9 @@ def all_documents(manifests: Manifests) -> list[tuple[str, Document]]:
 
 @pytest.fixture(scope="session")
 def crd_schemas() -> dict[tuple[str, str], Document]:
-    """(apiVersion, kind) -> the schema of a CustomResourceDefinition, as it is written."""
+    """(apiVersion, kind) -> schema of a CustomResourceDefinition."""
     if not CRDS.is_dir():
-        pytest.skip(f"the operators' schemas are not here: {CRDS} is absent")
+        pytest.skip(f"the operators' schemas are missing: {CRDS} does not exist")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     found = {}
     for path in sorted(CRDS.glob("*.yaml")):
@@ -103,7 +103,7 @@ def crd_schemas() -> dict[tuple[str, str], Document]:
 
 
 def pod_templates(document: Document) -> Iterator[tuple[str, Document]]:
-    """Every pod template of a document with its name, whatever the kind."""
+    """Every pod template of a document of any kind, with its name."""
     spec = document.get("spec", {})
     cluster = spec.get("rayClusterConfig") or spec.get("rayClusterSpec") or (spec if "headGroupSpec" in spec else None)
     if cluster is not None:
@@ -116,7 +116,7 @@ def pod_templates(document: Document) -> Iterator[tuple[str, Document]]:
 
 @pytest.fixture(scope="session")
 def all_pods(all_documents: list[tuple[str, Document]]) -> list[tuple[str, Document]]:
-    """Every pod template of every kustomization, with its place."""
+    """Every pod template of every kustomization, with its location."""
     return [
         (f"{part} {document['kind']} {name}", template)
         for part, document in all_documents

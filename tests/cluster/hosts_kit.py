@@ -1,4 +1,4 @@
-"""What the drivers on the head host run: `python hosts_kit.py screen IN OUT` or `finetune BASE OUT STORAGE`."""
+"""Drivers on the head host: `python hosts_kit.py screen IN OUT` or `finetune BASE OUT STORAGE`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECONDS_PER_ROW = 0.004
 
 
 def slow_words() -> object:
-    """The word scorer at the speed of a small model, so that a host can be lost in the middle."""
+    """The word scorer at the speed of a small model, so that a host can be lost during the run."""
     from reft_ray.core.scoring import TextScore
     from reft_ray.testbed.word_scorer import WordScorer
 
@@ -55,7 +55,7 @@ def finetune(base: str, out: str, storage: str) -> None:
             "log_every": 20,
         }
     )
-    # Neither two workers nor the rest of what runs here fits on one host beside the other.
+    # One host has no capacity for both workers, or for a worker and the other processes.
     resources = Resources.of({"workers": 2, "cpus_per_worker": 2.5, "storage": storage})
     run(config, FinetuneInputs(user, len(user), alignment), Path(out), resources, "hosts")
 

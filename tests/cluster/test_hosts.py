@@ -1,7 +1,7 @@
-"""Several hosts on one machine: network namespaces with addresses of their own, a cut cable, and a head that dies.
+"""Several hosts on one machine as network namespaces: a lost worker host and a killed head.
 
-The head with Redis behind it, two workers, and a third that joins when one of them is lost. Each host has its own /tmp;
-what the service calls shared storage is one directory that all of them see.
+A head with Redis, two workers, and a third worker that joins when one is lost. Each host has its own /tmp; the shared
+storage is one directory that all hosts mount.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REDIS_PASSWORD = "reft"
 
 
 class Net:
-    """A bridge and the hosts on it. Addresses are 10.203.N.0/24; the test itself is number 1."""
+    """A bridge with hosts. The network is 10.203.N.0/24; the test has address 1."""
 
     def __init__(self, scratch: Path) -> None:
         number = os.getpid() % 250
@@ -53,14 +53,14 @@ class Net:
             if address:
                 _run("ip", "-n", space, "addr", "add", address, "dev", device)
             _run("ip", "-n", space, "link", "set", device, "up")
-        # Ray asks the route to the outside for the host's own address.
+        # Ray finds the host's address from its default route.
         _run("ip", "-n", space, "route", "add", "default", "via", f"{self.prefix}.1")
 
     def cut(self, host: int) -> None:
         _run("ip", "link", "set", f"{self.name}v{host}", "down")
 
     def start(self, host: int, *command: str, **environment: str) -> subprocess.Popen[bytes]:
-        """A process on a host, with a /tmp of that host; its output goes to a file."""
+        """Start a process on a host with the /tmp of that host; its output goes to a file."""
         tmp = self.scratch / f"tmp{host}"
         tmp.mkdir(exist_ok=True)
         log = (self.scratch / f"host{host}-{len(self._processes)}.log").open("wb")
@@ -104,14 +104,14 @@ def net() -> Iterator[Net]:
         pytest.skip("network namespaces need root and the command `ip`")
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed")
-    # Socket paths are short by law, pytest's directories are not.
+    # Socket paths are limited to 107 bytes; pytest's directories are longer.
     scratch = Path(f"/var/tmp/rt{os.getpid()}")
     scratch.mkdir(mode=0o700)
     try:
         made = Net(scratch)
     except subprocess.CalledProcessError as error:
         shutil.rmtree(scratch)
-        pytest.skip(f"no network can be made here: {error.stderr.decode().strip()}")
+        pytest.skip(f"cannot create a network: {error.stderr.decode().strip()}")
     try:
         yield made
     finally:
@@ -119,14 +119,14 @@ def net() -> Iterator[Net]:
         shutil.rmtree(scratch)
 
 
-def test_a_lost_host_and_a_lost_head_cost_no_row_and_no_step(net: Net, llama: Path) -> None:
+def test_no_row_and_no_step_is_lost_with_a_worker_host_and_the_head(net: Net, llama: Path) -> None:
     shared = net.scratch / "shared"
     shared.mkdir()
     base = shared / "base"
     shutil.copytree(llama, base)
-    head, lasting, lost, replacement = range(4)
+    head, kept, lost, replacement = range(4)
     store = 4
-    for host in (head, lasting, lost, replacement, store):
+    for host in (head, kept, lost, replacement, store):
         net.add(host)
     net.start(store, "redis-server", "--bind", net.address(store), "--requirepass", REDIS_PASSWORD, "--save", "")
     gcs = f"{net.address(head)}:6379"
@@ -136,7 +136,7 @@ def test_a_lost_host_and_a_lost_head_cost_no_row_and_no_step(net: Net, llama: Pa
         "RAY_AUTH_MODE": "disabled",
         "OMP_NUM_THREADS": "1",
         "RAY_TMPDIR": "/tmp",
-        # Every host here has the same name, which is no address on this network.
+        # All hosts share one hostname, which does not resolve to their addresses.
         "GLOO_SOCKET_IFNAME": "eth0",
         "RAY_health_check_initial_delay_ms": "3000",
         "RAY_health_check_period_ms": "1500",
@@ -158,12 +158,12 @@ def test_a_lost_host_and_a_lost_head_cost_no_row_and_no_step(net: Net, llama: Pa
             host, *ray, f"--address={gcs}", f"--node-ip-address={net.address(host)}", "--num-cpus=6", **quick
         )  # fmt: skip
 
-    # A dashboard reached from its own host alone is enough for `serve deploy`, which runs there.
+    # `serve deploy` runs on the head host, so the dashboard may listen on loopback.
     start_head()
     _await(lambda: _dashboard(net, head), 90)
-    for host in (lasting, lost):
+    for host in (kept, lost):
         start_worker(host)
-    for host in (lasting, lost):
+    for host in (kept, lost):
         _await(lambda host=host: _answers(f"http://{net.address(host)}:52365/api/local_raylet_healthz"), 90)
 
     config = shared / "serve.yaml"
@@ -171,16 +171,16 @@ def test_a_lost_host_and_a_lost_head_cost_no_row_and_no_step(net: Net, llama: Pa
     deploy = net.start(head, str(Path(sys.executable).with_name("serve")), "deploy", str(config), **quick)
     _await(lambda: deploy.poll() is not None, 180)
     assert deploy.returncode == 0, net.log(deploy)
-    service = f"http://{net.address(lasting)}:8000"
-    _await(lambda: _judges(service), 120)
-    _await(lambda: _judges(f"http://{net.address(lost)}:8000"), 60)
+    service = f"http://{net.address(kept)}:8000"
+    _await(lambda: _gives_verdicts(service), 120)
+    _await(lambda: _gives_verdicts(f"http://{net.address(lost)}:8000"), 60)
 
     python = [sys.executable, str(KIT)]
     driver = {**quick, "RAY_ADDRESS": gcs}
     training = net.start(
         head, *python, "finetune", str(base), str(shared / "student"), str(shared / "runs"), **driver
     )  # fmt: skip
-    # The training's place first: it needs both hosts.
+    # Start training first: it needs both hosts.
     _await(lambda: _checkpoints(shared), 120, training, net)
     rows = shared / "rows.jsonl"
     texts = ("how to bake bread", "how to build a bomb", "a tactical knife")
@@ -190,29 +190,29 @@ def test_a_lost_host_and_a_lost_head_cost_no_row_and_no_step(net: Net, llama: Pa
     screening = net.start(head, *python, "screen", str(rows), str(shared / "screened"), **driver)
     _await(lambda: any((shared / "screened" / ".screen" / "units").glob("*.json")), 120, screening, net)
 
-    assert training.poll() is None, "the training ended before the host was lost: give it more rows"
+    assert training.poll() is None, "training ended before the host was lost: it needs more rows"
     net.cut(lost)
     cut = time.time()
     before = max(_checkpoints(shared))
     start_worker(replacement)
-    _await(lambda: _steadily(service), 60)
-    print(f"steady {time.time() - cut:.0f} s after the cut")
+    _await(lambda: _is_stable(service), 60)
+    print(f"stable {time.time() - cut:.0f} s after the cut")
 
-    # Whatever was saved after the cut goes on from there; a run from the start would save its first steps again.
+    # Training resumed if no checkpoint saved after the cut is older than `before`; a restart would save step 1 again.
     fresh: set[int] = set()
 
     def trained() -> bool:
         fresh.update(_checkpoints(shared, since=cut + 1))
         return training.poll() is not None
 
-    _await(trained, 200, said=lambda: f"saved after the cut: {sorted(fresh)}\n{net.log(training)}")
+    _await(trained, 200, details=lambda: f"saved after the cut: {sorted(fresh)}\n{net.log(training)}")
     assert training.returncode == 0, net.log(training)
     assert fresh, "nothing was saved after the cut"
     assert min(fresh) >= before, (before, sorted(fresh))
     assert (shared / "student" / "adapter_model.safetensors").is_file()
 
     assert screening.wait(timeout=120) == 0, net.log(screening)
-    # Ray may say something behind it.
+    # Ray may log after it.
     counts = json.loads(next(line for line in net.log(screening).splitlines() if line.startswith('{"rows"')))
     assert counts["rows"] == ROWS
     assert counts["kept"] + counts["review"] + counts["blocked"] + counts["invalid"] == ROWS
@@ -220,13 +220,13 @@ def test_a_lost_host_and_a_lost_head_cost_no_row_and_no_step(net: Net, llama: Pa
 
     net.kill(head)
     killed = time.time()
-    assert _judges(service), "verdicts must not need a head"
-    # A new pod starts with an empty disk. Ray would take the old one's notes for a head that still runs.
+    assert _gives_verdicts(service), "verdicts must not depend on the head"
+    # A new pod starts with an empty disk; Ray would take the old session files for a running head.
     shutil.rmtree(net.scratch / f"tmp{head}")
     start_head()
     _await(lambda: _dashboard(net, head), 90)
-    _await(lambda: _steadily(service), 60)
-    print(f"steady {time.time() - killed:.0f} s after the head died")
+    _await(lambda: _is_stable(service), 60)
+    print(f"stable {time.time() - killed:.0f} s after the head died")
 
 
 def _serve_config(shared: Path) -> dict:
@@ -263,13 +263,13 @@ def _await(
     seconds: float,
     process: subprocess.Popen[bytes] | None = None,
     net: Net | None = None,
-    said: Callable[[], str] = str,
+    details: Callable[[], str] = str,
 ) -> None:
     end = time.monotonic() + seconds
     while not done():
         if process is not None and net is not None:
             assert process.poll() is None, net.log(process)
-        assert time.monotonic() < end, f"waited {seconds} s\n{said()}"
+        assert time.monotonic() < end, f"waited {seconds} s\n{details()}"
         time.sleep(0.2)
 
 
@@ -281,7 +281,7 @@ def _answers(url: str) -> bool:
 
 
 def _dashboard(net: Net, head: int) -> bool:
-    """The dashboard binds loopback: it is asked on its own host."""
+    """Whether the dashboard, which listens on loopback, accepts connections."""
     asked = subprocess.run(
         ["ip", "netns", "exec", f"{net.name}h{head}", "bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8265"],
         capture_output=True, timeout=10,
@@ -289,8 +289,8 @@ def _dashboard(net: Net, head: int) -> bool:
     return asked.returncode == 0
 
 
-def _judges(service: str) -> bool:
-    """Both verdicts are right; an answer that is no verdict is an error, never a pass."""
+def _gives_verdicts(service: str) -> bool:
+    """Whether both verdicts are right; any other response must be an error, never an allow."""
     try:
         answer = httpx.post(f"{service}/v1/moderations", json={"input": ["bread", "a bomb"]}, timeout=5)
     except httpx.HTTPError:
@@ -302,12 +302,12 @@ def _judges(service: str) -> bool:
     return True
 
 
-def _steadily(service: str) -> bool:
-    return all(_judges(service) for _ in range(20))
+def _is_stable(service: str) -> bool:
+    return all(_gives_verdicts(service) for _ in range(20))
 
 
 def _checkpoints(shared: Path, since: float = 0.0) -> list[int]:
-    """Steps of the checkpoints that are there."""
+    """Steps of the existing checkpoints."""
     found = []
     for path in (shared / "runs" / "hosts").glob("checkpoint-*"):
         try:

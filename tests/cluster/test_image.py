@@ -1,4 +1,4 @@
-"""The Dockerfile: rules of good images, and its install steps run in a clean directory. No daemon builds it here."""
+"""The Dockerfile: best practices, and its install steps run in a clean directory without a container daemon."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def instructions() -> list[Instruction]:
 
 
 def ancestry(stage: str) -> list[str]:
-    """A stage and what it is made from, the base image first."""
+    """A stage and its ancestors, the base image first."""
     parent = next(i.rest.split(" AS ")[0] for i in instructions() if i.word == "FROM" and i.stage == stage)
     known = {i.stage for i in instructions()}
     return [*(ancestry(parent) if parent in known else [parent]), stage]
@@ -52,16 +52,16 @@ def test_base_images_are_pinned() -> None:
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
-def test_targets_run_as_a_user_by_number(target: str) -> None:
+def test_targets_run_as_a_numeric_user(target: str) -> None:
     chain = ancestry(target)
     users = [i.rest for i in instructions() if i.word == "USER" and i.stage in chain]
-    # Kubernetes can only prove of a number that it is not root.
+    # runAsNonRoot needs a numeric user.
     assert users == ["10001:10001"]
     pods = yaml.safe_load((ROOT / "cluster" / "templates" / "pods.yaml").read_text())
     assert f"{pods['pod']['securityContext']['runAsUser']}:{pods['pod']['securityContext']['runAsGroup']}" == users[0]
 
 
-def test_targets_carry_no_build_stage() -> None:
+def test_targets_contain_no_build_stage() -> None:
     for target in ("cpu", "cuda"):
         assert not {"builder", "built-cpu", "built-cuda"} & set(ancestry(target))
 
@@ -78,7 +78,7 @@ def test_hadolint_like_rules() -> None:
             assert i.rest.startswith("/"), i
         if i.word == "RUN":
             assert not re.search(r"\b(sudo|wget|curl|apt-get)\b|cd ", i.rest), i
-            # The directory itself is held by the constraints; everything else by number.
+            # Packages are pinned; the project itself is installed with constraints.
             for package in re.findall(r"pip install (.*?)(?:&&|$)", i.rest):
                 names = [word for word in package.split() if not word.startswith(("-", "https:", "constraints"))]
                 assert all("==" in name or name.startswith('".[') for name in names), i
@@ -87,12 +87,12 @@ def test_hadolint_like_rules() -> None:
         if i.word == "ENV":
             assert not re.search("PASSWORD|SECRET|_KEY|TOKEN=", i.rest), i
         if i.word == "COPY" and "--from" not in i.rest:
-            assert i.rest.split()[0] != ".", "COPY . copies what nobody looked at"
+            assert i.rest.split()[0] != ".", "COPY . may copy unintended files"
     pipes = [i for i in found if i.word == "RUN" and "|" in i.rest.replace("||", "")]
     assert not pipes or any(i.word == "SHELL" and "pipefail" in i.rest for i in found)
 
 
-def test_what_is_copied_exists_and_is_not_ignored() -> None:
+def test_copied_files_exist_and_are_not_ignored() -> None:
     kept = {line[1:] for line in (DOCKERFILE.parent / "Dockerfile.dockerignore").read_text().split() if line[0] == "!"}
     copied = {
         name for i in instructions() if i.word == "COPY" and "--from" not in i.rest for name in i.rest.split()[:-1]
@@ -101,7 +101,7 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
     assert [name for name in copied if not (ROOT / name).exists()] == []
 
 
-def test_torch_is_the_one_that_was_tested() -> None:
+def test_torch_is_the_pinned_version() -> None:
     pinned = re.search(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
     assert pinned is not None
     versions = {version for i in instructions() for version in re.findall(r"torch==(\S+)", i.rest)}
@@ -125,7 +125,7 @@ def test_install_steps_work_in_a_clean_directory(tmp_path: Path) -> None:
         elif step.word == "RUN":
             command = step.rest.replace("/opt/venv", str(venv))
             if "--index-url" in command and os.environ.get("REFT_TORCH_LINKS", ""):
-                # Where PyTorch's own index is out of reach: the same wheel from a directory.
+                # Without access to PyTorch's index: the same wheel from a directory.
                 command = re.sub(r"--index-url \S+", f"--find-links {os.environ['REFT_TORCH_LINKS']}", command)
             done = subprocess.run(
                 ["/bin/bash", "-o", "pipefail", "-c", command],
@@ -134,7 +134,7 @@ def test_install_steps_work_in_a_clean_directory(tmp_path: Path) -> None:
             assert done.returncode == 0, f"{step.rest}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
             ran += 1
     assert ran == 3
-    told = subprocess.run(
+    done = subprocess.run(
         [str(venv / "bin" / "reft-ray"), "--help"],
         cwd=tmp_path,
         env=environment,
@@ -142,8 +142,8 @@ def test_install_steps_work_in_a_clean_directory(tmp_path: Path) -> None:
         text=True,
         timeout=120,
     )
-    assert told.returncode == 0
-    assert "quickstart" in told.stdout
+    assert done.returncode == 0
+    assert "quickstart" in done.stdout
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""What every manifest of ours promises: locked-down pods, bounded resources, pinned images, closed networks."""
+"""Policies for every manifest: restricted pods, resource limits, pinned images, default-deny networks."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ PINNED = re.compile(r"^[a-z0-9./-]+:\d+\.\d+\.\d+(-[a-z]+)?$")
 
 
 def containers(pods: Pods) -> list[tuple[str, Document]]:
-    return [(place, item) for place, template in pods for item in template["spec"]["containers"]]
+    return [(location, item) for location, template in pods for item in template["spec"]["containers"]]
 
 
 def autoscalers(documents: list[tuple[str, Document]]) -> list[tuple[str, Document]]:
     found = []
-    for place, document in documents:
+    for location, document in documents:
         spec = document.get("spec", {})
         cluster = spec.get("rayClusterConfig") or spec.get("rayClusterSpec") or spec
         if "autoscalerOptions" in cluster:
-            found.append((f"{place} autoscaler", cluster["autoscalerOptions"]))
+            found.append((f"{location} autoscaler", cluster["autoscalerOptions"]))
     return found
 
 
@@ -42,96 +42,96 @@ def test_images_are_pinned_to_a_version(all_pods: Pods) -> None:
     assert all(PINNED.match(image) for image in images)
 
 
-def test_containers_are_locked_down(all_pods: Pods, all_documents: list[tuple[str, Document]]) -> None:
+def test_containers_are_restricted(all_pods: Pods, all_documents: list[tuple[str, Document]]) -> None:
     checked = [*containers(all_pods), *autoscalers(all_documents)]
     assert len(checked) > 15
-    for place, container in checked:
+    for location, container in checked:
         security = container["securityContext"]
-        assert security["allowPrivilegeEscalation"] is False, place
-        assert security["readOnlyRootFilesystem"] is True, place
-        assert security["runAsNonRoot"] is True, place
-        assert security["capabilities"] == {"drop": ["ALL"]}, place
-        assert not security.get("privileged"), place
+        assert security["allowPrivilegeEscalation"] is False, location
+        assert security["readOnlyRootFilesystem"] is True, location
+        assert security["runAsNonRoot"] is True, location
+        assert security["capabilities"] == {"drop": ["ALL"]}, location
+        assert not security.get("privileged"), location
 
 
-def test_requests_go_the_same_short_way_as_on_one_machine() -> None:
+def test_serve_settings_equal_those_of_one_machine() -> None:
     pods = yaml.safe_load((ROOT / "cluster" / "templates" / "pods.yaml").read_text())
     environment = {item["name"]: item["value"] for item in pods["container"]["env"]}
     assert environment.items() >= LOW_LATENCY.items()
 
 
-def test_pods_are_locked_down(all_pods: Pods) -> None:
-    for place, template in all_pods:
+def test_pods_are_restricted(all_pods: Pods) -> None:
+    for location, template in all_pods:
         spec = template["spec"]
-        assert spec["securityContext"]["runAsNonRoot"] is True, place
-        assert spec["securityContext"]["runAsUser"] > 0, place
-        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, place
-        assert spec["automountServiceAccountToken"] is False, place
-        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), place
-        assert not any("hostPath" in volume for volume in spec["volumes"]), place
-        # What is written must have a place, for the root file system is read-only.
+        assert spec["securityContext"]["runAsNonRoot"] is True, location
+        assert spec["securityContext"]["runAsUser"] > 0, location
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, location
+        assert spec["automountServiceAccountToken"] is False, location
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), location
+        assert not any("hostPath" in volume for volume in spec["volumes"]), location
+        # The root file system is read-only: writable paths need volumes.
         mounts = {mount["mountPath"] for item in spec["containers"] for mount in item["volumeMounts"]}
-        assert {"/tmp", "/dev/shm"} <= mounts, place
+        assert {"/tmp", "/dev/shm"} <= mounts, location
 
 
 def test_only_the_autoscaler_holds_a_token(all_pods: Pods, all_documents: list[tuple[str, Document]]) -> None:
     assert not any("api-token" in {m["name"] for m in item["volumeMounts"]} for _, item in containers(all_pods))
-    for place, options in autoscalers(all_documents):
-        assert "api-token" in {mount["name"] for mount in options["volumeMounts"]}, place
+    for location, options in autoscalers(all_documents):
+        assert "api-token" in {mount["name"] for mount in options["volumeMounts"]}, location
 
 
-def test_requests_are_limits(all_pods: Pods, all_documents: list[tuple[str, Document]]) -> None:
-    for place, container in [*containers(all_pods), *autoscalers(all_documents)]:
+def test_requests_equal_limits(all_pods: Pods, all_documents: list[tuple[str, Document]]) -> None:
+    for location, container in [*containers(all_pods), *autoscalers(all_documents)]:
         resources = container["resources"]
-        assert resources["requests"] == resources["limits"], place
-        assert {"cpu", "memory"} <= resources["limits"].keys(), place
+        assert resources["requests"] == resources["limits"], location
+        assert {"cpu", "memory"} <= resources["limits"].keys(), location
 
 
 def test_the_object_store_fits_into_its_memory(all_documents: list[tuple[str, Document]]) -> None:
     seen = 0
-    for place, document in all_documents:
+    for location, document in all_documents:
         for params, template in _ray_pods(document):
             store = int(params["object-store-memory"])
             shared = next(v for v in template["spec"]["volumes"] if v["name"] == "shared-mem")["emptyDir"]
             memory = _bytes(template["spec"]["containers"][0]["resources"]["limits"]["memory"])
             assert shared["medium"] == "Memory"
-            assert store <= _bytes(shared["sizeLimit"]) <= memory / 2, place
+            assert store <= _bytes(shared["sizeLimit"]) <= memory / 2, location
             seen += 1
     assert seen > 10
 
 
-def test_the_head_runs_no_work(all_documents: list[tuple[str, Document]]) -> None:
-    for place, cluster in _clusters(all_documents):
-        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0", place
-        assert cluster["rayVersion"] == RAY_VERSION, place
-        assert cluster["authOptions"] == {"mode": "token", "secretName": "reft-ray-auth"}, place
+def test_the_head_has_no_cpus_for_work(all_documents: list[tuple[str, Document]]) -> None:
+    for location, cluster in _clusters(all_documents):
+        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0", location
+        assert cluster["rayVersion"] == RAY_VERSION, location
+        assert cluster["authOptions"] == {"mode": "token", "secretName": "reft-ray-auth"}, location
 
 
 def test_every_ray_container_is_probed_and_drained(all_pods: Pods) -> None:
-    rays = [(place, item) for place, item in containers(all_pods) if item["name"] in ("ray", "ray-head")]
-    for place, item in rays:
-        assert {"livenessProbe", "readinessProbe"} <= item.keys(), place
-        assert "preStop" in item["lifecycle"], place
-    for place, template in all_pods:
+    rays = [(location, item) for location, item in containers(all_pods) if item["name"] in ("ray", "ray-head")]
+    for location, item in rays:
+        assert {"livenessProbe", "readinessProbe"} <= item.keys(), location
+        assert "preStop" in item["lifecycle"], location
+    for location, template in all_pods:
         (item,) = template["spec"]["containers"]
         if "lifecycle" in item:
             command = item["lifecycle"]["preStop"]["exec"]["command"][-1]
             seconds = sum(map(int, re.findall(r"sleep (\d+)", command)))
-            assert seconds + 30 <= template["spec"]["terminationGracePeriodSeconds"], place
+            assert seconds + 30 <= template["spec"]["terminationGracePeriodSeconds"], location
 
 
-def test_spot_machines_only_train(all_documents: list[tuple[str, Document]]) -> None:
+def test_only_finetuning_uses_spot_nodes(all_documents: list[tuple[str, Document]]) -> None:
     spots = {
         (document["kind"], document["metadata"]["name"])
-        for place, document in all_documents
-        for _, cluster in _clusters([(place, document)])
+        for location, document in all_documents
+        for _, cluster in _clusters([(location, document)])
         for group in cluster["workerGroupSpecs"]
         if "spot" in group["groupName"]
     }
     assert spots == {("RayJob", "finetuning")}
 
 
-def test_a_job_starts_its_driver_off_the_head_and_off_spot(manifests: Any) -> None:
+def test_job_drivers_run_on_on_demand_workers(manifests: Any) -> None:
     for part in ("jobs/finetuning", "jobs/screening"):
         spec = manifests.one(part, "RayJob")["spec"]
         assert spec["entrypointResources"] == '{"on_demand": 1}'
@@ -148,14 +148,14 @@ def test_networks_are_closed_by_default(manifests: Any, overlay: str) -> None:
     for policy in policies:
         for rule in (*policy["spec"].get("ingress", ()), *policy["spec"].get("egress", ())):
             peers = rule.get("from") or rule.get("to")
-            assert peers, f"{policy['metadata']['name']} is open to everybody"
+            assert peers, f"{policy['metadata']['name']} is open to all peers"
             assert all(peer != {} for peer in peers)
             if any("podSelector" not in peer for peer in peers):
                 assert rule.get("ports"), f"{policy['metadata']['name']} opens every port"
 
 
-def test_selectors_find_pods(manifests: Any, overlay: str) -> None:
-    """A selector with a slip of the pen selects nothing, and nobody would tell."""
+def test_selectors_match_pods(manifests: Any, overlay: str) -> None:
+    """A selector with a typo selects nothing, without an error."""
     documents = manifests.build(overlay)
     roles = {template["metadata"]["labels"]["reft-ray.io/role"] for d in documents for _, template in _ray_pods(d)}
     assert roles == {"service"}
@@ -177,39 +177,39 @@ def test_selectors_find_pods(manifests: Any, overlay: str) -> None:
             assert set(volumes) <= claims
 
 
-def test_no_budget_stops_a_drain_for_ever(manifests: Any, overlay: str) -> None:
-    """More than 0 unavailable, or a share, is counted from a scale; a RayCluster has none, so that nothing may go."""
+def test_no_disruption_budget_blocks_a_drain_for_ever(manifests: Any, overlay: str) -> None:
+    """maxUnavailable and percentages need a scale, which a RayCluster does not have, so no pod could be evicted."""
     documents = manifests.build(overlay)
     budgets = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "PodDisruptionBudget"}
     job_heads = budgets.pop("job-heads")
-    # A job ends, so its pods may be held for as long as it runs.
+    # Jobs end, so their pods may be protected while they run.
     assert {"key": "reft-ray.io/role", "operator": "In", "values": ["job"]} in job_heads["selector"]["matchExpressions"]
     assert job_heads["maxUnavailable"] == 0
     busy = _workers_with_a_replica(manifests.one(overlay, "RayService")["spec"])
     for name, spec in budgets.items():
         assert "maxUnavailable" not in spec, name
         assert isinstance(spec["minAvailable"], int), name
-        assert spec["minAvailable"] < busy, f"{name}: {busy} workers become ready for certain"
-    # Where there are two, the last one stays.
+        assert spec["minAvailable"] < busy, f"{name}: {busy} workers always have a replica"
+    # With two workers, the last one is protected.
     assert sorted(budgets) == (["service-workers"] if busy > 1 else [])
 
 
-def test_no_secret_is_written_down(all_documents: list[tuple[str, Document]]) -> None:
-    assert not [place for place, document in all_documents if document["kind"] == "Secret"]
-    for place, template in [(p, t) for p, d in all_documents for _, t in _ray_pods(d)]:
+def test_no_manifest_contains_a_secret(all_documents: list[tuple[str, Document]]) -> None:
+    assert not [location for location, document in all_documents if document["kind"] == "Secret"]
+    for location, template in [(p, t) for p, d in all_documents for _, t in _ray_pods(d)]:
         for container in template["spec"]["containers"]:
             named = [
                 e["name"]
                 for e in container["env"]
                 if re.search("PASSWORD|TOKEN$|SECRET|KEY", e["name"]) and "value" in e
             ]
-            assert named == [], place
+            assert named == [], location
     redis = [c["gcsFaultToleranceOptions"] for _, c in _clusters(all_documents) if "gcsFaultToleranceOptions" in c]
     assert [list(options["redisPassword"]) for options in redis] == [["valueFrom"]] * 2
 
 
-def test_what_the_finetuning_service_names_is_there(manifests: Any) -> None:
-    """Variables, the job server and the metrics token: each is written in one place and named in another."""
+def test_references_of_the_finetuning_service_resolve(manifests: Any) -> None:
+    """Environment variables, the job server and the metrics token are defined in another manifest."""
     service = manifests.one("overlays/finetuning", "RayService")
     secrets = [
         {source["secretRef"]["name"] for source in template["spec"]["containers"][0]["envFrom"]}
@@ -224,7 +224,7 @@ def test_what_the_finetuning_service_names_is_there(manifests: Any) -> None:
     assert args.service.database_url == "env:REFT_DATABASE"
     assert args.service.job_server == JOB_SERVER
     assert f"//{service['metadata']['name']}-head-svc:" in JOB_SERVER
-    assert args.service.driver_cpus > 0, "the head has no processors for drivers"
+    assert args.service.driver_cpus > 0, "the head has no CPUs for drivers"
     assert args.service.require_keys
     endpoints = manifests.one("overlays/finetuning", "PodMonitor")["spec"]["podMetricsEndpoints"]
     (named,) = [endpoint["authorization"]["credentials"] for endpoint in endpoints if "authorization" in endpoint]
@@ -233,15 +233,15 @@ def test_what_the_finetuning_service_names_is_there(manifests: Any) -> None:
     assert not [endpoint for endpoint in plain if "authorization" in endpoint]
 
 
-def test_prometheus_finds_the_pods_and_names_them(manifests: Any) -> None:
+def test_the_pod_monitor_selects_and_labels_pods(manifests: Any) -> None:
     monitor = manifests.one("overlays/production", "PodMonitor")
-    # ReftTargetDown watches jobs with this in their name, which is the monitor's.
+    # ReftTargetDown selects jobs with this in their name.
     assert "reft" in monitor["metadata"]["name"]
     (template,) = [
         t for d in manifests.build("overlays/production") for p, t in _ray_pods(d) if p.get("num-cpus") == "0"
     ]
     selector = monitor["spec"]["selector"]["matchLabels"]
-    # KubeRay adds this one to every pod of a Ray cluster.
+    # KubeRay adds this label to every Ray pod.
     assert selector.pop("ray.io/is-ray-node") == "yes"
     assert selector.items() <= template["metadata"]["labels"].items()
     ports = {port["name"] for port in template["spec"]["containers"][0]["ports"]}
@@ -250,8 +250,8 @@ def test_prometheus_finds_the_pods_and_names_them(manifests: Any) -> None:
         assert "cluster" in {rule.get("targetLabel") for rule in endpoint["relabelings"]}
 
 
-def test_prometheus_asks_only_proxies_that_run_for_the_gateways_figures(manifests: Any) -> None:
-    """Serve runs its proxy on a service's head and beside replicas: any other target would be down for ever."""
+def test_only_running_proxies_are_targets_for_gateway_metrics(manifests: Any) -> None:
+    """Serve runs proxies on the head and on nodes with replicas: any other target would always be down."""
     endpoints = manifests.one("overlays/production", "PodMonitor")["spec"]["podMetricsEndpoints"]
     for part in ("overlays/production", "jobs/finetuning", "jobs/screening", "interactive"):
         for template in (template for d in manifests.build(part) for _, template in _ray_pods(d)):
@@ -260,14 +260,14 @@ def test_prometheus_asks_only_proxies_that_run_for_the_gateways_figures(manifest
             head = container["name"] == "ray-head"
             for ready in (True, False):
                 targets = {item["port"] for item in endpoints if _is_target(item, template, ready)}
-                # A worker of a service is ready while its proxy is.
+                # A worker of a service is ready if its proxy is.
                 runs = part == "overlays/production" and (head or probes == "/-/healthz")
                 assert ("serve" in targets) == (runs and ready), (part, container["name"], ready)
                 assert "metrics" in targets
 
 
 def test_a_replica_fits_on_a_pod(manifests: Any, overlay: str) -> None:
-    """Serve would wait for ever for a node that the pods of an overlay can never be."""
+    """Otherwise Serve would wait for ever for a node."""
     service = manifests.one(overlay, "RayService")["spec"]
     limits = [
         group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -285,7 +285,7 @@ def test_a_replica_fits_on_a_pod(manifests: Any, overlay: str) -> None:
 
 
 def test_kueue_queues_jobs(all_documents: list[tuple[str, Document]]) -> None:
-    queued = [document for place, document in all_documents if place.endswith("+kueue")]
+    queued = [document for location, document in all_documents if location.endswith("+kueue")]
     assert len(queued) == 2
     for document in queued:
         assert document["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "reft-ray"
@@ -293,29 +293,29 @@ def test_kueue_queues_jobs(all_documents: list[tuple[str, Document]]) -> None:
         assert "enableInTreeAutoscaling" not in document["spec"]["rayClusterSpec"]
 
 
-def test_a_job_has_the_pods_that_it_asks_for(all_documents: list[tuple[str, Document]]) -> None:
-    """Driver, workers and actors find their places at once: Ray would wait for ever for what never comes."""
-    jobs = [(place, document["spec"]) for place, document in all_documents if document["kind"] == "RayJob"]
+def test_a_job_fits_on_its_pods(all_documents: list[tuple[str, Document]]) -> None:
+    """Driver, workers and actors fit at the same time; otherwise Ray would wait for ever."""
+    jobs = [(location, document["spec"]) for location, document in all_documents if document["kind"] == "RayJob"]
     assert len(jobs) == 4
-    for place, spec in jobs:
+    for location, spec in jobs:
         cluster = spec["rayClusterSpec"]
         pods = "maxReplicas" if cluster.get("enableInTreeAutoscaling") else "replicas"
         free = []
         for group in cluster["workerGroupSpecs"]:
-            assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"], place
+            assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"], location
             limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
             size = {"cpu": float(limits["cpu"]), "gpu": float(limits["nvidia.com/gpu"])}
-            own = {name: float(amount) for name, amount in group.get("resources", {}).items()}
-            free += [{**size, **own} for _ in range(group[pods])]
-        for asked in _places(spec):
+            custom = {name: float(amount) for name, amount in group.get("resources", {}).items()}
+            free += [{**size, **custom} for _ in range(group[pods])]
+        for asked in _demands(spec):
             pod = next((pod for pod in free if all(pod.get(name, 0) >= n for name, n in asked.items())), None)
-            assert pod is not None, f"{place}: {pods} leave no place for {asked}"
+            assert pod is not None, f"{location}: {pods} have no capacity for {asked}"
             for name, amount in asked.items():
                 pod[name] = pod.get(name, 0) - amount
 
 
-def _places(spec: Document) -> list[dict[str, float]]:
-    """What a job's driver, and then each of its workers or actors, takes of one pod."""
+def _demands(spec: Document) -> list[dict[str, float]]:
+    """Resources of a job's driver and of each of its workers or actors."""
     words = shlex.split(spec["entrypoint"])
     options = {name: value for name, value in itertools.pairwise(words) if name.startswith("--")}
     driver = {
@@ -333,22 +333,22 @@ def _places(spec: Document) -> list[dict[str, float]]:
 
 def _clusters(documents: list[tuple[str, Document]]) -> list[tuple[str, Document]]:
     found = []
-    for place, document in documents:
+    for location, document in documents:
         spec = document.get("spec", {})
         cluster = spec.get("rayClusterConfig") or spec.get("rayClusterSpec") or spec
         if "headGroupSpec" in cluster:
-            found.append((place, cluster))
+            found.append((location, cluster))
     return found
 
 
 def _ray_pods(document: Document) -> list[tuple[Document, Document]]:
-    """Start parameters and pod template of the head and of every worker group."""
+    """ray start parameters and pod template of the head and of every worker group."""
     groups = [g for _, c in _clusters([("", document)]) for g in (c["headGroupSpec"], *c["workerGroupSpecs"])]
     return [(group["rayStartParams"], group["template"]) for group in groups]
 
 
 def _is_target(endpoint: Document, template: Document, ready: bool) -> bool:
-    """Whether a pod passes an endpoint's `keep` rules, under the labels that Prometheus' discovery makes of it."""
+    """Whether a pod passes an endpoint's `keep` rules with the labels of Prometheus' service discovery."""
     labels = {"__meta_kubernetes_pod_ready": str(ready).lower()} | {
         "__meta_kubernetes_pod_label_" + re.sub(r"\W", "_", name): value
         for name, value in template["metadata"]["labels"].items()
@@ -361,7 +361,7 @@ def _is_target(endpoint: Document, template: Document, ready: bool) -> bool:
 
 
 def _workers_with_a_replica(service: Document) -> int:
-    """How many workers hold a replica wherever Serve puts them: only these are ready, and counted by a budget."""
+    """Minimum number of workers with a replica, for any placement: only these are ready and count for a budget."""
     (application,) = yaml.safe_load(service["serveConfigV2"])["applications"]
     asked = sum(
         deployment["ray_actor_options"].get("num_gpus", 0)

@@ -1,4 +1,4 @@
-"""What embeds another file says what that file says."""
+"""Rendered manifests equal their sources."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_checked_in_manifests_are_what_their_sources_say() -> None:
+def test_checked_in_manifests_are_current() -> None:
     assert source.stale(ROOT) == []
 
 
-def test_no_rendered_file_is_left_over() -> None:
+def test_every_marked_file_is_rendered() -> None:
     made = {f"cluster/{name}" for name in source.rendered(ROOT)}
     marked = {
         str(path.relative_to(ROOT))
@@ -40,7 +40,7 @@ def test_no_rendered_file_is_left_over() -> None:
     assert marked == made
 
 
-def test_render_repairs_what_check_reports(checkout: Path) -> None:
+def test_render_fixes_what_check_reports(checkout: Path) -> None:
     target = checkout / "cluster" / "base" / "rendered" / "service.yaml"
     target.write_text(target.read_text().replace("num-cpus: '0'", "num-cpus: '4'"))
     refused = CliRunner().invoke(app, ["check", "--root", str(checkout)])
@@ -59,14 +59,14 @@ def test_check_reads_serve_configs_strictly(checkout: Path) -> None:
     assert "did you mean batch_tokens?" in refused.stderr
 
 
-def test_an_operators_copy_of_a_config_is_read_strictly(tmp_path: Path) -> None:
+def test_a_copy_of_a_config_is_read_strictly(tmp_path: Path) -> None:
     text = (ROOT / "serve_configs" / "service.yaml").read_text()
     copied = tmp_path / "service.yaml"
     copied.write_text(text)
     assert CliRunner().invoke(app, ["config", str(copied)]).exit_code == 0
     for content, said in (
         (text.replace("max_failures", "max_failure"), "did you mean max_failures?"),
-        ("[1, 2]", "is no Serve config"),
+        ("[1, 2]", "is not a Serve config"),
         ("a: [", "cannot be read"),
     ):
         copied.write_text(content)
@@ -76,18 +76,18 @@ def test_an_operators_copy_of_a_config_is_read_strictly(tmp_path: Path) -> None:
     assert "cannot be read" in CliRunner().invoke(app, ["config", str(tmp_path / "none")]).stderr
 
 
-def test_every_dashboard_and_rule_is_embedded_whole() -> None:
+def test_every_dashboard_and_rule_is_embedded() -> None:
     files = source.rendered(ROOT)
     maps = list(yaml.safe_load_all(files["components/monitoring/rendered/dashboards.yaml"]))
     embedded = {name: json.loads(text) for item in maps for name, text in item["data"].items()}
     assert embedded == {f"reft-{p.name}": json.loads(p.read_text()) for p in (ROOT / "dashboards").glob("*.json")}
     rule = yaml.safe_load(files["components/monitoring/rendered/rules.yaml"])
     assert rule["spec"] == yaml.safe_load((ROOT / "dashboards" / "rules" / "reft.yaml").read_text())
-    # An API server refuses ConfigMaps of a MiB, and client-side apply annotations of 256 KiB.
+    # The limits are 1 MiB for a ConfigMap and 256 KiB for the annotation of client-side apply.
     assert all(len(json.dumps(item)) < 200_000 for item in maps)
 
 
-def test_a_serve_config_is_made_reachable_and_nothing_else_is_changed() -> None:
+def test_a_serve_config_changes_only_in_host_and_paths() -> None:
     config = yaml.safe_load((ROOT / "serve_configs" / "local.yaml").read_text())
     before = copy.deepcopy(config)
     made = source.serve_config(config, "/mnt/teacher")
@@ -102,7 +102,7 @@ def test_a_serve_config_is_made_reachable_and_nothing_else_is_changed() -> None:
     assert application == original
 
 
-def test_an_object_store_stays_where_it_is() -> None:
+def test_an_object_store_uri_is_kept() -> None:
     config = {"applications": [{"args": {"screenings_uri": "s3://bucket/x"}, "deployments": []}]}
     assert source.serve_config(config, "t")["applications"][0]["args"]["screenings_uri"] == "s3://bucket/x"
 
@@ -118,15 +118,15 @@ def test_an_object_store_stays_where_it_is() -> None:
         ({"cluster": {}}, "RayService x: no cluster"),
     ],
 )
-def test_wrong_templates_are_one_line(spec: dict, message: str) -> None:
+def test_an_invalid_template_is_a_one_line_error(spec: dict, message: str) -> None:
     pods = yaml.safe_load((ROOT / "cluster" / "templates" / "pods.yaml").read_text())
     with pytest.raises(ReftError, match=message) as caught:
         source.ray_document({"kind": "RayService", "metadata": {"name": "x"}, "spec": spec}, pods)
     assert "\n" not in str(caught.value)
 
 
-def test_elsewhere_than_in_a_checkout_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="name one with --root"):
+def test_outside_of_a_checkout_is_a_one_line_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="with --root"):
         source.rendered(tmp_path)
     done = CliRunner().invoke(app, ["render", "--root", str(tmp_path)])
     assert done.exit_code == 2

@@ -1,4 +1,4 @@
-"""Every document against the schema of its kind, unknown fields refused; no API server takes part."""
+"""Validate every document against the schema of its kind, with unknown fields refused, without an API server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Validator = Callable[[Document], list[str]]
 
 
 def strict(schema: Any) -> Any:
-    """A structural schema as an API server with strict field validation reads it."""
+    """A structural schema with the strict field validation of an API server."""
     if isinstance(schema, list):
         return [strict(item) for item in schema]
     if not isinstance(schema, dict):
@@ -43,7 +43,7 @@ def custom(crd_schemas: dict[tuple[str, str], Document]) -> Validator:
         key = (document["apiVersion"], document["kind"])
         if key not in validators:
             schema = strict(crd_schemas[key])
-            # The API server checks metadata itself; kinds are checked by the look-up.
+            # The API server validates metadata separately; the lookup checks the kind.
             schema["properties"]["metadata"] = {"type": "object", "required": ["name"]}
             validators[key] = Draft202012Validator(schema)
         return [f"{'/'.join(map(str, e.absolute_path))}: {e.message}" for e in validators[key].iter_errors(document)]
@@ -51,10 +51,10 @@ def custom(crd_schemas: dict[tuple[str, str], Document]) -> Validator:
     return validate
 
 
-def test_custom_kinds_fit_the_operators_schemas(all_documents: list[tuple[str, Document]], custom: Validator) -> None:
+def test_custom_kinds_match_the_crd_schemas(all_documents: list[tuple[str, Document]], custom: Validator) -> None:
     checked = [(part, d) for part, d in all_documents if d["apiVersion"].startswith(CUSTOM)]
     assert {d["kind"] for _, d in checked} == {"RayService", "RayJob", "RayCluster", "PodMonitor", "PrometheusRule"}
-    # 2,000 characters: an error that quotes a whole pod is no help.
+    # Errors may quote a whole pod.
     assert [f"{part}: {line[:2000]}" for part, d in checked for line in custom(d)] == []
 
 
@@ -67,7 +67,7 @@ def test_custom_kinds_fit_the_operators_schemas(all_documents: list[tuple[str, D
         (("serveConfig",), ""),
     ],
 )
-def test_the_custom_check_can_fail(manifests: Any, custom: Validator, path: tuple, value: Any) -> None:
+def test_errors_in_custom_kinds_are_found(manifests: Any, custom: Validator, path: tuple, value: Any) -> None:
     document = manifests.one("overlays/production", "RayService")
     assert custom(document) == []
     *parents, last = path
@@ -78,7 +78,7 @@ def test_the_custom_check_can_fail(manifests: Any, custom: Validator, path: tupl
     assert custom(document)
 
 
-def test_native_kinds_fit_the_core_schemas(all_documents: list[tuple[str, Document]]) -> None:
+def test_native_kinds_match_the_core_schemas(all_documents: list[tuple[str, Document]]) -> None:
     native = [(part, d) for part, d in all_documents if not d["apiVersion"].startswith(CUSTOM)]
     assert len({d["kind"] for _, d in native}) >= 7
     for part, document in native:
@@ -88,8 +88,8 @@ def test_native_kinds_fit_the_core_schemas(all_documents: list[tuple[str, Docume
             pytest.fail(f"{part} {document['kind']} {document['metadata']['name']}: {error.message}")
 
 
-def test_pods_fit_the_core_schema_too(all_pods: list[tuple[str, Document]]) -> None:
-    """The operators' schemas leave out what the core knows, such as which fields exclude each other's types."""
+def test_pods_match_the_core_schema(all_pods: list[tuple[str, Document]]) -> None:
+    """The CRD schemas contain fewer rules for pods than the core schema."""
     for place, template in all_pods:
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod", **template["metadata"]}}
         try:
@@ -98,13 +98,13 @@ def test_pods_fit_the_core_schema_too(all_pods: list[tuple[str, Document]]) -> N
             pytest.fail(f"{place}: {error.message}")
 
 
-def test_the_native_check_can_fail(manifests: Any) -> None:
+def test_errors_in_native_kinds_are_found(manifests: Any) -> None:
     document = copy.deepcopy(manifests.one("overlays/dev-cpu", "Job"))
     document["spec"]["template"]["spec"]["containers"][0]["resource"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
-def test_serve_configs_are_read_strictly(manifests: Any, overlay: str) -> None:
+def test_serve_configs_have_no_unknown_keys(manifests: Any, overlay: str) -> None:
     text = manifests.one(overlay, "RayService")["spec"]["serveConfigV2"]
     assert check_serve_config(yaml.safe_load(text)) == []

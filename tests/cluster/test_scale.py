@@ -1,4 +1,4 @@
-"""The simulation: its scaling rule is Serve's, its two models agree, and it loses no row."""
+"""The scaling simulation: its policy equals Serve's, its two models agree, and no row is lost."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def scale() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up.
+    # Dataclasses look up their module in sys.modules.
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.mark.parametrize("down_factor", [1.0, 0.1])
-def test_the_rule_is_the_one_of_the_installed_serve(
+def test_the_policy_equals_that_of_the_installed_serve(
     scale: ModuleType, monkeypatch: pytest.MonkeyPatch, down_factor: float
 ) -> None:
     config = AutoscalingConfig(
@@ -49,7 +49,7 @@ def test_the_rule_is_the_one_of_the_installed_serve(
         context = SimpleNamespace(config=config, current_num_replicas=running, target_num_replicas=theirs)
         before = ours
         ours = rule.decide(now, load, running, ours)
-        # Serve bounds what the policy wants before it delays it.
+        # Serve applies the bounds before the delays.
         raw = load / 8
         theirs, state = _apply_default_params(raw, context, state)
         theirs = min(50, max(1, theirs))
@@ -61,17 +61,17 @@ def test_the_rule_is_the_one_of_the_installed_serve(
     assert changes > 20
 
 
-def test_both_models_foretell_the_same_wait(scale: ModuleType) -> None:
+def test_both_models_predict_the_same_wait(scale: ModuleType) -> None:
     service = scale.Service(call=0.02, row=0.002)
     for rows in (100.0, 150.0):
         seen = scale.burst(service, rows, 1, scale.Rule(), seconds=60.0, factor=1.0, scaling=False)
         per_replica = rows / seen["replicas_before"]
         assert seen["shed_share"] == 0
-        # The formula takes a batch for as long as the mean one; at low load, idle replicas answer sooner.
+        # The formula assumes batches of mean length; at low load, idle replicas answer sooner.
         assert 0.6 * service.wait(per_replica) < seen["steady_mean"] < 1.2 * service.wait(per_replica)
 
 
-def test_a_day_without_bounds_sheds_nothing_and_costs_what_it_used(scale: ModuleType) -> None:
+def test_a_day_without_bounds_sheds_nothing_and_counts_its_hours(scale: ModuleType) -> None:
     service = scale.Service(call=0.01, row=0.001, cold_start=30.0)
     found = scale.day(service, lambda now: 500.0, 4, scale.Rule(target=4, down_factor=0.1))
     assert found["rows"] == pytest.approx(500.0 * 86_400)
@@ -80,8 +80,8 @@ def test_a_day_without_bounds_sheds_nothing_and_costs_what_it_used(scale: Module
     assert 1 <= found["replicas_mean"] <= 3
 
 
-def test_the_queue_rule_swings_unless_it_is_damped(scale: ModuleType) -> None:
-    """Batches make calls in flight grow slower than load, so that the rule takes too much away at once."""
+def test_the_policy_oscillates_without_a_small_downscaling_factor(scale: ModuleType) -> None:
+    """Batching makes ongoing calls grow more slowly than load, so the policy removes too many replicas at once."""
     service = scale.Service(call=0.01, row=0.001)
     rate = scale.diurnal(5_000)
     plain = scale.day(service, rate, 4, scale.Rule(target=8, highest=40))
@@ -91,7 +91,7 @@ def test_the_queue_rule_swings_unless_it_is_damped(scale: ModuleType) -> None:
     assert damped["replica_hours"] < plain["replica_hours"]
 
 
-def test_a_screening_scales_until_its_tail_and_redoes_what_is_lost(scale: ModuleType) -> None:
+def test_a_screening_scales_with_actors_and_repeats_lost_units(scale: ModuleType) -> None:
     service = scale.Service(call=0.01, row=0.001, cold_start=60.0)
     alone = scale.screening(service, 10_000_000, 1, 0.0)
     assert alone["hours"] == pytest.approx(10_000_000 / service.capacity / 3600 + 60 / 3600, rel=1e-6)
