@@ -31,15 +31,15 @@ import torch
 from stand_in import SHAPES, prompts, save_stand_in
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from reft_ray.api.context import Filter
+from reft_ray.api.context import FilterContext
 from reft_ray.api.moderator import LocalModerator
 from reft_ray.api.settings import FilterSettings
-from reft_ray.api.verdict_stream import Screening
+from reft_ray.api.verdict_stream import VerdictStream
 from reft_ray.core.conversation import chat
 from reft_ray.core.scoring import Scorer
 from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.compute import matmul_rate, resolve_dtype
 from reft_ray.hf.loading import load_base
-from reft_ray.hf.precision import matmul_rate, resolve_dtype
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.scorer import TeacherScorer
 from reft_ray.serving.args import ServeArgs
@@ -216,7 +216,7 @@ def growth(sizes: list[int]) -> list[Report]:
             for start in range(0, rows, 500):
                 yield b"".join(b'{"text": "Good morning %d"}\n' % n for n in range(start, min(rows, start + 500)))
 
-        screening = Screening(Filter(LocalModerator(scorer), FilterSettings(), NullRecorder()), None)
+        screening = VerdictStream(FilterContext(LocalModerator(scorer), FilterSettings(), NullRecorder()), None)
         async for _ in screening.records(chunks()):
             pass
         if screening.tally.answered != rows:

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from stand_in import prompts
 
-from reft_ray.api.context import Filter
+from reft_ray.api.context import FilterContext
 from reft_ray.api.moderations import evidence
 from reft_ray.api.moderator import LocalModerator, ModerationBatch
 from reft_ray.api.rows import parse_row
 from reft_ray.api.settings import FilterSettings
-from reft_ray.api.streaming import ndjson
+from reft_ray.api.verdict_stream import ndjson
 from reft_ray.core.decoding import readings
 from reft_ray.core.scoring import judge
 from reft_ray.telemetry.recorder import PrometheusRecorder
@@ -38,7 +38,7 @@ def costs(rows: int) -> dict[str, float]:
     conversations = tuple(row.conversation for row in parsed if row.conversation is not None)
     judgement = ModerationBatch("rt-words", judge(WordScorer(), conversations))
     records = [{"type": "verdict", "row": row.number, "id": row.id} for row in parsed]
-    guard = Filter(LocalModerator(WordScorer()), FilterSettings(), PrometheusRecorder())
+    guard = FilterContext(LocalModerator(WordScorer()), FilterSettings(), PrometheusRecorder())
 
     def write() -> bytes:
         return ndjson(record | evidence(v) for record, v in zip(records, judgement.verdicts, strict=True))

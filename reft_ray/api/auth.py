@@ -1,4 +1,4 @@
-"""Who is asking, what the key may do, and how much is left: runs before every route under /v1."""
+"""Authentication, scopes and rate limits: a dependency of every route under /v1."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reft_ray.api.errors import ApiError
-from reft_ray.api.stores import Services
+from reft_ray.api.stores import Stores
 from reft_ray.core.errors import UsageError
 from reft_ray.jobs.rate_limits import Allowance
 from reft_ray.jobs.tenants import LOCAL, Principal
@@ -30,14 +30,14 @@ _AREAS = {
     "webhook_endpoints": "webhooks",
 }
 _SPLIT = ("files", "fine_tuning", "models")
-"""Areas whose scopes tell reading from writing."""
+"""Areas with separate read and write scopes."""
 
 
-def authenticator(services: Services) -> Callable[[Request], None]:
-    """The dependency for `create_app`: sets `request.state.principal` and `.project`, or answers 401, 403 or 429."""
+def authenticator(stores: Stores) -> Callable[[Request], None]:
+    """The dependency of every route: sets `request.state.principal` and `.project`, or answers 401, 403 or 429."""
 
     def authenticate(request: Request) -> None:
-        principal = _principal(services, request)
+        principal = _principal(stores, request)
         request.state.principal = principal
         request.state.project = principal.project_id
         scope = scope_of(request.method, request.url.path)
@@ -48,13 +48,13 @@ def authenticator(services: Services) -> Callable[[Request], None]:
                 code="insufficient_permissions",
             )
         if principal.key_id is not None:
-            take(services, request, "requests", 1)
+            take(stores, request, "requests", 1)
 
     return authenticate
 
 
 def current(request: Request) -> Principal:
-    """The principal that `authenticator` found."""
+    """The principal that `authenticator` set."""
     principal = request.state.principal
     if not isinstance(principal, Principal):
         raise TypeError("the route runs without the authenticator")
@@ -64,12 +64,12 @@ def current(request: Request) -> Principal:
 Caller = Annotated[Principal, Depends(current)]
 
 
-def take(services: Services, request: Request, name: str, cost: float) -> None:
-    """Take from the project's `requests` or `tokens`; 429 with `retry-after` when there are too few."""
+def take(stores: Stores, request: Request, name: str, cost: float) -> None:
+    """Take from the project's `requests` or `tokens` per minute. Raises ApiError 429 when too few are left."""
     principal = current(request)
     limits = principal.limits
     per_minute = limits.requests_per_minute if name == "requests" else limits.tokens_per_minute
-    allowance = services.rate_limits.take(principal.project_id, name, cost, per_minute)
+    allowance = stores.rate_limits.take(principal.project_id, name, cost, per_minute)
     headers = request.scope["state"].setdefault("ratelimit", {})
     headers |= _headers(name, allowance)
     if allowance.allowed:
@@ -79,7 +79,7 @@ def take(services: Services, request: Request, name: str, cost: float) -> None:
     if math.isinf(allowance.wait):
         raise ApiError(
             429,
-            f"Request too large for the limit of {name} per minute. {asked} Ask for less.",
+            f"Request too large for the limit of {name} per minute. {asked} Reduce the request.",
             type=name,
             code="rate_limit_exceeded",
             headers={"x-should-retry": "false"},
@@ -95,14 +95,12 @@ def take(services: Services, request: Request, name: str, cost: float) -> None:
 
 
 class RateLimitHeaders:
-    """ASGI middleware: puts what `take` found on whatever the route answers."""
+    """ASGI middleware: adds the headers that `take` stored to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and add headers to its answer."""
-
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
@@ -114,7 +112,7 @@ class RateLimitHeaders:
 
 
 def check_bind(host: str, has_keys: bool) -> None:
-    """Refuse to serve other machines without keys: called before the server binds."""
+    """Refuse to listen beyond loopback without API keys. Raises UsageError; called before the server binds."""
     if not has_keys and not _is_loopback(host):
         raise UsageError(
             f"host {host!r}: without API keys the service answers on loopback only; "
@@ -123,20 +121,20 @@ def check_bind(host: str, has_keys: bool) -> None:
 
 
 def scope_of(method: str, path: str) -> str | None:
-    """The scope that a request needs; None for a path that nobody may use."""
+    """The scope that a request needs; None for an unknown path."""
     area = _AREAS.get(path.removeprefix("/v1/").split("/")[0])
     if area in _SPLIT:
         return f"{area}.{'read' if method in ('GET', 'HEAD') else 'write'}"
     return area
 
 
-def _principal(services: Services, request: Request) -> Principal:
+def _principal(stores: Stores, request: Request) -> Principal:
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if secret and scheme.lower() == "bearer":
-        principal = services.tenants.authenticate(secret.strip())
+        principal = stores.tenants.authenticate(secret.strip())
         if principal is not None:
             return _in_project(principal, request)
-    if not services.settings.require_keys and not services.tenants.any_keys():
+    if not stores.settings.require_keys and not stores.tenants.any_keys():
         _require_loopback(request)
         return LOCAL
     message = "Incorrect API key provided." if secret else "You didn't provide an API key."
@@ -144,15 +142,18 @@ def _principal(services: Services, request: Request) -> Principal:
 
 
 def _in_project(principal: Principal, request: Request) -> Principal:
-    for header, own in (("openai-organization", principal.organization_id), ("openai-project", principal.project_id)):
+    for header, actual in (
+        ("openai-organization", principal.organization_id),
+        ("openai-project", principal.project_id),
+    ):
         asked = request.headers.get(header)
-        if asked is not None and asked != own:
+        if asked is not None and asked != actual:
             raise ApiError(401, f"The API key does not belong to {header} {asked[:64]!r}.", code=f"mismatched_{header}")
     return principal
 
 
 def _require_loopback(request: Request) -> None:
-    # Second line of defence behind check_bind: a proxy in front may have bound another address.
+    # In addition to check_bind: a proxy may listen on another address.
     if request.client is not None and not _is_loopback(request.client.host):
         raise ApiError(401, "This service has no API keys and answers on loopback only.", code="invalid_api_key")
 

@@ -1,4 +1,4 @@
-"""`POST /chat/completions`: base models and finetuned ones, whole or streamed, with the filter along the way."""
+"""`POST /chat/completions`: base and finetuned models, with or without streaming, optionally moderated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from reft_ray.api.chat_moderation import ChatModeration
 from reft_ray.api.chat_schema import ChatRequest
 from reft_ray.api.errors import ApiError, busy, invalid
 from reft_ray.api.models import unknown_model
-from reft_ray.api.stores import Services
+from reft_ray.api.stores import Stores
 from reft_ray.core.completion import Piece, Sampling
 from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.tenants import Principal
@@ -37,13 +37,13 @@ REFUSAL = "This was blocked by the content filter."
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens of one request so far."""
+    """Token usage of one request so far."""
 
     prompt: int = 0
     completion: int = 0
 
     def add(self, piece: Piece) -> None:
-        """Count a piece; the prompt is read once, however many completions were asked for."""
+        """Add a piece; the prompt counts once, whatever the number of choices."""
         self.prompt = max(self.prompt, piece.prompt_tokens)
         self.completion += piece.tokens
 
@@ -58,24 +58,24 @@ class Usage:
 
 @dataclass(slots=True)
 class Completion:
-    """One request on its way."""
+    """One request in progress."""
 
     model: ChatModel
     target: Target
     request: ChatRequest
     sampling: Sampling
-    moderator: ChatModeration
+    moderation: ChatModeration
     usage: Usage = field(default_factory=Usage)
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
     def choices(self) -> int:
-        """How many completions were asked for."""
+        """The number of requested choices."""
         return self.request.n or 1
 
     async def pieces(self, index: int) -> AsyncIterator[Piece]:
-        """The pieces of one choice, counted; choices of one request differ when they are sampled with a seed."""
+        """Generate one choice and count its tokens; with a seed, each choice of a request gets a different one."""
         seed = self.sampling.seed
         sampling = self.sampling if seed is None or index == 0 else replace(self.sampling, seed=seed + index)
         generated = self.model.generate(self.target, self.request.conversation, sampling)
@@ -85,7 +85,7 @@ class Completion:
                 yield piece
 
     async def text(self, index: int) -> tuple[str, str]:
-        """One whole choice and why it ended."""
+        """One complete choice and its finish reason."""
         texts, reason = [], "stop"
         async for piece in self.pieces(index):
             texts.append(piece.text)
@@ -93,19 +93,19 @@ class Completion:
         return "".join(texts), reason
 
     async def texts(self) -> list[tuple[str, str]]:
-        """All choices; those that the filter holds back come as an empty text with `content_filter`."""
+        """All choices; one that the filter blocks is an empty text with `content_filter`."""
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.text(index)) for index in range(self.choices)]
-        made = [task.result() for task in tasks]
-        passed = await self.moderator.passes([text for text, _ in made])
-        return [item if ok else ("", "content_filter") for item, ok in zip(made, passed, strict=True)]
+        choices = [task.result() for task in tasks]
+        passed = await self.moderation.passes([text for text, _ in choices])
+        return [item if ok else ("", "content_filter") for item, ok in zip(choices, passed, strict=True)]
 
     def head(self, kind: str) -> dict[str, Any]:
-        """What the answer and each of its chunks begin with."""
+        """The first keys of the response and of each chunk."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.target.name}
 
 
-def router(services: Services, model: ChatModel) -> APIRouter:
+def router(stores: Stores, model: ChatModel) -> APIRouter:
     """The chat route."""
     routes = APIRouter(tags=["chat"])
 
@@ -113,46 +113,48 @@ def router(services: Services, model: ChatModel) -> APIRouter:
     async def create_completion(body: ChatRequest, request: Request, caller: Caller) -> Response:
         """Continue a conversation."""
         body.refuse_unsupported()
-        target = await asyncio.to_thread(resolve, services, caller, body.model)
-        sampling = body.sampling(services.settings.max_completion_tokens)
-        charged = await _charge(services, request, caller, body)
-        completion = Completion(model, target, body, sampling, ChatModeration(request.app.state.judge, body.moderation))
+        target = await asyncio.to_thread(resolve, stores, caller, body.model)
+        sampling = body.sampling(stores.settings.max_completion_tokens)
+        charged = await _charge(stores, request, caller, body)
+        completion = Completion(
+            model, target, body, sampling, ChatModeration(request.app.state.moderator, body.moderation)
+        )
         try:
-            admitted = await completion.moderator.admit(body.conversation)
+            admitted = await completion.moderation.admit(body.conversation)
         except BaseException:
-            await _settle(services, caller, completion, charged)
+            await _settle(stores, caller, completion, charged)
             raise
         if body.stream:
-            events = _settled(services, caller, completion, charged, _stream(completion, admitted))
+            events = _settled(stores, caller, completion, charged, _stream(completion, admitted))
             return await _streaming(events)
         try:
-            made = await completion.texts() if admitted else [("", "content_filter")] * completion.choices
+            choices = await _choices(completion, admitted)
         except* ChatError as group:
             raise _failure(group.exceptions[0]) from None
         finally:
-            await _settle(services, caller, completion, charged)
-        return JSONResponse(_whole(completion, made))
+            await _settle(stores, caller, completion, charged)
+        return JSONResponse(_whole(completion, choices))
 
     return routes
 
 
-def resolve(services: Services, caller: Principal, name: str) -> Target:
-    """The model that a name means for this caller; 404 when it has none."""
-    bases = services.settings.base_models
+def resolve(stores: Stores, caller: Principal, name: str) -> Target:
+    """Look up a model that this caller may use. Raises ApiError 404 when there is none."""
+    bases = stores.settings.base_models
     if name in bases:
         return Target(name, name, bases[name].uri)
     try:
         if ":ckpt-step-" in name:
-            student, uri = services.models.checkpoint_uri(name, caller.project_id)
-            if not services.settings.serve_checkpoints:
+            student, uri = stores.models.checkpoint_uri(name, caller.project_id)
+            if not stores.settings.serve_checkpoints:
                 raise ApiError(
                     403,
-                    "Checkpoints have not passed the release gate, and this service does not let them talk.",
+                    "Checkpoints have not passed the release gate, and this service does not allow chat with them.",
                     param="model",
                     code="checkpoint_not_released",
                 )
         else:
-            student = services.models.get(name, caller.project_id)
+            student = stores.models.get(name, caller.project_id)
             uri = student.uri
     except NotFoundError:
         raise unknown_model(name) from None
@@ -161,7 +163,11 @@ def resolve(services: Services, caller: Principal, name: str) -> Target:
     return Target(name, student.base_model, bases[student.base_model].uri, uri)
 
 
-def _whole(completion: Completion, made: list[tuple[str, str]]) -> dict[str, Any]:
+async def _choices(completion: Completion, admitted: bool) -> list[tuple[str, str]]:
+    return await completion.texts() if admitted else [("", "content_filter")] * completion.choices
+
+
+def _whole(completion: Completion, texts: list[tuple[str, str]]) -> dict[str, Any]:
     choices = [
         {
             "index": index,
@@ -173,11 +179,11 @@ def _whole(completion: Completion, made: list[tuple[str, str]]) -> dict[str, Any
             },
             "logprobs": None,
         }
-        for index, (text, reason) in enumerate(made)
+        for index, (text, reason) in enumerate(texts)
     ]
     body = {**completion.head("chat.completion"), "choices": choices, "usage": completion.usage.body()}
-    if completion.moderator.body is not None:
-        body["moderation"] = completion.moderator.body
+    if completion.moderation.body is not None:
+        body["moderation"] = completion.moderation.body
     return body
 
 
@@ -190,38 +196,37 @@ async def _stream(completion: Completion, admitted: bool) -> AsyncIterator[bytes
         choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}
         return _event({**head, "choices": [choice], **usage})
 
-    if not admitted or completion.moderator.holds_output:
-        made = await completion.texts() if admitted else [("", "content_filter")] * completion.choices
-        for index, (text, reason) in enumerate(made):
+    if not admitted or completion.moderation.holds_output:
+        for index, (text, reason) in enumerate(await _choices(completion, admitted)):
             refused = reason == "content_filter"
             yield chunk(index, {"role": "assistant", **({"refusal": REFUSAL} if refused else {"content": text})})
             yield chunk(index, {}, reason)
     else:
         texts = []
         for index in range(completion.choices):
-            said: list[str] = []
+            parts: list[str] = []
             started = False
             async for piece in completion.pieces(index):
                 if not started:
-                    # Not before the model has answered: until then a failure can still have its own status.
+                    # Only once the model has answered: before that a failure still gets its own status.
                     yield chunk(index, {"role": "assistant", "content": ""})
                     started = True
                 if piece.text:
-                    said.append(piece.text)
+                    parts.append(piece.text)
                     yield chunk(index, {"content": piece.text})
                 if piece.finish_reason:
                     yield chunk(index, {}, piece.finish_reason)
-            texts.append("".join(said))
-        await completion.moderator.passes(texts)
-    if completion.moderator.body is not None:
-        yield _event({**head, "choices": [], **usage, "moderation": completion.moderator.body})
+            texts.append("".join(parts))
+        await completion.moderation.passes(texts)
+    if completion.moderation.body is not None:
+        yield _event({**head, "choices": [], **usage, "moderation": completion.moderation.body})
     if usage:
         yield _event({**head, "choices": [], "usage": completion.usage.body()})
     yield b"data: [DONE]\n\n"
 
 
 async def _streaming(events: AsyncIterator[bytes]) -> Response:
-    """Start the stream; what fails before its first event is still answered with a status of its own."""
+    """Start the stream; a failure before its first event still gets its own status."""
     try:
         first = await anext(events)
     except* ChatError as group:
@@ -234,45 +239,45 @@ async def _streaming(events: AsyncIterator[bytes]) -> Response:
                 async for event in stream:
                     yield event
         except (ChatError, ExceptionGroup, ApiError):
-            # The status is long sent; the client raises an APIError on an event with an `error`.
-            yield _event({"error": ApiError(500, "The model failed in mid-stream.").body()["error"]})
+            # The status was already sent; the client raises an APIError for an event with an `error`.
+            yield _event({"error": ApiError(500, "The model failed during the stream.").body()["error"]})
 
     return StreamingResponse(rest(), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
 async def _settled(
-    services: Services, caller: Principal, completion: Completion, charged: float, events: AsyncIterator[bytes]
+    stores: Stores, caller: Principal, completion: Completion, charged: float, events: AsyncIterator[bytes]
 ) -> AsyncIterator[bytes]:
     try:
         async for event in events:
             yield event
     finally:
-        await _settle(services, caller, completion, charged)
+        await _settle(stores, caller, completion, charged)
 
 
-async def _charge(services: Services, request: Request, caller: Principal, body: ChatRequest) -> float:
-    """Take the tokens that the request may use, before it runs; what it did not use is given back."""
+async def _charge(stores: Stores, request: Request, caller: Principal, body: ChatRequest) -> float:
+    """Take the tokens that the request may use before it runs; `_settle` returns the unused ones."""
     if caller.key_id is None:
         return 0.0
     prompt = sum(len(turn.content.encode()) for turn in body.conversation) / 4
     asked = body.max_completion_tokens or body.max_tokens or 256
-    cost = prompt + min(asked, services.settings.max_completion_tokens) * (body.n or 1)
-    await asyncio.to_thread(take, services, request, "tokens", cost)
+    cost = prompt + min(asked, stores.settings.max_completion_tokens) * (body.n or 1)
+    await asyncio.to_thread(take, stores, request, "tokens", cost)
     return cost
 
 
-async def _settle(services: Services, caller: Principal, completion: Completion, charged: float) -> None:
+async def _settle(stores: Stores, caller: Principal, completion: Completion, charged: float) -> None:
     if caller.key_id is not None:
         used = completion.usage.prompt + completion.usage.completion
-        settle = asyncio.to_thread(services.rate_limits.settle, caller.project_id, "tokens", charged - used)
-        # Also for a client that has left: its tokens were used.
+        settle = asyncio.to_thread(stores.rate_limits.settle, caller.project_id, "tokens", charged - used)
+        # Also after the client disconnected: its tokens were used.
         await asyncio.shield(settle)
 
 
 def _failure(error: BaseException) -> ApiError:
     match error:
         case ChatOverloadedError():
-            return busy("The model is at its capacity; try again later.", error.retry_after, status=503)
+            return busy("The model is at capacity; try again later.", error.retry_after, status=503)
         case ContextLengthError():
             return invalid(str(error), "messages", "context_length_exceeded")
         case ConversationError():

@@ -1,4 +1,4 @@
-"""The seam between HTTP and a model that talks: a conversation in, pieces of text out."""
+"""The interface between HTTP and a chat model: a conversation in, pieces of text out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reft_ray.core.conversation import Conversation
 
 
 class ChatError(Exception):
-    """No completion could be had."""
+    """No completion could be generated."""
 
 
 class ChatOverloadedError(ChatError):
@@ -25,18 +25,18 @@ class ChatOverloadedError(ChatError):
 
 
 class ContextLengthError(ChatError):
-    """The conversation and the asked completion do not fit into the model's context; the message says by how much."""
+    """Conversation and requested completion exceed the model's context; the message says by how much."""
 
 
 class ConversationError(ChatError):
-    """The model cannot take this conversation, such as one whose turns its chat template refuses."""
+    """The model does not accept this conversation, e.g. its chat template rejects the order of turns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which model talks: a base model, and the adapter on it (`adapter_uri` of None: the base model itself).
+    """A base model with an adapter (`adapter_uri` of None: the base model itself).
 
-    `name` is what the user called it; replicas keep adapters by their URI, for what lies under one never changes.
+    `name` is the name in the request. Replicas cache adapters by URI: the files under a URI never change.
     """
 
     name: str
@@ -46,21 +46,21 @@ class Target:
 
 
 class ChatModel(Protocol):
-    """A model in service: a handle to student replicas, or the echo below in tests."""
+    """Generates completions: a handle to student replicas, or EchoChat in tests."""
 
     def generate(self, target: Target, conversation: Conversation, sampling: Sampling) -> AsyncIterator[Piece]:
-        """Pieces as they are made; the last one, and only it, has a `finish_reason`.
+        """Yield pieces as they are generated; only the last one has a `finish_reason`.
 
-        Raises ChatError and nothing else; closing the iterator frees the model's place.
+        Raises only ChatError. Closing the iterator cancels the request.
         """
         ...
 
 
 class EchoChat:
-    """Repeats the last turn word by word, a word being a token; the fake behind the ChatModel seam."""
+    """A fake ChatModel that repeats the last turn, one word per token."""
 
     async def generate(self, target: Target, conversation: Conversation, sampling: Sampling) -> AsyncIterator[Piece]:
-        """See ChatModel. With a temperature and a seed the words come in an order that the seed decides."""
+        """With a temperature and a seed, the seed decides the order of the words."""
         words = re.findall(r"\S+\s*", conversation[-1].content)
         if sampling.temperature > 0 and sampling.seed is not None:
             random.Random(sampling.seed).shuffle(words)  # noqa: S311 - not a secret

@@ -1,4 +1,4 @@
-"""The `moderation` option of a chat completion: the online filter on what goes in and on what comes out."""
+"""The `moderation` option of a chat completion: the online filter on its input and output."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ SECONDS = 10.0
 
 @dataclass(slots=True)
 class ChatModeration:
-    """Judges one request. With `asked` of None nothing is judged."""
+    """Moderates one request; with `asked` of None it moderates nothing."""
 
-    judge: Moderator
+    moderator: Moderator
     asked: InlineModeration | None
     input: dict[str, Any] = field(default_factory=lambda: _results("", ()))
     output: dict[str, Any] = field(default_factory=lambda: _results("", ()))
 
     @property
     def holds_output(self) -> bool:
-        """Whether the completion must be judged before any of it is shown."""
+        """Whether the completion must be judged before any of it is sent."""
         return self.asked is not None and self.asked.sides.output.mode == "block"
 
     @property
     def body(self) -> dict[str, Any] | None:
-        """The `moderation` object of the answer."""
+        """The `moderation` object of the response."""
         return None if self.asked is None else {"input": self.input, "output": self.output}
 
     async def admit(self, conversation: Conversation) -> bool:
-        """Moderator the input; False when it is flagged and the policy blocks."""
+        """Judge the input; False when it is flagged and the policy blocks."""
         if self.asked is None:
             return True
         mode = self.asked.sides.input.mode
@@ -44,7 +44,7 @@ class ChatModeration:
         return mode == "score" or not any(flags)
 
     async def passes(self, completions: Sequence[str]) -> list[bool]:
-        """Moderator the completions; False for each that is flagged when the policy blocks. An empty one passes."""
+        """Judge the completions; False for each that is flagged and that the policy blocks. An empty one passes."""
         if self.asked is None:
             return [True] * len(completions)
         mode = self.asked.sides.output.mode
@@ -58,15 +58,15 @@ class ChatModeration:
 
     async def _judged(self, rows: Sequence[Conversation], mode: Mode) -> tuple[dict[str, Any], list[bool]]:
         try:
-            judgement = await self.judge.judge(rows, None, time.monotonic() + SECONDS)
+            batch = await self.moderator.judge(rows, None, time.monotonic() + SECONDS)
         except ModeratorError:
             if mode == "block":
-                # What cannot be judged cannot be allowed.
-                raise busy("The filter gives no verdict now and the policy blocks; try again.", 2, status=503) from None
+                # Without a verdict nothing is allowed.
+                raise busy("The filter gave no verdict and the policy blocks; try again.", 2, status=503) from None
             error = {"type": "error", "code": "moderation_unavailable", "message": "The filter gave no verdict."}
             return error, [False] * len(rows)
-        results = [result(verdict, judgement.teacher) for verdict in judgement.verdicts]
-        return _results(judgement.teacher, results), [item["flagged"] for item in results]
+        results = [result(verdict, batch.teacher) for verdict in batch.verdicts]
+        return _results(batch.teacher, results), [item["flagged"] for item in results]
 
 
 def _results(model: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""What the filter's routes share: the judge, the limits, the counts."""
+"""What the filter's routes share: moderator, limits and metrics."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,26 +25,26 @@ from reft_ray.telemetry.verdict_metrics import record_verdicts
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
-    """The online filter as the routes see it."""
+class FilterContext:
+    """The online filter, as its routes use it."""
 
-    judge: Moderator
+    moderator: Moderator
     settings: FilterSettings
     recorder: Recorder
 
     async def thresholds(self, review: float | None, block: float | None) -> Thresholds | None:
-        """The thresholds that a request asks for, None for the teacher's own.
+        """The thresholds of a request; None for the teacher's own.
 
         Raises ApiError 400 outside the operator's bounds, 503 when no teacher answers.
         """
         if review is None and block is None:
             return None
         try:
-            own = (await self.judge.info()).thresholds
+            own = (await self.moderator.info()).thresholds
         except ModeratorError as error:
             raise self.failure(error) from None
         block = _within("block", own.block if block is None else block, own.block, self.settings.block_bounds)
-        # A stricter block threshold takes the teacher's review threshold along.
+        # A stricter block threshold lowers the teacher's review threshold too.
         review = min(own.review, block) if review is None else review
         review = _within("review", review, own.review, self.settings.review_bounds)
         if review > block:
@@ -52,11 +52,11 @@ class Filter:
         return Thresholds(review, block)
 
     def failure(self, error: ModeratorError) -> ApiError:
-        """The answer for a verdict that could not be had, counted."""
+        """Count a missing verdict and return its error response."""
         match error:
             case OverloadedError():
                 self.recorder.count(catalog.FILTER_SHED, reason="queue_full")
-                return busy("The filter is at its capacity. Nothing was judged; try again later.", error.retry_after)
+                return busy("The filter is at capacity. Nothing was judged; try again later.", error.retry_after)
             case DeadlineError():
                 self.recorder.count(catalog.FILTER_ERRORS, error_type="deadline")
                 return ApiError(504, "No verdict within the deadline. Nothing was judged.", code="deadline_exceeded")
@@ -67,9 +67,9 @@ class Filter:
                 self.recorder.count(catalog.FILTER_ERRORS, error_type="scorer")
                 return ApiError(500, "The teacher failed on this input. Nothing was judged.", code="teacher_failed")
 
-    def record(self, judgement: ModerationBatch, stream: str) -> None:
+    def record(self, batch: ModerationBatch, stream: str) -> None:
         """Count verdicts."""
-        verdicts = judgement.verdicts
+        verdicts = batch.verdicts
         record_verdicts(
             self.recorder,
             [verdict.decision for verdict in verdicts],
@@ -77,7 +77,7 @@ class Filter:
             [verdict.score for verdict in verdicts],
             stream=stream,
             policy="online",
-            teacher=judgement.teacher,
+            teacher=batch.teacher,
         )
         truncated = sum(verdict.truncated for verdict in verdicts)
         if truncated:
@@ -85,7 +85,7 @@ class Filter:
 
     @contextmanager
     def timed(self, stream: str) -> Iterator[None]:
-        """Observe the seconds from here to the last verdict."""
+        """Observe the seconds that the block takes."""
         started = time.perf_counter()
         try:
             yield
@@ -93,21 +93,16 @@ class Filter:
             self.recorder.observe(catalog.FILTER_REQUEST_SECONDS, time.perf_counter() - started, stream=stream)
 
 
-def finite(score: float) -> float | None:
-    """A score for JSON, which has no NaN."""
+def rounded(score: float) -> float | None:
+    """Round a score for JSON; None for NaN and infinities, which JSON does not have."""
     return round(score, 6) if math.isfinite(score) else None
 
 
-def teachers_of(judgements: Sequence[ModerationBatch]) -> list[str]:
-    """The teachers behind several judgements, each once, in order of appearance."""
-    return list(dict.fromkeys(judgement.teacher for judgement in judgements))
-
-
 def _within(name: str, value: float, own: float, bounds: Bounds | None) -> float:
-    allowed = bounds or Bounds(-1.0, own)
+    allowed = bounds or Bounds(lowest=-1.0, highest=own)
     if not allowed.lowest <= value <= allowed.highest:
         raise invalid(
-            f"reft.{name} must lie between {allowed.lowest:g} and {allowed.highest:g}, the operator's bounds",
+            f"reft.{name} must be between {allowed.lowest:g} and {allowed.highest:g}, the operator's bounds",
             f"reft.{name}",
         )
     return value

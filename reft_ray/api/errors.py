@@ -1,4 +1,4 @@
-"""Every error in OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors in OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TYPES = {401: "invalid_request_error", 403: "permission_error", 429: "requests"
 
 
 class ApiError(Exception):
-    """An answer other than 200. `message` carries all that matters: some clients show nothing else."""
+    """An error response. `message` must be complete in itself: some clients show nothing else."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class ApiError(Exception):
         self.extra = dict(extra or {})
 
     def body(self) -> dict[str, Any]:
-        """The envelope; keys of `extra` travel inside `error`, where the openai client keeps them."""
+        """The envelope; `extra` is merged into `error`, where the openai client keeps it."""
         return {
             "error": {
                 "message": self.message,
@@ -65,12 +65,12 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_value")
 
 
 def not_found(message: str, param: str | None = "id", code: str | None = None) -> ApiError:
-    """404: no such object, or it belongs to somebody else."""
+    """404: no such object in this project."""
     return ApiError(404, message, param=param, code=code)
 
 
 def conflict(message: str, code: str, param: str | None = None) -> ApiError:
-    """409 that clients must not retry: the state will not change by asking again."""
+    """409 that clients must not retry."""
     return ApiError(409, message, param=param, code=code, headers={"x-should-retry": "false"})
 
 
@@ -80,13 +80,13 @@ def too_large(message: str, param: str | None = None) -> ApiError:
 
 
 def busy(message: str, retry_after: float, status: int = 429) -> ApiError:
-    """429 or 503: come back in `retry_after` seconds."""
+    """429 or 503: retry after `retry_after` seconds."""
     code = "rate_limit_exceeded" if status == 429 else "overloaded"
     return ApiError(status, message, code=code, headers={"retry-after": str(max(1, math.ceil(retry_after)))})
 
 
 def from_records(error: ReftError) -> ApiError:
-    """The job records' errors as answers."""
+    """The response to an error of the job records."""
     match error:
         case records.NotFoundError():
             return not_found(str(error))
@@ -103,44 +103,39 @@ def from_records(error: ReftError) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of this app in the envelope; FastAPI's 422 becomes 400."""
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(ReftError, _record_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
+    """Send every error of this app in the envelope; FastAPI's 422 becomes 400."""
+    for kind in (ApiError, ReftError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _handle)
 
 
-def answer(error: ApiError) -> JSONResponse:
+def response_of(error: ApiError) -> JSONResponse:
     """The error as a response."""
     return JSONResponse(error.body(), error.status, error.headers)
 
 
-async def _api_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ApiError)
-    return answer(error)
+async def _handle(request: Request, error: Exception) -> JSONResponse:
+    match error:
+        case ApiError():
+            return response_of(error)
+        case ReftError():
+            if isinstance(error, records.QuotaError):
+                request.app.state.recorder.count(catalog.RATE_LIMITED, limit=error.limit)
+            return response_of(from_records(error))
+        case RequestValidationError():
+            return response_of(_validation_error(error))
+        case HTTPException():
+            return response_of(_http_error(request, error))
+        case _:
+            raise error
 
 
-async def _record_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ReftError)
-    if isinstance(error, records.QuotaError):
-        request.app.state.recorder.count(catalog.RATE_LIMITED, limit=error.limit)
-    return answer(from_records(error))
-
-
-async def _validation_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
+def _validation_error(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
-    missing = first["type"] == "missing"
+    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
     param = None if first["type"] == "json_invalid" else _param(first["loc"])
     message = _MESSAGES.get(first["type"], str(first["msg"]).removeprefix("Value error, "))
-    # The value itself is not repeated: it may be the text that is being judged.
-    return answer(
-        invalid(
-            f"{param or 'body'}: {message}",
-            param,
-            "missing_required_parameter" if missing else "invalid_value",
-        )
-    )
+    # The value is not repeated: it may be the text to judge.
+    return invalid(f"{param or 'body'}: {message}", param, code)
 
 
 def _param(location: Sequence[int | str]) -> str | None:
@@ -148,14 +143,12 @@ def _param(location: Sequence[int | str]) -> str | None:
     return ".".join(names)[:200] or None
 
 
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    messages = {
-        404: f"Unknown request URL: {request.method} {request.url.path[:200]}",
-        405: f"{request.method} is not allowed here",
-    }
-    message = messages.get(error.status_code, str(error.detail))
-    param = code = None
-    if error.status_code == 404:
-        code = "unknown_url"
-    return answer(ApiError(error.status_code, message, param=param, code=code, headers=error.headers))
+def _http_error(request: Request, error: HTTPException) -> ApiError:
+    match error.status_code:
+        case 404:
+            message, code = f"Unknown request URL: {request.method} {request.url.path[:200]}", "unknown_url"
+        case 405:
+            message, code = f"{request.method} is not allowed here", None
+        case _:
+            message, code = str(error.detail), None
+    return ApiError(error.status_code, message, code=code, headers=error.headers)

@@ -1,4 +1,4 @@
-"""`/files`: upload, list, read and delete."""
+"""`/files`: upload, list, download and delete."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from starlette.datastructures import UploadFile
 from reft_ray.api import serializers as wire
 from reft_ray.api.auth import Caller
 from reft_ray.api.errors import invalid
-from reft_ray.api.stores import Services
+from reft_ray.api.stores import Stores
 from reft_ray.jobs.content import CHUNK_BYTES
 from reft_ray.jobs.files import PURPOSES
 
 
-def router(services: Services) -> APIRouter:
+def router(stores: Stores) -> APIRouter:
     """The routes of files."""
     routes = APIRouter(tags=["files"])
-    files = services.files
+    files = stores.files
 
     @routes.post("/files")
     async def create_file(request: Request, caller: Caller) -> dict[str, Any]:
@@ -40,9 +40,7 @@ def router(services: Services) -> APIRouter:
                 chunks_of(content),
                 expires_after=expires_after,
             )
-        await asyncio.to_thread(
-            services.audit.append, "file.created", caller.actor, caller.project_id, {"id": record.id}
-        )
+        await asyncio.to_thread(stores.audit.append, "file.created", caller.actor, caller.project_id, {"id": record.id})
         return wire.file(record)
 
     @routes.get("/files")
@@ -53,18 +51,18 @@ def router(services: Services) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=10000)] = 10000,
         order: Literal["asc", "desc"] = "desc",
     ) -> dict[str, Any]:
-        """The project's files."""
+        """List the project's files."""
         page = files.list(caller.project_id, purpose=purpose, after=after, limit=limit, ascending=order == "asc")
         return wire.cursor_page(page, wire.file, ends=True)
 
     @routes.get("/files/{file_id}")
     def retrieve_file(file_id: str, caller: Caller) -> dict[str, Any]:
-        """One file's record."""
+        """Retrieve a file's record."""
         return wire.file(files.get(file_id, caller.project_id))
 
     @routes.get("/files/{file_id}/content")
     def file_content(file_id: str, caller: Caller) -> StreamingResponse:
-        """The bytes as they were stored."""
+        """Download a file."""
         record = files.get(file_id, caller.project_id)
         return StreamingResponse(
             files.read(file_id, caller.project_id),
@@ -74,16 +72,16 @@ def router(services: Services) -> APIRouter:
 
     @routes.delete("/files/{file_id}")
     def delete_file(file_id: str, caller: Caller) -> dict[str, Any]:
-        """Delete a file and everything that was made from it."""
+        """Delete a file and the files made from it."""
         files.delete(file_id, caller.project_id)
-        services.audit.append("file.deleted", caller.actor, caller.project_id, {"id": file_id})
+        stores.audit.append("file.deleted", caller.actor, caller.project_id, {"id": file_id})
         return {"id": file_id, "object": "file", "deleted": True}
 
     return routes
 
 
 def check_purpose(purpose: object) -> None:
-    """Refuse a purpose that OpenAI does not know."""
+    """Raise ApiError 400 for a purpose that OpenAI does not define."""
     if purpose is None:
         raise invalid("Missing required parameter: 'purpose'.", "purpose", "missing_required_parameter")
     if purpose not in PURPOSES:
@@ -101,6 +99,6 @@ def _expires_after(anchor: object, seconds: object) -> int | None:
 
 
 def chunks_of(content: UploadFile) -> Iterator[bytes]:
-    """The bytes of a form's file in chunks."""
+    """Read an uploaded file in chunks."""
     while chunk := content.file.read(CHUNK_BYTES):
         yield chunk

@@ -13,7 +13,7 @@ from reft_ray.api import serializers as wire
 from reft_ray.api.auth import Caller
 from reft_ray.api.errors import invalid, not_found
 from reft_ray.api.job_schema import parse
-from reft_ray.api.stores import Services
+from reft_ray.api.stores import Stores
 from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.estimate import estimate
 from reft_ray.jobs.job import Event, Job, Status
@@ -29,10 +29,10 @@ class ShareBody(BaseModel):
     project_ids: list[str] = Field(min_length=1, max_length=100)
 
 
-def router(services: Services) -> APIRouter:
-    """The routes of finetuning jobs. Cancel, pause and resume take no body."""
+def router(stores: Stores) -> APIRouter:
+    """The routes of finetuning jobs. Cancel, pause and resume have no body."""
     routes = APIRouter(tags=["fine-tuning"])
-    jobs = services.jobs
+    jobs = stores.jobs
 
     @routes.post("/fine_tuning/jobs")
     def create_job(
@@ -40,9 +40,9 @@ def router(services: Services) -> APIRouter:
         caller: Caller,
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=256)] = None,
     ) -> dict[str, Any]:
-        """Create a job; it starts to validate its files at once. With an `Idempotency-Key` it is created once."""
-        spec, metadata = parse(body, services.settings)
-        _check_files(services, caller, spec.training_file, spec.validation_file)
+        """Create a job and start to validate its files. With an `Idempotency-Key`, repeated requests create one job."""
+        spec, metadata = parse(body, stores.settings)
+        _check_files(stores, caller, spec.training_file, spec.validation_file)
         job = jobs.create(
             caller.organization_id,
             caller.project_id,
@@ -56,59 +56,59 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/fine_tuning/jobs/estimate")
     def estimate_job(body: Annotated[Any, Body()], caller: Caller) -> dict[str, Any]:
-        """What such a job would cost; the body is that of a creation."""
-        spec, _ = parse(body, services.settings)
-        _check_files(services, caller, spec.training_file, spec.validation_file)
-        base = services.settings.base_models[spec.model]
-        size = services.counter(spec.model, services.files.read(spec.training_file, caller.project_id))
-        speed = measured_speed(services.database, spec.model, base.preset, base.devices) or base.speed
-        result = estimate(size, spec.hyperparameters, base.defaults, speed)
+        """Estimate a job's tokens, steps and time; takes the body of a job creation."""
+        spec, _ = parse(body, stores.settings)
+        _check_files(stores, caller, spec.training_file, spec.validation_file)
+        base = stores.settings.base_models[spec.model]
+        size = stores.counter(spec.model, stores.files.read(spec.training_file, caller.project_id))
+        speed = measured_speed(stores.database, spec.model, base.preset, base.devices) or base.speed
+        result = estimate(size, spec.hyperparameters, base, speed)
         return {"object": "fine_tuning.job.estimate", "model": spec.model, **asdict(result)}
 
     @routes.get("/fine_tuning/jobs")
     def list_jobs(request: Request, caller: Caller, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
-        """The project's jobs, newest first."""
+        """List the project's jobs, newest first."""
         wanted, without = _metadata(request.query_params)
         page = jobs.list(caller.project_id, after=after, limit=limit, metadata=wanted, without_metadata=without)
         return wire.cursor_page(page, wire.job)
 
     @routes.get("/fine_tuning/jobs/{job_id}")
     def retrieve_job(job_id: str, caller: Caller) -> dict[str, Any]:
-        """One job."""
-        job = _job(services, caller, job_id)
+        """Retrieve a job."""
+        job = _job(stores, caller, job_id)
         return wire.job(job, jobs.queue_position(job))
 
     @routes.post("/fine_tuning/jobs/{job_id}/cancel")
     def cancel_job(job_id: str, caller: Caller) -> dict[str, Any]:
-        """End a job for good; its driver stops within seconds."""
-        _job(services, caller, job_id)
+        """Cancel a job; its driver stops within seconds."""
+        _job(stores, caller, job_id)
         event = Event("Fine-tuning job cancelled")
         return wire.job(jobs.move(job_id, Status.CANCELLED, event, actor=caller.actor))
 
     @routes.post("/fine_tuning/jobs/{job_id}/pause")
     def pause_job(job_id: str, caller: Caller) -> dict[str, Any]:
-        """Save the job's state and give its devices back."""
-        _job(services, caller, job_id)
+        """Save the job's state and free its devices."""
+        _job(stores, caller, job_id)
         return wire.job(jobs.move(job_id, Status.PAUSED, Event("Fine-tuning job paused"), actor=caller.actor))
 
     @routes.post("/fine_tuning/jobs/{job_id}/resume")
     def resume_job(job_id: str, caller: Caller) -> dict[str, Any]:
-        """Go on where the job was paused, by way of the queue if it had reached it."""
-        job = _job(services, caller, job_id)
-        back = Status.VALIDATING if job.queued_at is None else Status.QUEUED
+        """Resume a paused job from its saved state; a job that was queued or running is queued again."""
+        job = _job(stores, caller, job_id)
+        target = Status.VALIDATING if job.queued_at is None else Status.QUEUED
         event = Event("Fine-tuning job resumed")
-        return wire.job(jobs.move(job_id, back, event, sources={Status.PAUSED}, actor=caller.actor))
+        return wire.job(jobs.move(job_id, target, event, sources={Status.PAUSED}, actor=caller.actor))
 
     @routes.get("/fine_tuning/jobs/{job_id}/events")
     def list_events(job_id: str, caller: Caller, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
-        """The job's log, newest first."""
-        _job(services, caller, job_id)
+        """List the job's events, newest first."""
+        _job(stores, caller, job_id)
         return wire.cursor_page(jobs.events(job_id, after=after, limit=limit), wire.event)
 
     @routes.get("/fine_tuning/jobs/{job_id}/checkpoints")
     def list_checkpoints(job_id: str, caller: Caller, after: str | None = None, limit: Limit = 10) -> dict[str, Any]:
-        """The job's checkpoints, newest first."""
-        job = _job(services, caller, job_id)
+        """List the job's checkpoints, newest first."""
+        job = _job(stores, caller, job_id)
         page = jobs.checkpoints(job_id, after=after, limit=limit)
         return wire.cursor_page(page, lambda checkpoint: wire.checkpoint(checkpoint, job), ends=True)
 
@@ -120,18 +120,16 @@ def router(services: Services) -> APIRouter:
         limit: Limit = 10,
         project_id: str | None = None,
     ) -> dict[str, Any]:
-        """Which projects may use a checkpoint."""
-        page = services.models.permissions(name, caller.project_id, after=after, limit=limit, only=project_id)
+        """List the projects that may use a checkpoint."""
+        page = stores.models.permissions(name, caller.project_id, after=after, limit=limit, only=project_id)
         return wire.cursor_page(page, wire.permission, ends=True)
 
     @routes.post("/fine_tuning/checkpoints/{name:path}/permissions")
     def create_permissions(name: str, body: ShareBody, caller: Caller) -> dict[str, Any]:
-        """Let other projects of the organisation use a checkpoint."""
-        made = services.models.share(name, caller.project_id, body.project_ids)
+        """Allow other projects of the organisation to use a checkpoint."""
+        made = stores.models.share(name, caller.project_id, body.project_ids)
         for permission in made:
-            services.audit.append(
-                "checkpoint.permission.created", caller.actor, caller.project_id, {"id": permission.id}
-            )
+            stores.audit.append("checkpoint.permission.created", caller.actor, caller.project_id, {"id": permission.id})
         data = [wire.permission(permission) for permission in made]
         return {
             "object": "list",
@@ -143,27 +141,27 @@ def router(services: Services) -> APIRouter:
 
     @routes.delete("/fine_tuning/checkpoints/{name:path}/permissions/{permission_id}")
     def delete_permission(name: str, permission_id: str, caller: Caller) -> dict[str, Any]:
-        """Take a permission back."""
-        services.models.unshare(name, caller.project_id, permission_id)
-        services.audit.append("checkpoint.permission.deleted", caller.actor, caller.project_id, {"id": permission_id})
+        """Revoke a permission."""
+        stores.models.unshare(name, caller.project_id, permission_id)
+        stores.audit.append("checkpoint.permission.deleted", caller.actor, caller.project_id, {"id": permission_id})
         return {"id": permission_id, "object": "checkpoint.permission", "deleted": True}
 
     return routes
 
 
-def _job(services: Services, caller: Principal, job_id: str) -> Job:
+def _job(stores: Stores, caller: Principal, job_id: str) -> Job:
     try:
-        return services.jobs.get(job_id, caller.project_id)
+        return stores.jobs.get(job_id, caller.project_id)
     except NotFoundError:
         raise not_found(f"Could not find fine tune: {job_id[:64]}", "fine_tune_id", "fine_tune_not_found") from None
 
 
-def _check_files(services: Services, caller: Principal, training: str, validation: str | None) -> None:
+def _check_files(stores: Stores, caller: Principal, training: str, validation: str | None) -> None:
     for param, file_id in (("training_file", training), ("validation_file", validation)):
         if file_id is None:
             continue
         try:
-            record = services.files.get(file_id, caller.project_id)
+            record = stores.files.get(file_id, caller.project_id)
         except NotFoundError:
             raise invalid(f"invalid {param}: {file_id[:64]}", param, f"invalid_{param}") from None
         if record.purpose != "fine-tune":

@@ -1,8 +1,7 @@
-"""What a request for a finetuning job may say: OpenAI's fields and the `reft` extension, nothing else."""
+"""The body of a finetuning job: OpenAI's fields and the `reft` extension."""
 
 from __future__ import annotations
 
-import difflib
 import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -10,26 +9,26 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from reft_ray.api.errors import ApiError, invalid
-from reft_ray.api.stores import ServiceSettings
+from reft_ray.api.settings import ServiceSettings
 from reft_ray.jobs.job import Hyperparameters, JobSpec, Options
+from reft_ray.settings import Settings, nearest
 
 MAX_SEED = 2147483647
 
-
-# PostgreSQL can store a NUL in JSON and cannot read it again.
+# PostgreSQL can store a NUL in JSON but not read it back.
 Key = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
 Value = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
 
 
-class Strict(BaseModel):
+class Strict(Settings):
     """A part of a request in which unknown keys are errors."""
 
     # PostgreSQL stores no infinity in JSON, and SQLite cannot read one.
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class HyperparametersBody(Strict):
-    """OpenAI's three knobs."""
+    """OpenAI's hyperparameters."""
 
     n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=50)] = "auto"
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
@@ -43,7 +42,7 @@ class SupervisedBody(Strict):
 
 
 class MethodBody(BaseModel):
-    """The method; the settings of methods that we do not offer are never read."""
+    """The method; settings of unsupported methods are not read."""
 
     type: str
     supervised: SupervisedBody | None = None
@@ -52,7 +51,7 @@ class MethodBody(BaseModel):
 class GateBody(Strict):
     """Limits of the release gate in percentage points, at most the operator's.
 
-    `finetune_accuracy` is how far it may fall below the base, the others how high they may be.
+    `finetune_accuracy` limits the drop below the base model; the others are maxima.
     """
 
     harmful_score: float | None = Field(None, ge=0)
@@ -89,7 +88,7 @@ class JobBody(Strict):
 
 
 def parse(body: object, settings: ServiceSettings) -> tuple[JobSpec, dict[str, str]]:
-    """A request body -> what the job is to do, and its metadata. Raises ApiError 400 naming the field."""
+    """Parse a request body into the job's spec and metadata. Raises ApiError 400 naming the field."""
     if not isinstance(body, dict):
         raise invalid("The body must be a JSON object.")
     try:
@@ -116,16 +115,16 @@ def parse(body: object, settings: ServiceSettings) -> tuple[JobSpec, dict[str, s
             f"Method {method.type[:32]!r} is not supported; use 'supervised'.", "method.type", "unsupported_method"
         )
     if method is not None and method.supervised is not None:
-        knobs = method.supervised.hyperparameters
+        hyperparameters = method.supervised.hyperparameters
     else:
-        knobs = request.hyperparameters or HyperparametersBody()
+        hyperparameters = request.hyperparameters or HyperparametersBody()
     spec = JobSpec(
         model=request.model,
         training_file=request.training_file,
         validation_file=request.validation_file,
         seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
         suffix=request.suffix,
-        hyperparameters=Hyperparameters(**knobs.model_dump()),
+        hyperparameters=Hyperparameters(**hyperparameters.model_dump()),
         options=_options(request.reft, settings),
         preset=base.preset,
     )
@@ -148,7 +147,7 @@ def _options(reft: ReftBody, settings: ServiceSettings) -> Options:
         )
     dataset = reft.alignment_dataset
     if dataset is not None and dataset not in settings.alignment_datasets:
-        known = ", ".join(sorted(settings.alignment_datasets)) or "none but the preset's own"
+        known = ", ".join(sorted(settings.alignment_datasets)) or "only the preset's own"
         raise invalid(
             f"reft.alignment_dataset: {dataset[:64]!r} is unknown; available: {known}.", "reft.alignment_dataset"
         )
@@ -178,7 +177,7 @@ def _refusal(error: ValidationError) -> ApiError:
 
 
 def _message(first: Mapping[str, Any], error: ValidationError) -> str:
-    # A union reports every member that did not fit; together they say what would.
+    # A union reports an error per member; together they say what is accepted.
     same = [item["msg"] for item in error.errors(include_url=False, include_input=False)]
     return str(first["msg"]) if len(same) == 1 else "; or ".join(dict.fromkeys(same))
 
@@ -193,9 +192,8 @@ def _suggestion(path: list[str]) -> str:
     }
     section, key = ".".join(path[:-1]), path[-1]
     here = sections.get(section)
-    close = difflib.get_close_matches(key, here.model_fields, 1) if here else []
-    if close:
-        return f" Did you mean '{'.'.join([*path[:-1], close[0]])}'?"
+    if here and (near := nearest(key, here.model_fields)):
+        return f" Did you mean '{'.'.join([*path[:-1], near])}'?"
     for name, other in sections.items():
         if key in other.model_fields:
             return f" Did you mean '{name}.{key}'?" if name else f" Did you mean '{key}' at the top level?"

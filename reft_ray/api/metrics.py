@@ -1,4 +1,4 @@
-"""`GET /metrics`: the figures of this process and of its stores in Prometheus' text format; no row, id or user."""
+"""`GET /metrics`: metrics of this process and its stores in Prometheus' text format, without row texts or ids."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def process_metrics() -> PrometheusRecorder:
-    """A recorder of its own for one gateway, which knows its version."""
+    """A new recorder with the build information."""
     metrics = PrometheusRecorder()
     metrics.set(catalog.BUILD_INFO, 1, version=version("reft-ray"), python=platform.python_version())
     return metrics
 
 
 def router(metrics: PrometheusRecorder, token: str | None) -> APIRouter:
-    """The route; with a `token`, whoever scrapes must bring it as a bearer token."""
+    """The route; with a `token`, it requires that bearer token."""
     routes = APIRouter(tags=["health"])
 
     @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def exposition(authorization: Annotated[str, Header()] = "") -> Response:
-        """What Prometheus scrapes."""
+        """The metrics."""
         if token is not None and not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
-            raise ApiError(401, "Metrics need their own bearer token.", code="invalid_api_key")
-        # The figures of the stores are read now.
+            raise ApiError(401, "Metrics require their bearer token.", code="invalid_api_key")
+        # In a thread: the metrics of the stores are read from the database now.
         return Response(await asyncio.to_thread(metrics.exposition), media_type=TEXT)
 
     return routes

@@ -1,4 +1,4 @@
-"""The outermost layer: request ids, body limits, a last-resort answer, and the count of requests."""
+"""The outermost middleware: request ids, body limits, the response to unexpected errors, request metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reft_ray.api.errors import ApiError, answer
+from reft_ray.api.errors import ApiError, response_of
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.logs import log_context
 from reft_ray.telemetry.recorder import Recorder
@@ -19,14 +19,13 @@ from reft_ray.telemetry.recorder import Recorder
 logger = logging.getLogger(__name__)
 
 UNLIMITED = -1
-"""A body limit for routes that bound their own bodies."""
-
+"""The limit of routes that limit their bodies themselves."""
 
 PREFIX = "/v1"
 
 
-class Edge:
-    """ASGI middleware. `limits` maps path prefixes to body limits in bytes; the longest prefix that matches decides."""
+class RequestMiddleware:
+    """ASGI middleware. `limits` maps path prefixes to body limits in bytes; the longest matching prefix applies."""
 
     def __init__(self, app: ASGIApp, recorder: Recorder, limits: Mapping[str, int]) -> None:
         self._app = app
@@ -35,7 +34,6 @@ class Edge:
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request through."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -58,12 +56,12 @@ class Edge:
         except ClientDisconnect:
             status = 499
         except Exception:
-            # The traceback names code, not data; what is judged never reaches the log.
+            # The traceback shows code, not data: row texts never reach the log.
             logger.exception("a request failed", extra={"request_id": request_id})
             if status is not None:
                 raise
             failure = ApiError(500, f"The server failed on this request; quote {request_id} when reporting it.")
-            await answer(failure)(scope, receive, stamped)
+            await response_of(failure)(scope, receive, stamped)
         finally:
             self._in_flight(-1)
             self._count(scope, status, time.perf_counter() - started)
@@ -80,7 +78,7 @@ class Edge:
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
                 if seen > limit:
-                    raise HTTPException(413, f"The body has more than {limit:,} bytes, the most that is taken here.")
+                    raise HTTPException(413, f"The body exceeds the limit of {limit:,} bytes.")
             return message
 
         return bounded
@@ -97,7 +95,7 @@ class Edge:
 
 
 def _template(scope: Scope) -> str:
-    """The route's path with its placeholders; included routers know theirs without the prefix."""
+    """The route's path with its placeholders; routes of included routers lack the prefix."""
     path = getattr(scope.get("route"), "path", None)
     if path is None:
         return "unmatched"

@@ -1,4 +1,4 @@
-"""The seam between HTTP and the teacher: conversations in, verdicts out, or an error that says why not."""
+"""The interface between HTTP and the teacher: conversations in, verdicts out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reft_ray.core.verdict import Thresholds, Verdict
 
 
 class ModeratorError(Exception):
-    """No verdict could be had. Callers pass this on as an error; nothing is allowed without a verdict."""
+    """There is no verdict. Callers answer with an error: nothing is allowed without a verdict."""
 
 
 class OverloadedError(ModeratorError):
@@ -30,12 +30,12 @@ class UnavailableError(ModeratorError):
 
 
 class DeadlineError(ModeratorError):
-    """The verdict did not come in time."""
+    """The deadline passed before the verdict."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModerationBatch:
-    """Verdicts in the order of the conversations, and the teacher that gave all of them."""
+    """Verdicts in the order of the conversations, all of one teacher."""
 
     teacher: str
     verdicts: list[Verdict]
@@ -43,7 +43,7 @@ class ModerationBatch:
 
 @dataclass(frozen=True, slots=True)
 class TeacherInfo:
-    """What is public about the teacher that answers. `details` holds JSON values."""
+    """The public description of a teacher. `details` holds JSON values."""
 
     id: str
     thresholds: Thresholds
@@ -53,7 +53,7 @@ class TeacherInfo:
 
 
 class Moderator(Protocol):
-    """Where verdicts come from: a handle to teacher replicas in service, a scorer in this process in tests."""
+    """Gives verdicts: a handle to teacher replicas, or a scorer in this process."""
 
     async def judge(
         self,
@@ -62,16 +62,16 @@ class Moderator(Protocol):
         deadline: float,
         patient: bool = False,
     ) -> ModerationBatch:
-        """One verdict per conversation, all by one teacher.
+        """Return one verdict per conversation, all of one teacher.
 
-        `thresholds` of None are the teacher's. `deadline` is a reading of `time.monotonic()` of this process.
+        `thresholds` of None are the teacher's. `deadline` is a time of `time.monotonic()` in this process.
         A `patient` caller waits while the teacher is overloaded; others get OverloadedError at once.
-        Raises ModeratorError and nothing else; cancelling the call frees its place.
+        Raises only ModeratorError. Cancelling the call removes it from the queue.
         """
         ...
 
     async def info(self) -> TeacherInfo:
-        """The teacher that answers. Raises UnavailableError."""
+        """Describe the current teacher. Raises UnavailableError."""
         ...
 
 
@@ -89,7 +89,6 @@ class LocalModerator:
         deadline: float,
         patient: bool = False,
     ) -> ModerationBatch:
-        """See Moderator."""
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 async with self._turn:
@@ -99,12 +98,11 @@ class LocalModerator:
         return ModerationBatch(self._scorer.teacher_id, verdicts)
 
     async def info(self) -> TeacherInfo:
-        """See Moderator."""
         return info_of(self._scorer)
 
 
 def info_of(scorer: Scorer, details: Mapping[str, object] | None = None) -> TeacherInfo:
-    """The public facts of a scorer."""
+    """The public description of a scorer."""
     calibration = scorer.calibration
     return TeacherInfo(
         scorer.teacher_id, scorer.thresholds, calibration.slope, calibration.intercept, dict(details or {})

@@ -1,4 +1,4 @@
-"""What the filter's routes take and give, for validation and for the OpenAPI document."""
+"""Requests and responses of the filter's routes."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ OPENAI_CATEGORIES = (
     "violence/graphic",
 )
 HARMFUL = "harmful"
-"""Our category: what the Ref-Teacher would refuse."""
+"""Our own category: what the Ref-Teacher refuses."""
 
 
 class TextPart(BaseModel):
-    """A text of a multi-part input."""
+    """A text part of an input."""
 
     type: Literal["text"]
     text: str
 
 
 class Overrides(BaseModel):
-    """Thresholds for this request, within the operator's bounds; by default they may only be stricter."""
+    """Thresholds of this request within the operator's bounds; by default only stricter ones are allowed."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,7 +44,7 @@ class Overrides(BaseModel):
 
 
 class ModerationRequest(BaseModel):
-    """OpenAI's moderation request; `reft` is ours and travels through `extra_body`."""
+    """OpenAI's moderation request; `reft` is our extension (`extra_body`)."""
 
     input: str | list[str] | list[TextPart] = Field(
         description="A text, a list of texts (one result each), or the text parts of one input (one result)."
@@ -55,7 +55,7 @@ class ModerationRequest(BaseModel):
     @field_validator("input", mode="before")
     @classmethod
     def _shape(cls, value: Any) -> Any:
-        """One clear message instead of one per branch of the union. Raises ValueError."""
+        """Give one message instead of one per member of the union. Raises ValueError."""
         items = value if isinstance(value, list) else [value]
         if not items:
             raise ValueError("is an empty list: there is nothing to judge")
@@ -74,7 +74,7 @@ class ModerationRequest(BaseModel):
         return value
 
     def texts(self) -> list[list[str]]:
-        """The texts by result: one list per result."""
+        """The texts of each result."""
         if isinstance(self.input, str):
             return [[self.input]]
         parts = [part.text for part in self.input if isinstance(part, TextPart)]
@@ -82,7 +82,7 @@ class ModerationRequest(BaseModel):
 
 
 class ReftResult(BaseModel):
-    """The evidence behind a result. `score` and `similarity` are the cosine with the refusal feature."""
+    """The evidence of a result. `score` and `similarity` are the cosine with the refusal feature."""
 
     score: float | None
     similarity: float | None
@@ -107,7 +107,7 @@ class ModerationResult(BaseModel):
 
 
 class Moderation(BaseModel):
-    """OpenAI's moderation answer."""
+    """OpenAI's moderation response."""
 
     id: str
     model: str
@@ -115,7 +115,7 @@ class Moderation(BaseModel):
 
 
 class Teacher(BaseModel):
-    """The teacher that answers."""
+    """The current teacher."""
 
     id: str
     object: Literal["teacher"] = "teacher"
@@ -125,7 +125,7 @@ class Teacher(BaseModel):
 
 
 class ScreeningCreate(BaseModel):
-    """Opens a resumable screening."""
+    """The body that opens a resumable screening."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -136,7 +136,7 @@ class ScreeningCreate(BaseModel):
 
 
 class ScreeningClose(BaseModel):
-    """Closes a screening: no chunk follows, and `chunks` were sent."""
+    """The body that closes a screening after `chunks` chunks."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -144,7 +144,7 @@ class ScreeningClose(BaseModel):
 
 
 class Counts(BaseModel):
-    """Rows by outcome; their sum is the number of rows."""
+    """Rows by outcome; they add up to the number of rows."""
 
     allow: int = 0
     review: int = 0
@@ -170,7 +170,7 @@ class Screening(BaseModel):
 
 
 class ChunkReceipt(BaseModel):
-    """The verdicts on a chunk are kept; sending the same bytes again gives the same receipt."""
+    """Confirms that a chunk's verdicts are stored; sending the same bytes again returns the same receipt."""
 
     object: Literal["screening.chunk"] = "screening.chunk"
     sequence: int

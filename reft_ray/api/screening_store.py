@@ -1,14 +1,14 @@
 """Resumable screenings on a file system that every gateway replica reaches.
 
-A screening is a directory; a chunk with its verdicts is one file whose name carries its counts, so that the state of
-a screening is a listing and no process has to remember anything:
+A screening is a directory. A chunk's verdicts are one file, whose name holds its counts, so a directory listing is the
+whole state and no process keeps any:
 
     {id}/about.json
     {id}/chunk-{sequence}-{rows}-{allow}-{review}-{block}-{invalid}-{bytes}-{sha256}.ndjson
     {id}/closed-{chunks}
 
-The rows themselves are never stored, only their verdicts. An id begins with the second at which it expires and a tag of
-its owner, so that a listing also tells how many somebody has open.
+Rows are not stored, only their verdicts. An id starts with its expiry time and a tag of its owner, so a listing also
+counts each owner's open screenings.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class Chunk:
 
     @classmethod
     def parse(cls, name: str) -> Chunk:
-        """The chunk behind a file name."""
+        """The chunk with this file name."""
         _, *numbers, digest = name.removesuffix(".ndjson").split("-")
         return cls(*map(int, numbers), digest)  # type: ignore[call-arg, arg-type]
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What was said when a screening was opened."""
+    """The parameters of a screening."""
 
     id: str
     created_at: int
@@ -75,14 +75,14 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A screening as it stands: chunks by sequence number, and how many there will be once it is closed."""
+    """The state of a screening: chunks by sequence number, and their final number once it is closed."""
 
     about: About
     chunks: dict[int, Chunk]
     closed: int | None
 
     def contiguous(self) -> Iterator[Chunk]:
-        """Chunks from the first on, up to the first gap."""
+        """Chunks from the first up to the first gap."""
         sequence = 0
         while (chunk := self.chunks.get(sequence)) is not None:
             yield chunk
@@ -95,12 +95,12 @@ class State:
 
     @property
     def complete(self) -> bool:
-        """Closed, with all its chunks."""
+        """Whether it is closed and has all its chunks."""
         return self.closed is not None and self.next_chunk >= self.closed
 
 
 class ScreeningStore:
-    """Blocking calls: from async code go through `asyncio.to_thread`."""
+    """All methods block: call them through `asyncio.to_thread` in async code."""
 
     def __init__(self, uri: str, settings: FilterSettings) -> None:
         self._fs, self._root = _filesystem(uri)
@@ -108,14 +108,14 @@ class ScreeningStore:
         self._swept = 0.0
 
     def create(self, owner: str | None, review: float | None, block: float | None, metadata: dict[str, str]) -> State:
-        """Open a screening. Raises ApiError 429 when there are too many."""
+        """Open a screening. Raises ApiError 429 when too many are open."""
         now = time.time()
         live, tag = self._sweep(now), _tag(owner)
-        own = sum(_tag_of(name) == tag for name in live)
-        if own >= self._settings.max_screenings:
-            raise busy(f"{own} screenings are open, the most that a project has; delete one or try again later.", 60)
+        opened = sum(_tag_of(name) == tag for name in live)
+        if opened >= self._settings.max_screenings:
+            raise busy(f"{opened} screenings are open, the limit of a project; delete one or try again later.", 60)
         if len(live) >= self._settings.max_screenings_in_all:
-            raise busy(f"{len(live)} screenings are open, the most that are kept; try again later.", 60)
+            raise busy(f"{len(live)} screenings are open, the limit of this service; try again later.", 60)
         expires = int(now + self._settings.screening_seconds)
         name = f"screen-{expires:010d}{tag}{secrets.token_hex(9)}"
         about = About(name, int(now), expires, owner, review, block, metadata)
@@ -124,7 +124,7 @@ class ScreeningStore:
         return State(about, {}, None)
 
     def state(self, screening_id: str, owner: str | None) -> State:
-        """The screening as it stands. Raises ApiError 404, also for somebody else's."""
+        """Read a screening's state. Raises ApiError 404, also for another project's screening."""
         missing = not_found(f"No such screening: {screening_id[:64]}")
         if not _plausible(screening_id) or _expiry(screening_id) <= time.time():
             raise missing
@@ -139,7 +139,7 @@ class ScreeningStore:
         for info in self._fs.get_file_info(fs.FileSelector(f"{self._root}/{screening_id}")):
             if info.base_name.startswith("chunk-"):
                 chunk = Chunk.parse(info.base_name)
-                # Two writers of one chunk at once leave two files; everyone must read the same one of them.
+                # Two concurrent writers of a chunk leave two files; every reader must choose the same one.
                 known = chunks.get(chunk.sequence)
                 chunks[chunk.sequence] = chunk if known is None else min(known, chunk, key=lambda item: item.name)
             elif info.base_name.startswith("closed-"):
@@ -147,30 +147,30 @@ class ScreeningStore:
         return State(about, chunks, closed)
 
     def known(self, state: State, sequence: int, sha256: str) -> Chunk | None:
-        """The chunk if it is there already. Raises ApiError when it differs, comes too late or too early."""
+        """The chunk if it is already stored. Raises ApiError when it differs, or comes too late or too early."""
         chunk = state.chunks.get(sequence)
         if chunk is not None:
             if chunk.sha256 != sha256:
-                raise conflict(f"Chunk {sequence} was sent before with other bytes.", "chunk_differs", "sequence")
+                raise conflict(f"Chunk {sequence} was sent before with different bytes.", "chunk_differs", "sequence")
             return chunk
         if state.closed is not None and sequence >= state.closed:
             raise conflict(f"The screening is closed with {state.closed} chunks.", "screening_closed", "sequence")
         if sequence >= self._settings.max_chunks:
             raise invalid(f"A screening has at most {self._settings.max_chunks} chunks.", "sequence")
         if sequence > state.next_chunk + 2 * self._settings.window:
-            raise busy(f"Chunk {state.next_chunk} comes first: verdicts lag behind.", 1)
+            raise busy(f"Send chunk {state.next_chunk} first: this one is too far ahead of the verdicts.", 1)
         return None
 
     def keep(self, state: State, chunk: Chunk, verdicts: bytes) -> None:
-        """Store a chunk's verdicts, all or nothing."""
+        """Store a chunk's verdicts atomically."""
         self._write(f"{state.about.id}/{chunk.name}", verdicts)
 
     def verdicts(self, state: State, chunk: Chunk) -> bytes:
-        """The verdict lines of a chunk, row numbers counted from the chunk's beginning."""
+        """The verdict lines of a chunk; their row numbers start at 0 in each chunk."""
         return self._read(f"{state.about.id}/{chunk.name}")
 
     def close(self, state: State, chunks: int) -> State:
-        """No chunk follows. Raises ApiError when it was closed otherwise, or when more were sent."""
+        """Close the screening. Raises ApiError when it was closed with another number, or more chunks were sent."""
         if state.closed is not None:
             if state.closed != chunks:
                 raise conflict(f"The screening was closed with {state.closed} chunks.", "screening_closed", "chunks")
@@ -181,11 +181,11 @@ class ScreeningStore:
         return State(state.about, state.chunks, chunks)
 
     def delete(self, state: State) -> None:
-        """Forget a screening and its verdicts."""
+        """Delete a screening and its verdicts."""
         self._remove(state.about.id)
 
     def _sweep(self, now: float) -> list[str]:
-        """Remove what has expired; the names of the screenings that remain."""
+        """Remove expired screenings and return the names of the others."""
         names = [
             info.base_name
             for info in self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
@@ -202,12 +202,12 @@ class ScreeningStore:
         try:
             self._fs.delete_dir(f"{self._root}/{screening_id}")
         except FileNotFoundError:
-            return  # another gateway was faster
+            return  # another gateway removed it
 
     def _write(self, path: str, data: bytes) -> None:
         target = f"{self._root}/{path}"
         if isinstance(self._fs, fs.LocalFileSystem):
-            # Object stores write all or nothing; a local file gets there by renaming.
+            # Object stores write atomically; a local file is written under another name and renamed.
             draft = f"{self._root}/{path.partition('/')[0]}/draft-{secrets.token_hex(8)}"
             self._put(draft, data)
             self._fs.move(draft, target)

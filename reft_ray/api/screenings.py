@@ -1,7 +1,7 @@
-"""The resumable screening: create, send numbered chunks, read verdicts from any row, close.
+"""Resumable screenings: create one, send numbered chunks, read verdicts from any row, close it.
 
-A chunk is judged within the request that brings it, so its answer is the back-pressure: a client has as many chunks
-on the way as it has requests open, and no queue grows anywhere.
+A chunk is judged within its own request, which gives back-pressure: the number of chunks in flight is the number of
+open requests, and there is no unbounded queue.
 """
 
 from __future__ import annotations
@@ -10,52 +10,50 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi import Path as PathParameter
 from starlette.responses import StreamingResponse
 
-from reft_ray.api.context import Filter
-from reft_ray.api.errors import ApiError, busy, conflict, invalid, too_large
+from reft_ray.api.context import FilterContext
+from reft_ray.api.errors import ApiError, busy, conflict, invalid
 from reft_ray.api.schema import ChunkReceipt, Counts, Screening, ScreeningClose, ScreeningCreate
 from reft_ray.api.screening_store import Chunk, ScreeningStore, State
-from reft_ray.api.streaming import NDJSON, Slots, ndjson
-from reft_ray.api.verdict_stream import OUTCOMES
-from reft_ray.api.verdict_stream import Screening as Pass
+from reft_ray.api.verdict_stream import JSONL_BODY, NDJSON, OUTCOMES, Slots, VerdictStream, ndjson, read_body
 from reft_ray.core.verdict import Thresholds
 from reft_ray.telemetry import catalog
 
 EVENT_STREAM = "text/event-stream"
 POLL_SECONDS = 0.25
-_CHUNK_BODY = {"content": {"application/jsonl": {"schema": {"type": "string", "format": "binary"}}}, "required": True}
 _ANSWER: dict[int | str, dict[str, Any]] = {200: {"content": {NDJSON: {}, EVENT_STREAM: {}}}}
 
-ScreeningId = Annotated[str, PathParameter(description="The id that creating the screening gave.", max_length=64)]
-Sequence = Annotated[int, PathParameter(ge=0, description="0 for the first chunk, without gaps.")]
+ScreeningId = Annotated[str, PathParameter(description="The id of the screening.", max_length=64)]
+Sequence = Annotated[int, PathParameter(ge=0, description="The chunk's number; the first chunk is 0.")]
 Cursor = Annotated[int | None, Query(ge=0, description="The first row to read.")]
 
 
-def router(guard: Filter, store: ScreeningStore | None) -> APIRouter:
-    """The routes of the screening resource; they answer 501 where no store is configured."""
+def router(context: FilterContext, store: ScreeningStore | None) -> APIRouter:
+    """The routes of resumable screenings; without a store they answer 501."""
     routes = APIRouter(tags=["screenings"])
-    slots = Slots(guard.settings.max_streams)
+    slots = Slots(context.settings.max_streams)
 
-    def kept() -> ScreeningStore:
+    def required_store() -> ScreeningStore:
         if store is None:
-            raise ApiError(501, "Resumable screenings need a store; the operator has configured none.")
+            raise ApiError(501, "Resumable screenings are not configured on this service.")
         return store
 
     async def state_of(request: Request, screening_id: str) -> State:
-        return await asyncio.to_thread(kept().state, screening_id, _owner(request))
+        return await asyncio.to_thread(required_store().state, screening_id, _owner(request))
 
     @routes.post("/screenings/resumable")
     async def create(request: Request, body: ScreeningCreate) -> Screening:
         """Open a screening for a dataset of any size."""
         override = body.reft
-        limits = await guard.thresholds(override.review, override.block) if override else None
+        limits = await context.thresholds(override.review, override.block) if override else None
         state = await asyncio.to_thread(
-            kept().create,
+            required_store().create,
             _owner(request),
             limits.review if limits else None,
             limits.block if limits else None,
@@ -65,41 +63,44 @@ def router(guard: Filter, store: ScreeningStore | None) -> APIRouter:
 
     @routes.get("/screenings/{screening_id}")
     async def retrieve(request: Request, screening_id: ScreeningId) -> Screening:
-        """How far a screening has come; `next_chunk` is where to resume."""
+        """Retrieve a screening; `next_chunk` is the chunk to resume from."""
         return _public(await state_of(request, screening_id))
 
-    @routes.put("/screenings/{screening_id}/chunks/{sequence}", openapi_extra={"requestBody": _CHUNK_BODY})
+    @routes.put("/screenings/{screening_id}/chunks/{sequence}", openapi_extra={"requestBody": JSONL_BODY})
     async def append(request: Request, screening_id: ScreeningId, sequence: Sequence) -> ChunkReceipt:
-        """Send whole lines of JSONL and have them judged; the same chunk may be sent again."""
-        body = await _body(request, guard.settings.max_chunk_bytes, guard.settings.idle_seconds)
+        """Send complete lines of JSONL and have them judged; a chunk may be sent again."""
+        limit = context.settings.max_chunk_bytes
+        message = f"A chunk may have {limit:,} bytes: send the dataset in more chunks."
+        pieces = read_body(request, limit, context.settings.idle_seconds, message)
+        body = b"".join([piece async for piece in pieces])
         state = await state_of(request, screening_id)
         digest = hashlib.sha256(body).hexdigest()
-        chunk = kept().known(state, sequence, digest)
+        chunk = required_store().known(state, sequence, digest)
         if chunk is not None:
             return _receipt(chunk, duplicate=True)
-        limits = await _limits(guard, state)
+        limits = await _limits(context, state)
         if not slots.take():
-            guard.recorder.count(catalog.FILTER_SHED, reason="verdicts_lag")
-            raise busy("Verdicts lag behind: other chunks are being judged.", 1)
+            context.recorder.count(catalog.FILTER_SHED, reason="verdicts_lag")
+            raise busy("Other chunks are being judged; try again.", 1)
         try:
-            with guard.timed("screening"):
-                chunk, verdicts = await _judged(guard, limits, sequence, digest, body)
+            with context.timed("screening"):
+                chunk, verdicts = await _judged(context, limits, sequence, digest, body)
         finally:
             slots.give()
-        await asyncio.to_thread(kept().keep, state, chunk, verdicts)
+        await asyncio.to_thread(required_store().keep, state, chunk, verdicts)
         return _receipt(chunk, duplicate=False)
 
     @routes.post("/screenings/{screening_id}/close")
     async def close(request: Request, screening_id: ScreeningId, body: ScreeningClose) -> Screening:
-        """No chunk follows; chunks that are still missing may be sent."""
+        """Close a screening; missing chunks may still be sent."""
         state = await state_of(request, screening_id)
-        return _public(await asyncio.to_thread(kept().close, state, body.chunks))
+        return _public(await asyncio.to_thread(required_store().close, state, body.chunks))
 
     @routes.delete("/screenings/{screening_id}")
     async def delete(request: Request, screening_id: ScreeningId) -> dict[str, Any]:
-        """Forget a screening and its verdicts."""
+        """Delete a screening and its verdicts."""
         state = await state_of(request, screening_id)
-        await asyncio.to_thread(kept().delete, state)
+        await asyncio.to_thread(required_store().delete, state)
         return {"id": state.about.id, "object": "screening", "deleted": True}
 
     @routes.get("/screenings/{screening_id}/verdicts", response_class=StreamingResponse, responses=_ANSWER)
@@ -107,14 +108,14 @@ def router(guard: Filter, store: ScreeningStore | None) -> APIRouter:
         request: Request,
         screening_id: ScreeningId,
         cursor: Cursor = None,
-        wait_seconds: Annotated[float, Query(ge=0, le=300, description="How long to wait for more.")] = 0,
+        wait_seconds: Annotated[float, Query(ge=0, le=300, description="How long to wait for further verdicts.")] = 0,
         accept: Annotated[str, Header()] = NDJSON,
         last_event_id: Annotated[str | None, Header()] = None,
     ) -> StreamingResponse:
-        """Verdicts in row order from the cursor on, as NDJSON or server-sent events, then a trailer.
+        """Read verdicts in row order from the cursor, as NDJSON or server-sent events, then a trailer.
 
-        The trailer's `done` is true once the screening is closed and every row has its verdict; otherwise read on
-        from its `cursor`. Server-sent events resume by `Last-Event-ID`.
+        The trailer's `done` is true once the screening is closed and every row has a verdict; otherwise continue
+        from its `cursor`. Server-sent events resume with `Last-Event-ID`.
         """
         start = _start(cursor, last_event_id)
         state = await state_of(request, screening_id)
@@ -123,43 +124,38 @@ def router(guard: Filter, store: ScreeningStore | None) -> APIRouter:
         async def refreshed() -> State:
             return await state_of(request, screening_id)
 
-        stream = _verdicts(kept(), state, refreshed, start, wait_seconds, events)
+        stream = _verdicts(required_store(), state, refreshed, start, wait_seconds, events)
         return StreamingResponse(stream, media_type=EVENT_STREAM if events else NDJSON)
 
     return routes
 
 
-async def _limits(guard: Filter, state: State) -> Thresholds | None:
-    """The thresholds of the whole screening, None for the teacher's own.
+async def _limits(context: FilterContext, state: State) -> Thresholds | None:
+    """The thresholds of the whole screening; None for the teacher's own.
 
-    Raises ApiError 409 where they are laxer than a teacher's that came after it was opened.
+    Raises ApiError 409 when a new teacher's bounds no longer allow them.
     """
     about = state.about
     if about.review is None or about.block is None:
         return None
     try:
-        return await guard.thresholds(about.review, about.block)
+        return await context.thresholds(about.review, about.block)
     except ApiError as error:
         if error.status != 400:
             raise
-        message = f"The teacher has changed since the screening was opened: {error.message}. Open another screening."
+        message = f"The teacher has changed since the screening was opened: {error.message}. Open a new screening."
         raise conflict(message, "thresholds_outdated") from None
 
 
 async def _judged(
-    guard: Filter, limits: Thresholds | None, sequence: int, digest: str, body: bytes
+    context: FilterContext, limits: Thresholds | None, sequence: int, digest: str, body: bytes
 ) -> tuple[Chunk, bytes]:
-    judging = Pass(guard, limits)
-    parts: list[bytes] = []
-    records = judging.records(_once(body))
-    try:
-        async for batch in records:
-            parts.append(ndjson(batch))
-    finally:
-        await records.aclose()
-    tally = judging.tally
+    stream = VerdictStream(context, limits)
+    async with aclosing(stream.records(_once(body))) as records:
+        verdicts = b"".join([ndjson(batch) async for batch in records])
+    tally = stream.tally
     counts = {outcome: tally.outcomes[outcome] for outcome in OUTCOMES}
-    return Chunk(sequence, tally.rows, bytes=tally.bytes, sha256=digest, **counts), b"".join(parts)
+    return Chunk(sequence, tally.rows, bytes=tally.bytes, sha256=digest, **counts), verdicts
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:
@@ -197,7 +193,7 @@ async def _verdicts(
 
 
 def _numbered(lines: bytes, first: int, start: int, events: bool) -> bytes:
-    """Stored verdicts from row `start` on, with row numbers of the whole dataset."""
+    """Stored verdicts from row `start` on, with the dataset's row numbers."""
     out = []
     for line in lines.splitlines():
         record = json.loads(line)
@@ -219,28 +215,8 @@ def _start(cursor: int | None, last_event_id: str | None) -> int:
     if last_event_id is None:
         return 0
     if not last_event_id.isdecimal() or len(last_event_id) > 18:
-        raise invalid("Last-Event-ID must be the number of the last row that was read", "last-event-id")
+        raise invalid("Last-Event-ID must be the number of the last row read", "last-event-id")
     return int(last_event_id) + 1
-
-
-async def _body(request: Request, limit: int, idle_seconds: float) -> bytes:
-    message = f"A chunk may have {limit:,} bytes: send the dataset in more chunks."
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        raise too_large(message)
-    body = bytearray()
-    stream = request.stream()
-    while True:
-        try:
-            async with asyncio.timeout(idle_seconds):
-                piece = await anext(stream, None)
-        except TimeoutError:
-            raise ApiError(408, f"The chunk was silent for {idle_seconds:g} s.", code="upload_stalled") from None
-        if piece is None:
-            return bytes(body)
-        body += piece
-        if len(body) > limit:
-            raise too_large(message)
 
 
 def _owner(request: Request) -> str | None:

@@ -1,4 +1,4 @@
-"""Records -> OpenAI's JSON. Every key that the specification requires is there, null where there is nothing."""
+"""Records -> OpenAI's JSON. Every key that the specification requires is present, null without a value."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 def seconds(time: float | None) -> int | None:
-    """A time as OpenAI writes it: whole seconds since the epoch."""
+    """A time in OpenAI's format: whole seconds since the epoch."""
     return None if time is None else int(time)
 
 
 def cursor_page(items: Page[T], form: Callable[[T], dict[str, Any]], ends: bool = False) -> dict[str, Any]:
-    """A list object; with `ends` also the first and the last id."""
+    """A list object; with `ends`, also with the first and last id."""
     data = [form(item) for item in items.items]
     body: dict[str, Any] = {"object": "list", "data": data, "has_more": items.has_more}
     if ends:
@@ -30,7 +30,7 @@ def cursor_page(items: Page[T], form: Callable[[T], dict[str, Any]], ends: bool 
 
 
 def whole_list(data: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """A list that has no further pages."""
+    """A list without pages."""
     return {"object": "list", "data": list(data)}
 
 
@@ -50,7 +50,7 @@ def file(record: FileRecord) -> dict[str, Any]:
 
 
 def upload(record: Upload, finished: FileRecord | None = None) -> dict[str, Any]:
-    """The `upload` object, with the file that it became."""
+    """The `upload` object, with its file once it is completed."""
     return {
         "id": record.id,
         "object": "upload",
@@ -65,7 +65,7 @@ def upload(record: Upload, finished: FileRecord | None = None) -> dict[str, Any]
 
 
 def job(record: Job, queue_position: int | None = None) -> dict[str, Any]:
-    """The `fine_tuning.job` object. `reft` repeats our options and, while queued, the place in the queue."""
+    """The `fine_tuning.job` object. `reft` has our options and, while queued, the position in the queue."""
     spec = record.spec
     hyperparameters = asdict(spec.hyperparameters)
     return {

@@ -1,4 +1,4 @@
-"""`/uploads`: one file in several requests."""
+"""`/uploads`: a file in several requests."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from reft_ray.api import serializers as wire
 from reft_ray.api.auth import Caller
 from reft_ray.api.errors import invalid
 from reft_ray.api.files import check_purpose, chunks_of
-from reft_ray.api.stores import Services
+from reft_ray.api.stores import Stores
 
 
 class ExpiresAfter(BaseModel):
-    """How long the file lives once it is whole."""
+    """How long the completed file is kept."""
 
     anchor: Literal["created_at"]
     seconds: int
@@ -40,14 +40,14 @@ class CompleteBody(BaseModel):
     md5: str | None = None
 
 
-def router(services: Services) -> APIRouter:
+def router(stores: Stores) -> APIRouter:
     """The routes of uploads."""
     routes = APIRouter(tags=["uploads"])
-    uploads = services.uploads
+    uploads = stores.uploads
 
     @routes.post("/uploads")
     def create_upload(body: UploadBody, caller: Caller) -> dict[str, Any]:
-        """Open an upload."""
+        """Create an upload."""
         check_purpose(body.purpose)
         lifetime = body.expires_after.seconds if body.expires_after else None
         record = uploads.create(caller.project_id, body.filename, body.purpose, body.bytes, body.mime_type, lifetime)
@@ -55,7 +55,7 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/uploads/{upload_id}/parts")
     async def add_part(upload_id: str, request: Request, caller: Caller) -> dict[str, Any]:
-        """Add a part (multipart `data`); parts may arrive in any order, also beside each other."""
+        """Add a part (multipart `data`); parts may arrive in any order and in parallel."""
         async with request.form(max_files=1, max_fields=4) as form:
             content = form.get("data")
             if not isinstance(content, UploadFile):
@@ -74,12 +74,12 @@ def router(services: Services) -> APIRouter:
     def complete_upload(upload_id: str, body: CompleteBody, caller: Caller) -> dict[str, Any]:
         """Join the parts into a file."""
         record, finished = uploads.complete(upload_id, caller.project_id, body.part_ids, body.md5)
-        services.audit.append("file.created", caller.actor, caller.project_id, {"id": finished.id})
+        stores.audit.append("file.created", caller.actor, caller.project_id, {"id": finished.id})
         return wire.upload(record, finished)
 
     @routes.post("/uploads/{upload_id}/cancel")
     def cancel_upload(upload_id: str, caller: Caller) -> dict[str, Any]:
-        """Give up an upload."""
+        """Cancel an upload."""
         return wire.upload(uploads.cancel(upload_id, caller.project_id))
 
     return routes

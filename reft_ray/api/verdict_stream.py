@@ -1,28 +1,36 @@
-"""Rows in, verdict records out: in input order, several batches in flight, memory bounded by the window."""
+"""Rows in, verdict records out, for both screening routes.
+
+The records come in input order; up to `window` batches are in flight, which bounds the memory.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from reft_ray.api.context import Filter
-from reft_ray.api.errors import ApiError
+from fastapi import Request
+
+from reft_ray.api.context import FilterContext
+from reft_ray.api.errors import ApiError, too_large
 from reft_ray.api.moderations import evidence
 from reft_ray.api.moderator import ModerationBatch, ModeratorError
 from reft_ray.api.rows import Row, lines, overlong_row, parse_row
 from reft_ray.core.verdict import Thresholds
 from reft_ray.telemetry import catalog
 
+NDJSON = "application/x-ndjson"
+JSONL_BODY = {"content": {"application/jsonl": {"schema": {"type": "string", "format": "binary"}}}, "required": True}
 OUTCOMES = ("allow", "review", "block", "invalid")
 
 
 @dataclass(slots=True)
 class Tally:
-    """The account of a stream: every row received is answered or counted as unanswered."""
+    """Counts of a stream: every received row is either answered or unanswered."""
 
     rows: int = 0
     bytes: int = 0
@@ -35,7 +43,7 @@ class Tally:
         return self.outcomes.total()
 
     def trailer(self, done: bool) -> dict[str, Any]:
-        """The last record of a stream; a stream without one was cut off."""
+        """The last record of a stream; a stream without it was cut off."""
         return {
             "type": "trailer",
             "done": done,
@@ -47,43 +55,39 @@ class Tally:
         }
 
 
-Batch = list[Row]
-
-
-class Screening:
+class VerdictStream:
     """One pass over a stream of JSONL."""
 
-    def __init__(self, guard: Filter, thresholds: Thresholds | None, stream: str = "screening") -> None:
+    def __init__(self, context: FilterContext, thresholds: Thresholds | None, stream: str = "screening") -> None:
         self.tally = Tally()
-        self._guard = guard
+        self._context = context
+        self._settings = settings = context.settings
         self._thresholds = thresholds
         self._stream = stream
-        settings = guard.settings
-        self._settings = settings
         self._rows: asyncio.Queue[Row | None] = asyncio.Queue(settings.batch_rows)
-        self._pending: asyncio.Queue[tuple[Batch, asyncio.Task[ModerationBatch | None]] | None]
+        self._pending: asyncio.Queue[tuple[list[Row], asyncio.Task[ModerationBatch]] | None]
         self._pending = asyncio.Queue(settings.window)
 
     async def records(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[list[dict[str, Any]], None]:
-        """Lists of verdict records, one list per batch.
+        """Yield lists of verdict records, one list per batch.
 
-        Raises ApiError when no verdict could be had for a batch, and whatever `chunks` raises; `tally` is right in
-        every case. Closing the generator cancels what is in flight.
+        Raises ApiError when a batch gets no verdicts, and whatever `chunks` raises; `tally` is correct in every case.
+        Closing the generator cancels the batches in flight.
         """
         reader = asyncio.create_task(self._read(chunks))
         dispatcher = asyncio.create_task(self._dispatch())
-        task: asyncio.Task[ModerationBatch | None] | None = None
+        task: asyncio.Task[ModerationBatch] | None = None
         try:
             while (entry := await self._pending.get()) is not None:
-                batch, task = entry
+                rows, task = entry
                 try:
-                    judgement = await task
+                    verdicts = await task
                 except ModeratorError as error:
-                    raise self._guard.failure(error) from None
-                yield self._answer(batch, judgement)
+                    raise self._context.failure(error) from None
+                yield self._records(rows, verdicts)
             await reader
         finally:
-            await _cancel(reader, dispatcher, task, *self._drained())
+            await _cancel(reader, dispatcher, task, *self._in_flight())
 
     async def _read(self, chunks: AsyncIterator[bytes]) -> None:
         limit = self._settings.max_row_bytes
@@ -108,51 +112,50 @@ class Screening:
     async def _dispatch(self) -> None:
         ended = False
         while not ended:
-            batch, ended = await self._batch()
-            if batch:
-                # The queue holds `window` batches; waiting here is what slows the reader down.
-                await self._pending.put((batch, asyncio.create_task(self._judge(batch))))
+            rows, ended = await self._batch()
+            if rows:
+                # Back-pressure: the queue holds `window` batches, and this waits while it is full.
+                await self._pending.put((rows, asyncio.create_task(self._judge(rows))))
         await self._pending.put(None)
 
-    async def _batch(self) -> tuple[Batch, bool]:
-        """What has arrived, up to the limits: small batches when rows trickle, full ones under load."""
-        batch: Batch = []
+    async def _batch(self) -> tuple[list[Row], bool]:
+        """The rows that have arrived, up to the limits: small batches at a low rate, full ones under load."""
+        rows: list[Row] = []
         size = 0
         row = await self._rows.get()
         while row is not None:
-            batch.append(row)
+            rows.append(row)
             size += row.size
-            if len(batch) >= self._settings.batch_rows or size >= self._settings.batch_bytes or self._rows.empty():
-                return batch, False
+            if len(rows) >= self._settings.batch_rows or size >= self._settings.batch_bytes or self._rows.empty():
+                return rows, False
             row = self._rows.get_nowait()
-        return batch, True
+        return rows, True
 
-    async def _judge(self, batch: Batch) -> ModerationBatch | None:
-        conversations = [row.conversation for row in batch if row.conversation is not None]
+    async def _judge(self, rows: list[Row]) -> ModerationBatch:
+        conversations = [row.conversation for row in rows if row.conversation is not None]
         if not conversations:
-            return None
+            return ModerationBatch("", [])
         deadline = time.monotonic() + self._settings.stall_seconds
-        return await self._guard.judge.judge(conversations, self._thresholds, deadline, patient=True)
+        return await self._context.moderator.judge(conversations, self._thresholds, deadline, patient=True)
 
-    def _answer(self, batch: Batch, judgement: ModerationBatch | None) -> list[dict[str, Any]]:
-        verdicts = iter(judgement.verdicts if judgement else ())
-        if judgement:
-            self._guard.record(judgement, self._stream)
-            self.tally.teachers[judgement.teacher] = None
+    def _records(self, rows: list[Row], batch: ModerationBatch) -> list[dict[str, Any]]:
+        verdicts = iter(batch.verdicts)
+        if batch.verdicts:
+            self._context.record(batch, self._stream)
+            self.tally.teachers[batch.teacher] = None
         records = []
-        for row in batch:
+        for row in rows:
             record: dict[str, Any]
             if row.error is not None:
                 record = {"decision": "invalid", "reason": {"code": row.error.code, "message": str(row.error)}}
-                self._guard.recorder.count(catalog.SCREENING_INVALID, code=row.error.code)
+                self._context.recorder.count(catalog.SCREENING_INVALID, code=row.error.code)
             else:
-                assert judgement is not None
-                record = evidence(next(verdicts)) | {"teacher": judgement.teacher}
+                record = evidence(next(verdicts)) | {"teacher": batch.teacher}
             self.tally.outcomes[record["decision"]] += 1
             records.append({"type": "verdict", "row": row.number, "id": row.id, **record})
         return records
 
-    def _drained(self) -> list[asyncio.Task[ModerationBatch | None]]:
+    def _in_flight(self) -> list[asyncio.Task[ModerationBatch]]:
         tasks = []
         while not self._pending.empty():
             entry = self._pending.get_nowait()
@@ -169,5 +172,58 @@ async def _cancel(*tasks: asyncio.Task[Any] | None) -> None:
 
 
 def error_record(error: ApiError, first_row: int) -> dict[str, Any]:
-    """An error after the first byte: no row from `first_row` on has a verdict."""
+    """The record of an error within a stream: no row from `first_row` on has a verdict."""
     return {"type": "error", "first_row": first_row, **error.body()}
+
+
+def ndjson(records: Iterable[dict[str, Any]]) -> bytes:
+    """Records as lines."""
+    return b"".join(json.dumps(record, separators=(",", ":")).encode() + b"\n" for record in records)
+
+
+def read_body(request: Request, limit: int, idle_seconds: float, message: str) -> AsyncIterator[bytes]:
+    """The pieces of a body of up to `limit` bytes.
+
+    Raises ApiError: 413 with `message` for a larger body, at once where its length was declared; 408 when nothing
+    arrives for `idle_seconds`.
+    """
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large(message)
+    return _pieces(request, limit, idle_seconds, message)
+
+
+async def _pieces(request: Request, limit: int, idle_seconds: float, message: str) -> AsyncIterator[bytes]:
+    received = 0
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(idle_seconds):
+                piece = await anext(stream, None)
+        except TimeoutError:
+            raise ApiError(408, f"No data arrived for {idle_seconds:g} s.", code="upload_stalled") from None
+        if piece is None:
+            return
+        received += len(piece)
+        if received > limit:
+            raise too_large(message)
+        yield piece
+
+
+class Slots:
+    """A fixed number of slots, without waiting."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._taken = 0
+
+    def take(self) -> bool:
+        """Take a slot; False when none is free."""
+        if self._taken >= self.size:
+            return False
+        self._taken += 1
+        return True
+
+    def give(self) -> None:
+        """Free a slot."""
+        self._taken -= 1

@@ -1,4 +1,4 @@
-"""`/webhook_endpoints`: where a project wants to be told of finished jobs."""
+"""`/webhook_endpoints`: URLs that receive the events of a project's finished jobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from reft_ray.api import serializers as wire
 from reft_ray.api.auth import Caller
-from reft_ray.api.stores import Services
+from reft_ray.api.stores import Stores
 from reft_ray.jobs.webhooks import EVENTS, Endpoint
 
 
@@ -22,28 +22,28 @@ class EndpointBody(BaseModel):
     events: list[str] = Field(default_factory=lambda: list(EVENTS))
 
 
-def router(services: Services) -> APIRouter:
+def router(stores: Stores) -> APIRouter:
     """The routes of webhook endpoints."""
     routes = APIRouter(tags=["webhooks"])
-    webhooks = services.webhooks
+    webhooks = stores.webhooks
 
     @routes.post("/webhook_endpoints")
     def create_endpoint(body: EndpointBody, caller: Caller) -> dict[str, Any]:
-        """Register an endpoint. Only this answer carries the secret that `client.webhooks.unwrap` needs."""
+        """Register an endpoint. Only this response has the secret that `client.webhooks.unwrap` needs."""
         endpoint = webhooks.add(caller.project_id, body.url, body.events)
-        services.audit.append("webhook_endpoint.created", caller.actor, caller.project_id, {"id": endpoint.id})
+        stores.audit.append("webhook_endpoint.created", caller.actor, caller.project_id, {"id": endpoint.id})
         return {**_wire(endpoint), "secret": endpoint.secret}
 
     @routes.get("/webhook_endpoints")
     def list_endpoints(caller: Caller) -> dict[str, Any]:
-        """The project's endpoints, without their secrets."""
+        """List the project's endpoints, without their secrets."""
         return wire.whole_list(map(_wire, webhooks.list(caller.project_id)))
 
     @routes.delete("/webhook_endpoints/{endpoint_id}")
     def delete_endpoint(endpoint_id: str, caller: Caller) -> dict[str, Any]:
-        """Forget an endpoint."""
+        """Delete an endpoint."""
         webhooks.remove(endpoint_id, caller.project_id)
-        services.audit.append("webhook_endpoint.deleted", caller.actor, caller.project_id, {"id": endpoint_id})
+        stores.audit.append("webhook_endpoint.deleted", caller.actor, caller.project_id, {"id": endpoint_id})
         return {"id": endpoint_id, "object": "webhook_endpoint", "deleted": True}
 
     return routes

@@ -1,4 +1,4 @@
-"""A second guard behind any OpenAI-compatible `/v1/moderations`."""
+"""A guard that uses an OpenAI-compatible `/v1/moderations` endpoint."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ BATCH_TEXTS = 32
 
 
 class ModerationGuard:
-    """Asks a moderation endpoint about every part of a conversation; the most harmful part counts.
+    """Sends every part of a conversation to a moderation endpoint; the highest probability counts.
 
-    `url` is the endpoint or its base (`http://host/v1`). The key comes from the environment variable `key_variable`
-    where that is set. `categories` narrows what counts as harm; without it, `flagged` and every score count.
-    Overload and lost connections are tried again, with growing pauses; after that a ReftError ends the run.
+    `url` is the endpoint or its base (`http://host/v1`). The API key is read from the environment variable
+    `key_variable`. `categories` restricts what counts as harm; the default is `flagged` and all scores. Overload and
+    connection errors are retried with exponential backoff, then raise ReftError.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ModerationGuard:
         pause: float = 0.5,
     ) -> None:
         if not 0.0 < threshold <= 1.0:
-            raise UsageError(f"a guard's threshold lies in (0, 1], got {threshold}")
+            raise UsageError(f"a guard's threshold must be in (0, 1], got {threshold}")
         base = url.rstrip("/")
         self._url = base if base.endswith("/moderations") else f"{base}/moderations"
         self._model = model

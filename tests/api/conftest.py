@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from reft_ray.api.app import create_app
+from reft_ray.api.filter_app import create_filter_app
 from reft_ray.api.moderator import LocalModerator, ModerationBatch, TeacherInfo
 from reft_ray.api.settings import FilterSettings
 from reft_ray.core.conversation import Conversation
@@ -75,7 +75,7 @@ class FilterApp:
 def make_filter(tmp_path: Path) -> Callable[..., FilterApp]:
     def make(**settings: object) -> FilterApp:
         judge, recorder = TroubledModerator(), MemoryRecorder()
-        app = create_app(
+        app = create_filter_app(
             judge, FilterSettings(**settings), screenings_uri=str(tmp_path / "screenings"), recorder=recorder
         )
         return FilterApp(judge, recorder, app)

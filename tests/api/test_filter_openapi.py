@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from reft_ray.api.app import create_app
+from reft_ray.api.filter_app import create_filter_app
 from reft_ray.api.moderator import LocalModerator
 from reft_ray.api.settings import FilterSettings
 from reft_ray.testbed.word_scorer import WordScorer
@@ -31,7 +31,7 @@ UNAVAILABLE = {503, 504}
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_answers_conform_to_the_document(tmp_path: Path) -> None:
     limits = FilterSettings(max_screenings=10_000)
-    app = create_app(LocalModerator(WordScorer()), limits, screenings_uri=str(tmp_path))
+    app = create_filter_app(LocalModerator(WordScorer()), limits, screenings_uri=str(tmp_path))
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
     operations = [result.ok() for result in schema.get_all_operations()]
     assert len(operations) >= 10

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from reft_ray.api.app import create_app
 from reft_ray.api.errors import ApiError
+from reft_ray.api.filter_app import create_filter_app
 from reft_ray.api.moderator import LocalModerator, UnavailableError
 from reft_ray.api.screening_store import ScreeningStore
 from reft_ray.api.settings import FilterSettings
@@ -266,18 +266,20 @@ def test_one_project_closes_screenings_to_no_other(tmp_path: Path) -> None:
     store = ScreeningStore(str(tmp_path), FilterSettings(max_screenings=2, max_screenings_in_all=3))
     for _ in range(2):
         first = store.create("project-a", None, None, {})
-    with pytest.raises(ApiError, match="2 screenings are open, the most that a project has") as full:
+    with pytest.raises(ApiError, match="2 screenings are open, the limit of a project") as full:
         store.create("project-a", None, None, {})
     assert full.value.status == 429
     store.create("project-b", None, None, {})
-    with pytest.raises(ApiError, match="3 screenings are open, the most that are kept"):
+    with pytest.raises(ApiError, match="3 screenings are open, the limit of this service"):
         store.create("project-b", None, None, {})
     store.delete(first)
     store.create("project-b", None, None, {})
 
 
 def test_two_gateways_share_the_state(tmp_path: Path, row: Row) -> None:
-    apps = [create_app(LocalModerator(WordScorer()), screenings_uri=f"file://{tmp_path}/shared") for _ in range(2)]
+    apps = [
+        create_filter_app(LocalModerator(WordScorer()), screenings_uri=f"file://{tmp_path}/shared") for _ in range(2)
+    ]
     clients = [httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://filter/v1") for app in apps]
 
     async def run() -> None:
@@ -303,4 +305,4 @@ def test_without_a_store_the_resource_says_so() -> None:
     async def body(client: httpx.AsyncClient) -> None:
         assert (await client.post("/screenings/resumable", json={})).status_code == 501
 
-    use(create_app(LocalModerator(WordScorer())), body)
+    use(create_filter_app(LocalModerator(WordScorer())), body)

@@ -8,8 +8,9 @@ import pytest
 
 from reft_ray.api.chat_model import EchoChat
 from reft_ray.api.moderator import LocalModerator
-from reft_ray.api.service import create_service
-from reft_ray.api.stores import BaseModel, Services, ServiceSettings
+from reft_ray.api.service_app import create_service_app
+from reft_ray.api.settings import BaseModelSettings, ServiceSettings
+from reft_ray.api.stores import Stores
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.estimate import Speed
 from reft_ray.telemetry.recorder import MemoryRecorder
@@ -17,11 +18,16 @@ from reft_ray.testbed.word_scorer import WordScorer
 
 SETTINGS = ServiceSettings(
     base_models={
-        "tiny": BaseModel("/models/tiny", created_at=1_700_000_000, speed=Speed(1000.0, 500.0)),
-        "builtin": BaseModel("/models/builtin"),
-        "org/slashed": BaseModel("/models/slashed"),
+        "tiny": BaseModelSettings(
+            uri="/models/tiny",
+            created_at=1_700_000_000,
+            batch_size=8,
+            speed=Speed(training_tokens=1000.0, screening_rows=500.0),
+        ),
+        "builtin": BaseModelSettings(uri="/models/builtin"),
+        "org/slashed": BaseModelSettings(uri="/models/slashed"),
     },
-    alignment_datasets=frozenset({"safe-v1"}),
+    alignment_datasets=("safe-v1",),
     gate={"harmful_score": 5.0},
     max_file_bytes=2 << 20,
     private_webhooks=True,
@@ -31,9 +37,9 @@ SETTINGS = ServiceSettings(
 class Service:
     """A running service: its address, its stores, and clients with the keys of its tenants."""
 
-    def __init__(self, url, services, recorder):
+    def __init__(self, url, stores, recorder):
         self.url = url
-        self.services = services
+        self.stores = stores
         self.recorder = recorder
         self._secrets = {}
         self._clients = contextlib.ExitStack()
@@ -41,7 +47,7 @@ class Service:
     def secret(self, project="one", organization="acme", **options):
         name = (organization, project, *sorted(options))
         if name not in self._secrets:
-            self._secrets[name] = self.services.tenants.create_key(organization, project, "test", **options)[1]
+            self._secrets[name] = self.stores.tenants.create_key(organization, project, "test", **options)[1]
         return self._secrets[name]
 
     def client(self, project="one"):
@@ -56,17 +62,17 @@ class Service:
 
     @property
     def project_id(self):
-        return self.services.tenants.authenticate(self.secret()).project_id
+        return self.stores.tenants.authenticate(self.secret()).project_id
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory, serving):
     root = tmp_path_factory.mktemp("service")
-    services = Services.open(Database.open(f"sqlite:///{root / 'jobs.db'}"), str(root / "files"), SETTINGS)
+    stores = Stores.open(Database.open(f"sqlite:///{root / 'jobs.db'}"), str(root / "files"), SETTINGS)
     recorder = MemoryRecorder()
-    app = create_service(LocalModerator(WordScorer()), services, EchoChat(), recorder=recorder)
+    app = create_service_app(LocalModerator(WordScorer()), stores, EchoChat(), recorder=recorder)
     with serving(app) as url:
-        service = Service(url, services, recorder)
+        service = Service(url, stores, recorder)
         yield service
         service.close()
 

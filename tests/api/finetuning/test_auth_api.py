@@ -9,8 +9,9 @@ import pytest
 from reft_ray.api.auth import check_bind, scope_of
 from reft_ray.api.chat_model import EchoChat
 from reft_ray.api.moderator import LocalModerator
-from reft_ray.api.service import create_service
-from reft_ray.api.stores import BaseModel, Services, ServiceSettings
+from reft_ray.api.service_app import create_service_app
+from reft_ray.api.settings import BaseModelSettings, ServiceSettings
+from reft_ray.api.stores import Stores
 from reft_ray.core.errors import UsageError
 from reft_ray.jobs.database import Database
 from reft_ray.telemetry import catalog
@@ -40,7 +41,7 @@ def test_a_key_of_another_project_or_organisation_is_not_used_for_this_one(servi
 
 
 def test_a_key_does_what_its_scopes_say(service, rows):
-    secret = service.services.tenants.create_key("acme", "scoped", "reader", ["files.read", "models.read"])[1]
+    secret = service.stores.tenants.create_key("acme", "scoped", "reader", ["files.read", "models.read"])[1]
     client = client_with(service, secret)
     assert client.files.list().data == []
     assert client.models.list().data
@@ -84,7 +85,7 @@ def test_every_route_has_a_scope(service):
 
 
 def test_limits_are_told_kept_and_waited_for(service):
-    _, secret = service.services.tenants.create_key("acme", "limited", "x", limits={"requests_per_minute": 3})
+    _, secret = service.stores.tenants.create_key("acme", "limited", "x", limits={"requests_per_minute": 3})
     client = client_with(service, secret)
     raw = client.models.with_raw_response.list()
     assert raw.headers["x-ratelimit-limit-requests"] == "3"
@@ -100,11 +101,11 @@ def test_limits_are_told_kept_and_waited_for(service):
     assert service.recorder.total(catalog.RATE_LIMITED, limit="requests") == 1
     # A second key of the project draws from the same bucket.
     with pytest.raises(openai.RateLimitError):
-        client_with(service, service.services.tenants.create_key("acme", "limited", "y")[1]).models.list()
+        client_with(service, service.stores.tenants.create_key("acme", "limited", "y")[1]).models.list()
 
 
 def test_tokens_are_limited_and_what_was_not_used_comes_back(service):
-    _, secret = service.services.tenants.create_key("acme", "talkative", "x", limits={"tokens_per_minute": 100})
+    _, secret = service.stores.tenants.create_key("acme", "talkative", "x", limits={"tokens_per_minute": 100})
     client = client_with(service, secret)
 
     def talk(most, **options):
@@ -125,7 +126,7 @@ def test_tokens_are_limited_and_what_was_not_used_comes_back(service):
 
 
 def test_unfinished_jobs_have_a_quota(service, rows):
-    _, secret = service.services.tenants.create_key("acme", "busy", "x", limits={"unfinished_jobs": 1})
+    _, secret = service.stores.tenants.create_key("acme", "busy", "x", limits={"unfinished_jobs": 1})
     client = client_with(service, secret)
     file = client.files.create(file=("a.jsonl", rows), purpose="fine-tune").id
     job = client.fine_tuning.jobs.create(model="tiny", training_file=file)
@@ -139,7 +140,7 @@ def test_unfinished_jobs_have_a_quota(service, rows):
 
 def test_what_is_done_is_in_the_audit_log(service, rows):
     client = service.client("audited")
-    principal = service.services.tenants.authenticate(service.secret("audited"))
+    principal = service.stores.tenants.authenticate(service.secret("audited"))
     file = client.files.create(file=("a.jsonl", rows), purpose="fine-tune").id
     job = client.fine_tuning.jobs.create(model="tiny", training_file=file)
     client.fine_tuning.jobs.pause(job.id)
@@ -147,7 +148,7 @@ def test_what_is_done_is_in_the_audit_log(service, rows):
     client.fine_tuning.jobs.cancel(job.id)
     client.files.delete(file)
     entries = [
-        entry for entry in service.services.audit.entries(limit=10_000) if entry.project_id == principal.project_id
+        entry for entry in service.stores.audit.entries(limit=10_000) if entry.project_id == principal.project_id
     ]
     assert [entry.type for entry in entries] == [
         "api_key.created",
@@ -159,7 +160,7 @@ def test_what_is_done_is_in_the_audit_log(service, rows):
         "file.deleted",
     ]
     assert entries[1].actor == {"type": "api_key", "api_key": {"id": principal.key_id, "type": "user"}}
-    assert service.services.audit.verify().fault is None
+    assert service.stores.audit.verify().fault is None
 
 
 def test_webhook_endpoints_show_their_secret_once(service):
@@ -177,8 +178,10 @@ def test_webhook_endpoints_show_their_secret_once(service):
 
 def test_without_keys_everybody_on_this_machine_may_ask_and_nobody_else(tmp_path, serving):
     database = Database.open(f"sqlite:///{tmp_path / 'jobs.db'}")
-    services = Services.open(database, str(tmp_path / "files"), ServiceSettings({"tiny": BaseModel("/m")}))
-    app = create_service(LocalModerator(WordScorer()), services, EchoChat())
+    stores = Stores.open(
+        database, str(tmp_path / "files"), ServiceSettings(base_models={"tiny": BaseModelSettings(uri="/m")})
+    )
+    app = create_service_app(LocalModerator(WordScorer()), stores, EchoChat())
     transport = httpx.ASGITransport(app, client=("10.1.2.3", 1234))
     with serving(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="anything") as client:
         assert [model.id for model in client.models.list()] == ["tiny"]
@@ -188,21 +191,21 @@ def test_without_keys_everybody_on_this_machine_may_ask_and_nobody_else(tmp_path
                 return await stranger.get("/v1/models")
 
         assert asyncio.run(from_elsewhere()).status_code == 401
-        services.tenants.create_key("acme", "one", "first")
+        stores.tenants.create_key("acme", "one", "first")
         with pytest.raises(openai.AuthenticationError):
             client.models.list()
 
 
 def test_loopback_needs_a_key_as_well_where_the_operator_says_so(serving, tmp_path):
-    settings = ServiceSettings({"tiny": BaseModel("/m")}, require_keys=True)
-    services = Services.open(Database.open(f"sqlite:///{tmp_path / 'jobs.db'}"), str(tmp_path), settings)
+    settings = ServiceSettings(base_models={"tiny": BaseModelSettings(uri="/m")}, require_keys=True)
+    stores = Stores.open(Database.open(f"sqlite:///{tmp_path / 'jobs.db'}"), str(tmp_path), settings)
     with (
-        serving(create_service(LocalModerator(WordScorer()), services, EchoChat())) as url,
+        serving(create_service_app(LocalModerator(WordScorer()), stores, EchoChat())) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="anything") as client,
     ):
         with pytest.raises(openai.AuthenticationError):
             client.models.list()
-        _, secret = services.tenants.create_key("acme", "one", "first")
+        _, secret = stores.tenants.create_key("acme", "one", "first")
         assert client.with_options(api_key=secret).models.list().data
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from reft_ray.api.chat_model import ChatOverloadedError, ContextLengthError
 from reft_ray.api.moderator import LocalModerator, UnavailableError
-from reft_ray.api.service import create_service
-from reft_ray.api.stores import BaseModel, Services, ServiceSettings
+from reft_ray.api.service_app import create_service_app
+from reft_ray.api.settings import BaseModelSettings, ServiceSettings
+from reft_ray.api.stores import Stores
 from reft_ray.core.completion import Piece
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.job import Event, JobSpec, Status
@@ -27,15 +28,15 @@ def talk(client, **options):
 @pytest.fixture
 def student(service):
     """A finetuned model of the project, as the pipeline leaves it."""
-    services = service.services
-    job = services.jobs.create("org-acme", service.project_id, JobSpec("tiny", "file-1", 1, suffix="mine"), {})
+    stores = service.stores
+    job = stores.jobs.create("org-acme", service.project_id, JobSpec("tiny", "file-1", 1, suffix="mine"), {})
     for status in (Status.QUEUED, Status.RUNNING):
-        services.jobs.move(job.id, status, Event("on"))
-    with services.database.write() as connection:
-        job = services.jobs.move_in(
-            connection, services.jobs.get(job.id), Status.SUCCEEDED, Event("done"), fine_tuned_model=job.model_name
+        stores.jobs.move(job.id, status, Event("on"))
+    with stores.database.write() as connection:
+        job = stores.jobs.move_in(
+            connection, stores.jobs.get(job.id), Status.SUCCEEDED, Event("done"), fine_tuned_model=job.model_name
         )
-        services.models.register_in(connection, job, "/adapters/1")
+        stores.models.register_in(connection, job, "/adapters/1")
     return job.model_name
 
 
@@ -172,12 +173,12 @@ def failing(tmp_path):
     with ExitStack() as stack:
 
         def make(serving, error, after=0):
-            services = Services.open(
+            stores = Stores.open(
                 Database.open(f"sqlite:///{tmp_path / 'jobs.db'}"),
                 str(tmp_path / "files"),
-                ServiceSettings({"tiny": BaseModel("/m")}),
+                ServiceSettings(base_models={"tiny": BaseModelSettings(uri="/m")}),
             )
-            app = create_service(LocalModerator(WordScorer()), services, Failing(error, after))
+            app = create_service_app(LocalModerator(WordScorer()), stores, Failing(error, after))
             url = stack.enter_context(serving(app))
             return stack.enter_context(openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0))
 
@@ -189,7 +190,7 @@ def test_a_request_without_a_verdict_costs_nothing(service, monkeypatch, stream)
     async def judge(*_):
         raise UnavailableError("no teacher")
 
-    secret = service.services.tenants.create_key("acme", f"calm-{stream}", "x", limits={"tokens_per_minute": 200})[1]
+    secret = service.stores.tenants.create_key("acme", f"calm-{stream}", "x", limits={"tokens_per_minute": 200})[1]
     client = service.connect(secret, max_retries=0)
     with monkeypatch.context() as broken:
         broken.setattr(LocalModerator, "judge", judge)
@@ -213,7 +214,7 @@ def test_a_model_that_fails_at_once_has_a_status_of_its_own(failing, serving, er
 def test_a_model_that_fails_in_mid_stream_is_an_error_not_an_end(failing, serving):
     stream = talk(failing(serving, ChatOverloadedError("full"), after=2), stream=True)
     said = []
-    with pytest.raises(openai.APIError, match="mid-stream"):
+    with pytest.raises(openai.APIError, match="during the stream"):
         said.extend(chunk.choices[0].delta.content for chunk in stream)
     assert "".join(said) == "word word "
 
@@ -230,12 +231,12 @@ def test_a_client_that_leaves_frees_the_model(tmp_path, serving):
             finally:
                 freed.set()
 
-    services = Services.open(
+    stores = Stores.open(
         Database.open(f"sqlite:///{tmp_path / 'jobs.db'}"),
         str(tmp_path / "files"),
-        ServiceSettings({"tiny": BaseModel("/m")}),
+        ServiceSettings(base_models={"tiny": BaseModelSettings(uri="/m")}),
     )
-    app = create_service(LocalModerator(WordScorer()), services, Endless())
+    app = create_service_app(LocalModerator(WordScorer()), stores, Endless())
     with serving(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
         with talk(client, stream=True) as stream:
             next(iter(stream))

@@ -14,19 +14,19 @@ from reft_ray.jobs.reconciler import Reconciler
 @pytest.fixture
 def live(service, tmp_path):
     """The service with somebody who drives its jobs."""
-    services = service.services
+    stores = service.stores
     config = DriverConfig(
-        services.database.engine.url.render_as_string(hide_password=False),
-        services.files.content.uri("x").removesuffix("/x"),
+        stores.database.engine.url.render_as_string(hide_password=False),
+        stores.files.content.uri("x").removesuffix("/x"),
         "reft_ray.jobs.fake_steps:make",
         heartbeat_seconds=0.2,
     )
     launcher = ProcessLauncher(config, tmp_path / "logs")
-    reconciler = Reconciler(services.jobs, Leases(services.jobs), launcher, Slots(training=2, validating=2))
+    reconciler = Reconciler(stores.jobs, Leases(stores.jobs), launcher, Slots(training=2, validating=2))
     with ExitStack() as stack:
         stack.enter_context(reconciler.background(0.05))
         yield service
-    for job in services.jobs.with_handle():
+    for job in stores.jobs.with_handle():
         launcher.stop(job.handle)
 
 

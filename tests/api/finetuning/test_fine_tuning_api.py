@@ -148,7 +148,7 @@ def test_45_jobs_page_newest_first_and_filter_by_metadata(service, rows):
 
 
 def test_events_and_checkpoints_page(service, client):
-    jobs = service.services.jobs
+    jobs = service.stores.jobs
     job = jobs.create("org-acme", service.project_id, JobSpec("tiny", "file-1", 1), {})
     attempt = Leases(jobs).claim(job)
     Leases(jobs).acquire(job.id, attempt, "me")
@@ -216,7 +216,7 @@ def test_a_job_of_another_project_does_not_exist(create, service):
             call(job.id)
         assert (caught.value.param, caught.value.code) == ("fine_tune_id", "fine_tune_not_found")
     assert job.id not in [item.id for item in jobs.list()]
-    assert service.services.jobs.get(job.id).status is Status.VALIDATING
+    assert service.stores.jobs.get(job.id).status is Status.VALIDATING
 
 
 def test_a_file_in_use_is_not_deleted(create, client, training_file):
@@ -241,22 +241,22 @@ def test_an_estimate_comes_before_the_launch(client, training_file):
 
 
 def test_checkpoints_are_shared_within_the_organisation_only(service, client):
-    services = service.services
-    job = services.jobs.create("org-acme", service.project_id, JobSpec("tiny", "file-1", 1), {})
-    leases = Leases(services.jobs)
+    stores = service.stores
+    job = stores.jobs.create("org-acme", service.project_id, JobSpec("tiny", "file-1", 1), {})
+    leases = Leases(stores.jobs)
     leases.acquire(job.id, leases.claim(job), "me")
-    services.jobs.add_checkpoint(job.id, "me", 5, "/c/5", {})
+    stores.jobs.add_checkpoint(job.id, "me", 5, "/c/5", {})
     for status in (Status.QUEUED, Status.RUNNING):
-        services.jobs.move(job.id, status, Event("on"))
-    with services.database.write() as connection:
-        services.models.register_in(
+        stores.jobs.move(job.id, status, Event("on"))
+    with stores.database.write() as connection:
+        stores.models.register_in(
             connection,
-            services.jobs.move_in(connection, services.jobs.get(job.id), Status.SUCCEEDED, Event("done")),
+            stores.jobs.move_in(connection, stores.jobs.get(job.id), Status.SUCCEEDED, Event("done")),
             "/a",
         )
     name = job.checkpoint_name(5)
-    sibling = services.tenants.authenticate(service.secret("two")).project_id
-    foreign = services.tenants.authenticate(service.secret("x", organization="other")).project_id
+    sibling = stores.tenants.authenticate(service.secret("two")).project_id
+    foreign = stores.tenants.authenticate(service.secret("x", organization="other")).project_id
     permissions = client.fine_tuning.checkpoints.permissions
     made = list(permissions.create(name, project_ids=[sibling]))
     assert [item.project_id for item in made] == [sibling]
@@ -267,7 +267,7 @@ def test_checkpoints_are_shared_within_the_organisation_only(service, client):
         headers={"authorization": f"Bearer {service.secret()}"},
     ).json()
     assert [item["id"] for item in listed["data"]] == [made[0].id]
-    assert services.models.checkpoint_uri(name, sibling)[1] == "/c/5"
+    assert stores.models.checkpoint_uri(name, sibling)[1] == "/c/5"
     assert permissions.delete(made[0].id, fine_tuned_model_checkpoint=name).deleted
     with pytest.raises(openai.NotFoundError):
         service.client("two").fine_tuning.checkpoints.permissions.create(name, project_ids=[sibling])

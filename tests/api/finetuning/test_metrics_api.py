@@ -2,7 +2,7 @@
 
 import httpx
 
-from reft_ray.api.app import create_app
+from reft_ray.api.filter_app import create_filter_app
 from reft_ray.api.moderator import LocalModerator
 from reft_ray.telemetry import catalog
 from reft_ray.testbed.word_scorer import WordScorer
@@ -23,7 +23,7 @@ def test_the_service_shows_its_store(service, client, training_file):
 
 
 def test_a_token_guards_the_figures(serving):
-    app = create_app(LocalModerator(WordScorer()), metrics_token="s3cret")
+    app = create_filter_app(LocalModerator(WordScorer()), metrics_token="s3cret")
     with serving(app) as url:
         assert httpx.get(f"{url}/metrics").status_code == 401
         assert httpx.get(f"{url}/metrics", headers={"authorization": "Bearer other"}).status_code == 401

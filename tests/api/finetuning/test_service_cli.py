@@ -8,7 +8,7 @@ from sqlalchemy import update
 from typer.testing import CliRunner
 
 from reft_ray.cli import audit, files, jobs, keys
-from reft_ray.cli.store import state_database
+from reft_ray.cli.common import state_database
 from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.driver import DriverConfig
@@ -138,14 +138,14 @@ def test_without_a_name_it_is_the_database_of_the_service_in_this_directory(tmp_
 
 
 def test_a_file_becomes_a_model_from_the_command_line(service, rows, tmp_path):
-    services, access = service.services, ["--url", f"{service.url}/v1", "--key", service.secret("cli")]
+    stores, access = service.stores, ["--url", f"{service.url}/v1", "--key", service.secret("cli")]
     train = tmp_path / "train.jsonl"
     train.write_bytes(rows)
     file = run(files.app, "upload", str(train), *access).strip()
     assert f"{file}  " in run(files.app, "list", *access)
     run(files.app, "get", file, "--out", str(tmp_path / "again.jsonl"), *access)
     assert (tmp_path / "again.jsonl").read_bytes() == rows
-    assert "is there already" in run(files.app, "get", file, "--out", str(train), *access, code=2)
+    assert "exists; name a new file" in run(files.app, "get", file, "--out", str(train), *access, code=2)
     bad = tmp_path / "bad.jsonl"
     bad.write_bytes(rows + b'{"messages": [{"role": "user", "content": "a bomb"}]}\n')
     unsafe = run(files.app, "upload", str(bad), *access).strip()
@@ -153,11 +153,11 @@ def test_a_file_becomes_a_model_from_the_command_line(service, rows, tmp_path):
     job = run(jobs.app, "create", "--model", "tiny", "--file", file, "--yes", "--suffix", "cli", *access).strip()
     blocked = run(jobs.app, "create", "--model", "tiny", "--file", unsafe, "--policy", "fail", "--yes", *access).strip()
     config = DriverConfig(
-        services.database.engine.url.render_as_string(hide_password=False),
-        services.files.content.uri("x").removesuffix("/x"),
+        stores.database.engine.url.render_as_string(hide_password=False),
+        stores.files.content.uri("x").removesuffix("/x"),
         "reft_ray.jobs.fake_steps:make",
     )
-    reconciler = Reconciler(services.jobs, Leases(services.jobs), ProcessLauncher(config, tmp_path / "logs"))
+    reconciler = Reconciler(stores.jobs, Leases(stores.jobs), ProcessLauncher(config, tmp_path / "logs"))
     with reconciler.background(0.05):
         output = run(jobs.app, "watch", job, "--seconds", "0.2", *access)
         assert output.splitlines()[-1] == "info  The job has successfully completed"

@@ -26,13 +26,13 @@ def test_the_ten_lines_run(page, service, rows, tmp_path):
     if code is None:
         pytest.skip(f"{page} has no finetuning example")
     (tmp_path / "train.jsonl").write_bytes(rows)
-    services = service.services
+    stores = service.stores
     config = DriverConfig(
-        services.database.engine.url.render_as_string(hide_password=False),
-        services.files.content.uri("x").removesuffix("/x"),
+        stores.database.engine.url.render_as_string(hide_password=False),
+        stores.files.content.uri("x").removesuffix("/x"),
         "reft_ray.jobs.fake_steps:make",
     )
-    reconciler = Reconciler(services.jobs, Leases(services.jobs), ProcessLauncher(config, tmp_path / "logs"))
+    reconciler = Reconciler(stores.jobs, Leases(stores.jobs), ProcessLauncher(config, tmp_path / "logs"))
     with reconciler.background(0.05):
         result = subprocess.run(
             [sys.executable, "-c", code],

@@ -77,7 +77,7 @@ PATHS = [
 def http(service):
     headers = {"authorization": f"Bearer {service.secret()}"}
     with httpx.Client(base_url=service.url, headers=headers, timeout=30) as client:
-        service.services.tenants.create_key("acme", "one", "fuzz", limits={"requests_per_minute": 10**6})
+        service.stores.tenants.create_key("acme", "one", "fuzz", limits={"requests_per_minute": 10**6})
         yield client
 
 
