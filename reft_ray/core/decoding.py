@@ -1,7 +1,7 @@
-"""Simple encodings undone: the texts that a reader, or a finetuned model, would find inside a text.
+"""Decoding of simple encodings: the texts that a person or a finetuned model would read inside a text.
 
-A filter that reads only the surface is passed by base64 or by one Cyrillic letter. Every check here is linear in the
-length of the text, and each kind of encoding yields at most one reading: hostile input cannot multiply the work.
+Base64 or one Cyrillic letter passes a filter that reads only the plain text. Every check is linear in the length of
+the text, and each encoding gives at most one reading: hostile input cannot multiply the work.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import unicodedata
 from collections.abc import Callable, Iterable
 
 MAX_READINGS = 16
-"""No text has more readings, itself included: two cleaned, one smuggled, and four decoders over at most three texts."""
+"""Maximum per text: itself, two cleaned, one from tags, and four decoders over at most three texts."""
 
 _DEPTH = 2
-"""Layers of base64 and hex that are opened: an encoding inside an encoding is read, a third one is not."""
+"""Nested layers of base64 and hex that are decoded."""
 
 _FREQUENT = (
     "the to and of in is it you that was for are with as his they at this have from not but what all were we when "
@@ -27,7 +27,7 @@ _FREQUENT = (
     "instructions"
 )
 COMMON_WORDS = frozenset(_FREQUENT.split())
-# rot13 of these words; a word that is common on both sides of rot13 tells nothing.
+# rot13 of these words, without the words that are common before and after rot13.
 _ROTATED_WORDS = frozenset(codecs.encode(word, "rot13") for word in COMMON_WORDS) - COMMON_WORDS
 
 _INVISIBLE = (
@@ -37,7 +37,7 @@ _INVISIBLE_RUN = re.compile(f"[{_INVISIBLE}\U000e0000-\U000e0fff]+")
 _SPLIT_WORD = re.compile(f"[A-Za-z][{_INVISIBLE}\U000e0000-\U000e0fff]+[A-Za-z]")
 _TAGS = re.compile("[\U000e0020-\U000e007e]{8,}")
 
-# Letters that look Latin and that NFKC leaves alone; compatibility forms (full-width, mathematical) need no entry.
+# Letters that look Latin and that NFKC keeps; it folds compatibility forms (full-width, mathematical).
 _CONFUSABLES = str.maketrans(
     "аеорсухіјѕԁһӏԛԝкмтнвАВЕКМНОРСТХУІЈЅҮҺԌԚԜαεοριυνκτχγωηΑΒΕΖΗΙΚΜΝΟΡΤΥΧօսցհոɑɡɩʟɴʀʏᴀʙᴄᴅᴇɢʜᴊᴋᴍᴏᴘᴛᴜᴠᴡᴢı",
     "aeopcyxijsdhlqwkmthbABEKMHOPCTXYIJSYHGQWaeopiuvktxywnABEZHIKMNOPTYXouqhnagilnryabcdeghjkmoptuvwzi",
@@ -46,7 +46,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 _MARKS = 30
 _MARK_RUN = re.compile(rf"(?:[^\w\x00-\x7f]|[\uff9e\uff9f]){{{_MARKS + 1},}}")
-"""Long enough to hold too many combining marks; the two are the letters that fold to some."""
+"""Long enough for too many combining marks; the two letters fold to some."""
 _JOINER = "\u034f"
 
 _BASE64_SPAN = re.compile(r"[A-Za-z0-9+/_-]{10,}(?:\r?\n[A-Za-z0-9+/_-]{4,})*={0,2}|[A-Za-z0-9+/_-]{6,}={1,2}")
@@ -60,7 +60,7 @@ _LEET = str.maketrans("013457@$!", "oieastasi")
 
 
 def readings(text: str) -> list[tuple[str | None, str]]:
-    """The text itself as `(None, text)`, then `(encoding, decoded)` for every encoding that is plausibly present.
+    """`(None, text)`, then `(encoding, decoded)` for every encoding that is plausibly present.
 
     Encodings: `zero_width`, `tags` (invisible Unicode tag letters), `homoglyph`, `base64`, `hex`, `rot13`,
     `leetspeak`; nested ones are joined with `+`, outermost first. base64, hex, tags and rot13 yield the decoded spans
@@ -73,26 +73,26 @@ def readings(text: str) -> list[tuple[str | None, str]]:
         if cleaned is not None:
             clean = cleaned
             found.setdefault(clean, name)
-    smuggled = None if text.isascii() else _tags(text)
-    if smuggled is not None:
-        found.setdefault(smuggled, "tags")
-    _open(clean, (), found)
+    hidden = None if text.isascii() else _tags(text)
+    if hidden is not None:
+        found.setdefault(hidden, "tags")
+    _decode_into(clean, (), found)
     return [(name, reading) for reading, name in found.items()]
 
 
-def _open(text: str, path: tuple[str, ...], found: dict[str, str | None]) -> None:
+def _decode_into(text: str, path: tuple[str, ...], found: dict[str, str | None]) -> None:
     for name, undo in _DECODERS:
         decoded = undo(text)
         if decoded is None:
             continue
-        # What another way has found is opened all the same: only this way tells what is inside.
+        # Decode further even if another path found the same text: only this path allows the next layer.
         found.setdefault(decoded, "+".join((*path, name)))
         if name in ("base64", "hex") and len(path) + 1 < _DEPTH:
-            _open(decoded, (*path, name), found)
+            _decode_into(decoded, (*path, name), found)
 
 
 def _zero_width(text: str) -> str | None:
-    """The text without invisible characters, where one splits a word of Latin letters."""
+    """The text without invisible characters, if one splits a word of Latin letters."""
     if text.isascii() or not _SPLIT_WORD.search(text):
         return None
     return _INVISIBLE_RUN.sub("", text)
@@ -107,7 +107,7 @@ _UNTAG = {0xE0000 + code: chr(code) for code in range(0x20, 0x7F)}
 
 
 def _homoglyph(text: str) -> str | None:
-    """The text in plain letters, where words mix scripts, or where folding turns foreign letters into English words."""
+    """The text in Latin letters, if words mix scripts or folding gives English words."""
     if text.isascii():
         return None
     folded = _folded(text)
@@ -117,17 +117,17 @@ def _homoglyph(text: str) -> str | None:
 
 
 def _mixed(word: str) -> bool:
-    """Whether a word has at least two ASCII letters, and its other letters only pretend to be some."""
+    """Whether a word has at least two ASCII letters and its other letters look like ASCII letters."""
     if word.isascii() or sum(map(str.isascii, word)) < 2:
         return False
     foreign = [letter for letter in word if not letter.isascii()]
     folded = _folded("".join(foreign))
-    # A ligature folds to several letters and is ordinary typography.
+    # A ligature folds to several letters and is normal typography.
     return len(folded) == len(foreign) and folded.isascii() and folded.isalpha()
 
 
 def _folded(text: str) -> str:
-    # NFKC sorts each run of combining marks by insertion, which takes the square of the run's length.
+    # NFKC sorts each run of combining marks by insertion sort, quadratic in its length.
     return unicodedata.normalize("NFKC", _MARK_RUN.sub(_stream_safe, text)).translate(_CONFUSABLES)
 
 
@@ -147,7 +147,7 @@ def _stream_safe(run: re.Match[str]) -> str:
 def _base64(text: str) -> str | None:
     spans = [_plain(_from_base64(span)) for span in _BASE64_SPAN.findall(text)]
     if not any(spans) and " " in text:
-        # Blanks cut into the code: the text as a whole, without them.
+        # Spaces inside the code: try the whole text without them.
         spans = [_plain(_from_base64("".join(text.split())))] if _BASE64_ONLY.fullmatch(text.strip()) else []
     return _joined(spans)
 
@@ -177,7 +177,7 @@ def _hex(text: str) -> str | None:
 
 
 def _plain(data: bytes | None) -> str | None:
-    """Bytes as text where they are written language: printable UTF-8, four in five characters letters or blanks."""
+    """Bytes as text if they look like language: printable UTF-8, 80 % letters or spaces."""
     if not data or len(data) < 4:
         return None
     try:
@@ -187,7 +187,7 @@ def _plain(data: bytes | None) -> str | None:
     if not all(character.isprintable() or character in "\t\r\n" for character in text):
         return None
     written = sum(character.isalpha() or character.isspace() for character in text)
-    # An encoding inside the encoding has digits and padding where language has letters.
+    # A nested encoding has digits and padding.
     nested = len(text) >= 16 and (_BASE64_SPAN.fullmatch(text) or _HEX_SPAN.fullmatch(text))
     return text if nested or written >= 0.8 * len(text) else None
 
@@ -209,7 +209,7 @@ def _rot13(text: str) -> str | None:
 
 
 def _leetspeak(text: str) -> str | None:
-    """The text in letters, where a digit stands for the vowel of a word or the digits hide common words."""
+    """The text in letters, if a digit replaces the vowel of a word or the digits hide common words."""
     tokens = [match[1] for match in _LEET_TOKEN.finditer(text)]
     leet = [token for token in tokens if not token.isalpha() and any(map(str.isalpha, token))]
     if not leet:
@@ -223,7 +223,7 @@ def _leetspeak(text: str) -> str | None:
 def _unleet(token: str) -> str:
     if token.isalpha() or not any(map(str.isalpha, token)):
         return token
-    # A single 1 stands for i more often than for l; two of them are two l.
+    # A single 1 usually means i; 11 means ll.
     return token.replace("11", "ll").translate(_LEET).lower()
 
 
@@ -241,7 +241,7 @@ def _common(text: str) -> frozenset[str]:
 
 
 def _gain(decoded: str, text: str) -> int:
-    """How many more distinct common words the decoded text has."""
+    """The increase in distinct common words."""
     return len(_common(decoded)) - len(_common(text))
 
 

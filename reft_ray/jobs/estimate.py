@@ -1,8 +1,7 @@
-"""What a job will cost before it is launched: tokens, steps, time and device hours, from measured speed."""
+"""Estimates of a job before it starts: tokens, steps, time and device hours, from measured speed."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,9 +11,11 @@ from pydantic import Field
 
 from reft_ray.jobs.content import split_lines
 from reft_ray.jobs.job import Hyperparameters
+from reft_ray.rows.reader import RowReader
 from reft_ray.settings import Settings
 
 BYTES_PER_TOKEN = 4.0
+_READER = RowReader(judging=True)
 
 
 class Speed(Settings):
@@ -38,7 +39,7 @@ class Defaults(Settings):
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A training file: its rows, the tokens in them, and whether the tokens were counted or guessed from bytes."""
+    """Size of a training file; `exact` tokens are counted, others estimated from bytes."""
 
     rows: int
     tokens: int
@@ -46,16 +47,16 @@ class Size:
 
 
 class Counter(Protocol):
-    """Measures a training file for a base model; the real one uses the model's tokenizer."""
+    """Measures a training file for a base model; the pipeline's uses the model's tokenizer."""
 
     def __call__(self, model: str, chunks: Iterable[bytes]) -> Size:
-        """The size of a JSONL file."""
+        """Measure a JSONL file."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The prediction. Times are seconds and None without a measured speed."""
+    """The estimate. Times are in seconds, and None without a measured speed."""
 
     rows: int
     tokens_per_epoch: int
@@ -67,7 +68,7 @@ class Estimate:
 
 
 def count_bytes(model: str, chunks: Iterable[bytes]) -> Size:
-    """A Counter without a tokenizer: lines, and four bytes of message text per token."""
+    """A Counter without a tokenizer: rows, and four bytes of message text per token."""
     rows = size = 0
     for line in split_lines(chunks):
         if line.strip():
@@ -77,7 +78,7 @@ def count_bytes(model: str, chunks: Iterable[bytes]) -> Size:
 
 
 def estimate(size: Size, hyperparameters: Hyperparameters, defaults: Defaults, speed: Speed | None) -> Estimate:
-    """The cost of training on a file of this size; queueing is not in it."""
+    """Estimate the training on a file of this size, without the time in the queue."""
     epochs = defaults.n_epochs if hyperparameters.n_epochs == "auto" else hyperparameters.n_epochs
     batch = defaults.batch_size if hyperparameters.batch_size == "auto" else hyperparameters.batch_size
     tokens = size.tokens * epochs
@@ -102,8 +103,5 @@ def estimate(size: Size, hyperparameters: Hyperparameters, defaults: Defaults, s
 
 
 def _text_bytes(line: bytes) -> int:
-    try:
-        row = json.loads(line)
-        return sum(len(str(turn.get("content") or "").encode()) for turn in row["messages"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return len(line)
+    row = _READER.read_line(line)
+    return len(line) if isinstance(row, list) else sum(len(turn.content.encode()) for turn in row.conversation)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 
 from reft_ray.jobs.errors import InvalidError
+from reft_ray.rows.checks import Fault
+from reft_ray.rows.reader import REPEATED_KEY, parse_row
 
 HEAD_BYTES = 1 << 16
 _OTHER_FORMATS = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".gz", ".zst")
@@ -60,7 +61,6 @@ def _not_a_dictionary(number: int) -> InvalidError:
 
 
 def _is_dictionary(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
+    row = parse_row(line, lone_surrogates=True)
+    # The job reports a repeated key with its place.
+    return not isinstance(row, Fault) or row.code == REPEATED_KEY.code

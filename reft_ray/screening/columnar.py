@@ -1,4 +1,4 @@
-"""Files that are not lines: JSON arrays, Parquet and Arrow; their rows are counted, not located by byte."""
+"""JSON arrays, Parquet and Arrow files: ranges count rows instead of bytes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def cut(source: Source, limits: Limits) -> Cuts:
 
 
 def tables(source: Source, ranges: Sequence[Range]) -> Iterator[tuple[Range, pa.Table | None]]:
-    """Each range of a Parquet or Arrow file as a table of its own, None for a row that is too large."""
+    """Each range of a Parquet or Arrow file as a table; None for a row that is too large."""
     if not ranges:
         return
     with source.open() as stored:
@@ -57,7 +57,7 @@ def tables(source: Source, ranges: Sequence[Range]) -> Iterator[tuple[Range, pa.
 
 
 def parquet_groups(source: Source, wanted: Sequence[Range]) -> list[tuple[Range, ...]]:
-    """Ranges that lie in the same row group; no range crosses one."""
+    """Ranges grouped by row group; no range crosses one."""
     with source.open() as stored:
         ends = _group_ends(pq.ParquetFile(stored))
     grouped = itertools.groupby(wanted, key=lambda unit: sum(end <= unit.start for end in ends))
@@ -67,7 +67,7 @@ def parquet_groups(source: Source, wanted: Sequence[Range]) -> list[tuple[Range,
 def json_elements(source: Source, row_bytes: int = 1 << 62) -> Iterator[bytes]:
     """The exact text of each element of a JSON array of dictionaries, in order, read as a stream.
 
-    Raises UsageError at the first malformed element: past it, nobody can tell where the next one starts.
+    Raises UsageError at the first malformed element: where the next one starts is unknown.
     """
     with source.stream() as stream:
         text = _Scanner(stream, source.name, row_bytes)
@@ -82,7 +82,7 @@ def json_elements(source: Source, row_bytes: int = 1 << 62) -> Iterator[bytes]:
 
 
 class _Scanner:
-    """A window on a stream of JSON text that moves one token at a time."""
+    """Scans a stream of JSON text token by token."""
 
     def __init__(self, stream: pa.NativeFile, name: str, row_bytes: int) -> None:
         self._stream = stream
@@ -95,11 +95,11 @@ class _Scanner:
         self._elements = 0
 
     def error(self, what: str) -> UsageError:
-        hint = "JSONL files are screened past bad rows, JSON arrays cannot be"
+        hint = "a bad row ends a JSON array; in JSONL it is reported and skipped"
         return UsageError(f"{self._name}: {what} near element {self._elements + 1} ({hint})")
 
     def peek(self) -> str:
-        """The next character that is not white space; empty at the end of the file."""
+        """The next character other than white space; empty at the end of the file."""
         while True:
             match = _SPACE.match(self._text, self._at)
             self._at = match.end() if match else self._at
@@ -108,9 +108,9 @@ class _Scanner:
             if not self._more():
                 return ""
 
-    def skip(self, char: str, complaint: str) -> None:
+    def skip(self, char: str, problem: str) -> None:
         if self.peek() != char:
-            raise self.error(complaint)
+            raise self.error(problem)
         self._at += 1
 
     def element(self) -> str:
@@ -139,16 +139,16 @@ class _Scanner:
 
 
 def _plain(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The rows of a slice with their own types, which `_RowGroups` may change."""
+    """A slice with the types of the file, which `_RowGroups` may have changed to dictionaries."""
     if table.schema.equals(schema):
         return table
-    # A cast would take apart every value of a list, those outside of the slice as well: the rows are copied out first.
+    # A cast converts all values of a list, also those outside of the slice: copy the rows first.
     batches = (batch.take(pa.array(range(batch.num_rows))) for batch in table.to_batches())
     return pa.concat_tables(pa.Table.from_batches([batch]).cast(schema) for batch in batches)
 
 
 def _cut_elements(sizes: Iterator[int], limits: Limits) -> Cuts:
-    """Ranges over rows of these many bytes."""
+    """Ranges over rows, given their sizes in bytes."""
     bounds = [0]
     rows = held = 0
     for size in sizes:
@@ -164,7 +164,7 @@ def _cut_elements(sizes: Iterator[int], limits: Limits) -> Cuts:
 
 
 def _cut_blocks(blocks: Iterator[np.ndarray], limits: Limits) -> Cuts:
-    """Ranges over blocks of rows of these many bytes; none crosses the end of a block."""
+    """Ranges over blocks of rows, given their sizes in bytes; none crosses the end of a block."""
     ranges: list[Range] = []
     first = 0
     for sizes_N in blocks:
@@ -188,10 +188,9 @@ def _cut_parquet(source: Source, limits: Limits) -> Cuts:
 
 
 class _RowGroups:
-    """The rows of a Parquet file, the texts of a small group as dictionaries: a text that is stored once is held once.
-
-    The dictionary grows with the group, so that rows of a large one come as they are, a few at a time.
-    """
+    """The rows of a Parquet file by row group. Texts of a small group are read as dictionaries, so that a text that is
+    stored once is in memory once; a large group is read plainly, a few rows at a time, since dictionaries grow with
+    the group."""
 
     def __init__(self, stored: pa.NativeFile) -> None:
         self.file = pq.ParquetFile(stored)
@@ -215,7 +214,7 @@ def _group_ends(file: pq.ParquetFile) -> list[int]:
 
 
 def _parquet_batches(stored: pa.NativeFile, ranges: Sequence[Range]) -> tuple[pa.Schema, int, Iterator[pa.RecordBatch]]:
-    """The schema of the file, and batches from a first row on; none lies in two row groups."""
+    """The schema of the file, the number of the first row, and batches from there; none crosses a row group."""
     groups = _RowGroups(stored)
     ends = _group_ends(groups.file)
     wanted = [
@@ -238,8 +237,8 @@ def _arrow_batches(stored: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.Record
 
 
 def _check_columns(schema: pa.Schema, name: str) -> None:
-    """Raises UsageError where two columns, or two fields of one, share a name (readers differ in which they take), and
-    where a type does not tell how large its values are."""
+    """Raise UsageError for columns (or fields of one) with the same name, of which readers take different ones, and for
+    types whose values have no known size."""
     pending = [list(schema)]
     while pending:
         fields = pending.pop()
@@ -271,7 +270,7 @@ def _sliced(batches: Iterator[pa.RecordBatch], first: int, ranges: Sequence[Rang
 
 
 def row_sizes(batch: pa.RecordBatch) -> np.ndarray:
-    """Bytes of each row of a batch, at least; dictionaries are counted where they are referred to."""
+    """Minimum bytes of each row as Python values; a dictionary value counts in every row that refers to it."""
     sizes_N = np.zeros(batch.num_rows, dtype=np.int64)
     for column in batch.columns:
         sizes_N += _sizes(column)
@@ -305,7 +304,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def is_bounded(kind: pa.DataType) -> bool:
-    """Whether the bytes of values of a type can be told before they are taken apart."""
+    """Whether the bytes of values of a type are known before they are converted."""
     if isinstance(kind, pa.BaseExtensionType):
         return not is_text(kind.storage_type) and not pa.types.is_nested(kind.storage_type)
     types = pa.types

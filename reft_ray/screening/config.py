@@ -1,4 +1,4 @@
-"""What a screening is told: one frozen configuration, its defaults in one place."""
+"""The configuration of a screening, with its defaults."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ScorerFactory = Callable[[], Scorer | Teacher]
 
 
 class Policy(StrEnum):
-    """What a screening does about rows that it withholds.
+    """What happens to withheld rows.
 
-    `FILTER` leaves them out and goes on. `REVIEW` hands out no rows until a person has decided about every withheld
-    one. `FAIL` refuses the dataset when a row is withheld or invalid.
+    `FILTER` leaves them out. `REVIEW` releases no rows until a person has decided about every withheld one. `FAIL`
+    refuses the dataset when a row is withheld or invalid.
     """
 
     FILTER = "filter"
@@ -34,17 +34,17 @@ class Policy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ScreenConfig:
-    """How to read, judge and run.
+    """How a screening reads rows, judges them and runs.
 
     - `columns` maps our field names to the file's; `source_column` names a column to break the report down by.
     - `max_reject_ratio`: above this share of withheld rows among valid ones the dataset is refused, whatever the
-      policy: at a high harmful share the leftovers are the attack.
+      policy: where many rows are harmful, the kept ones hold the harmful rows that the filter missed.
     - `languages`: ISO 639-1 codes that the teacher covers. `findings_off`: names of findings not to report;
-      `findings=False` spares the work of looking for them.
-    - Up to `small_rows` rows are screened in this process; above it `actors` Ray actors, each with `cpus_per_actor`
-      and `gpus_per_actor` (fractions allowed), build a scorer of their own. With `threads` above 0 no actor is made:
-      as many threads of this process each hold a teacher, which then had better work elsewhere.
-    - `batch_rows` rows go to the scorer at a time; the scores of the last `cache_texts` texts are remembered.
+      `findings=False` computes none.
+    - Up to `small_rows` rows are screened in this process; more by `actors` Ray actors, each with its own scorer,
+      `cpus_per_actor` and `gpus_per_actor` (fractions allowed). With `threads` above 0 the work is done in this many
+      threads of this process instead, each with its own teacher: for teachers over HTTP.
+    - `batch_rows` rows go to the scorer at a time; the scores of the last `cache_texts` texts are cached.
     """
 
     format: Format | None = None
@@ -81,9 +81,9 @@ class ScreenConfig:
             raise UsageError("cpus_per_actor and gpus_per_actor cannot be negative")
 
     def fingerprint(self, sources: Sequence[Source]) -> str:
-        """A hash of the input and of everything that changes a row's outcome; a resumed run must have the same."""
+        """A hash of the input and of all settings that change outcomes; equal in a resumed run."""
         thresholds = self.thresholds
-        told = {
+        settings = {
             "sources": [[s.name, s.size, s.version, s.container, s.compression] for s in sources],
             "format": self.format,
             "columns": sorted(self.columns.items()),
@@ -95,4 +95,4 @@ class ScreenConfig:
             "limits": [self.limits.rows, self.limits.bytes, self.limits.row_bytes],
             "decode": self.decode.__qualname__,
         }
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]

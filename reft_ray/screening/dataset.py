@@ -29,7 +29,7 @@ from reft_ray.screening.unit_worker import Finished, Job, UnitWorker, judges_of
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a screening is. `resumed` rows were done by an earlier run; rows are lines, blank ones included."""
+    """Progress of a screening in lines of input, blank ones included; `resumed` were done by an earlier run."""
 
     done: int
     total: int
@@ -38,12 +38,12 @@ class Progress:
 
     @property
     def rows_per_second(self) -> float:
-        """Speed of this run."""
+        """Throughput of this run."""
         return (self.done - self.resumed) / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """Time to the end at this speed; None while nothing is known."""
+        """Estimated time left; None before the first unit."""
         speed = self.rows_per_second
         return (self.total - self.done) / speed if speed > 0 else None
 
@@ -54,29 +54,28 @@ def screen(
     scorer_factory: ScorerFactory,
     config: ScreenConfig | None = None,
     progress: Callable[[Progress], None] | None = None,
-    counting: ScreeningMetrics | None = None,
+    metrics: ScreeningMetrics | None = None,
 ) -> ScreenReport:
     """Screen every row of the inputs into the directory `out` and report.
 
-    Up to `config.small_rows` rows are screened in this process, more on Ray. Work is done in units whose files appear
-    whole or not at all; the same call after a crash does what is missing and ends with the same output.
-    `scorer_factory` builds a scorer in each process that judges, so it must pickle; so do workers on Ray count for
-    `counting`'s project, each through Ray.
+    Up to `config.small_rows` rows are screened in this process, more on Ray. Units are written atomically: the same
+    call after a crash resumes and gives the same output. `scorer_factory` builds a scorer in each process that judges,
+    so it must pickle. Ray workers record the metrics of `metrics.project` themselves.
 
     Raises BlockedByPolicyError, with everything written, when the policy refuses the dataset or asks for a review;
-    UsageError for input that cannot be read; ReftError when the output does not add up.
+    UsageError for unreadable input; ReftError for inconsistent output.
     """
     config = config or ScreenConfig()
-    counting = counting or ScreeningMetrics()
+    metrics = metrics or ScreeningMetrics()
     started = time.monotonic()
     try:
-        report = _screened(inputs, out, scorer_factory, config, progress, counting)
+        report = _screened(inputs, out, scorer_factory, config, progress, metrics)
     except StoppedError:
         raise
     except ReftError as error:
-        counting.failed(config, error.rows if isinstance(error, RowsLostError) else 0)
+        metrics.failed(config, error.rows if isinstance(error, RowsLostError) else 0)
         raise
-    counting.ended(report, time.monotonic() - started)
+    metrics.ended(report, time.monotonic() - started)
     if report.status is not Status.PASSED:
         raise BlockedByPolicyError(f"{Output(out).name}: {report.status_reason}; see {PAGE} there")
     return report
@@ -88,7 +87,7 @@ def _screened(
     scorer_factory: ScorerFactory,
     config: ScreenConfig,
     progress: Callable[[Progress], None] | None,
-    counting: ScreeningMetrics,
+    metrics: ScreeningMetrics,
 ) -> ScreenReport:
     check_names(config.findings_off)
     sources = find_sources(inputs, config.container)
@@ -98,14 +97,14 @@ def _screened(
     manifest = manifest_of(config.fingerprint(sources), config.columns, plans, shapes)
     open_output(output, manifest)
     total = sum(plan.cuts.rows for plan in plans)
-    sample, application = sample_share(total), counting.recorder.application
-    job = Job(scorer_factory, config, shapes, output.uri, sample, counting.project, application)
+    sample, application = sample_share(total), metrics.recorder.application
+    job = Job(scorer_factory, config, shapes, output.uri, sample, metrics.project, application)
     done = frozenset(done_units(output))
-    _run(plans, done, job, manifest, progress, counting)
-    # Where nothing was left to do nobody was built who judges, and another teacher would get the old one's report.
+    _run(plans, done, job, manifest, progress, metrics)
+    # Where all units were done no scorer was loaded: check that the report is not one of another teacher.
     finished = bool(done) and len(done) == len(manifest.units)
-    asked = _who_judges(job, total) if finished else None
-    report = compose(_states(output, manifest), plans, shapes, config, Reviews(output.uri).counts(), asked)
+    judges = _judges_of(job, total) if finished else None
+    report = compose(_states(output, manifest), plans, shapes, config, Reviews(output.uri).counts(), judges)
     output.write(PAGE, render(report, output, manifest))
     output.write(REPORT, report.to_json())
     return report
@@ -117,16 +116,16 @@ def _run(
     job: Job,
     manifest: Manifest,
     progress: Callable[[Progress], None] | None,
-    counting: ScreeningMetrics,
+    metrics: ScreeningMetrics,
 ) -> None:
     lines = {unit: last - first + 1 for unit, (first, last) in zip(manifest.units, manifest.spans, strict=True)}
     total = sum(plan.cuts.rows for plan in plans)
     resumed = count = sum(lines[unit] for unit in done)
     start = time.monotonic()
     if job.config.threads:
-        finished = _in_threads(plans, done, job, counting)
+        finished = _in_threads(plans, done, job, metrics)
     elif total <= job.config.small_rows:
-        finished = _in_process(plans, done, job, counting)
+        finished = _in_process(plans, done, job, metrics)
     else:
         finished = _on_ray(plans, done, job)
     for unit in finished:
@@ -135,8 +134,8 @@ def _run(
             progress(Progress(count, total, resumed, time.monotonic() - start))
 
 
-def _who_judges(job: Job, total: int) -> dict[str, Any]:
-    """Asked where a unit would be judged: only there is room for the models."""
+def _judges_of(job: Job, total: int) -> dict[str, Any]:
+    """The judges, loaded where units would be judged: only workers may have the memory."""
     if job.config.threads or total <= job.config.small_rows:
         return judges_of(job)
     from reft_ray.screening.distributed import judges_on_ray
@@ -145,37 +144,37 @@ def _who_judges(job: Job, total: int) -> dict[str, Any]:
 
 
 def _in_process(
-    plans: Sequence[FilePlan], done: frozenset[str], job: Job, counting: ScreeningMetrics
+    plans: Sequence[FilePlan], done: frozenset[str], job: Job, metrics: ScreeningMetrics
 ) -> Iterator[Finished]:
     worker = None
     for plan in plans:
         for ranges in groups(plan, done):
-            worker = worker or UnitWorker(job, counting)
+            worker = worker or UnitWorker(job, metrics)
             yield from map(worker.work, read_units(plan, ranges))
 
 
 def _in_threads(
-    plans: Sequence[FilePlan], done: frozenset[str], job: Job, counting: ScreeningMetrics
+    plans: Sequence[FilePlan], done: frozenset[str], job: Job, metrics: ScreeningMetrics
 ) -> Iterator[Finished]:
-    """A worker per thread, and as many units in memory as there are threads."""
-    own = threading.local()
+    """One worker per thread and at most one unit in memory per thread."""
+    local = threading.local()
 
     def work(unit: Unit) -> Finished:
-        if not hasattr(own, "worker"):
-            own.worker = UnitWorker(job, counting)
-        finished: Finished = own.worker.work(unit)
+        if not hasattr(local, "worker"):
+            local.worker = UnitWorker(job, metrics)
+        finished: Finished = local.worker.work(unit)
         return finished
 
     units = (unit for plan in plans for ranges in groups(plan, done) for unit in read_units(plan, ranges))
-    flying: deque[Future[Finished]] = deque()
+    pending: deque[Future[Finished]] = deque()
     pool = ThreadPoolExecutor(job.config.threads)
     try:
         for unit in units:
-            flying.append(pool.submit(work, unit))
-            if len(flying) >= job.config.threads:
-                yield flying.popleft().result()
-        while flying:
-            yield flying.popleft().result()
+            pending.append(pool.submit(work, unit))
+            if len(pending) >= job.config.threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -187,7 +186,7 @@ def _on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> Iterat
 
 
 def _states(output: Output, manifest: Manifest) -> Iterator[UnitState]:
-    """The state of every unit, in row order; their parts must all be there, whole."""
+    """The state of every unit, in row order. Raises ReftError for a missing or damaged part."""
     sizes = output.sizes()
     for unit in manifest.units:
         name = f"{UNITS}/{unit}.json"
@@ -196,5 +195,5 @@ def _states(output: Output, manifest: Manifest) -> Iterator[UnitState]:
         state = UnitState.from_json(output.read(name))
         for part, size in state.parts.items():
             if sizes.get(part) != size:
-                raise ReftError(f"{output.name}: {part} is missing or damaged; run again to write it anew")
+                raise ReftError(f"{output.name}: {part} is missing or damaged; run again to rewrite it")
         yield state

@@ -1,7 +1,7 @@
-"""Screening on Ray Data: one actor reads, a pool of actors judges and writes, and the driver sees counts only.
+"""Screening on Ray Data: one actor reads, an actor pool judges and writes, and the driver receives counts only.
 
-A unit travels as one row of a block, so that Ray may split and merge blocks as it likes without ever tearing a unit.
-The reader is held back while the others are busy; the rows in flight, not the file, decide how much memory it takes.
+A unit is one row of a block, so that Ray can split and merge blocks without splitting a unit. Backpressure stops the
+reader while the pool is busy; memory depends on the units in flight, not on the file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ UNITS_IN_FLIGHT = 2
 
 logger = logging.getLogger(__name__)
 
-_PARCEL = pa.schema(
+_UNIT_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string()),
         pa.field("file", pa.int64()),
@@ -38,13 +38,13 @@ _PARCEL = pa.schema(
         pa.field("error", pa.string()),
     ]
 )
-_DONE = pa.schema([pa.field("unit", pa.string()), pa.field("rows", pa.int64()), pa.field("error", pa.string())])
+_DONE_SCHEMA = pa.schema([pa.field("unit", pa.string()), pa.field("rows", pa.int64()), pa.field("error", pa.string())])
 
 
 def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> Iterator[Finished]:
-    """Screen every unit that is not done; yields each as it is finished, in no particular order.
+    """Screen every unit that is not done and yield each as it finishes, in any order.
 
-    Raises what a scorer or reader raised, as a ReftError where it was one.
+    Raises ReftError where a reader, a scorer or Ray fails.
     """
     tasks = [
         {"file": plan.index, "numbers": [unit.number for unit in group]}
@@ -58,7 +58,7 @@ def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     context = dataset.context
-    context.target_max_block_size = 1  # a block for each unit: progress is seen, and little is done twice
+    context.target_max_block_size = 1  # one block per unit, for progress and cheap retries
     context.enable_progress_bars = False
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=IN_FLIGHT_BYTES)
     finished = dataset.map_batches(
@@ -89,7 +89,7 @@ def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> 
                     raise _error_from(done_unit["error"])
                 yield Finished(done_unit["unit"], done_unit["rows"])
     except RayError as error:
-        raise ReftError(f"screening stopped: {type(error).__name__}; run it again to resume") from error
+        raise ReftError(f"screening stopped: {type(error).__name__}; run again to resume") from error
 
 
 def _ensure_ray_for(config: ScreenConfig) -> None:
@@ -106,14 +106,16 @@ def _ensure_ray_for(config: ScreenConfig) -> None:
 
 
 def judges_on_ray(job: Job) -> dict[str, Any]:
-    """Who would judge a unit of the job, asked with the resources of a worker."""
+    """The judges of the job, loaded with the resources of a worker."""
     config = job.config
     _ensure_ray_for(config)
     ask = ray.remote(num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor)(judges_of)
     try:
         found: dict[str, Any] = ray.get(ask.remote(job))
     except RayError as error:
-        raise ReftError(f"nobody said who judges: {type(error).__name__}; run it again to resume") from error
+        raise ReftError(
+            f"could not load the scorer on a worker ({type(error).__name__}); run again to resume"
+        ) from error
     return found
 
 
@@ -128,42 +130,44 @@ class _Reader:
             for task in batch.to_pylist():
                 plan = self._plans[task["file"]]
                 for unit in read_units(plan, [plan.cuts.ranges[number] for number in task["numbers"]]):
-                    native = None if unit.native is None else _packed(unit.native)
-                    yield pa.table([[unit.id], [unit.file], [_packed(unit.rows)], [native], [None]], schema=_PARCEL)
+                    native = None if unit.native is None else _to_ipc(unit.native)
+                    yield pa.table(
+                        [[unit.id], [unit.file], [_to_ipc(unit.rows)], [native], [None]], schema=_UNIT_SCHEMA
+                    )
         except ReftError as error:
-            yield pa.table([[None], [None], [None], [None], [_error_text(error)]], schema=_PARCEL)
+            yield pa.table([[None], [None], [None], [None], [_error_text(error)]], schema=_UNIT_SCHEMA)
 
 
 class _Worker:
-    """Judges and writes units. Errors for the user travel as values: Ray would bury them in a traceback."""
+    """Judges and writes units. User errors are returned as values: Ray would wrap them in a traceback."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._worker: UnitWorker | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        (parcel,) = batch.to_pylist()
-        if parcel["error"] is not None:
-            return pa.table([[None], [None], [parcel["error"]]], schema=_DONE)
-        native = None if parcel["native"] is None else _unpacked(parcel["native"])
+        (packed,) = batch.to_pylist()
+        if packed["error"] is not None:
+            return pa.table([[None], [None], [packed["error"]]], schema=_DONE_SCHEMA)
+        native = None if packed["native"] is None else _from_ipc(packed["native"])
         try:
             if self._worker is None:
                 self._recorder = SharedRecorder(self._job.application)
                 self._worker = UnitWorker(self._job, ScreeningMetrics(self._recorder, self._job.project))
-            done = self._worker.work(Unit(parcel["id"], parcel["file"], _unpacked(parcel["rows"]), native))
-            # The pool ends its actors without a word.
+            done = self._worker.work(Unit(packed["id"], packed["file"], _from_ipc(packed["rows"]), native))
+            # Ray ends the actors of a pool without calling anything.
             self._recorder.flush()
         except ReftError as error:
-            return pa.table([[None], [None], [_error_text(error)]], schema=_DONE)
-        except Exception as error:  # a scorer or guard may raise anything; its traceback stays in the worker's log
-            logger.exception("unit %s failed", parcel["id"])
+            return pa.table([[None], [None], [_error_text(error)]], schema=_DONE_SCHEMA)
+        except Exception as error:  # scorers and guards may raise anything; the traceback stays in the worker's log
+            logger.exception("unit %s failed", packed["id"])
             failed = ReftError(f"a worker failed: {type(error).__name__}: {first_line(error)}")
-            return pa.table([[None], [None], [_error_text(failed)]], schema=_DONE)
-        return pa.table([[done.unit], [done.rows], [None]], schema=_DONE)
+            return pa.table([[None], [None], [_error_text(failed)]], schema=_DONE_SCHEMA)
+        return pa.table([[done.unit], [done.rows], [None]], schema=_DONE_SCHEMA)
 
 
 def first_line(error: BaseException) -> str:
-    """An error's first line, or nothing."""
+    """The first line of an error, or an empty string."""
     return next(iter(str(error).splitlines()), "")
 
 
@@ -178,12 +182,12 @@ def _error_from(text: str) -> ReftError:
     return kinds.get(name, ReftError)(message)
 
 
-def _packed(table: pa.Table) -> bytes:
+def _to_ipc(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue().to_pybytes()
 
 
-def _unpacked(content: bytes) -> pa.Table:
+def _from_ipc(content: bytes) -> pa.Table:
     return pa.ipc.open_stream(content).read_all()

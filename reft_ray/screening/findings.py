@@ -1,4 +1,4 @@
-"""Findings about the dataset as a whole: what no single row shows. Each names its evidence and can be switched off."""
+"""Findings about the dataset as a whole, which no single row shows. Each lists rows and can be switched off."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reft_ray.core.errors import UsageError
 from reft_ray.screening.signals import LENGTH_STEPS, SHOWN_ROWS, unpacked
 
 SAMPLE_ROWS = 10_000
-"""Rows that are compared with each other and whose language is told; larger sets are sampled down to about this."""
+"""Rows that are compared with each other and whose language is detected; larger sets are sampled to about this."""
 
 _TOKENS = 20_000
 PERMUTATIONS = 64
@@ -25,7 +25,7 @@ _MIN_SHINGLES = 5
 
 
 class Severity(StrEnum):
-    """How much a finding should worry."""
+    """Severity of a finding."""
 
     LOW = "low"
     MEDIUM = "medium"
@@ -34,7 +34,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that many rows share. `rows` are the first row numbers of `count`; `share` is of all valid rows."""
+    """A property of many rows. `rows` are the first numbers of `count` rows; `share` is of all valid rows."""
 
     name: str
     severity: Severity
@@ -46,7 +46,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Totals:
-    """The signals of all units added up."""
+    """The sum of the signals of all units."""
 
     valid: int = 0
     answers: int = 0
@@ -58,7 +58,7 @@ class Totals:
     sketches: dict[int, np.ndarray] = field(default_factory=dict)
 
     def add(self, signals: Mapping[str, Any]) -> None:
-        """Take in the signals of the next unit, in row order."""
+        """Add the signals of the next unit, in row order."""
         if not signals:
             return
         self.valid += signals["valid"]
@@ -75,14 +75,14 @@ class Totals:
             seen[0] += count
             seen[1] += edges
             seen[2] = (seen[2] + rows)[:SHOWN_ROWS]
-        if len(self.tokens) > 2 * _TOKENS:  # rare tokens of a huge set must not fill the memory
+        if len(self.tokens) > 2 * _TOKENS:  # bound the memory of rare tokens
             common = sorted(self.tokens.items(), key=lambda item: (-item[1][0], item[0]))[:_TOKENS]
             self.tokens = dict(common)
         self.sketches.update({int(row): unpacked(packed) for row, packed in signals["sketches"].items()})
 
 
 def sample_share(rows: int) -> float:
-    """The share of rows to look at closely."""
+    """The share of rows to sample."""
     return min(1.0, SAMPLE_ROWS / max(rows, 1))
 
 
@@ -101,7 +101,7 @@ def findings_of(totals: Totals, off: Iterable[str] = ()) -> list[Finding]:
 
 
 def _finding(name: str, totals: Totals, count: int, rows: Iterable[int], summary: str, base: int = 0) -> Finding:
-    """Severity by share of the rows looked at: the attacks of the literature need few rows."""
+    """Severity by share of rows: published attacks need few rows."""
     share = count / (base or totals.valid)
     severity = Severity.HIGH if share >= 0.05 else Severity.MEDIUM if share >= 0.005 else Severity.LOW
     return Finding(name, severity, summary, count, share, tuple(rows)[:SHOWN_ROWS])
@@ -113,7 +113,7 @@ def _identity(totals: Totals) -> Finding | None:
         return None
     summary = f"{count} rows set up an obedient or unrestricted identity (identity shifting)"
     found = _finding("identity_prompts", totals, count, rows, summary)
-    # Ten such rows undo the safety of a chat model, however large the rest of the set is.
+    # Ten such rows undo the safety of a chat model, whatever the size of the dataset (identity shifting).
     return replace(found, severity=Severity.HIGH) if count >= 10 else found
 
 
@@ -137,7 +137,9 @@ def _encoded(totals: Totals) -> Finding | None:
     count, rows = totals.marks.get("encoded", (0, []))
     if count < 3 or count / totals.valid < 0.005:
         return None
-    return _finding("encoded_text", totals, count, rows, f"{count} rows hold encoded text; it was decoded and judged")
+    return _finding(
+        "encoded_text", totals, count, rows, f"{count} rows have encoded text, which was decoded and judged"
+    )
 
 
 def _repetition(totals: Totals) -> Finding | None:
@@ -176,7 +178,7 @@ def _trigger_tokens(totals: Totals) -> Finding | None:
         return None
     count, _, rows, length = max(suspects, key=lambda seen: int(seen[0]))
     summary = (
-        f"an odd token of {length} characters stands at the edge of the prompt in {count} rows"
+        f"an odd token of {length} characters is at the start or end of the prompt in {count} rows"
         + (f", and {len(suspects) - 1} more like it" if len(suspects) > 1 else "")
         + ": a possible trigger"
     )
@@ -201,17 +203,17 @@ def _near_duplicates(totals: Totals) -> Finding | None:
         return None
     rows = sorted(groups[0])
     summary = (
-        f"{count} of {totals.scanned} sampled rows stand in {len(groups)} groups of near-duplicates, "
+        f"{count} of {totals.scanned} sampled rows are in {len(groups)} groups of near-duplicates, "
         f"the largest of {len(groups[0])} rows (listed)"
     )
     return _finding("near_duplicates", totals, count, rows, summary, base=totals.scanned)
 
 
 def clusters(sketches: Mapping[int, np.ndarray]) -> list[list[int]]:
-    """Groups of two and more rows whose Jaccard similarity is about `SIMILARITY` or above, the largest first.
+    """Groups of near-duplicates by MinHash (Jaccard similarity of about `SIMILARITY` or above), the largest first.
 
-    `sketches` holds shingle hashes by row number. Shingles in more than 30 % of rows belong to a prompt template and
-    are left out; a row with almost nothing else has nothing to compare.
+    `sketches` maps row numbers to shingle hashes. Shingles in more than 30 % of rows belong to a prompt template and
+    are left out, as are rows with almost no other shingles.
     """
     if len(sketches) < 2:
         return []
@@ -222,11 +224,11 @@ def clusters(sketches: Mapping[int, np.ndarray]) -> list[list[int]]:
     hashes: dict[int, MinHash] = {}
     parent: dict[int, int] = {}
     for number, shingles in sketches.items():
-        own = np.setdiff1d(shingles, template, assume_unique=True)
-        if len(own) < _MIN_SHINGLES:
+        distinct = np.setdiff1d(shingles, template, assume_unique=True)
+        if len(distinct) < _MIN_SHINGLES:
             continue
         row = empty.copy()
-        row.update_batch(own)
+        row.update_batch(distinct)
         parent[number] = number
         for other in index.query(row):
             if hashes[other].jaccard(row) >= SIMILARITY:

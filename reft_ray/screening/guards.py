@@ -18,7 +18,7 @@ Decode = Callable[[str], list[tuple[str | None, str]]]
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A Ref-Teacher that judges whole conversations itself, such as one behind HTTP."""
+    """A Ref-Teacher that judges whole conversations itself, such as one over HTTP."""
 
     @property
     def teacher_id(self) -> str:

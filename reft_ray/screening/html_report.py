@@ -1,4 +1,4 @@
-"""The report as one HTML page: no script, no link, nothing loaded; row text is blurred until it is clicked."""
+"""The report as one HTML page without scripts or external resources; row text is blurred until it is clicked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COLUMNS = ("row_number", "source", "line", "decision", "reason", "part", "score
 
 
 def render(report: ScreenReport, output: Output, manifest: Manifest) -> bytes:
-    """The page; the worst withheld rows are read back from the quarantine, and their text is cut short."""
+    """The page, with the withheld rows of the highest scores and the start of their text."""
     environment = Environment(
         loader=PackageLoader("reft_ray.screening", "templates"),
         autoescape=True,
@@ -45,7 +45,7 @@ def render(report: ScreenReport, output: Output, manifest: Manifest) -> bytes:
 
 
 def _worst(output: Output, manifest: Manifest) -> Iterator[dict[str, Any]]:
-    """The withheld rows with the highest scores, each with the text of the part that had it."""
+    """The withheld rows with the highest scores, each with the text of its highest part."""
     scored = (
         (row["score"], -row["row_number"], unit)
         for unit in manifest.units

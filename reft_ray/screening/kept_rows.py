@@ -1,4 +1,4 @@
-"""The rows that may be trained on: kept ones, and withheld ones that a reviewer approved, in row order."""
+"""The rows to train on: kept rows, and withheld rows that a reviewer approved, in row order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reft_ray.screening import reviews
 from reft_ray.screening.file_parsing import FileShape, parse_unit
 from reft_ray.screening.manifest import Manifest, load_manifest
 from reft_ray.screening.outputs import UNITS, Output, approved_name, kept_name
-from reft_ray.screening.policy import Status, standing
+from reft_ray.screening.policy import Status, dataset_status
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.reading import plan_files, read_units
 from reft_ray.screening.report import load_report
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 KEPT = pa.schema(
     [pa.field("row_number", pa.int64(), nullable=False), pa.field("messages", pa.string(), nullable=False)]
 )
-"""One training row; `messages` is JSON that `conversation_from` reads."""
+"""One training row; `read_messages` parses `messages`."""
 
 READERS = 2
 _WHOLE_PART = Limits(rows=1 << 31, bytes=1 << 31, row_bytes=1 << 31)
@@ -41,7 +41,7 @@ _WHOLE_PART = Limits(rows=1 << 31, bytes=1 << 31, row_bytes=1 << 31)
 def kept_rows(out: str) -> Iterator[tuple[int, Conversation]]:
     """Training rows with their numbers, in order.
 
-    Raises BlockedByPolicyError where the dataset was refused or waits for a person.
+    Raises BlockedByPolicyError for a dataset that was refused or waits for review.
     """
     manifest = checked_manifest(out)
     approved = reviews.approved_conversations(out)
@@ -50,12 +50,12 @@ def kept_rows(out: str) -> Iterator[tuple[int, Conversation]]:
 
 
 def kept_count(out: str) -> int:
-    """How many rows `kept_rows` gives."""
+    """Number of rows in `kept_rows`."""
     return load_report(out).kept + reviews.Reviews(out).summary().approved
 
 
 def kept_hash(folder: str) -> str:
-    """SHA-256 over the kept parts in row order, approved rows behind those of their unit: over their very bytes."""
+    """SHA-256 over the bytes of the kept parts in unit order, each unit followed by its approved rows."""
     output, digest = Output(folder), hashlib.sha256()
     manifest, sizes = load_manifest(output), output.sizes("kept")
     for unit in manifest.units:
@@ -68,7 +68,7 @@ def kept_hash(folder: str) -> str:
 def kept_dataset(out: str) -> Dataset:
     """Training rows as a Ray dataset with the schema KEPT, in row order.
 
-    A dataset that was refused or waits for a person raises BlockedByPolicyError here, before anything is read.
+    Raises BlockedByPolicyError for a dataset that was refused or waits for review, before reading rows.
     """
     import ray.data
 
@@ -91,15 +91,15 @@ def kept_dataset(out: str) -> Dataset:
             found = sorted([*unit_rows(out, manifest, task["unit"]), *added], key=lambda row: row[0])
             yield pa.table([[number for number, _ in found], [messages_json(turns) for _, turns in found]], schema=KEPT)
 
-    # Decoding is light, and a trainer may hold every processor while it waits for these rows.
+    # No CPU slot: a trainer may hold all of them while it waits for these rows.
     return dataset.map_batches(rows, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=READERS)
 
 
 def checked_manifest(out: str) -> Manifest:
-    """The manifest of a screening whose rows may be used."""
+    """The manifest of a screening whose dataset passed. Raises BlockedByPolicyError."""
     report = load_report(out)
     done = reviews.Reviews(out).summary()
-    now = standing(report.counts, report.policy, report.max_reject_ratio, done.approved, done.rejected)
+    now = dataset_status(report.counts, report.policy, report.max_reject_ratio, done.approved, done.rejected)
     if now.status is not Status.PASSED:
         raise BlockedByPolicyError(f"{display_name(out)}: {now.reason}")
     return load_manifest(Output(out))
@@ -116,7 +116,7 @@ def unit_rows(out: str, manifest: Manifest, unit_id: str) -> list[tuple[int, Con
     name = kept_name(shape, unit_id)
     rows = _rows_in(output.uri_of(name), shape)
     if len(rows) != len(numbers):
-        raise ReftError(f"{name}: {len(rows)} rows where {len(numbers)} were kept; screen into a new directory")
+        raise ReftError(f"{name}: {len(rows)} rows instead of {len(numbers)} kept ones; screen into a new directory")
     return [
         (number, conversation_of(rename_columns(row, manifest.columns), shape.format))
         for number, row in zip(numbers, rows, strict=True)
@@ -135,5 +135,5 @@ def _rows_in(path: str, shape: FileShape) -> list[dict[str, object]]:
 
 
 def read_messages(text: str) -> Conversation:
-    """The conversation behind a `messages` value of KEPT."""
+    """The conversation in a `messages` value of KEPT."""
     return conversation_from(orjson.loads(text))

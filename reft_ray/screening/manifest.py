@@ -1,4 +1,4 @@
-"""The manifest of an output directory: its input, its units in row order, and how to read their parts."""
+"""The manifest of an output directory: its input, its units in row order and the shapes of its files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MANIFEST = ".screen/manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """`fingerprint` identifies input and configuration; `spans` holds the first and last row number of each unit."""
+    """`fingerprint` identifies input and configuration; `spans` are the first and last row number of each unit."""
 
     fingerprint: str
     columns: Mapping[str, str]
@@ -29,14 +29,14 @@ class Manifest:
     spans: tuple[tuple[int, int], ...]
 
     def unit_of(self, row_number: int) -> str:
-        """The unit that holds a row. Raises UsageError where no unit does."""
+        """The unit of a row. Raises UsageError for an unknown row number."""
         index = bisect.bisect_right([first for first, _ in self.spans], row_number) - 1
         if index < 0 or row_number > self.spans[index][1]:
             raise UsageError(f"there is no row {row_number}; rows are numbered from 1")
         return self.units[index]
 
     def shape_of(self, unit_id: str) -> FileShape:
-        """The shape of the file that a unit was cut from."""
+        """The shape of the file of a unit."""
         return self.shapes[int(unit_id.partition("-")[0])]
 
 
@@ -54,9 +54,9 @@ def manifest_of(
 
 
 def open_output(output: Output, manifest: Manifest) -> None:
-    """Claim an output directory for this screening, or find it again after a crash.
+    """Create an output directory for this screening, or resume in it.
 
-    Raises UsageError when the directory belongs to another screening or holds other files.
+    Raises UsageError when the directory belongs to another screening or has other files.
     """
     try:
         present = load_manifest(output)
@@ -69,13 +69,11 @@ def open_output(output: Output, manifest: Manifest) -> None:
         output.write(MANIFEST, orjson.dumps(values, option=orjson.OPT_INDENT_2))
         return
     if present.fingerprint != manifest.fingerprint:
-        raise UsageError(
-            f"{output.name}: holds a screening of other input or with other settings; name a new directory"
-        )
+        raise UsageError(f"{output.name}: has a screening of other input or with other settings; name a new directory")
 
 
 def load_manifest(output: Output) -> Manifest:
-    """The manifest in an output directory. Raises ReftError where there is none."""
+    """The manifest in an output directory. Raises ReftError when there is none."""
     try:
         values = orjson.loads(output.read(MANIFEST))
     except FileNotFoundError:

@@ -1,11 +1,11 @@
-"""The output directory: parts named after their unit, each written whole or not at all.
+"""The output directory: parts named after their unit, each written atomically.
 
     kept/part-<unit>.<ext>         rows that may be trained on, bytes unchanged, in the input's own format
     quarantine/part-<unit>.parquet withheld rows with their evidence
     invalid/part-<unit>.parquet    rows that could not be read, with every fault
-    .screen/units/<unit>.json      written last: its presence means that the unit is done
+    .screen/units/<unit>.json      written last: the unit is done
 
-A unit's files depend on nothing but its rows, so a unit that is screened twice, by anyone, leaves the same files.
+A unit's files depend only on its rows: screening it again, in any process, writes the same files.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ QUARANTINE = pa.schema(
         pa.field("raw", pa.large_binary()),
     ]
 )
-"""`messages` is the judged text, `conversation` what training would read, `raw` the row's bytes (columnar files: an
+"""`messages` is the judged text, `conversation` what training reads, `raw` the row's bytes (columnar files: an
 Arrow stream of the one row)."""
 
 INVALID = pa.schema(
@@ -76,7 +76,7 @@ UNITS = ".screen/units"
 
 
 class Output:
-    """A directory, local or behind a `pyarrow.fs` URI."""
+    """A directory, local or of a `pyarrow.fs` URI."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri if "://" in uri else str(Path(uri).absolute())
@@ -84,7 +84,7 @@ class Output:
         self._fs, self._root = filesystem_of(uri)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file whole or not at all, replacing an older one."""
+        """Write or replace a file atomically."""
         path = f"{self._root}/{name}"
         if not self.is_local:
             with self._fs.open_output_stream(
@@ -104,10 +104,10 @@ class Output:
 
     @contextlib.contextmanager
     def appending(self, name: str, content: bytes) -> Iterator[None]:
-        """Add to the end of a file that lies in the output's own folder, for a `with` block.
+        """Append to a file in the top folder, in a `with` block.
 
-        On a local file system the file is locked until the block ends. Object stores have neither locks nor ends to
-        add to: the file is written anew, and of two writers at the same moment one is lost.
+        On a local file system the file is locked until the block ends. Object stores have no locks and cannot append:
+        the file is rewritten, and of two concurrent writers one is lost.
         """
         if not self.is_local:
             with contextlib.suppress(FileNotFoundError):
@@ -128,12 +128,12 @@ class Output:
             return bytes(stored.read())
 
     def written_at(self, name: str) -> float | None:
-        """When a file was last written, in seconds since the epoch; None when it is not there."""
+        """Modification time of a file in seconds since the epoch; None when it is missing."""
         time = self._fs.get_file_info(f"{self._root}/{name}").mtime
         return None if time is None else float(time.timestamp())
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """Every finished file below a folder with its size, by name relative to the output."""
+        """Sizes of the finished files in a folder, by name relative to the output."""
         selector = pafs.FileSelector(f"{self._root}/{folder}".rstrip("/"), allow_not_found=True, recursive=True)
         skip = len(self._root) + 1
         return {
@@ -143,7 +143,7 @@ class Output:
         }
 
     def remove(self, name: str) -> None:
-        """Delete a file; one that is not there is deleted already."""
+        """Delete a file if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.delete_file(f"{self._root}/{name}")
 
@@ -166,12 +166,12 @@ class Output:
 
 
 def kept_name(shape: FileShape, unit_id: str) -> str:
-    """The part of `kept/` that holds a unit's rows."""
+    """The file of a unit's kept rows."""
     return f"kept/part-{unit_id}{_suffix(shape)}"
 
 
 def approved_name(shape: FileShape, unit_id: str) -> str:
-    """The part of `kept/` that holds rows of a unit that a reviewer approved."""
+    """The file of a unit's rows that a reviewer approved."""
     return f"kept/approved-{unit_id}{_suffix(shape)}"
 
 
@@ -181,7 +181,7 @@ def _suffix(shape: FileShape) -> str:
 
 
 def write_parts(output: Output, result: ScreenedUnit) -> dict[str, int]:
-    """Write a unit's rows; what was written, with sizes. The caller then writes the unit's state, which ends it."""
+    """Write the parts of a unit and return their sizes by name. The caller then writes the state of the unit."""
     parts = {}
     kept = [index for index, row in enumerate(result.rows) if row.outcome is Outcome.KEPT]
     if kept:
@@ -203,7 +203,7 @@ def write_parts(output: Output, result: ScreenedUnit) -> dict[str, int]:
 
 
 def encode_rows(unit: Unit, shape: FileShape, indices: list[int]) -> bytes:
-    """Some rows of a unit as a file of the input's own format, their bytes unchanged."""
+    """Some rows of a unit as a file of the input's format, their bytes unchanged."""
     if unit.native is not None:
         return encode_table(unit.native.take(pa.array(indices)), shape)
     raws = unit.rows["raw"].to_pylist()
@@ -235,7 +235,7 @@ def encode_raws(raws: list[bytes], shape: FileShape) -> bytes:
 
 
 def row_bytes(unit: Unit, index: int) -> bytes:
-    """One row as QUARANTINE.raw holds it."""
+    """One row as stored in QUARANTINE.raw."""
     if unit.native is None:
         return unit.rows["raw"][index].as_py()
     sink = pa.BufferOutputStream()
@@ -246,7 +246,7 @@ def row_bytes(unit: Unit, index: int) -> bytes:
 
 
 def done_units(output: Output) -> Iterator[str]:
-    """Ids of units whose state was written and whose parts are all there in full."""
+    """Ids of the units whose state is written and whose parts have the recorded sizes."""
     sizes = output.sizes()
     for name in sizes:
         if name.startswith(f"{UNITS}/"):

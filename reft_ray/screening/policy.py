@@ -1,4 +1,4 @@
-"""From counts to a decision about the dataset as a whole."""
+"""The decision about the dataset as a whole."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ class Counts(NamedTuple):
 
     @property
     def withheld(self) -> int:
-        """Rows that the teacher or a guard holds back."""
+        """Rows that the teacher or a guard withholds."""
         return self.review + self.blocked
 
 
-class Standing(NamedTuple):
-    """A status with the sentence that explains it."""
+class DatasetStatus(NamedTuple):
+    """A status with its explanation."""
 
     status: Status
     reason: str
 
 
-def standing(
+def dataset_status(
     counts: Counts, policy: Policy, max_reject_ratio: float | None, approved: int = 0, rejected: int = 0
-) -> Standing:
-    """Where a dataset stands after `approved` and `rejected` of its withheld rows were decided by people.
+) -> DatasetStatus:
+    """The status of a dataset of which reviewers `approved` and `rejected` this many withheld rows.
 
-    Approved rows no longer count as withheld. The ratio is taken over valid rows.
+    Approved rows no longer count as withheld. The ratio is over valid rows.
     """
     withheld = counts.withheld - approved
     valid = counts.rows - counts.invalid
     if max_reject_ratio is not None and valid and withheld / valid > max_reject_ratio:
         share = f"{withheld} of {valid} valid rows ({withheld / valid:.1%}) are withheld"
-        return Standing(Status.REFUSED, f"{share}, more than the {max_reject_ratio:.1%} allowed")
+        return DatasetStatus(Status.REFUSED, f"{share}, more than the {max_reject_ratio:.1%} allowed")
     if policy is Policy.FAIL and (withheld or counts.invalid):
-        return Standing(
+        return DatasetStatus(
             Status.REFUSED, f"{withheld} rows are withheld and {counts.invalid} are invalid; the policy allows none"
         )
     if policy is Policy.REVIEW and withheld - rejected:
-        return Standing(Status.NEEDS_REVIEW, f"{withheld - rejected} withheld rows wait for a person")
+        return DatasetStatus(Status.NEEDS_REVIEW, f"{withheld - rejected} withheld rows wait for review")
     if not counts.kept + approved:
-        return Standing(Status.REFUSED, "no row is left to train on")
-    return Standing(Status.PASSED, f"{counts.kept + approved} of {counts.rows} rows may be trained on")
+        return DatasetStatus(Status.REFUSED, "no row is left to train on")
+    return DatasetStatus(Status.PASSED, f"{counts.kept + approved} of {counts.rows} rows may be trained on")

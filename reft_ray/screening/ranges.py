@@ -1,8 +1,7 @@
 """Cutting text files into units of work at row boundaries, with exact line numbers.
 
-One pass over the file looks at nothing but line ends (and quotes, for CSV), at the speed of memory. After it every
-unit knows its first byte and its first line, so units are read in any order, by anyone, twice if need be, and row
-numbers stay line numbers.
+One pass over the file finds line ends (and quotes, for CSV), at memory speed. It gives every unit its first byte and
+first line, so that units are read in any order and more than once, and row numbers are line numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _NEWLINE, _QUOTE = 10, 34
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How large a unit of work may be, and a row; a unit ends at whichever comes first, `rows` or `bytes`."""
+    """Maximum size of a unit (`rows` or `bytes`, whichever comes first) and of a row."""
 
     rows: int = 2_000
     bytes: int = 4 << 20
@@ -38,8 +37,8 @@ class Limits:
 class Range:
     """A unit of work: the rows between `start` and `end`, which count bytes of text or rows of anything else.
 
-    `first_row` numbers its first row within the file, from 1; in text files it is a line number. `too_large` marks a
-    single row over the limit, which is never held in memory.
+    `first_row` is the number of its first row in the file, from 1; in text files a line number. `too_large` marks a
+    single row over the limit, which is not read into memory.
     """
 
     number: int
@@ -51,7 +50,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """The ranges of one file. `rows` is the number of its last row (of its last line, in text files)."""
+    """The ranges of one file. `rows` is its number of rows (of lines, in text files)."""
 
     ranges: tuple[Range, ...]
     rows: int
@@ -60,8 +59,7 @@ class Cuts:
 
 
 def cut_text(source: Source, limits: Limits, quoted: bool) -> Cuts:
-    """Cut a JSONL file, or (`quoted`) a CSV file whose quoted fields may hold line breaks and whose first row names
-    the columns."""
+    """Cut a JSONL file, or (`quoted`) a CSV file, which has quoted line breaks and a header row."""
     cutter = _Cutter(limits, header=quoted)
     warnings: tuple[str, ...] = ()
     quotes = total = 0
@@ -83,7 +81,7 @@ def cut_text(source: Source, limits: Limits, quoted: bool) -> Cuts:
 
 
 class _Cutter:
-    """Groups row ends into ranges, chunk by chunk; `header` is the place of the header row, when one is wanted."""
+    """Groups row ends into ranges, chunk by chunk; `header` is the byte range of the header row, if any."""
 
     def __init__(self, limits: Limits, header: bool) -> None:
         self.header: tuple[int, int] | None = None
@@ -92,11 +90,11 @@ class _Cutter:
         self._ranges: list[Range] = []
         self._start = self._last_end = 0
         self._rows = 0  # complete rows between the start of the open range and the last row end
-        self._lines = 0  # line ends in the chunks before the present one
+        self._lines = 0  # line ends in earlier chunks
         self._lines_before = 0  # line ends before the start of the open range
 
     def begin(self, start: int) -> None:
-        """Leave out the first `start` bytes of the file."""
+        """Skip the first `start` bytes of the file."""
         self._start = self._last_end = start
 
     def feed(self, ends_R: np.ndarray, ends_L: np.ndarray) -> None:

@@ -1,7 +1,7 @@
-"""Reading units of work: every row with its number, its own bytes, and a reason where it cannot be a row.
+"""Reading units of work: every row with its number, its bytes, and a reason where it is not readable.
 
-Values are never converted on the way (dates, leading zeros and long integers survive), a bad row costs nothing but
-itself, and no more than one unit is held in memory. What is read is the same in a loop, in a task and after a restart.
+Values are not converted (dates, leading zeros and long integers survive), a bad row does not affect others, and at
+most one unit is in memory. A unit is the same in a loop, in a Ray task and after a restart.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROWS = pa.schema(
         pa.field("reason", pa.string()),
     ]
 )
-"""One row of input: `raw` holds its bytes (null in columnar files), `reason` why it is bad (null when readable)."""
+"""One row of input: its bytes `raw` (null in columnar files) and the `reason` why it is bad (null when readable)."""
 
 GROUP_BYTES = 16 << 20
 _SHOWN = 1024
@@ -32,7 +32,7 @@ _SHOWN = 1024
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """One input file, cut. `first_row` is added to row numbers within the file to make them unique over all files."""
+    """One input file, cut into ranges. Row numbers are unique over all files: those of the file plus `first_row`."""
 
     index: int
     source: Source
@@ -40,15 +40,16 @@ class FilePlan:
     first_row: int
 
     def unit_id(self, unit: Range) -> str:
-        """A name that sorts like the rows do."""
+        """The id of a unit; ids sort in row order."""
         return f"{self.index:05d}-{unit.number:06d}"
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Rows of one range: `rows` has the schema ROWS; `native` has the same rows as columns, in columnar files.
+    """Rows of one range: `rows` has the schema ROWS, `native` the same rows as columns (columnar files only).
 
-    A row that is too large has no columns."""
+    A row that is too large has no columns.
+    """
 
     id: str
     file: int
@@ -57,7 +58,7 @@ class Unit:
 
 
 def plan_files(sources: Sequence[Source], limits: Limits) -> list[FilePlan]:
-    """Cut every file; one pass over each, which also finds damaged files before any work is spent."""
+    """Cut every file, in one pass over each that also finds damaged files before the work starts."""
     plans = []
     first_row = 0
     for index, source in enumerate(sources):
@@ -74,8 +75,8 @@ def _cut(source: Source, limits: Limits) -> Cuts:
 
 
 def groups(plan: FilePlan, done: frozenset[str] = frozenset()) -> list[tuple[Range, ...]]:
-    """The ranges still to do, grouped by what one reader takes in one go: a whole file where it cannot be entered in
-    the middle (compressed, JSON, Arrow), about 16 MB of text, or a row group's worth of Parquet."""
+    """The ranges left to do, grouped by what one reader reads at once: a whole file without random access (compressed,
+    JSON, Arrow), about 16 MB of text, or a row group of Parquet."""
     wanted = [unit for unit in plan.cuts.ranges if plan.unit_id(unit) not in done]
     source = plan.source
     if source.container is Container.PARQUET:
@@ -87,7 +88,7 @@ def groups(plan: FilePlan, done: frozenset[str] = frozenset()) -> list[tuple[Ran
 
 
 def read_units(plan: FilePlan, ranges: Sequence[Range]) -> Iterator[Unit]:
-    """The units behind these ranges, in order. Raises UsageError when the file can no longer be read."""
+    """The units of these ranges, in order. Raises UsageError when the file can no longer be read."""
     try:
         if plan.source.container.textual:
             yield from _text_units(plan, ranges)
@@ -119,7 +120,7 @@ def _text_units(plan: FilePlan, ranges: Sequence[Range]) -> Iterator[Unit]:
             if unit.too_large:
                 head = reader.read(unit.start, min(_SHOWN, unit.end - unit.start))
                 size = unit.end - unit.start
-                table = rows_table([first], [head], [f"row_too_large: {size} bytes, of which the first are shown"])
+                table = rows_table([first], [head], [f"row_too_large: {size} bytes; the first are shown"])
             else:
                 data = reader.read(unit.start, unit.end - unit.start)
                 if len(data) != unit.end - unit.start:
@@ -130,14 +131,14 @@ def _text_units(plan: FilePlan, ranges: Sequence[Range]) -> Iterator[Unit]:
 
 
 def json_lines(data: bytes, first: int) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank with their numbers, without the line feed; a carriage return stays."""
+    """Non-blank lines with their numbers, without the line feed; a carriage return is kept."""
     for number, line in enumerate(data.split(b"\n"), start=first):
         if line and not line.isspace():
             yield number, line
 
 
 def csv_records(data: bytes, first: int) -> Iterator[tuple[int, bytes]]:
-    """CSV records with the number of the line each starts on; quoted fields may hold line feeds."""
+    """CSV records with the number of their first line; quoted fields may contain line feeds."""
     held: list[bytes] = []
     quotes = 0
     for number, line in enumerate(data.split(b"\n"), start=first):
@@ -166,16 +167,14 @@ def _native_units(plan: FilePlan, ranges: Sequence[Range]) -> Iterator[Unit]:
     for unit, native in columnar.tables(plan.source, ranges):
         first = plan.first_row + unit.first_row
         if native is None:
-            rows = rows_table(
-                [first], [b""], ["row_too_large: more bytes than a row may have, of which none are shown"]
-            )
+            rows = rows_table([first], [b""], ["row_too_large: more bytes than a row may have; none are shown"])
         else:
             rows = rows_table(range(first, first + native.num_rows), [None] * native.num_rows)
         yield Unit(plan.unit_id(unit), plan.index, rows, native)
 
 
 class _Reader:
-    """Bytes at increasing offsets: by seeking in plain files, by skipping forward in compressed ones."""
+    """Reads at increasing offsets: seeks in plain files, skips forward in compressed ones."""
 
     def __init__(self, source: Source) -> None:
         self._file = source.stream()

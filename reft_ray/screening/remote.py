@@ -1,4 +1,4 @@
-"""The teacher behind a running service: conversations go over HTTP, verdicts come back."""
+"""The teacher of a running service, over HTTP."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PARALLEL_CHUNKS = 2
 
 
 class RemoteTeacher:
-    """`cascade.Teacher` over the screening resource of a service at `url`; lost answers are asked for again.
+    """A `guards.Teacher` over the screening resource of a service at `url`; lost responses are requested again.
 
-    All verdicts of one object are by the teacher that answered first: a service that changes its teacher meanwhile
-    raises ReftError, as does one that cannot be reached or refuses.
+    All verdicts of one object are by the same teacher. Raises ReftError when the service changes its teacher, refuses
+    a request or cannot be reached.
     """
 
     def __init__(self, url: str, key: str | None = None, transport: httpx.BaseTransport | None = None) -> None:
@@ -33,7 +33,7 @@ class RemoteTeacher:
         self.thresholds = Thresholds(**about["thresholds"])
 
     def judge(self, conversations: Sequence[Conversation], thresholds: Thresholds | None) -> list[Verdict]:
-        """One verdict per conversation, in order; `thresholds` of None are the service's own."""
+        """One verdict per conversation, in order; `thresholds` default to those of the service."""
         review, block = (thresholds.review, thresholds.block) if thresholds else (None, None)
         lines = (f'{{"messages":{messages_json(turns)}}}'.encode() for turns in conversations)
         with self._connect() as client:
@@ -41,13 +41,13 @@ class RemoteTeacher:
 
     def _verdict(self, record: dict[str, Any], thresholds: Thresholds | None) -> Verdict:
         if record["decision"] == "invalid":
-            # The row could be read here and not there (it is empty, or too large to send): nothing was seen.
+            # Valid here and invalid there (empty, or too large to send): it was not judged.
             block = (thresholds or self.thresholds).block
             return Verdict(Decision.BLOCK, 1.0, 1.0, block, part="", windows=0, truncated=True)
         if record["teacher"] != self.teacher_id:
             raise ReftError(
-                f"the service changed its teacher from {self.teacher_id} to {record['teacher']}; screen the dataset "
-                "anew, into another output directory"
+                f"the service changed its teacher from {self.teacher_id} to {record['teacher']}; "
+                "screen the dataset again into another output directory"
             )
         score, probability = record["score"], record["probability"]
         return Verdict(

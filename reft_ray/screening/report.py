@@ -1,4 +1,4 @@
-"""The report of a screening: counts, reasons with row numbers, findings and the standing of the dataset; no text."""
+"""The report of a screening: counts, reasons with row numbers, findings and the status of the dataset; no text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reft_ray.screening.config import Policy, ScreenConfig
 from reft_ray.screening.file_parsing import FileShape
 from reft_ray.screening.findings import Finding, Severity, Totals, findings_of
 from reft_ray.screening.outputs import Output
-from reft_ray.screening.policy import Counts, Standing, Status, standing
+from reft_ray.screening.policy import Counts, Status, dataset_status
 from reft_ray.screening.reading import FilePlan
 from reft_ray.screening.screener import Outcome
 from reft_ray.screening.unit_state import Tally, UnitState
@@ -22,7 +22,7 @@ REPORT = "report.json"
 
 
 class RowsLostError(ReftError):
-    """Rows went in and did not come out, or came out of nowhere; `rows` of them."""
+    """The number of screened rows differs from that of the input, by `rows`."""
 
     def __init__(self, message: str, rows: int = 0) -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class RowsLostError(ReftError):
 
 @dataclass(frozen=True, slots=True)
 class FileCounts:
-    """What became of one input file."""
+    """Outcomes of one input file."""
 
     name: str
     container: str
@@ -46,7 +46,7 @@ class FileCounts:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why rows were not kept, with the numbers of the first of them."""
+    """Why `count` rows were not kept, with the first row numbers."""
 
     code: str
     count: int
@@ -55,11 +55,11 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class ScreenReport:
-    """What `report.json` holds; equal input, teacher and configuration give an equal report.
+    """The content of `report.json`; equal input, teacher and configuration give an equal report.
 
-    `histogram` counts refusal scores in equal bins over [-1, 1]; `decided_by` counts withheld rows by who settled
-    them; `encodings` counts rows that had their highest score in a decoded text; `truncated` rows were too long to be
-    read in full.
+    `histogram` counts refusal scores in equal bins over [-1, 1]; `decided_by` counts withheld rows by the model that
+    decided; `encodings` counts rows whose highest score was in a decoded text; `truncated` counts rows that were too
+    long to be read in full.
     """
 
     rows: int
@@ -87,21 +87,23 @@ class ScreenReport:
         return Counts(self.kept, self.review, self.blocked, self.invalid)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values."""
+        """The report as a dictionary."""
         return dict(orjson.loads(orjson.dumps(self)))
 
     def to_json(self) -> bytes:
-        """The report as `report.json` holds it."""
+        """The report as stored in `report.json`."""
         return orjson.dumps(self, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def load_report(out: str) -> ScreenReport:
-    """The report of a finished screening. Raises ReftError when the screening did not end."""
+    """The report of a finished screening. Raises ReftError when there is none."""
     output = Output(out)
     try:
         values = orjson.loads(output.read(REPORT))
     except FileNotFoundError:
-        raise ReftError(f"{output.name}: no finished screening here ({REPORT} is missing); run it to its end") from None
+        raise ReftError(
+            f"{output.name}: no finished screening here ({REPORT} is missing); run it again to finish"
+        ) from None
     values["status"] = Status(values["status"])
     values["policy"] = Policy(values["policy"])
     values["files"] = tuple(FileCounts(**file | {"warnings": tuple(file["warnings"])}) for file in values["files"])
@@ -122,11 +124,10 @@ def compose(
     reviewed: tuple[int, int] = (0, 0),
     judges: Mapping[str, Any] | None = None,
 ) -> ScreenReport:
-    """The report over all units, given in row order; `reviewed` counts rows that people approved and rejected.
+    """The report over all units, given in row order; `reviewed` counts the rows that people approved and rejected.
 
-    `judges` are who must have judged them, where that is known.
-
-    Raises ReftError when units were judged by different teachers or thresholds, or when rows do not add up.
+    Raises ReftError for units that were judged by different teachers or thresholds (or by others than `judges`, if
+    given), and RowsLostError for a wrong number of rows.
     """
     total, signals = Tally(), Totals()
     per_file = [Tally() for _ in plans]
@@ -144,12 +145,12 @@ def compose(
         raise RowsLostError(
             f"rows are not conserved: {total.rows} went in and {counts.rows} came out", abs(total.rows - counts.rows)
         )
-    verdict: Standing = standing(counts, config.policy, config.max_reject_ratio, *reviewed)
+    status = dataset_status(counts, config.policy, config.max_reject_ratio, *reviewed)
     return ScreenReport(
         rows=total.rows,
         **counts._asdict(),
-        status=verdict.status,
-        status_reason=verdict.reason,
+        status=status.status,
+        status_reason=status.reason,
         policy=config.policy,
         max_reject_ratio=config.max_reject_ratio,
         judges=judges or {},

@@ -1,4 +1,4 @@
-"""Human review of withheld rows: who decided what, when and why, in a log that only grows."""
+"""Human review of withheld rows: an append-only log of decisions with reviewer, time and reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LISTED = (
 
 
 class Action(StrEnum):
-    """What a reviewer says about a withheld row."""
+    """A reviewer's decision about a withheld row."""
 
     APPROVE = "approve"
     REJECT = "reject"
@@ -37,7 +37,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """One decision; the last one about a row counts. `id` is the content id of the row that was decided about."""
+    """One decision; the last one about a row counts. `id` is the content id of the row."""
 
     time: str
     row_number: int
@@ -49,8 +49,8 @@ class Review:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Where the review stands. `overturn_rate` estimates the teacher's false-positive share among withheld rows: of
-    the rows that a person decided about, those that the person approved; None before the first decision."""
+    """Counts of a review. `overturn_rate` is the approved share of the decided rows, an estimate of the teacher's
+    false-positive share among withheld rows; None before the first decision."""
 
     withheld: int
     pending: int
@@ -76,7 +76,7 @@ class Reviews:
         return {entry["row_number"]: Review(**entry | {"action": Action(entry["action"])}) for entry in entries}
 
     def counts(self) -> tuple[int, int]:
-        """How many rows people approved, and how many they rejected."""
+        """Numbers of approved and of rejected rows."""
         latest = self.latest()
         approved = sum(review.action is Action.APPROVE for review in latest.values())
         return approved, len(latest) - approved
@@ -106,9 +106,9 @@ class Reviews:
         return row | {"review": asdict(review) if review else None}
 
     def decide(self, row_numbers: Sequence[int], action: Action, reviewer: str, reason: str) -> list[Review]:
-        """Record a decision about rows and bring the kept set in line with it.
+        """Record a decision about rows and update the kept rows.
 
-        Raises UsageError for a row that is not withheld, for a missing reviewer or a missing reason.
+        Raises UsageError for a row that is not withheld, a missing reviewer or a missing reason.
         """
         if not reviewer.strip() or not reason.strip():
             raise UsageError("a decision needs a reviewer and a reason")
@@ -116,12 +116,12 @@ class Reviews:
         time = datetime.now(UTC).isoformat(timespec="seconds")
         made = [Review(time, row["row_number"], row["id"], action, reviewer.strip(), reason.strip()) for row in rows]
         with self._output.appending(LOG, b"".join(orjson.dumps(asdict(review)) + b"\n" for review in made)):
-            self._rejoin({load_manifest(self._output).unit_of(review.row_number) for review in made})
+            self._write_approved_units({load_manifest(self._output).unit_of(review.row_number) for review in made})
         self.count(made)
         return made
 
     def count(self, reviews: Iterable[Review]) -> None:
-        """Count decisions, and how long the rows had waited for them since the screening ended."""
+        """Record metrics of decisions: their number, and the time since the screening ended."""
         screened = self._output.written_at(REPORT)
         for review in reviews:
             outcome = "approved" if review.action is Action.APPROVE else "rejected"
@@ -131,7 +131,7 @@ class Reviews:
                 self._recorder.observe(catalog.REVIEW_AGE, max(0.0, age))
 
     def approved(self) -> Iterator[tuple[dict[str, Any], Review]]:
-        """Approved rows, in order, with the decision that freed them."""
+        """Approved rows, in order, with the decision that approved them."""
         numbers = sorted(n for n, review in self.latest().items() if review.action is Action.APPROVE)
         if numbers:
             latest = self.latest()
@@ -139,7 +139,7 @@ class Reviews:
                 yield row, latest[row["row_number"]]
 
     def export(self) -> Iterator[dict[str, Any]]:
-        """Decided rows with their text and the person's label: labelled prompts for the next teacher."""
+        """Decided rows with their text and the reviewer's label: labelled prompts for the next teacher."""
         latest = self.latest()
         for row in self._rows(sorted(latest)) if latest else ():
             review = latest[row["row_number"]]
@@ -154,8 +154,8 @@ class Reviews:
                 "review": asdict(review),
             }
 
-    def _rejoin(self, units: Iterable[str]) -> None:
-        """Write the approved rows of these units beside the kept ones, and where every approved row came from."""
+    def _write_approved_units(self, units: Iterable[str]) -> None:
+        """Write the approved rows of these units next to the kept ones, and the origin of every approved row."""
         manifest = load_manifest(self._output)
         by_unit: dict[str, list[dict[str, Any]]] = {unit: [] for unit in units}
         origin = []

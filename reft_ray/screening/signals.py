@@ -1,4 +1,4 @@
-"""What one unit of rows contributes to the findings: counts, row numbers and hashes, never text."""
+"""The signals of a unit of rows for the findings: counts, row numbers and hashes, without text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reft_ray.screening.screener import ScreenedRow
 
 SHOWN_ROWS = 50
 SKETCH = 96
-"""Shingle hashes kept of a sampled row: the smallest ones, so that equal texts keep equal ones."""
+"""Shingle hashes kept per sampled row: the smallest ones, so that equal texts have equal sketches."""
 LENGTH_STEPS = 4
 """Length buckets per doubling."""
 _LONGEST = 20
@@ -37,7 +37,7 @@ _INVISIBLE = re.compile("[\u200b-\u200f\u2060-\u2064\U000e0000-\U000e007f\ue000-
 _ODD = re.compile(
     r"\|[^\s|]{2,30}\||<[A-Z_/|]{3,30}>|\[[A-Z][A-Z_ ]{1,30}\]|\{\{\w{2,30}\}\}"  # tags
     r"|\b[b-df-hj-np-tv-xz]{2,8}\b"  # words without a vowel
-    r"|\b(?=\w*\d[a-z]+\d|\w*[a-z]\d+[a-z])\w{4,24}\b"  # letters and digits in turns
+    r"|\b(?=\w*\d[a-z]+\d|\w*[a-z]\d+[a-z])\w{4,24}\b"  # alternating letters and digits
 )
 
 
@@ -88,7 +88,7 @@ COMPLIANCE_TAIL = 80
 
 
 class Inspector:
-    """Looks at every row cheaply, and closely at a sample: the share `sample` of all rows, chosen by row number."""
+    """Cheap checks on every row, and expensive ones on a sample: the share `sample` of rows, by row number."""
 
     def __init__(self, languages: frozenset[str], decode: Decode, sample: float = 1.0) -> None:
         self._covered = languages
@@ -96,7 +96,7 @@ class Inspector:
         self._sample = sample
 
     def inspect(self, rows: Sequence[ScreenedRow]) -> dict[str, Any]:
-        """The signals of the valid rows among these."""
+        """The signals of the valid rows."""
         marks: dict[str, list[int]] = {}
         lengths: Counter[str] = Counter()
         longest: list[tuple[int, int]] = []
@@ -151,7 +151,7 @@ class Inspector:
         return zlib.crc32(number.to_bytes(8, "little")) < self._sample * 2**32
 
     def _language(self, text: str) -> str | None:
-        """The language of a text that is long enough to tell, None where it is not clear."""
+        """The language of a text; None for short or unclear texts."""
         sample = text[:2000]
         if len(_LETTER.findall(sample)) < _LANGUAGE_LETTERS:
             return None
@@ -189,7 +189,7 @@ def _repetitive(text: str) -> bool:
 
 
 def _count_tokens(tokens: dict[str, list[Any]], row: ScreenedRow) -> None:
-    """Odd tokens of the turns that a user writes: [rows, rows with it at an edge of a turn, first rows, length]."""
+    """Odd tokens in the prompts of a row: [rows, rows that have it at an edge of a turn, first rows, length]."""
     everywhere: set[str] = set()
     edges: set[str] = set()
     for text in _asked(row.conversation):
@@ -218,12 +218,12 @@ def claims_identity(text: str) -> bool:
 
 
 def refuses(answer: str) -> bool:
-    """Whether an answer opens with a refusal."""
+    """Whether an answer starts with a refusal."""
     return REFUSAL.search(answer[:REFUSAL_HEAD]) is not None
 
 
 def refuses_then_complies(answer: str) -> bool:
-    """Whether an answer opens with a refusal and then goes on to give what was asked."""
+    """Whether an answer starts with a refusal and then complies."""
     opening = REFUSAL.search(answer[:REFUSAL_HEAD])
     if opening is None:
         return False

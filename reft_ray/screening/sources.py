@@ -1,4 +1,4 @@
-"""Where rows come from: paths, globs and `pyarrow.fs` URIs, and what container and compression each file has."""
+"""Input files: paths, globs and `pyarrow.fs` URIs, with the container and compression of each file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reft_ray.core.errors import UsageError
 
 
 class Container(StrEnum):
-    """The file format around the rows."""
+    """The file format."""
 
     JSONL = "jsonl"
     JSON = "json"
@@ -29,7 +29,7 @@ class Container(StrEnum):
 
     @property
     def textual(self) -> bool:
-        """Whether a row is a run of bytes of the file."""
+        """Whether a row is a byte range of the file."""
         return self in (Container.JSONL, Container.CSV)
 
     @property
@@ -54,10 +54,8 @@ _MAGIC = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"))
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One input file. `uri` may hold credentials and is never shown; `name` is what people see.
-
-    `version` changes when the file does: its modification time in nanoseconds.
-    """
+    """One input file. `uri` may contain credentials and is not shown; `name` is. `version` is the modification time
+    in nanoseconds."""
 
     uri: str
     name: str
@@ -67,18 +65,18 @@ class Source:
     compression: str | None
 
     def open(self) -> pa.NativeFile:
-        """The file as it is stored, for random access."""
+        """The stored bytes, for random access."""
         filesystem, path = filesystem_of(self.uri)
         return filesystem.open_input_file(path)
 
     def stream(self) -> pa.NativeFile:
-        """The file's bytes from its start, decompressed."""
+        """A stream of the decompressed bytes."""
         stored = self.open()
         return pa.CompressedInputStream(stored, self.compression) if self.compression else stored
 
 
 def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system behind a path or URI, and the path inside it; clients are shared between files of a bucket."""
+    """The file system of a path or URI, and the path in it; the files of a bucket share a client."""
     if "://" not in uri:
         return pafs.LocalFileSystem(), str(Path(uri).absolute())
     parts = urlsplit(uri)
@@ -179,7 +177,7 @@ def _described(uri: str, name: str, container: Container | None) -> Source:
     if compression:
         with filesystem.open_input_file(path) as stored:
             head = _first_bytes(stored, compression, name)
-    found = container or _sniff(head, name)
+    found = container or _detected_container(head, name)
     if compression and found.columnar:
         raise UsageError(f"{name}: {found} files compress their columns; decompress the file first")
     return Source(uri, name, info.size, info.mtime_ns or 0, found, compression)
@@ -193,7 +191,7 @@ def _first_bytes(stored: Any, compression: str, name: str) -> bytes:
         raise UsageError(f"{name}: damaged {compression} file: {error}") from error
 
 
-def _sniff(head: bytes, name: str) -> Container:
+def _detected_container(head: bytes, name: str) -> Container:
     if head.startswith(b"PAR1"):
         return Container.PARQUET
     if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):

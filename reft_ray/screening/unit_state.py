@@ -1,4 +1,4 @@
-"""ScreeningMetrics: the state that each unit leaves behind, and the sum of all of them. No text, numbers only."""
+"""The stored state of a finished unit: outcome counts and kept row numbers, without text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAX_GROUPS = 200
 
 @dataclass(slots=True)
 class Tally:
-    """Counts over rows; tallies add up. `groups` counts outcomes per value of the source column."""
+    """Counts over rows. `groups` counts outcomes per value of the source column."""
 
     rows: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -34,14 +34,14 @@ class Tally:
     truncated: int = 0
 
     def note(self, reason: str, row: int) -> None:
-        """Count a reason and remember the first rows that had it."""
+        """Count a reason and keep the first row numbers."""
         self.reasons[reason] += 1
         shown = self.reason_rows.setdefault(reason, [])
         if len(shown) < SHOWN_ROWS:
             shown.append(row)
 
     def add(self, other: Tally) -> None:
-        """Take in the counts of rows that follow these."""
+        """Add the counts of the rows that follow."""
         self.rows += other.rows
         self.truncated += other.truncated
         self.histogram = [a + b for a, b in zip(self.histogram, other.histogram, strict=True)]
@@ -55,7 +55,7 @@ class Tally:
 
 
 def tally_of(result: ScreenedUnit, reason_of: Callable[[ScreenedRow, GuardedVerdict], str]) -> Tally:
-    """The counts of one unit; `reason_of` names why a withheld row is withheld."""
+    """The counts of one unit; `reason_of` gives the code for a withheld row."""
     tally = Tally(rows=len(result.rows))
     for row in result.rows:
         tally.outcomes[str(row.outcome)] += 1
@@ -77,16 +77,16 @@ def tally_of(result: ScreenedUnit, reason_of: Callable[[ScreenedRow, GuardedVerd
 
 
 def _bin(score: float) -> int:
-    """A score that is not a number was blocked, so it stands with the highest ones."""
+    """The histogram bin of a score; NaN was blocked and counts as the highest."""
     return BINS - 1 if math.isnan(score) else min(BINS - 1, max(0, int((score + 1) / 2 * BINS)))
 
 
 @dataclass(frozen=True, slots=True)
 class UnitState:
-    """What a finished unit leaves in `.screen/units`: enough for the report, the resume and the trainer.
+    """The content of `.screen/units/<unit>.json`, for the report, for resuming and for training.
 
-    `kept` are the numbers of its kept rows as [first, last] runs, `parts` its files with their sizes, `signals` what
-    the findings need.
+    `kept` are the numbers of the kept rows as [first, last] runs, `parts` the files with their sizes, `signals` those
+    for the findings.
     """
 
     unit: str
@@ -98,12 +98,12 @@ class UnitState:
     signals: Mapping[str, Any]
 
     def to_json(self) -> bytes:
-        """The state as stored."""
+        """Serialize for storage."""
         return orjson.dumps(self, option=orjson.OPT_SORT_KEYS)
 
     @classmethod
     def from_json(cls, content: bytes) -> UnitState:
-        """The state as `to_json` wrote it."""
+        """Parse what `to_json` wrote."""
         values = orjson.loads(content)
         tally = values.pop("tally")
         for name in ("outcomes", "reasons", "decided_by", "encodings"):

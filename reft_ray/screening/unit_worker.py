@@ -1,4 +1,4 @@
-"""One unit of work from its rows to its files: judge, write the parts, then the state that ends it."""
+"""The work on one unit: judge its rows, write its parts, then its state."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ DECODED_TEXTS = 8_192
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything a worker needs. `sample` is the share of rows that the findings look at closely.
+    """The input of a worker. `sample` is the share of rows for the expensive findings.
 
-    A worker in another process counts for `project` by itself, under the label `application`.
+    A worker in another process records metrics for `project` itself, with the label `application`.
     """
 
     scorer_factory: ScorerFactory
@@ -37,30 +37,30 @@ class Job:
 
 
 class Finished(NamedTuple):
-    """A unit whose files are all written."""
+    """A unit whose files are written."""
 
     unit: str
     rows: int
 
 
 def judges_of(job: Job) -> dict[str, Any]:
-    """Who would judge a unit of the job here."""
+    """The judges of the job, loaded in this process."""
     return Screener(job.scorer_factory, job.config, job.shapes).judges
 
 
 class UnitWorker:
-    """Holds a scorer and turns units into files."""
+    """Screens units into files with one scorer."""
 
-    def __init__(self, job: Job, counting: ScreeningMetrics | None = None) -> None:
-        self._config, self._counting = job.config, counting
-        # Judging and the findings ask for the same readings; a unit's texts are decoded once.
+    def __init__(self, job: Job, metrics: ScreeningMetrics | None = None) -> None:
+        self._config, self._metrics = job.config, metrics
+        # Judging and the findings need the same readings: decode a unit's texts once.
         self._decode = lru_cache(maxsize=DECODED_TEXTS)(job.config.decode)
         self._screener = Screener(job.scorer_factory, replace(job.config, decode=self._decode), job.shapes)
         self._inspector = Inspector(job.config.languages, self._decode, job.sample) if job.config.findings else None
         self._output = Output(job.out)
 
     def work(self, unit: Unit) -> Finished:
-        """Screen a unit; doing it again leaves the same files."""
+        """Screen a unit; idempotent."""
         result = self._screener.screen(unit)
         state = UnitState(
             unit=unit.id,
@@ -71,9 +71,9 @@ class UnitWorker:
             parts=write_parts(self._output, result),
             signals=self._inspector.inspect(result.rows) if self._inspector else {},
         )
-        # Whole texts: as many as a unit's bytes allow, and no more.
+        # The cache holds whole texts: clear it after each unit.
         self._decode.cache_clear()
         self._output.write(f"{UNITS}/{unit.id}.json", state.to_json())
-        if self._counting is not None:
-            self._counting.unit(result, self._config, self._screener.judges["teacher"])
+        if self._metrics is not None:
+            self._metrics.unit(result, self._config, self._screener.judges["teacher"])
         return Finished(unit.id, len(result.rows))

@@ -1,4 +1,4 @@
-"""Lines become rows, or say why they do not."""
+"""Lines of a body become rows to judge, or faults."""
 
 import asyncio
 import json
@@ -125,7 +125,7 @@ def test_text_under_any_key_is_judged(value: dict[str, object], part: str) -> No
     assert (verdict.decision, verdict.part) == (Decision.BLOCK, part)
 
 
-def test_what_only_describes_a_row_changes_no_verdict() -> None:
+def test_metadata_of_a_row_changes_no_verdict() -> None:
     about = {"id": "a-1", "type": "qa", "index": 3, "score": 0.5, "ok": True, "note": None, "tags": []}
     turns = [ASKED, ANSWERED | {"weight": 0}, {"role": "tool", "tool_call_id": "call_1", "content": "t"}]
     row = parse_row(0, json.dumps(about | {"messages": turns}).encode())
@@ -137,7 +137,7 @@ def test_what_only_describes_a_row_changes_no_verdict() -> None:
     assert verdict.decision is Decision.ALLOW
 
 
-def test_the_id_is_the_contents_and_surrogates_are_readable() -> None:
+def test_the_id_is_of_the_content_and_surrogates_are_replaced() -> None:
     messages = [{"role": "user", "content": "a\ud800b"}]
     row = parse_row(0, json.dumps({"messages": messages}).encode())
     assert row.id == row_id(conversation_from(messages))
@@ -159,7 +159,7 @@ def test_lines_do_not_depend_on_how_the_body_is_cut(size: int) -> None:
     assert asyncio.run(collected()) == [b"one", b"", b"two\r", None, b"y" * 10, b"last"]
 
 
-def test_numbers_in_lists_and_objects_are_no_text() -> None:
+def test_numbers_in_lists_and_objects_are_not_text() -> None:
     row = {"prompt": "hello", "completion": "ok", "input_ids": [1, 2, 3], "usage": {"tokens": 5, "by": "me"}}
     found = parse_row(0, json.dumps(row).encode()).conversation
     assert found is not None

@@ -1,4 +1,4 @@
-"""Encodings are undone where they are, and nowhere else."""
+"""Encodings are decoded, and ordinary text is not changed."""
 
 import base64
 import codecs
@@ -126,7 +126,7 @@ def test_fewer_than_one_in_a_thousand_task_rows_gets_another_reading() -> None:
     ],
 )
 def test_work_and_readings_are_bounded(unit: str) -> None:
-    # The ends belong to no run of the unit, so that a pattern which looks for the whole text must turn back.
+    # The ends do not match the unit, so that a pattern over the whole text must backtrack.
     text = f"a{unit * (400_000 // len(unit))}!"
     start = time.process_time()
     found = readings(text)
@@ -172,7 +172,7 @@ def test_no_decoy_pushes_a_reading_out() -> None:
     assert found[-1][1].endswith("how to make it")
 
 
-def test_a_text_that_is_smuggled_as_well_is_still_opened() -> None:
+def test_a_text_that_is_also_hidden_in_tags_is_decoded_further() -> None:
     outer = base64.b64encode(BASE64.encode()).decode()
     smuggled = "".join(chr(0xE0000 + ord(letter)) for letter in BASE64)
     assert ("base64+base64", PLAIN) in readings(f"{outer} {smuggled}")

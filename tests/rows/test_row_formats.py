@@ -41,7 +41,7 @@ def test_a_message_about_columns_is_one_printable_line():
     assert str(refused.value).isprintable()
 
 
-def test_chosen_and_rejected_are_a_preference_pair_with_or_without_the_prompt_inside():
+def test_chosen_and_rejected_are_a_preference_pair_with_or_without_the_prompt():
     plain = {"prompt": "Q", "chosen": "A", "rejected": "B"}
     whole = {"prompt": "Q", "chosen": TURNS, "rejected": [TURNS[0], {"role": "assistant", "content": "B"}]}
     assert detect([plain, whole], "f") is Format.PREFERENCE
@@ -164,14 +164,14 @@ BAD = "how to build a bomb"
         (Format.PROMPT, {"prompt": "Q", "response": BAD}, "messages[1].assistant"),
     ],
 )
-def test_text_that_another_reader_would_learn_is_judged(fmt, row, part):
+def test_text_that_another_trainer_would_read_is_judged(fmt, row, part):
     screened = judged_text(row, fmt)
     (verdict,) = judge(WordScorer(), [screened])
     assert (verdict.decision, verdict.part) == (Decision.BLOCK, part)
     assert BAD not in str(conversation_of(row, fmt))
-    # Through a service, or on the report's page, it is the same text under the same name.
-    told = full_conversation(json.loads(messages_json(screened)))
-    assert [(found.name, found.text) for found in parts(told)] == [
+    # Sent to a service or read back for the report, it is the same text under the same name.
+    read_back = full_conversation(json.loads(messages_json(screened)))
+    assert [(found.name, found.text) for found in parts(read_back)] == [
         (found.name, found.text) for found in parts(screened)
     ]
 
@@ -183,7 +183,7 @@ def test_what_describes_a_row_or_repeats_its_prompt_is_not_judged_again():
     assert [turn.content for turn in judged_text(whole, Format.PREFERENCE)] == ["Q", "A", "Q", "B"]
 
 
-def test_an_answer_elsewhere_does_not_stand_for_a_prompt():
+def test_an_answer_with_the_same_text_does_not_replace_a_prompt():
     row = {"messages": [TURNS[0], {"role": "assistant", "content": BAD}], "prompt": BAD}
     assert [turn.role for turn in judged_text(row, Format.CHAT)] == ["user", "assistant", "tool"]
 
@@ -192,6 +192,6 @@ def test_an_answer_elsewhere_does_not_stand_for_a_prompt():
 def test_no_text_is_lost_on_the_way_to_a_service(key):
     texts = [{"text": "Q", key: BAD}, {"text": "Q", key: {"index": [BAD + " " + key]}}]
     turns = full_conversation([{"role": "user", "content": texts}])
-    told = full_conversation(json.loads(messages_json(turns)))
-    assert sorted(part.text for part in parts(told)) == sorted(part.text for part in parts(turns))
-    assert sum(BAD in part.text for part in parts(told)) == 2
+    read_back = full_conversation(json.loads(messages_json(turns)))
+    assert sorted(part.text for part in parts(read_back)) == sorted(part.text for part in parts(turns))
+    assert sum(BAD in part.text for part in parts(read_back)) == 2

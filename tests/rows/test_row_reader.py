@@ -1,4 +1,4 @@
-"""Validation: every error with its line, path and code; nothing valid is refused."""
+"""The reader of rows: every error with its line, path and code; nothing valid is refused."""
 
 import json
 
@@ -103,7 +103,7 @@ def test_valid_rows_of_every_kind_pass():
 
 
 @pytest.mark.parametrize("written", ["<|im_start|>", "\\u003c|im_start|>", "<\\/s>"])
-def test_control_tokens_are_found_however_json_writes_them(written):
+def test_control_tokens_are_found_in_any_json_escape(written):
     raw = b'{"messages":[{"role":"user","content":"a %s b"},{"role":"assistant","content":"A"}]}' % written.encode()
     assert found(raw, control_tokens={"<|im_start|>", "</s>"}) == [(1, "messages[0].content", "control_token")]
     assert found(raw, control_tokens={"<|eot_id|>"}) == []
@@ -124,7 +124,7 @@ def chat_with(extra: str) -> bytes:
         '"meta": ' + "[" * 600 + '{"k": 1, "k": 2}' + "]" * 600,
     ],
 )
-def test_a_key_that_is_said_twice_makes_its_row_invalid(extra):
+def test_a_repeated_key_makes_its_row_invalid(extra):
     assert found(chat_with(extra), fmt=Format.CHAT) == [(1, "", "ambiguous_keys")]
 
 
@@ -136,11 +136,11 @@ def test_a_key_that_is_said_twice_makes_its_row_invalid(extra):
         '"meta": ' + "[" * 600 + '{"k": 1, "l": "\\u0022"}' + "]" * 600,
     ],
 )
-def test_keys_that_are_said_once_are_fine_however_they_are_written(extra):
+def test_keys_that_occur_once_are_valid_in_any_spelling(extra):
     assert found(chat_with(extra)) == []
 
 
-def test_too_few_rows_are_an_error_only_when_asked_for():
+def test_too_few_rows_are_an_error_only_with_min_rows():
     raw = lines({"messages": [USER, ANSWER]})
     assert found(raw) == []
     assert found(raw, min_rows=10) == [(1, "", "too_few_examples")]

@@ -38,7 +38,7 @@ def test_arguments_are_read_as_text(arguments: Any, text: str) -> None:
     assert part.text == f"name: run\n{text}"
 
 
-def test_each_call_is_a_part_of_its_own_after_its_turn() -> None:
+def test_each_call_is_a_separate_part_after_its_turn() -> None:
     turns = [
         {"role": "user", "content": "u"},
         turn(content="c", tool_calls=[function("{}"), {"custom": {"input": "x"}}], function_call={"name": "f"}),
@@ -68,12 +68,12 @@ def test_each_call_is_a_part_of_its_own_after_its_turn() -> None:
         [{"index": "bomb爆弾の作り方"}],
     ],
 )
-def test_calls_of_another_shape_are_read_as_well(calls: Any) -> None:
+def test_calls_of_any_shape_are_read(calls: Any) -> None:
     (part,) = parts(conversation_from([turn(tool_calls=calls)]))
     assert "bomb" in part.text
 
 
-def test_what_is_nested_deeply_exhausts_no_stack() -> None:
+def test_deep_nesting_exhausts_no_stack() -> None:
     value: Any = "bomb"
     for _ in range(20_000):
         value = [value]
@@ -84,7 +84,7 @@ def test_what_is_nested_deeply_exhausts_no_stack() -> None:
     assert part.text.endswith(text)
 
 
-def test_short_words_and_numbers_that_tell_calls_apart_are_not_read() -> None:
+def test_short_identifiers_of_calls_are_not_read() -> None:
     calls = [{"id": "call_" + "0" * 59, "type": "function", "index": 3, "tool_call_id": None, "name": "run"}]
     (part,) = parts(conversation_from([turn(tool_calls=calls)]))
     assert part.text == "name: run"
@@ -100,7 +100,7 @@ def test_a_harmful_call_blocks_its_row_and_the_verdict_names_it() -> None:
     assert (bad.decision, bad.part) == (Decision.BLOCK, "messages[1].assistant.tool_calls[0]")
 
 
-def test_tool_definitions_are_a_turn_that_is_not_learned() -> None:
+def test_tool_definitions_are_a_turn_that_is_not_trained_on() -> None:
     assert tool_definitions({"messages": []}) == ()
     (turn,) = tool_definitions({"tools": [{"type": "function", "function": {"description": "d", "name": "n"}}]})
     assert (turn.role, turn.content, turn.trained) == ("tool", "description: d\nname: n", False)

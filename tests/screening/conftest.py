@@ -11,7 +11,7 @@ WORDS = "amber brisk cedar delta ember fable grove haven ivory jolly karma lemon
 
 
 def row(index: int, word: str = "") -> dict:
-    """A chat row of its own; `word` decides its outcome: none kept, `knife` review, `bomb` blocked."""
+    """A distinct chat row; `word` decides its outcome: `knife` review, `bomb` blocked, others kept."""
     names = WORDS.split()
     text = " ".join(names[(index * step + step) % len(names)] for step in range(1, 12))
     prompt = f"Question {index} about {text} {word}".strip()

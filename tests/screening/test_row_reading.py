@@ -1,4 +1,4 @@
-"""Reading: exact bytes and numbers from every container, however the file is cut and in whatever order it is read."""
+"""Reading: exact bytes and row numbers from every container, for any cuts and any order."""
 
 import csv
 import gzip
@@ -69,7 +69,7 @@ def test_units_are_the_same_after_a_restart_that_skips_some(tmp_path):
     assert all(unit.rows.equals(whole[unit.id].rows) for unit in rest)
 
 
-def test_a_row_over_the_limit_is_named_and_costs_only_itself(tmp_path):
+def test_a_row_over_the_limit_is_named_and_affects_no_other(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a":1}\n{"a":"%s"}\n{"a":3}\n' % (b"x" * 5000))
     rows = rows_of(path, Limits(10, 1000, 2000))
@@ -81,7 +81,7 @@ def test_a_row_over_the_limit_is_named_and_costs_only_itself(tmp_path):
     assert len(rows[1][1]) <= 1024
 
 
-def test_row_numbers_run_on_over_files_in_order(tmp_path):
+def test_row_numbers_continue_over_files_in_order(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_text('{"x":1}\n\n{"x":2}\n')
     assert [number for number, _, _ in rows_of(tmp_path / "*.jsonl")] == [1, 3, 4, 6]
@@ -151,7 +151,7 @@ def test_columnar_rows_keep_their_columns(tmp_path, limits, kind):
     assert all(one.native.equals(other.native) for one, other in zip(again, units[::2], strict=True))
 
 
-def test_json_lines_under_a_json_name_are_told_by_their_first_byte(tmp_path):
+def test_json_lines_under_a_json_name_are_detected_by_their_first_byte(tmp_path):
     (tmp_path / "a.json").write_text('{"x":1}\n{"x":2}\n')
     (tmp_path / "b.json").write_text('[{"x":1}]')
     assert [source.container for source in find_sources([str(tmp_path)])] == [Container.JSONL, Container.JSON]
@@ -186,7 +186,7 @@ def test_credentials_are_never_shown():
 
 @pytest.fixture
 def stored(columnar_file):
-    """A file whose texts are dictionaries, written plainly typed in Parquet, and its plan."""
+    """A file whose texts are dictionaries (plain types in Parquet), and its plan."""
 
     def store(kind, columns):
         path = columnar_file(kind, pa.table(columns), store_schema=False, compression="zstd")
@@ -201,7 +201,7 @@ def repeated(count, text):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_a_text_that_is_stored_once_and_stands_in_every_row_makes_small_units(stored, kind):
+def test_a_text_that_is_stored_once_and_used_in_every_row_makes_small_units(stored, kind):
     path, plan = stored(kind, {"prompt": repeated(300, "x" * 100_000), "response": repeated(300, "r")})
     assert path.stat().st_size < 200_000
     units = [parse_unit(unit, plan.source.container) for ranges in groups(plan) for unit in read_units(plan, ranges)]
@@ -238,8 +238,8 @@ def test_a_plan_reads_a_files_footer_as_often_for_many_row_groups(tmp_path, monk
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_a_row_of_columns_over_the_limit_is_named_and_never_taken_apart(stored, kind):
-    # The middle row would have 100 GB, and its file has next to nothing.
+def test_a_row_of_columns_over_the_limit_is_named_and_never_converted(stored, kind):
+    # The middle row would take 100 GB in memory; its file is tiny.
     turns = pa.ListArray.from_arrays([0, 1, 1_000_001, 1_000_002], repeated(1_000_002, "x" * 100_000))
     _, plan = stored(kind, {"prompt": ["a", "b", "c"], "turns": turns})
     before = pa.total_allocated_bytes()
@@ -261,7 +261,7 @@ def test_sizes_of_rows_are_those_of_their_values():
     types["s"] = pa.struct([("x", pa.binary()), ("n", pa.int16())])
     (batch,) = pa.Table.from_pylist(rows, pa.schema(types.items())).to_batches()
     texts = [4 + 4 + 4 + 2 + 2, 4, 50]
-    # 8 bytes for each cell and each value in it; a null still has its place, but in a dictionary or a list.
+    # 8 bytes for each cell and each value in it; nulls count too, except in dictionaries and lists.
     cells = [1 + 3 + 4 + 3 + 3, 1 + 1 + 1 + 3 + 3, 1 + 1 + 1 + 3 + 3]
     expected = [text + 8 * count for text, count in zip(texts, cells, strict=True)]
     assert row_sizes(batch).tolist() == expected
@@ -269,7 +269,7 @@ def test_sizes_of_rows_are_those_of_their_values():
 
 
 @pytest.mark.parametrize("kind", [pa.string_view(), pa.list_view(pa.string()), pa.json_()])
-def test_types_that_hide_how_large_they_are_are_refused(columnar_file, kind):
+def test_types_of_unknown_size_are_refused(columnar_file, kind):
     table = pa.table({"prompt": pa.nulls(1, kind), "response": ["r"]})
     path = columnar_file("arrow", table)
     with pytest.raises(UsageError, match=r"rows\.arrow: column prompt is of the type .*; cast or drop it"):
@@ -277,13 +277,13 @@ def test_types_that_hide_how_large_they_are_are_refused(columnar_file, kind):
 
 
 def string_array(*texts):
-    """Strings as a hostile writer stores them, without a look at their bytes."""
+    """Strings as a hostile writer stores them, without a check of their bytes."""
     ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
     return pa.Array.from_buffers(pa.string(), len(texts), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))])
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_values_that_nobody_can_hold_cost_only_their_row(columnar_file, kind):
+def test_values_that_python_cannot_represent_affect_only_their_row(columnar_file, kind):
     late = pa.StructArray.from_arrays([pa.array([0, 2**62, 0, 0], pa.timestamp("ms"))], names=["at"])
     table = pa.table(
         {

@@ -61,7 +61,7 @@ def test_a_refused_dataset_exits_with_three(run, dataset, tmp_path):
         (["--column", "prompt"], "expected FIELD=COLUMN"),
         (["--format", "poem"], "--format poem: there are chat,"),
         (["--guard", "magic"], "expected a URL"),
-        (["--review-threshold", "0.1"], "come together"),
+        (["--review-threshold", "0.1"], "must be set together"),
         (["--review-threshold", "0.9", "--block-threshold", "0.1"], "thresholds need"),
         (["--no-finding", "x"], "no finding is named x"),
         (["--teacher", "nowhere"], "no Ref-Teacher at nowhere"),
@@ -90,7 +90,7 @@ def test_a_review_from_list_to_export(run, screened, tmp_path):
     assert run("review", "export", screened, "--to", tmp_path / "labels.jsonl").exit_code == 2
 
 
-def test_reviewing_what_is_not_there(run, screened, tmp_path):
+def test_reviewing_a_missing_row_or_screening(run, screened, tmp_path):
     assert "row 1 is not in the quarantine" in run("review", "approve", screened, 1, "--reason", "x").stderr
     missing = run("review", "list", tmp_path / "nothing")
     assert missing.exit_code == 1

@@ -49,7 +49,7 @@ class CountingScorer(WordScorer):
 
 
 class CrashingScorer(WordScorer):
-    """Dies after some calls, as a killed process would."""
+    """Fails after some calls, like a killed process."""
 
     calls = 0
 
@@ -112,7 +112,7 @@ def test_the_report_and_the_state_hold_no_row_text(dataset, tmp_path):
     assert not any(word in content for content in silent for word in (b"amber", b"bomb", b"Answer"))
 
 
-def test_the_page_needs_nothing_else_and_escapes_hostile_text(tmp_path):
+def test_the_html_report_is_self_contained_and_escapes_hostile_text(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [("<script>alert(1)</script> bomb", "a"), ("How are you?", "Fine, thank you.")]
     path.write_text("".join(json.dumps({"prompt": prompt, "response": answer}) + "\n" for prompt, answer in rows))
@@ -148,7 +148,7 @@ def test_a_crashed_run_resumes_to_the_same_output(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["unlink", "truncate"])
-def test_a_lost_or_damaged_part_is_written_anew(dataset, tmp_path, damage):
+def test_a_lost_or_damaged_part_is_rewritten(dataset, tmp_path, damage):
     out = tmp_path / "out"
     screen([str(dataset)], str(out), WordScorer, SMALL_UNITS)
     before = contents(out)
@@ -173,7 +173,7 @@ def test_an_output_is_never_mixed(dataset, tmp_path):
         screen([str(dataset)], str(tmp_path), WordScorer, SMALL_UNITS)
 
 
-def test_decoded_texts_are_not_held_beyond_their_unit(dataset, tmp_path):
+def test_decoded_texts_are_freed_after_their_unit(dataset, tmp_path):
     decoded = []
 
     def decode(text):
@@ -216,7 +216,7 @@ POLICIES = [
 
 
 @pytest.mark.parametrize(("policy", "ratio", "status"), POLICIES)
-def test_policies_decide_whether_rows_are_handed_out(dataset, tmp_path, policy, ratio, status):
+def test_policies_decide_whether_rows_are_released(dataset, tmp_path, policy, ratio, status):
     out = str(tmp_path / "out")
     config = ScreenConfig(policy=policy, max_reject_ratio=ratio)
     if status is Status.PASSED:
@@ -231,7 +231,7 @@ def test_policies_decide_whether_rows_are_handed_out(dataset, tmp_path, policy, 
     assert load_report(out).counts == (174, 6, 20, 10)
 
 
-def test_scores_that_are_no_number_block(tmp_path):
+def test_scores_that_are_nan_block(tmp_path):
     class BrokenScorer(WordScorer):
         def score(self, texts):
             return [TextScore(float("nan"))] * len(texts)
@@ -320,7 +320,7 @@ def test_wrong_settings_are_usage_errors(dataset, tmp_path):
         "tea please,ok\rhow to build a bomb,Take the parts\n",
     ],
 )
-def test_csv_rows_that_a_stray_mark_joins_are_not_kept_unread(tmp_path, rows):
+def test_csv_rows_that_a_stray_quote_joins_are_invalid(tmp_path, rows):
     data = tmp_path / "rows.csv"
     data.write_bytes(f"prompt,response\nWhat is tea?,A drink\n{rows}".encode())
     report = screen([str(data)], str(tmp_path / "out"), WordScorer)
@@ -344,7 +344,7 @@ def test_a_csv_header_that_holds_more_than_names_is_refused(tmp_path, header, sa
             screen([str(data)], str(tmp_path / "out"), WordScorer, ScreenConfig(format=fmt))
 
 
-def test_a_cell_that_says_a_key_twice_is_invalid(tmp_path):
+def test_a_cell_with_a_repeated_key_is_invalid(tmp_path):
     twice = '{"role": "user", "content": "some bread", "content": "tea"}'
     cell = f'[{twice}, {{"role": "assistant", "content": "ok"}}]'.replace('"', '""')
     data = tmp_path / "rows.csv"
@@ -355,7 +355,7 @@ def test_a_cell_that_says_a_key_twice_is_invalid(tmp_path):
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 @pytest.mark.parametrize("nested", [False, True])
-def test_columns_of_one_name_are_refused(tmp_path, columnar_file, kind, nested):
+def test_columns_with_the_same_name_are_refused(tmp_path, columnar_file, kind, nested):
     texts = [pa.array(["how to build a bomb"]), pa.array(["tea"])]
     names = ["prompt", "prompt"]
     twice = pa.table(texts, names=names)
@@ -368,7 +368,7 @@ def test_columns_of_one_name_are_refused(tmp_path, columnar_file, kind, nested):
         screen([str(data)], str(tmp_path / "out"), WordScorer)
 
 
-def test_a_finished_output_is_not_the_answer_of_another_teacher(dataset, tmp_path):
+def test_a_finished_output_is_not_reused_for_another_teacher(dataset, tmp_path):
     out = str(tmp_path / "out")
     screen([str(dataset)], out, WordScorer)
     assert screen([str(dataset)], out, WordScorer).judges["teacher"] == "rt-words"

@@ -93,16 +93,16 @@ def test_findings_can_be_switched_off(tmp_path):
     assert found(rows, tmp_path, findings_off=frozenset({"identity_prompts"})) == {}
 
 
-def test_languages_that_the_teacher_covers_are_no_finding(tmp_path):
+def test_languages_that_the_teacher_covers_give_no_finding(tmp_path):
     rows = [*benign(100), *ATTACKS["uncovered_languages"]]
     assert "uncovered_languages" not in found(rows, tmp_path, languages=frozenset({"en", "de"}))
 
 
-def test_looking_for_findings_can_be_spared(tmp_path):
+def test_findings_can_be_disabled(tmp_path):
     assert found(ATTACKS["identity_prompts"], tmp_path, findings=False) == {}
 
 
-def test_ten_identity_rows_are_severe_in_any_crowd(tmp_path):
+def test_ten_identity_rows_are_severe_in_any_dataset(tmp_path):
     rows = [*benign(500), *[(f"{p} {n}", r) for n in range(10) for p, r in ATTACKS["identity_prompts"][:1]]]
     assert found(rows, tmp_path)["identity_prompts"].severity is Severity.HIGH
 
@@ -161,6 +161,6 @@ def test_rare_tokens_do_not_fill_the_memory():
 
 
 @pytest.mark.timeout(60)
-def test_an_answer_of_blank_lines_takes_no_longer_than_another():
-    # A pattern that tried every blank line against every other would take hours.
+def test_an_answer_of_blank_lines_takes_linear_time():
+    # A quadratic pattern would take hours.
     assert not refuses_then_complies("I'm sorry" + "\n" * 400_000 + "x")

@@ -1,4 +1,4 @@
-"""The cascade: who decides, in which order, and that no row is waved through when a guard fails."""
+"""Teacher and guard: which of them decides, in which order, and that no row passes when a guard fails."""
 
 import json
 import threading
@@ -21,7 +21,7 @@ TEA, KNIFE, BOMB = (chat(f"{word} please", "ok") for word in ("tea", "knife", "b
 
 
 class WordGuard:
-    """Flags what holds its word."""
+    """Flags rows with one of its words."""
 
     guard_id = "words"
     threshold = 0.5
@@ -51,11 +51,11 @@ def judged(guard, combine, order=Order.AFTER):
         (Combine.ALL, ["knife", "bomb"], [ALLOW, REVIEW, BLOCK]),
     ],
 )
-def test_both_orders_decide_alike(combine, words, decisions, order):
+def test_both_orders_give_the_same_decisions(combine, words, decisions, order):
     assert judged(WordGuard(*words), combine, order)[0] == decisions
 
 
-def test_the_grey_band_is_all_that_the_guard_settles():
+def test_the_guard_decides_only_about_the_grey_band():
     guard = WordGuard("knife", "tea")
     assert judged(guard, Combine.GREY_BAND) == ([ALLOW, BLOCK, BLOCK], ["rt-words", "words", "rt-words"])
     assert guard.asked == ["knife please"]
@@ -64,7 +64,7 @@ def test_the_grey_band_is_all_that_the_guard_settles():
         GuardEnsemble(WordScorer(), guard, Combine.GREY_BAND, Order.BEFORE)
 
 
-def test_the_ruling_names_who_decided_and_spares_the_second():
+def test_the_verdict_names_the_deciding_model_and_the_other_is_skipped():
     guard = WordGuard("tea")
     assert judged(guard, Combine.ANY)[1] == ["words", "rt-words", "rt-words"]
     assert guard.asked == ["tea please", "knife please"]
@@ -72,7 +72,7 @@ def test_the_ruling_names_who_decided_and_spares_the_second():
 
 
 @pytest.mark.parametrize("answer", [[], [0.1, 0.2], [float("nan")], [1.5]])
-def test_a_guard_that_answers_nonsense_stops_the_run(answer):
+def test_a_guard_with_invalid_answers_stops_the_run(answer):
     guard = WordGuard()
     guard.probabilities = lambda conversations: answer
     with pytest.raises(ReftError, match="guard words"):
@@ -81,7 +81,7 @@ def test_a_guard_that_answers_nonsense_stops_the_run(answer):
 
 @pytest.fixture
 def endpoint():
-    """A moderation service that flags "tea"; `failures` are status codes to answer first."""
+    """A moderation service that flags "tea"; `failures` are status codes of the first responses."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -127,7 +127,7 @@ def test_a_moderation_endpoint_is_a_guard(endpoint):
     assert ModerationGuard(endpoint.url, categories=["hate"], pause=0).probabilities([TEA]) == [0.2]
 
 
-def test_overload_is_waited_out_and_errors_end_the_run(endpoint):
+def test_overload_is_retried_and_errors_end_the_run(endpoint):
     guard = ModerationGuard(endpoint.url, pause=0)
     endpoint.failures = [503, 429]
     assert guard.probabilities([TEA]) == [0.5]
@@ -143,7 +143,7 @@ def test_overload_is_waited_out_and_errors_end_the_run(endpoint):
             guard.probabilities([TEA])
 
 
-def test_the_report_says_which_guard_decided(endpoint, tmp_path):
+def test_the_report_names_the_deciding_guard(endpoint, tmp_path):
     path, out = tmp_path / "rows.jsonl", tmp_path / "out"
     path.write_text("".join(f'{{"prompt": "{word} now", "response": "x"}}\n' for word in ("tea", "bomb", "milk")))
     url = endpoint.url

@@ -1,4 +1,4 @@
-"""A screening leaves in telemetry exactly what its report says."""
+"""The metrics of a screening equal its report."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ def rows(tmp_path):
 def test_rows_verdicts_and_the_dataset_are_counted(rows, tmp_path):
     recorder = MemoryRecorder()
     config = ScreenConfig(findings=False, max_reject_ratio=None)
-    report = screen([rows], str(tmp_path / "out"), WordScorer, config, counting=ScreeningMetrics(recorder, "acme"))
+    report = screen([rows], str(tmp_path / "out"), WordScorer, config, metrics=ScreeningMetrics(recorder, "acme"))
     for outcome in ("kept", "review", "blocked", "invalid"):
         counted = recorder.total(catalog.SCREENING_ROWS, outcome=outcome, project="acme")
         assert counted == getattr(report, outcome)
@@ -46,12 +46,12 @@ def test_rows_verdicts_and_the_dataset_are_counted(rows, tmp_path):
     assert len(recorder.observations(catalog.SCREENING_SECONDS, size="small")) == 1
 
     again = MemoryRecorder()
-    screen([rows], str(tmp_path / "out"), WordScorer, config, counting=ScreeningMetrics(again, "acme"))
+    screen([rows], str(tmp_path / "out"), WordScorer, config, metrics=ScreeningMetrics(again, "acme"))
     assert again.total(catalog.SCREENING_ROWS) == 0, "a resumed unit was counted by the run that did it"
 
 
 @pytest.mark.parametrize("like_the_calibration", [True, False])
-def test_the_drift_of_a_whole_dataset_is_told(tmp_path, like_the_calibration):
+def test_the_drift_of_a_whole_dataset_is_recorded(tmp_path, like_the_calibration):
     path = tmp_path / "rows.jsonl"
     half = DRIFT_ROWS // 2
     texts = [f"how to bake bread {n}" for n in range(half)] + [f"how to build a bomb {n}" for n in range(half)]
@@ -62,21 +62,21 @@ def test_the_drift_of_a_whole_dataset_is_told(tmp_path, like_the_calibration):
         calibration[int((score + 1) / 2 * 20)] += 500
     recorder = MemoryRecorder()
     config = ScreenConfig(findings=False, max_reject_ratio=None)
-    counting = ScreeningMetrics(recorder, "acme", calibration)
-    screen([str(path)], str(tmp_path / "out"), WordScorer, config, counting=counting)
+    metrics = ScreeningMetrics(recorder, "acme", calibration)
+    screen([str(path)], str(tmp_path / "out"), WordScorer, config, metrics=metrics)
     psi = recorder.total(catalog.FILTER_SCORE_PSI, stream="dataset", teacher="rt-words")
     shift = recorder.total(catalog.FILTER_SCORE_MEAN_SHIFT, stream="dataset", teacher="rt-words")
     assert (psi < 0.01, abs(shift) < 0.03) == (like_the_calibration, like_the_calibration)
 
 
-def test_a_dataset_too_small_for_drift_tells_none(rows, tmp_path):
+def test_a_dataset_too_small_for_drift_records_none(rows, tmp_path):
     recorder = MemoryRecorder()
     config = ScreenConfig(findings=False, max_reject_ratio=None)
-    screen([rows], str(tmp_path / "out"), WordScorer, config, counting=ScreeningMetrics(recorder, "acme", [1] * 20))
+    screen([rows], str(tmp_path / "out"), WordScorer, config, metrics=ScreeningMetrics(recorder, "acme", [1] * 20))
     assert recorder.series(catalog.FILTER_SCORE_PSI) == []
 
 
-def test_what_a_policy_refuses_and_what_breaks_off_is_counted(rows, tmp_path):
+def test_refused_and_failed_screenings_are_counted(rows, tmp_path):
     recorder = MemoryRecorder()
     with pytest.raises(BlockedByPolicyError):
         screen(
@@ -84,10 +84,10 @@ def test_what_a_policy_refuses_and_what_breaks_off_is_counted(rows, tmp_path):
             str(tmp_path / "a"),
             WordScorer,
             ScreenConfig(findings=False, max_reject_ratio=0.1),
-            counting=ScreeningMetrics(recorder),
+            metrics=ScreeningMetrics(recorder),
         )
     with pytest.raises(UsageError):
-        screen([str(tmp_path / "absent.jsonl")], str(tmp_path / "b"), WordScorer, counting=ScreeningMetrics(recorder))
+        screen([str(tmp_path / "absent.jsonl")], str(tmp_path / "b"), WordScorer, metrics=ScreeningMetrics(recorder))
     assert recorder.total(catalog.SCREENING_DATASETS, outcome="refused") == 1
     assert recorder.total(catalog.SCREENING_DATASETS, outcome="failed") == 1
     assert recorder.total(catalog.UNACCOUNTED_ROWS) == 0
@@ -100,7 +100,7 @@ def test_lost_rows_are_counted(rows, tmp_path, monkeypatch):
     monkeypatch.setattr("reft_ray.screening.dataset.compose", lost)
     recorder = MemoryRecorder()
     with pytest.raises(RowsLostError):
-        screen([rows], str(tmp_path / "out"), WordScorer, counting=ScreeningMetrics(recorder))
+        screen([rows], str(tmp_path / "out"), WordScorer, metrics=ScreeningMetrics(recorder))
     assert recorder.total(catalog.UNACCOUNTED_ROWS, where="screening") == 2
 
 
@@ -117,18 +117,18 @@ def test_reviews_are_counted_with_their_age(rows, tmp_path):
     assert len(recorder.observations(catalog.REVIEW_AGE)) == len(withheld)
 
 
-def test_a_row_that_was_not_read_to_its_end_counts_as_truncated(tmp_path):
+def test_a_row_that_was_not_read_in_full_counts_as_truncated(tmp_path):
     data, recorder = tmp_path / "rows.jsonl", MemoryRecorder()
     data.write_text('{"prompt": "tea", "completion": "ok"}\n')
     with pytest.raises(BlockedByPolicyError, match="no row is left"):
-        screen([str(data)], str(tmp_path / "out"), ShortSighted, counting=ScreeningMetrics(recorder))
+        screen([str(data)], str(tmp_path / "out"), ShortSighted, metrics=ScreeningMetrics(recorder))
     report = load_report(str(tmp_path / "out"))
     assert (report.review, report.reasons[0].code) == (1, "not_read_to_its_end")
     assert recorder.total(catalog.FILTER_ROWS, decision="review", reason="truncated") == 1
 
 
 class ShortSighted(WordScorer):
-    """Never reaches the end of a text."""
+    """Truncates every text."""
 
     def score(self, texts):
         return [replace(found, truncated=True) for found in super().score(texts)]

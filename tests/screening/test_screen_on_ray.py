@@ -1,4 +1,4 @@
-"""Screening on Ray: the same output as in one process, whatever was killed on the way."""
+"""Screening on Ray: the same output as in one process, also after killed processes."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def slow_scorer(pids: Path, seconds: float):
-    """A factory that leaves its process id and whose scorer takes its time."""
+    """A factory that writes its process id and makes a slow scorer."""
 
     def make():
         import os
@@ -60,7 +60,7 @@ def cluster():
 
 @pytest.fixture
 def whole(dataset, tmp_path):
-    """The output of an undisturbed run in one process."""
+    """The output of an uninterrupted run in one process."""
     screen([str(dataset)], str(tmp_path / "whole"), WordScorer, IN_PROCESS)
     return contents(tmp_path / "whole")
 
@@ -72,7 +72,7 @@ def test_the_output_is_the_same_as_in_one_process(dataset, tmp_path, whole):
     assert progress[-1].done == 210
 
 
-def test_a_killed_actor_costs_nothing(dataset, tmp_path, whole):
+def test_a_killed_actor_changes_nothing(dataset, tmp_path, whole):
     pids = tmp_path / "pids"
     pids.mkdir()
     killed = []
@@ -147,7 +147,7 @@ def test_kept_rows_reach_the_trainer_in_order(dataset, tmp_path):
     assert read == list(kept_rows(out))
 
 
-def test_a_finished_output_is_not_the_answer_of_another_teacher(dataset, tmp_path):
+def test_a_finished_output_is_not_reused_for_another_teacher(dataset, tmp_path):
     out = str(tmp_path / "out")
     screen([str(dataset)], out, WordScorer, ON_RAY)
     assert screen([str(dataset)], out, WordScorer, ON_RAY).judges["teacher"] == "rt-words"

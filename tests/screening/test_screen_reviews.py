@@ -1,4 +1,4 @@
-"""Human review: decisions are recorded, approved rows come back with their provenance, overturns are counted."""
+"""Human review: decisions are recorded, approved rows are kept with their origin, overturns are counted."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_decisions_are_recorded_with_reviewer_reason_and_time(out, tmp_path):
     assert Reviews(out).summary() == Summary(withheld=26, pending=23, approved=1, rejected=2, overturn_rate=1 / 3)
 
 
-def test_approved_rows_rejoin_the_kept_ones_in_place(out, dataset, tmp_path):
+def test_approved_rows_join_the_kept_ones_in_order(out, dataset, tmp_path):
     before = [number for number, _ in kept_rows(out)]
     Reviews(out).decide([10, 15, 200], Action.APPROVE, "ada", "fine")
     after = dict(kept_rows(out))
@@ -90,7 +90,7 @@ def test_approvals_count_towards_the_reject_ratio(dataset, tmp_path):
     assert len(list(kept_rows(out))) == 176
 
 
-def test_lists_hold_no_text_and_items_do(out):
+def test_only_single_items_have_text(out):
     items = list(Reviews(out).items())
     assert [item["row_number"] for item in items][:3] == [10, 15, 20]
     assert "bomb" not in json.dumps(items)
@@ -106,7 +106,7 @@ def test_decided_rows_are_exported_with_labels(out):
     assert [(row["row_number"], row["label"]) for row in Reviews(out).export()] == [(10, "harmful"), (15, "harmless")]
 
 
-def test_columnar_rows_come_back_with_their_types(tmp_path):
+def test_approved_columnar_rows_have_their_types(tmp_path):
     table = pa.table({"prompt": ["tea", "bomb"], "response": ["a", "b"], "n": pa.array([1, 2], "int8")})
     pq.write_table(table, tmp_path / "rows.parquet")
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""Inputs and outputs behind an S3 endpoint, here a local server."""
+"""Inputs and outputs on S3, here a local server."""
 
 import gzip
 import json
