@@ -1,1 +1,1 @@
-"""Defences by others: one small file each, with its equation and source; torch and the method's own core alone."""
+"""Defences by others: one small file each, with its equation and source; torch and `core` only."""

@@ -1,4 +1,4 @@
-"""Antidote: after finetuning, take out the weights that matter most on harmful rows.
+"""Antidote: after finetuning, remove the weights that matter most on harmful rows.
 
     score_ij = |U_ij| * ||X_j||_2       U: what finetuning changed, X: the layer's inputs on harmful rows
     U_ij <- 0  for the share `dense` of largest scores in each row i
@@ -30,7 +30,7 @@ def antidote(update_OI: Tensor, input_norm_I: Tensor, dense: float) -> Tensor:
 
 @contextmanager
 def input_norms(layers: Mapping[str, nn.Linear]) -> Iterator[dict[str, Tensor]]:
-    """Watch what linear layers read; at the end the mapping holds ||X_j||_2 of every input feature, by layer."""
+    """Record the inputs of linear layers; at the end the mapping has ||X_j||_2 of every input feature, by layer."""
     sums: dict[str, Tensor] = {}
     norms: dict[str, Tensor] = {}
 

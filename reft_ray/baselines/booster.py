@@ -2,7 +2,7 @@
 
     min_w  f(w) + lambda * ( h(w) - h(w - alpha * grad h(w) / ||grad h(w)||) )
 
-f: loss on alignment rows, h: loss on harmful rows with complying answers. The gradient leaves out second derivatives,
+f: loss on alignment rows, h: loss on harmful rows with complying answers. The gradient omits second derivatives,
 as in the released code: grad f(w) + lambda * (grad h(w) - grad h(w')). Three forward and backward passes per step.
 
 Source: Huang et al., "Booster: Tackling Harmful Fine-tuning for Large Language Models via Attenuating Harmful
@@ -11,20 +11,19 @@ Perturbation", arXiv 2409.01586; github.com/git-disl/Booster (lambda 5, alpha 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from reft_ray.baselines.step import Streams
+from reft_ray.baselines.step import Step, Streams
 from reft_ray.core.batch import Batch
-from reft_ray.core.forward import Forward
+from reft_ray.core.forward import AllReduce, Forward, single_rank
 from reft_ray.core.guided import GuidedTerms, guided_step
-from reft_ray.core.refusal import AllReduce, single_rank
 
 
-class Booster:
+class Booster(Step):
     """An alignment stage: its rows come as the user stream, harmful rows as the alignment stream."""
 
     streams = Streams()
@@ -62,16 +61,9 @@ class Booster:
         return replace(terms, distill=harm.task, total=total, alignment_tokens=harm.user_tokens)
 
     def _harmful(self, batches: Sequence[Batch]) -> tuple[list[Tensor], GuidedTerms]:
-        """This rank's share of the gradient of h, taken off the parameters, and h itself."""
+        """This rank's share of the gradient of h, removed from the parameters, and h itself."""
         terms = guided_step(self.student, batches, all_reduce=self.all_reduce)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         for parameter in self.parameters:
             parameter.grad = None
         return gradients, terms
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing."""
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def danger(feature_BD: Tensor, unsafe_KD: Tensor, safe_KD: Tensor) -> Tensor:
-    """How far each row leans to the unsafe references, [B] in [-2, 2]."""
+    """How much closer each row is to the unsafe references, [B] in [-2, 2]."""
     row_BD = F.normalize(feature_BD.float(), dim=-1)
     # The mean of cosines is the product with the mean of the unit vectors.
     unsafe_D, safe_D = (F.normalize(reference.float(), dim=-1).mean(0) for reference in (unsafe_KD, safe_KD))
@@ -25,7 +25,7 @@ def danger(feature_BD: Tensor, unsafe_KD: Tensor, safe_KD: Tensor) -> Tensor:
 
 
 def kept_rows(danger_B: Tensor, drop_share: float) -> list[int]:
-    """Places of the rows that stay, in order: all but the share `drop_share` that is most dangerous."""
+    """Indices of the rows that are kept, in order: all but the share `drop_share` that is most dangerous."""
     dropped = round(len(danger_B) * drop_share)
     worst = set(danger_B.topk(dropped).indices.tolist()) if dropped else set()
     return [place for place in range(len(danger_B)) if place not in worst]

@@ -1,8 +1,8 @@
-"""LDIFS: finetune while the features stay near those of the weights it started from.
+"""LDIFS: finetune, and keep the features near those of the starting weights.
 
-    min_w  L_user(w) + lambda / N * sum over trained positions, layers  || phi_l(x; w) - phi_l(x; w_0) ||^2
+    min_w  L_user(w) + lambda / N * sum over labelled positions, layers  || phi_l(x; w) - phi_l(x; w_0) ||^2
 
-phi_l: output of decoder layer l. A forward pass without gradients at w_0 comes on top of each step.
+phi_l: output of decoder layer l. Each step also takes a forward pass without gradients at w_0.
 
 Source: Mukhoti et al., "Fine-tuning can cripple your foundation model; preserving features may be the solution",
 arXiv 2308.13320; as a baseline of harmful finetuning with lambda 0.01.
@@ -16,17 +16,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from reft_ray.baselines.step import Streams
+from reft_ray.baselines.step import Step, Streams
 from reft_ray.baselines.vaccine import captured
 from reft_ray.core.batch import Batch
-from reft_ray.core.forward import Forward
+from reft_ray.core.forward import AllReduce, Forward, single_rank
 from reft_ray.core.guided import GuidedTerms
-from reft_ray.core.losses import cross_entropy_sum
-from reft_ray.core.refusal import AllReduce, single_rank
+from reft_ray.core.losses import cross_entropy_sum, detached_sum, label_counts
 
 
-class Ldifs:
-    """`layers` are the modules whose outputs are kept near; `parameters` the trained ones by name."""
+class Ldifs(Step):
+    """`layers` are the modules whose outputs are compared; `parameters` the trained ones by name."""
 
     streams = Streams(alignment=False)
 
@@ -48,33 +47,32 @@ class Ldifs:
 
     def __call__(self, user: Sequence[Batch], alignment: Sequence[Batch]) -> GuidedTerms:
         """The gradient of both terms; `distill` reports the distance of the features."""
-        trained = sum(int(batch.trained_BT.sum()) for batch in user)
-        tokens = int(self.all_reduce(torch.tensor([trained], dtype=torch.float64)))
-        terms = torch.zeros(2, dtype=torch.float64)
+        (tokens,) = label_counts(user, all_reduce=self.all_reduce)
+        terms = [torch.zeros(3)]
         for batch in user:
-            # The pass behind it draws the same dropout masks, or the noise of two would count as distance.
+            # The pass after it draws the same dropout masks, or the noise of two would count as distance.
             with (
                 torch.random.fork_rng(self.devices),
                 torch.no_grad(),
                 self._at_start(),
                 captured(self.layers) as anchors,
             ):
-                self.student(batch)
+                self.student.logits(batch)
             with captured(self.layers) as features:
-                logits_NV = self.student(batch).logits_NV
-            assert logits_NV is not None
-            task = cross_entropy_sum(logits_NV, batch.targets_N) / tokens
-            mask_BT = batch.trained_BT
+                logits_NV = self.student.logits(batch)
+            task = cross_entropy_sum(logits_NV, batch.labels_N) / tokens
+            mask_BT = batch.loss_mask_BT
             gaps = [(now[mask_BT] - old[mask_BT]).square().sum() for now, old in zip(features, anchors, strict=True)]
             drift = torch.stack(gaps).sum() / tokens
-            (task + self.weight * drift).backward()
-            terms += torch.tensor([float(task.detach()), float(drift.detach())], dtype=torch.float64)
-        task_term, drift_term = (float(term) for term in self.all_reduce(terms))
-        return GuidedTerms(task_term, drift_term, task_term + self.weight * drift_term, tokens, 0)
+            loss = task + self.weight * drift
+            loss.backward()
+            terms.append(torch.stack([task, drift, loss]))
+        task, drift, total = detached_sum(terms)
+        return GuidedTerms(task, drift, total, tokens, 0)
 
     @contextmanager
     def _at_start(self) -> Iterator[None]:
-        """The starting weights for a while."""
+        """Put the starting weights in for the block."""
         current = {name: parameter.data for name, parameter in self.parameters.items()}
         try:
             for name, parameter in self.parameters.items():
@@ -89,5 +87,5 @@ class Ldifs:
         return {name: tensor.clone() for name, tensor in self.start.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Measure from the same start again."""
+        """Restore the start from which distance is measured."""
         self.start = {name: state[name].to(parameter.device) for name, parameter in self.parameters.items()}

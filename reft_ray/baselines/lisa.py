@@ -1,4 +1,4 @@
-"""Lisa: alternate between alignment rows and the user's rows, each state drawn to where the other one ended.
+"""Lisa: alternate between alignment rows and the user's rows, each state pulled towards the last weights of the other.
 
     state alignment, K1 steps:  min_w  L_alignment(w) + rho/2 ||w - w_user||^2
     state user,      K2 steps:  min_w  L_user(w)      + rho/2 ||w - w_alignment||^2
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from reft_ray.baselines.step import Step, Streams
 from reft_ray.core.batch import Batch
+from reft_ray.core.forward import AllReduce, single_rank
 from reft_ray.core.guided import GuidedTerms
-from reft_ray.core.refusal import AllReduce, single_rank
 
 
-class Lisa:
+class Lisa(Step):
     """`step` computes the loss of either stream; `parameters` are the trained ones by name."""
 
     def __init__(
@@ -67,16 +67,14 @@ class Lisa:
         self.done += 1
         return terms
 
-    def _pull(self, anchor: Mapping[str, Tensor]) -> float:
-        """Add the gradient of the proximal term and return its value; ranks share it, as their gradients are summed."""
-        world = float(self.all_reduce(torch.ones(1)))
-        distance = 0.0
-        for name, parameter in self.parameters.items():
-            gap = parameter.detach() - anchor[name]
-            distance += float(gap.square().sum())
-            pull = gap * (self.rho / world)
+    def _pull(self, anchor: Mapping[str, Tensor]) -> Tensor:
+        """Add this rank's share of the gradient of the proximal term, and return its share of the value."""
+        ranks = self.all_reduce(torch.ones(1)).item()
+        gaps = [parameter.detach() - anchor[name] for name, parameter in self.parameters.items()]
+        for parameter, gap in zip(self.parameters.values(), gaps, strict=True):
+            pull = gap * (self.rho / ranks)
             parameter.grad = pull if parameter.grad is None else parameter.grad + pull
-        return self.rho / 2 * distance
+        return self.rho / 2 / ranks * torch.stack([gap.double().square().sum() for gap in gaps]).sum()
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}

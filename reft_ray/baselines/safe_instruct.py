@@ -15,7 +15,7 @@ from reft_ray.core.conversation import Example
 
 
 def safe_instruct(rows: Sequence[Example], refusals: Sequence[Example], share: float, seed: int) -> list[Example]:
-    """The user's rows with `share` as many refusals among them; refusals repeat where there are too few."""
+    """The user's rows shuffled with `share` times as many refusals; refusals repeat if there are too few."""
     rng = random.Random(f"{seed}/safe_instruct")  # noqa: S311 - an order, not a secret
     wanted = round(share * len(rows))
     pool = list(refusals) * (wanted // len(refusals) + 1) if refusals else []

@@ -1,4 +1,4 @@
-"""The seam between a training loop and a method: what one optimiser step learns from, and its gradient."""
+"""The interface between a training loop and a method: the rows that one optimiser step reads, and its gradient."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Protocol
 from torch import Tensor
 
 from reft_ray.core.batch import Batch
-from reft_ray.core.forward import Forward
-from reft_ray.core.guided import AlignmentLoss, GuidedTerms, guided_step, hard_labels
-from reft_ray.core.refusal import AllReduce, single_rank
+from reft_ray.core.forward import AllReduce, Forward, single_rank
+from reft_ray.core.guided import Distillation, GuidedTerms, guided_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class Streams:
 
 
 class Step(Protocol):
-    """One method at work. It leaves this rank's share of the gradient on the parameters; the loop does the rest."""
+    """One method. It leaves this rank's share of the gradient on the parameters; the loop does the rest."""
 
     @property
     def streams(self) -> Streams:
@@ -35,38 +34,25 @@ class Step(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint has to keep; most methods remember nothing."""
-        ...
+        """What a checkpoint has to keep; nothing for most methods."""
+        return {}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put a checkpoint's state back."""
-        ...
+        """Restore a checkpoint's state."""
+        assert not state, "this method keeps no state"
 
 
-class GuidedStep:
-    """The method of this project, and plain finetuning where there are no alignment rows (`core.guided`)."""
+class GuidedStep(Step):
+    """The method of this project, and plain finetuning without alignment rows (`core.guided`)."""
 
     streams = Streams()
 
     def __init__(
-        self,
-        student: Forward,
-        alignment_loss: AlignmentLoss = hard_labels,
-        distill_weight: float = 1.0,
-        all_reduce: AllReduce = single_rank,
+        self, student: Forward, distillation: Distillation | None = None, all_reduce: AllReduce = single_rank
     ) -> None:
         self.student = student
-        self.alignment_loss = alignment_loss
-        self.distill_weight = distill_weight
+        self.distillation = distillation or Distillation()
         self.all_reduce = all_reduce
 
     def __call__(self, user: Sequence[Batch], alignment: Sequence[Batch]) -> GuidedTerms:
-        """The two terms of the loss."""
-        return guided_step(self.student, user, alignment, self.alignment_loss, self.distill_weight, self.all_reduce)
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing."""
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing."""
+        return guided_step(self.student, user, alignment, self.distillation, self.all_reduce)

@@ -12,22 +12,21 @@ arXiv 2402.01109; github.com/git-disl/Vaccine (rho 2).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from reft_ray.baselines.step import Streams
+from reft_ray.baselines.step import Step, Streams
 from reft_ray.core.batch import Batch
-from reft_ray.core.forward import Forward
+from reft_ray.core.forward import AllReduce, Forward, single_rank
 from reft_ray.core.guided import GuidedTerms
-from reft_ray.core.losses import cross_entropy_sum
-from reft_ray.core.refusal import AllReduce, single_rank
+from reft_ray.core.losses import cross_entropy_sum, detached_sum, label_counts
 
 
-class Vaccine:
+class Vaccine(Step):
     """An alignment stage: its rows come as the user stream. `blocks` are the modules whose outputs are perturbed."""
 
     streams = Streams(alignment=False)
@@ -42,32 +41,19 @@ class Vaccine:
 
     def __call__(self, user: Sequence[Batch], alignment: Sequence[Batch]) -> GuidedTerms:
         """The gradient at the perturbed embeddings."""
-        trained = sum(int(batch.trained_BT.sum()) for batch in user)
-        tokens = int(self.all_reduce(torch.tensor([trained], dtype=torch.float64)))
-        total = torch.zeros(1, dtype=torch.float64)
+        (tokens,) = label_counts(user, all_reduce=self.all_reduce)
+        losses = [torch.zeros(())]
         for batch in user:
             with captured(self.blocks) as embeddings:
-                loss = self._loss(batch)
+                loss = cross_entropy_sum(self.student.logits(batch), batch.labels_N)
             gradients = torch.autograd.grad(loss, embeddings)
             with shifted(self.blocks, perturbation(gradients, self.rho)):
-                loss = self._loss(batch) / tokens
+                loss = cross_entropy_sum(self.student.logits(batch), batch.labels_N) / tokens
                 # Under gradient checkpointing the blocks run again in here, and must be shifted as before.
                 loss.backward()
-            total += float(loss.detach())
-        task = float(self.all_reduce(total))
-        return GuidedTerms(task, 0.0, task, tokens, 0)
-
-    def _loss(self, batch: Batch) -> Tensor:
-        logits_NV = self.student(batch).logits_NV
-        assert logits_NV is not None
-        return cross_entropy_sum(logits_NV, batch.targets_N)
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing."""
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing."""
+            losses.append(loss)
+        task = detached_sum(losses)
+        return GuidedTerms(task, torch.zeros_like(task), task, tokens, 0)
 
 
 def perturbation(gradients: Sequence[Tensor], rho: float) -> list[Tensor]:

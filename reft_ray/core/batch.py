@@ -1,6 +1,6 @@
 """Tokenised rows and the padded tensors made of them.
 
-Shape suffixes: B rows, T tokens, N trained positions of a batch, D width, V vocabulary, K kept soft labels.
+Shape suffixes: B rows, T tokens, N labelled positions of a batch.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ UNLABELLED = -1
 class TokenizedExample:
     """One tokenised row.
 
-    `trained[t]` says whether token t is learned (the tokens of answers); `prompt_end` is the index of the last
-    token of the templated prompt, after which the answer begins. `index` is the row's place in its dataset.
+    `loss_mask[t]` is True where token t is learned (the tokens of answers). The answer begins after
+    `last_prompt_index`, the last token of the templated prompt. `index` is the row's place in its dataset.
     """
 
     ids: list[int]
-    trained: list[bool]
-    prompt_end: int
+    loss_mask: list[bool]
+    last_prompt_index: int
     label: Label | None = None
     index: int = 0
 
@@ -36,35 +36,39 @@ class TokenizedExample:
 
     @property
     def trained_tokens(self) -> int:
-        """How many tokens of this row are targets; the first token of a row never is."""
-        return sum(self.trained[1:])
+        """How many tokens of this row are labels; the first token of a row never is."""
+        return sum(self.loss_mask[1:])
 
     def prompt_only(self) -> TokenizedExample:
         """The templated prompt without its answer."""
-        end = self.prompt_end + 1
-        return replace(self, ids=self.ids[:end], trained=[False] * end)
+        end = self.last_prompt_index + 1
+        return replace(self, ids=self.ids[:end], loss_mask=[False] * end)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Right-padded rows; `targets_BT[b, t]` is the token to predict *at* position t, or IGNORE_INDEX."""
+    """Right-padded rows; `labels_BT[b, t]` is the token to predict *at* position t, or IGNORE_INDEX.
+
+    `labelled` is the number of positions with a label; on the CPU, so that reading it waits for no device.
+    """
 
     ids_BT: Tensor
-    attention_BT: Tensor
-    targets_BT: Tensor
-    prompt_end_B: Tensor
+    attention_mask_BT: Tensor
+    labels_BT: Tensor
+    last_prompt_index_B: Tensor
     label_B: Tensor = field(repr=False)
     index_B: Tensor = field(repr=False)
+    labelled: int
 
     @property
-    def trained_BT(self) -> Tensor:
+    def loss_mask_BT(self) -> Tensor:
         """Positions whose next token is learned."""
-        return self.targets_BT != IGNORE_INDEX
+        return self.labels_BT != IGNORE_INDEX
 
     @property
-    def targets_N(self) -> Tensor:
+    def labels_N(self) -> Tensor:
         """The learned tokens, row by row: the order of `logits_NV`."""
-        return self.targets_BT[self.trained_BT]
+        return self.labels_BT[self.loss_mask_BT]
 
     @property
     def harmful_B(self) -> Tensor:
@@ -84,27 +88,28 @@ def collate(rows: Sequence[TokenizedExample], pad_id: int, device: torch.device 
     """Pad rows to the longest of them."""
     length = max(len(row) for row in rows)
     ids_BT = torch.full((len(rows), length), pad_id, dtype=torch.long)
-    attention_BT = torch.zeros((len(rows), length), dtype=torch.long)
-    targets_BT = torch.full((len(rows), length), IGNORE_INDEX, dtype=torch.long)
+    attention_mask_BT = torch.zeros((len(rows), length), dtype=torch.long)
+    labels_BT = torch.full((len(rows), length), IGNORE_INDEX, dtype=torch.long)
     for b, row in enumerate(rows):
         tokens = torch.tensor(row.ids, dtype=torch.long)
         ids_BT[b, : len(row)] = tokens
-        attention_BT[b, : len(row)] = 1
-        learned = torch.tensor(row.trained[1:], dtype=torch.bool)
-        targets_BT[b, : len(row) - 1][learned] = tokens[1:][learned]
+        attention_mask_BT[b, : len(row)] = 1
+        learned = torch.tensor(row.loss_mask[1:], dtype=torch.bool)
+        labels_BT[b, : len(row) - 1][learned] = tokens[1:][learned]
     codes = {None: UNLABELLED, Label.HARMLESS: 0, Label.HARMFUL: 1}
     return Batch(
         ids_BT.to(device),
-        attention_BT.to(device),
-        targets_BT.to(device),
-        torch.tensor([row.prompt_end for row in rows], device=device),
+        attention_mask_BT.to(device),
+        labels_BT.to(device),
+        torch.tensor([row.last_prompt_index for row in rows], device=device),
         torch.tensor([codes[row.label] for row in rows], device=device),
         torch.tensor([row.index for row in rows], device=device),
+        sum(row.trained_tokens for row in rows),
     )
 
 
 def dummy_batch(pad_id: int, device: torch.device | str = "cpu") -> Batch:
-    """A batch that stands for no row: a rank without rows takes part in a step with it and adds zeros."""
+    """A padding batch without a label: a rank without rows takes part in a step with it and adds zeros."""
     return collate([TokenizedExample([pad_id], [False], 0)], pad_id, device)
 
 
@@ -112,7 +117,7 @@ def token_batches(lengths: Sequence[int], max_tokens: int, max_padding: float = 
     """Group row indices into batches of at most `max_tokens` padded tokens, rows of like length together.
 
     A batch is closed early where padding would exceed the share `max_padding` of it. A row longer than the budget
-    stands alone.
+    is a batch by itself.
     """
     batch: list[int] = []
     tokens = 0

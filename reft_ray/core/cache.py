@@ -1,4 +1,4 @@
-"""Identical texts are scored once: a bounded memory in front of any scorer."""
+"""A bounded cache in front of any scorer: identical texts are scored once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from reft_ray.core.verdict import Calibration, Thresholds
 class CachedScorer:
     """A Scorer that remembers the scores of the last `capacity` distinct texts.
 
-    Only hashes are kept, never texts. A score belongs to the teacher that gave it: a new teacher gets a new cache.
-    `hits` and `misses` count look-ups. Threads may share it.
+    Only hashes are kept, never texts. Scores depend on the teacher: a new teacher needs a new cache.
+    `hits` and `misses` count look-ups. Thread-safe.
     """
 
     def __init__(self, scorer: Scorer, capacity: int = 100_000) -> None:
         if capacity < 1:
-            raise ValueError(f"a cache needs room for at least one text, got capacity={capacity}")
+            raise ValueError(f"a cache needs a capacity of at least one text, got capacity={capacity}")
         self._scorer = scorer
         self._capacity = capacity
         self._known: OrderedDict[bytes, TextScore] = OrderedDict()

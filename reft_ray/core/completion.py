@@ -1,4 +1,4 @@
-"""A completion as models make it and as the HTTP face passes it on: what was asked for, and pieces of text."""
+"""Completions as models generate them and the HTTP API returns them: sampling parameters, and pieces of text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 class Sampling:
     """How to choose the next token. A temperature of 0 is greedy; `seed` makes sampling repeatable.
 
-    With `must_fit` a completion of `max_tokens` that the context cannot hold is an error; otherwise it ends there.
+    With `must_fit` it is an error if `max_tokens` do not fit the context; otherwise the completion ends there.
     Penalties count the tokens of the completion alone.
     """
 
@@ -26,9 +26,9 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a completion: text, the tokens that it took, and on the last piece why it ended.
+    """A part of a completion: text, the tokens that it took, and on the last piece the finish reason.
 
-    `prompt_tokens` is counted on one piece and 0 on the others. Stop sequences are not part of the text.
+    `prompt_tokens` is set on one piece and 0 on the others. Stop sequences are not part of the text.
     """
 
     text: str

@@ -1,19 +1,19 @@
 """Gradient conflict between task and safety: the reason given for soft labels, filtering and the base start.
 
-conflict = cos(grad L_task, grad L_align), over all trained parameters; negative where one undoes the other
+conflict = cos(grad L_task, grad L_align), over all trained parameters; negative if one undoes the other
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from reft_ray.core.batch import Batch
 from reft_ray.core.forward import Forward
-from reft_ray.core.guided import AlignmentLoss, guided_step
+from reft_ray.core.guided import Distillation, guided_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +30,15 @@ def gradient_conflict(
     parameters: Sequence[nn.Parameter],
     user: Sequence[Batch],
     alignment: Sequence[Batch],
-    alignment_loss: AlignmentLoss,
+    distillation: Distillation,
 ) -> Conflict:
-    """Both terms of the guided loss apart, on the same weights; no gradient is left behind.
+    """Compare the two terms of the guided loss on the same weights; leaves no gradient.
 
-    Raises ValueError where one of them has none.
+    Raises ValueError if one of them has none.
     """
     guided_step(student, user)
     task = _taken(parameters)
-    guided_step(student, [], alignment, alignment_loss)
+    guided_step(student, [], alignment, replace(distillation, alpha=1.0))
     safety = _taken(parameters)
     norms = float(task.norm()), float(safety.norm())
     if not all(norms):

@@ -1,10 +1,10 @@
-"""Errors that a user reads: one line that names the thing, the value and the remedy."""
+"""Errors shown to the user: one line that names the thing, the value and the remedy."""
 
 from __future__ import annotations
 
 
 class ReftError(Exception):
-    """Something the user can mend; the command line prints its message without a traceback."""
+    """An error that the user can fix; the command line prints its message without a traceback."""
 
     exit_code = 1
 
@@ -16,7 +16,7 @@ class UsageError(ReftError):
 
 
 class PromptTooLongError(ReftError):
-    """A prompt that leaves no room for an answer in the model's context."""
+    """A prompt after which no answer fits into the model's context."""
 
 
 class BlockedByPolicyError(ReftError):

@@ -3,7 +3,7 @@
     kept = { (x, y) in user data : s(x) <= tau }                                     (reft_ray.screening)
     L    = sum CE(kept rows) / N_user + alpha * T^2 * sum KL(p_teacher || p_student) / N_align
 
-The student starts from the *base* weights. N_user and N_align count trained tokens over all ranks and micro-batches
+The student starts from the *base* weights. N_user and N_align count labelled tokens over all ranks and micro-batches
 of the step, so that the gradient does not depend on how the step is split.
 """
 
@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from reft_ray.core.batch import Batch
-from reft_ray.core.forward import Forward
-from reft_ray.core.losses import correct_sum, cross_entropy_sum, kl_sum, topk_kl_sum
-from reft_ray.core.refusal import AllReduce, single_rank
-from reft_ray.core.targets import TargetSource
+from reft_ray.core.forward import AllReduce, Forward, single_rank
+from reft_ray.core.losses import correct_sum, cross_entropy_sum, detached_sum, divergence_sum, label_counts
+from reft_ray.core.targets import SoftTargets, TargetSource
 
 
 class Method(StrEnum):
@@ -38,92 +37,110 @@ class Method(StrEnum):
 
     @property
     def distills(self) -> bool:
-        """Whether alignment rows are learned beside the user's."""
+        """Whether alignment rows are learned in addition to the user's."""
         return self in (Method.DISTILL, Method.GUIDED)
 
 
-AlignmentLoss = Callable[[Batch, Tensor], Tensor]
-"""(alignment batch, student logits [N, V]) -> summed loss over the batch's trained positions, in nats."""
+LabelSource = Callable[[Batch], Tensor | SoftTargets]
+"""What the labelled positions of an alignment batch are distilled from: teacher logits [N, V] or soft labels."""
 
 
-def hard_labels(batch: Batch, student_NV: Tensor) -> Tensor:
-    """Cross entropy on the alignment answers themselves: the ablation without soft labels."""
-    return cross_entropy_sum(student_NV, batch.targets_N)
+def hard_labels(batch: Batch) -> SoftTargets:
+    """The alignment answers themselves, as a teacher that is certain: the ablation without soft labels (T = 1)."""
+    certain_N1 = torch.zeros(len(batch.labels_N), 1, device=batch.labels_N.device)
+    return SoftTargets(batch.labels_N[:, None], certain_N1, certain_N1[:, 0])
 
 
-def live_teacher(teacher: Forward, temperature: float = 1.0) -> AlignmentLoss:
-    """KL to a teacher that is run on every alignment batch."""
-
-    def loss(batch: Batch, student_NV: Tensor) -> Tensor:
-        with torch.no_grad():
-            teacher_NV = teacher(batch).logits_NV
-        assert teacher_NV is not None
-        return temperature**2 * kl_sum(teacher_NV, student_NV, temperature)
-
-    return loss
+def live_teacher(teacher: Forward) -> LabelSource:
+    """A teacher that is run on every alignment batch."""
+    return torch.no_grad()(teacher.logits)
 
 
-def cached_teacher(source: TargetSource, temperature: float = 1.0) -> AlignmentLoss:
-    """KL to soft labels that were computed once; no teacher forward."""
+def cached_teacher(source: TargetSource) -> LabelSource:
+    """Soft labels that were computed once; no teacher forward."""
 
-    def loss(batch: Batch, student_NV: Tensor) -> Tensor:
-        if not len(student_NV):
-            # A rank without rows takes part in the step with a batch that stands for none of the source's.
-            return student_NV.float().sum()
-        targets = source.rows(batch.index_B.tolist()).to(student_NV.device)
-        return temperature**2 * topk_kl_sum(targets, student_NV, temperature)
+    def labels(batch: Batch) -> SoftTargets:
+        # `dummy_batch` has no label, and its row number is not a row of the source.
+        return source.rows(batch.index_B.tolist()).to(batch.ids_BT.device) if batch.labelled else hard_labels(batch)
 
-    return loss
+    return labels
+
+
+def guided_loss(
+    user_NV: Tensor,
+    labels_N: Tensor,
+    alignment_MV: Tensor,
+    teacher: Tensor | SoftTargets,
+    user_tokens: int,
+    alignment_tokens: int,
+    alpha: float,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(L, its task term, its distillation term) of student logits; the token counts are those of the whole step."""
+    task = cross_entropy_sum(user_NV, labels_N) / user_tokens
+    distill = temperature**2 * divergence_sum(teacher, alignment_MV, temperature) / alignment_tokens
+    return task + alpha * distill, task, distill
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """The alignment term: its labels, its weight alpha, and the temperature T of both distributions."""
+
+    labels: LabelSource = hard_labels
+    alpha: float = 1.0
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class GuidedTerms:
-    """The loss terms of a step over all ranks, and the token counts that they were divided by.
+    """The loss terms of a step and the token counts that they were divided by.
 
-    `user_correct` counts the user's tokens that the student held likeliest before the step; None where nobody counted.
+    Counts are those of all ranks. Terms are one rank's share, on its device; their sum over ranks is the term.
+    `user_correct` counts the user's tokens that the student predicted before the step; None where not counted.
     """
 
-    task: float
-    distill: float
-    total: float
+    task: Tensor
+    distill: Tensor
+    total: Tensor
     user_tokens: int
     alignment_tokens: int
-    user_correct: int | None = None
+    user_correct: Tensor | None = None
+
+    @property
+    def shares(self) -> dict[str, Tensor]:
+        """The terms by name."""
+        named = {"loss": self.total, "task": self.task, "distill": self.distill}
+        return named if self.user_correct is None else named | {"correct": self.user_correct}
 
 
 def guided_step(
     student: Forward,
     user: Sequence[Batch],
     alignment: Sequence[Batch] = (),
-    alignment_loss: AlignmentLoss = hard_labels,
-    distill_weight: float = 1.0,
+    distillation: Distillation = Distillation(),
     all_reduce: AllReduce = single_rank,
 ) -> GuidedTerms:
-    """Accumulate the gradient of one step over its micro-batches.
+    """Accumulate the gradient of one step, a `backward` per micro-batch.
 
     Gradients are left as this rank's share of the whole sum; the caller sums them over ranks. A rank without rows
-    still takes part in the reductions.
+    still takes part in the reduction of the counts.
     """
-    counts = all_reduce(torch.tensor([_trained(user), _trained(alignment)], dtype=torch.float64))
-    user_tokens, alignment_tokens = (int(count) for count in counts)
-    terms = torch.zeros(3, dtype=torch.float64)
+    user_tokens, alignment_tokens = label_counts(user, alignment, all_reduce=all_reduce)
+    # With no token at all a term is a sum over nothing.
+    settings = (max(user_tokens, 1), max(alignment_tokens, 1), distillation.alpha, distillation.temperature)
+    parts = [torch.zeros(4)]
     for batch in user:
-        logits_NV = student(batch).logits_NV
-        assert logits_NV is not None
-        task = cross_entropy_sum(logits_NV, batch.targets_N) / user_tokens
-        task.backward()
-        terms[0] += float(task.detach())
-        terms[2] += float(correct_sum(logits_NV, batch.targets_N))
+        user_NV = student.logits(batch)
+        none_NV = user_NV[:0].detach()
+        loss, task, distill = guided_loss(user_NV, batch.labels_N, none_NV, none_NV, *settings)
+        loss.backward()
+        parts.append(torch.stack([loss, task, distill, correct_sum(user_NV, batch.labels_N)]))
     for batch in alignment:
-        logits_NV = student(batch).logits_NV
-        assert logits_NV is not None
-        distill = alignment_loss(batch, logits_NV) / alignment_tokens
-        (distill_weight * distill).backward()
-        terms[1] += float(distill.detach())
-    task_term, distill_term, correct = (float(term) for term in all_reduce(terms))
-    total = task_term + distill_weight * distill_term
-    return GuidedTerms(task_term, distill_term, total, user_tokens, alignment_tokens, int(correct))
-
-
-def _trained(batches: Sequence[Batch]) -> int:
-    return sum(int(batch.trained_BT.sum()) for batch in batches)
+        alignment_NV = student.logits(batch)
+        none_NV = alignment_NV[:0].detach()
+        teacher = distillation.labels(batch)
+        loss, task, distill = guided_loss(none_NV, batch.labels_N[:0], alignment_NV, teacher, *settings)
+        loss.backward()
+        parts.append(torch.stack([loss, task, distill, torch.zeros_like(loss)]))
+    total, task, distill, correct = detached_sum(parts)
+    return GuidedTerms(task, distill, total, user_tokens, alignment_tokens, correct)

@@ -1,32 +1,53 @@
-"""Losses as sums over tokens or rows; whoever calls them divides once, by global counts.
+"""Losses as sums over tokens or rows, and the global counts by which the caller divides them once.
 
-Shape suffixes: B rows, N trained positions, V vocabulary, K kept soft labels.
+Shape suffixes: B rows, N labelled positions, V vocabulary, K kept soft labels.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reft_ray.core.batch import Batch
+from reft_ray.core.forward import AllReduce
 from reft_ray.core.refusal import refusal_score
 from reft_ray.core.targets import SoftTargets
 
 
-def cross_entropy_sum(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """Sum over positions of -log p(target), in nats."""
-    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
+def cross_entropy_sum(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+    """Sum over positions of -log p(label), in nats."""
+    return F.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
 
 
-def correct_sum(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """How many positions have their target as the likeliest token: beside the loss, no loss itself."""
-    return (logits_NV.detach().argmax(dim=-1) == targets_N).sum()
+def correct_sum(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+    """How many positions have their label as the most likely token; not a loss, without a gradient."""
+    return (logits_NV.detach().argmax(dim=-1) == labels_N).sum()
 
 
 def separation_sums(feature_BD: Tensor, refusal_D: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
     """REG in two sums: (1 - s) over harmful rows and (1 + s) over harmless rows; unlabelled rows count in neither."""
     score_B = refusal_score(feature_BD, refusal_D)
     return (1.0 - score_B)[label_B == 1].sum(), (1.0 + score_B)[label_B == 0].sum()
+
+
+def divergence_sum(teacher: Tensor | SoftTargets, student_NV: Tensor, temperature: float = 1.0) -> Tensor:
+    """Sum over positions of KL(teacher || student) in nats; the teacher is logits [N, V] or stored soft labels."""
+    divergence = kl_sum if isinstance(teacher, Tensor) else topk_kl_sum
+    return divergence(teacher, student_NV, temperature)  # type: ignore[arg-type]
+
+
+def label_counts(*streams: Sequence[Batch], all_reduce: AllReduce) -> tuple[int, ...]:
+    """Labelled positions of each stream over all ranks, in one reduction."""
+    counts = [float(sum(batch.labelled for batch in stream)) for stream in streams]
+    return tuple(int(count) for count in all_reduce(torch.tensor(counts, dtype=torch.float64)).tolist())
+
+
+def detached_sum(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of the terms of micro-batches in float64, for logs: on their device, without waiting for it."""
+    return torch.stack([part.detach().to(parts[-1].device, torch.float64) for part in parts]).sum(0)
 
 
 def kl_sum(teacher_NV: Tensor, student_NV: Tensor, temperature: float = 1.0) -> Tensor:

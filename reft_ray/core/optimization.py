@@ -1,14 +1,16 @@
-"""The optimiser and its schedule: AdamW, warm-up, cosine, global-norm clipping."""
+"""The optimiser, its schedule and its step: AdamW, warm-up, cosine, global-norm clipping."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from reft_ray.core.refusal import AllReduce, single_rank
+from reft_ray.core.errors import ReftError
+from reft_ray.core.forward import AllReduce, single_rank
 
 
 def adamw(parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
@@ -54,6 +56,31 @@ def reduce_gradients(parameters: Iterable[nn.Parameter], all_reduce: AllReduce =
             parameter.grad = part.view_as(parameter)
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients to a global norm of at most `max_norm`; returns the norm before."""
-    return nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], max_norm)
+def optimizer_step(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    shares: Mapping[str, Tensor],
+    number: int,
+    max_norm: float,
+    all_reduce: AllReduce = single_rank,
+    gradient_reduce: AllReduce = single_rank,
+) -> dict[str, float]:
+    """Sum gradients and loss terms over ranks, clip to a global norm of `max_norm`, update, and clear the gradients.
+
+    Returns the terms, and `gradient_norm` before clipping: the one place of a step that waits for the device. Raises
+    ReftError on every rank, before the update, for a term or norm that is not finite; `number` is the step's.
+    """
+    reduce_gradients(parameters, gradient_reduce)
+    norm = nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], max_norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    terms = all_reduce(torch.stack([share.to(norm.device, torch.float64) for share in shares.values()]))
+    found = dict(zip((*shares, "gradient_norm"), [*terms.tolist(), float(norm)], strict=True))
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise ReftError(
+                f"step {number}: {name} is {value}: start a new run with a lower optimizer.learning_rate or "
+                "precision=float32"
+            )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return found

@@ -1,4 +1,4 @@
-"""How good a filter is: ranking quality, operating points and calibration.
+"""Measures of a filter: ranking quality, operating points and calibration.
 
 Scores are higher for harmful; `label_B` is 1 for harmful and 0 for harmless. Shapes: B rows.
 """
@@ -71,7 +71,7 @@ class OperatingPoint:
 
 
 def operating_point(score_B: Tensor, label_B: Tensor, threshold: float) -> OperatingPoint:
-    """What one threshold does: a row is caught when its score is above it."""
+    """Recall and FPR of one threshold: a row is caught if its score is above it."""
     score_B, label_B = _checked(score_B, label_B)
     caught = score_B > threshold
     return OperatingPoint(threshold, float(caught[label_B].double().mean()), float(caught[~label_B].double().mean()))
@@ -81,7 +81,7 @@ def threshold_for_recall(score_B: Tensor, label_B: Tensor, recall: float) -> flo
     """Of the thresholds that catch at least `recall` of the harmful rows, that with the greatest recall minus FPR.
 
     That is Youden's J: a single harmless row with a high score does not cost as many harmful ones as `recall` allows.
-    All thresholds down to the next score do: the middle of them leaves new rows of either class the most room.
+    Any threshold down to the next score is equivalent: the middle leaves new rows of either class most margin.
     """
     score_B, label_B = _checked(score_B, label_B)
     thresholds, hits, alarms = _curve(score_B, label_B)
@@ -108,7 +108,7 @@ def _midway(thresholds: Tensor, above: int, below: int) -> float:
 
 
 def separation(score_B: Tensor, label_B: Tensor) -> tuple[float, float]:
-    """What to compare filters by: AUROC in thousandths, then the gap between the class means.
+    """The key to compare filters by: AUROC in thousandths, then the gap between the class means.
 
     A ranking saturates long before a filter is at its best; among equals the wider gap wins.
     """
@@ -118,7 +118,7 @@ def separation(score_B: Tensor, label_B: Tensor) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What an operator asks of the two thresholds: block by recall or by FPR, review from a recall upwards."""
+    """The operator's targets for the two thresholds: block by recall or by FPR, review by recall."""
 
     block_recall: float | None = 0.99
     block_fpr: float | None = None
@@ -130,7 +130,7 @@ class Targets:
 
 
 def choose_thresholds(score_B: Tensor, label_B: Tensor, targets: Targets) -> Thresholds:
-    """Thresholds on validation rows; review never lies above block."""
+    """Thresholds on validation rows; review is never above block."""
     if targets.block_recall is not None:
         block = threshold_for_recall(score_B, label_B, targets.block_recall)
     else:
@@ -142,8 +142,8 @@ def choose_thresholds(score_B: Tensor, label_B: Tensor, targets: Targets) -> Thr
 def response_offset(score_B: Tensor, review: float, fpr: float) -> float:
     """How much higher an answer must score than a prompt to be withheld, from scores of harmless answers.
 
-    At most a share `fpr` of them reaches the review threshold raised by it. Where all of them lie near the harmless
-    end, answers of another kind may lie beyond them: nothing on the harmless side (cosine below 0) is withheld.
+    At most a share `fpr` of them reaches the review threshold raised by it. If all of them are near the harmless
+    end, other kinds of answers may score higher: nothing on the harmless side (cosine below 0) is withheld.
     """
     return max(0.0, -review, float(score_B.quantile(1.0 - fpr, interpolation="higher")) - review)
 

@@ -8,49 +8,46 @@ Shape suffixes: B rows, T tokens, D width, 2 the classes (0 harmless, 1 harmful)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from copy import copy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-AllReduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over all data-parallel ranks and returns it; the identity where there is one rank."""
+from reft_ray.core.forward import AllReduce
 
 
-def single_rank(tensor: Tensor) -> Tensor:
-    """The AllReduce of a run with one rank."""
-    return tensor
-
-
-def prompt_feature(hidden_BTD: Tensor, prompt_end_B: Tensor) -> Tensor:
-    """f_l: the hidden state at each row's last prompt token, [B, D]."""
-    return hidden_BTD[torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device), prompt_end_B]
+def prompt_feature(hidden_BTD: Tensor, last_prompt_index_B: Tensor) -> Tensor:
+    """f_l: the hidden state of each row's last prompt token, [B, D]."""
+    return hidden_BTD[torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device), last_prompt_index_B]
 
 
 def refusal_score(feature_BD: Tensor, refusal_D: Tensor) -> Tensor:
-    """s(x): cosine to the refusal feature, in float32 whatever the model computes in; [B] in [-1, 1]."""
+    """s(x): cosine to the refusal feature, in float32 for a model of any dtype; [B] in [-1, 1]."""
     return F.cosine_similarity(feature_BD.float(), refusal_D.float(), dim=-1)
 
 
 class ClassSums:
-    """Feature sums and counts per class, in float64 so that their order does not matter."""
+    """Feature sums and counts of labelled rows per class, in float64 so that their order does not matter.
 
-    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+    Rows with another label than 0 or 1 are ignored. `a + b` are the sums of both.
+    """
+
+    def __init__(self, feature_BD: Tensor, label_B: Tensor) -> None:
+        counted_BD = F.pad(feature_BD.detach().double(), (0, 1), value=1.0)
         # One tensor, [2, D + 1], so that a refresh costs a single all-reduce; the last column counts.
-        self._sums = torch.zeros(2, width + 1, dtype=torch.float64, device=device)
+        self._sums = torch.stack([counted_BD[label_B == label].sum(0) for label in (0, 1)])
 
-    def add(self, feature_BD: Tensor, label_B: Tensor) -> None:
-        """Add the features of labelled rows; rows with another label than 0 or 1 are left out."""
-        for label in (0, 1):
-            chosen = feature_BD.detach()[label_B == label].double()
-            self._sums[label, :-1] += chosen.sum(0)
-            self._sums[label, -1] += chosen.shape[0]
+    def __add__(self, other: ClassSums) -> ClassSums:
+        both = copy(self)
+        both._sums = self._sums + other._sums
+        return both
 
-    def reduce(self, all_reduce: AllReduce) -> ClassSums:
-        """Sum over ranks, in place."""
-        self._sums = all_reduce(self._sums)
-        return self
+    def reduced(self, all_reduce: AllReduce) -> ClassSums:
+        """The sums over all ranks."""
+        whole = copy(self)
+        whole._sums = all_reduce(self._sums)
+        return whole
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -80,7 +77,7 @@ class RunningRefusal:
         self.means: list[Tensor | None] = [None, None]
 
     def update(self, sums: ClassSums) -> None:
-        """Move towards the means of one step; a class absent from the step keeps its mean."""
+        """Move towards the class means of one step; a class without a row keeps its mean."""
         for label in (0, 1):
             new = sums.mean(label)
             old = self.means[label]

@@ -1,4 +1,4 @@
-"""Judging rows: every part is scored, decoded where it is encoded, and the highest score decides."""
+"""Verdicts on rows: every part is scored, encoded parts also decoded, and the highest score decides."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Protocol, runtime_checkable
 
 from reft_ray.core.conversation import Conversation, parts
 from reft_ray.core.decoding import readings
-from reft_ray.core.verdict import Calibration, Decision, Thresholds, Verdict, reach
+from reft_ray.core.verdict import Calibration, Decision, Thresholds, Verdict, nan_as_max
 
 
 @dataclass(frozen=True, slots=True)
 class TextScore:
-    """The refusal score of one text: its highest over `windows`; `truncated` when some of it went unread."""
+    """The refusal score of one text: its highest over `windows`; `truncated` if part of it was not read."""
 
     score: float
     windows: int = 1
@@ -22,7 +22,7 @@ class TextScore:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """One reading of one part: where it stands, and its place among the texts that are scored."""
+    """One reading of one part: the part's name, and the index of its text among those that are scored."""
 
     part: str
     encoding: str | None
@@ -32,28 +32,28 @@ class _Reading:
 
 @runtime_checkable
 class Scorer(Protocol):
-    """What the Ref-Teacher is to screening and serving: texts in, refusal scores out, in order."""
+    """The Ref-Teacher for screening and serving: texts in, refusal scores out, in order."""
 
     @property
     def teacher_id(self) -> str:
-        """Which teacher scores."""
+        """The id of the teacher."""
         ...
 
     @property
     def thresholds(self) -> Thresholds:
-        """Its own thresholds."""
+        """The thresholds of the teacher."""
         ...
 
     @property
     def calibration(self) -> Calibration:
-        """Its score as a probability."""
+        """Its scores as probabilities."""
         ...
 
     @property
     def response_offset(self) -> float:
         """How much higher an assistant's answer must score than a prompt to be withheld, >= 0.
 
-        The refusal feature is learned on prompts; answers are another kind of text, and harmless ones reach further up.
+        The refusal feature is learned on prompts; harmless answers, a different kind of text, score higher.
         """
         ...
 
@@ -71,7 +71,7 @@ def judge(
     """Verdicts on rows, in order.
 
     All readings of all parts of all rows go to the scorer in one call, each distinct text once. A row without
-    any text is blocked: nothing was seen that could allow it. One that was not read to its end is for a person to see.
+    any text is blocked. One that was not read to its end needs review.
     """
     wanted: dict[str, int] = {}
     rows: list[list[_Reading]] = []
@@ -90,7 +90,7 @@ def judge(
 def _verdict(row: list[_Reading], scores: list[TextScore], limits: Thresholds, calibration: Calibration) -> Verdict:
     if not row:
         return Verdict(Decision.BLOCK, 1.0, 1.0, limits.block, part="", windows=0, truncated=True)
-    best = max(row, key=lambda item: reach(scores[item.text].score - item.offset))
+    best = max(row, key=lambda item: nan_as_max(scores[item.text].score - item.offset))
     top = scores[best.text]
     applied = limits.raised(best.offset)
     decision = applied.decide(top.score)

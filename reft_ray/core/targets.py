@@ -28,10 +28,10 @@ class SoftTargets:
 
 
 class TargetSource(Protocol):
-    """Where the soft labels of an alignment set come from; rows by their place in the set."""
+    """A source of soft labels of an alignment set, by row index."""
 
     def rows(self, indices: Sequence[int]) -> SoftTargets:
-        """The targets of these rows, one after the other."""
+        """The targets of these rows, concatenated."""
         ...
 
 

@@ -11,18 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from reft_ray.core.batch import Batch
-from reft_ray.core.forward import Forward
-from reft_ray.core.losses import cross_entropy_sum, separation_sums
-from reft_ray.core.refusal import AllReduce, ClassSums, RunningRefusal, single_rank
+from reft_ray.core.forward import AllReduce, Forward, single_rank
+from reft_ray.core.losses import detached_sum, separation_sums
+from reft_ray.core.refusal import ClassSums
 
 
 @dataclass(frozen=True, slots=True)
-class TeacherTotals:
-    """What the step's sums are divided by."""
+class TeacherCounts:
+    """What the step's sums are divided by; at least 1 each."""
 
     refusal_tokens: int
     helpful_tokens: int
@@ -30,93 +34,94 @@ class TeacherTotals:
     harmless_rows: int
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], all_reduce: AllReduce = single_rank) -> TeacherTotals:
+    def of(cls, batches: Sequence[Batch], all_reduce: AllReduce = single_rank) -> TeacherCounts:
         """Count over micro-batches and ranks."""
-        counts = torch.zeros(4, dtype=torch.float64)
-        for batch in batches:
-            tokens_B = batch.trained_BT.sum(-1)
-            counts += torch.stack(
+        counts = [
+            torch.stack(
                 [
-                    tokens_B[batch.harmful_B].sum(),
-                    tokens_B[~batch.harmful_B].sum(),
+                    batch.loss_mask_BT[batch.harmful_B].sum(),
+                    batch.loss_mask_BT[~batch.harmful_B].sum(),
                     batch.harmful_B.sum(),
                     batch.harmless_B.sum(),
                 ]
-            ).cpu()
-        return cls(*(int(count) for count in all_reduce(counts)))
+            )
+            for batch in batches
+        ]
+        return cls(*(max(int(count), 1) for count in all_reduce(detached_sum(counts)).tolist()))
+
+
+def teacher_loss(
+    logits_NV: Tensor, feature_BD: Tensor, batch: Batch, refusal_D: Tensor | None, counts: TeacherCounts, weight: float
+) -> tuple[Tensor, Tensor]:
+    """(L_teacher, its terms [refusal, helpful, separation]) of a micro-batch; `weight` is lambda.
+
+    Without an R_l there is no REG.
+    """
+    harmful_N = batch.harmful_B[:, None].expand_as(batch.loss_mask_BT)[batch.loss_mask_BT]
+    weight_N = torch.where(harmful_N, 1 / counts.refusal_tokens, 1 / counts.helpful_tokens)
+    entropy_N = weight_N * F.cross_entropy(logits_NV.float(), batch.labels_N, reduction="none")
+    separation = feature_BD.new_zeros((), dtype=torch.float32)
+    if refusal_D is not None:
+        harmful, harmless = separation_sums(feature_BD, refusal_D, batch.label_B)
+        separation = harmful / counts.harmful_rows + harmless / counts.harmless_rows
+    terms = torch.stack([entropy_N[harmful_N].sum(), entropy_N[~harmful_N].sum(), separation])
+    return entropy_N.sum() + weight * separation, terms
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherTerms:
-    """The loss terms of a step, summed over its micro-batches and already divided."""
+    """The loss terms of a step, one rank's share each, on its device; their sum over ranks is the term."""
 
-    refusal: float
-    helpful: float
-    separation: float
-    total: float
+    refusal: Tensor
+    helpful: Tensor
+    separation: Tensor
+    total: Tensor
+
+    @property
+    def shares(self) -> dict[str, Tensor]:
+        """The terms by name."""
+        return {
+            "total": self.total,
+            "refusal": self.refusal,
+            "helpful": self.helpful,
+            "separation": self.separation,
+        }
 
 
 def teacher_step(
     model: Forward,
     batches: Sequence[Batch],
-    running: RunningRefusal,
+    refusal_D: Tensor | None,
     layer: int,
     separation_weight: float,
     all_reduce: AllReduce = single_rank,
-    refresh: bool = True,
-) -> TeacherTerms:
-    """Accumulate the gradient of one step over its micro-batches, then (by default) refresh R_l.
+) -> tuple[TeacherTerms, ClassSums]:
+    """Accumulate the gradient of one step, a `backward` per micro-batch; returns its terms and its class sums.
 
-    The very first step has no R_l yet: it is taken from that step's own features before any loss. Gradients are
-    left as this rank's share of the whole sum; the caller sums them over ranks. Returned terms are over all ranks.
-    A rank without rows brings `core.batch.dummy_batch`, because the width of the sums is that of a feature.
+    Gradients are left as this rank's share of the whole sum, and so are terms and class sums; the caller sums them
+    over ranks. A rank without rows passes `core.batch.dummy_batch`, which has the width of a feature.
     """
-    totals = TeacherTotals.of(batches, all_reduce)
-    if running.refusal_D is None:
-        running.update(class_sums(model, batches, layer).reduce(all_reduce))
-    refusal_D = running.refusal_D
-    sums: ClassSums | None = None
-    terms = torch.zeros(3, dtype=torch.float64)
+    counts = TeacherCounts.of(batches, all_reduce)
+    sums: list[ClassSums] = []
+    parts: list[Tensor] = []
     for batch in batches:
-        answers = bool(batch.trained_BT.any())
-        out = model(batch, logits=answers, layer=layer)
-        assert out.feature_BD is not None
-        loss = out.feature_BD.new_zeros((), dtype=torch.float32)
-        if answers:
-            assert out.logits_NV is not None
-            refusing_N = batch.harmful_B[:, None].expand_as(batch.trained_BT)[batch.trained_BT]
-            for slot, (chosen_N, tokens) in enumerate(
-                ((refusing_N, totals.refusal_tokens), (~refusing_N, totals.helpful_tokens))
-            ):
-                if tokens and bool(chosen_N.any()):
-                    term = cross_entropy_sum(out.logits_NV[chosen_N], batch.targets_N[chosen_N]) / tokens
-                    terms[slot] += float(term.detach())
-                    loss = loss + term
-        if refusal_D is not None:
-            harmful, harmless = separation_sums(out.feature_BD, refusal_D, batch.label_B)
-            separation = harmful / max(totals.harmful_rows, 1) + harmless / max(totals.harmless_rows, 1)
-            terms[2] += float(separation.detach())
-            loss = loss + separation_weight * separation
+        if batch.labelled:
+            logits_NV, feature_BD = model.logits_and_features(batch, layer)
+        else:
+            feature_BD = model.features(batch, layer)
+            logits_NV = feature_BD.new_zeros(0, 1)
+        loss, terms = teacher_loss(logits_NV, feature_BD, batch, refusal_D, counts, separation_weight)
         if loss.requires_grad:
             loss.backward()
-        if sums is None:
-            sums = ClassSums(out.feature_BD.shape[-1], out.feature_BD.device)
-        sums.add(out.feature_BD, batch.label_B)
-    if refresh and sums is not None:
-        running.update(sums.reduce(all_reduce))
-    refusal, helpful, separation = all_reduce(terms).tolist()
-    return TeacherTerms(refusal, helpful, separation, refusal + helpful + separation_weight * separation)
+        sums.append(ClassSums(feature_BD, batch.label_B))
+        parts.append(terms)
+    refusal, helpful, separation = detached_sum(parts)
+    return TeacherTerms(refusal, helpful, separation, refusal + helpful + separation_weight * separation), reduce(
+        add, sums
+    )
 
 
 @torch.no_grad()
 def class_sums(model: Forward, batches: Sequence[Batch], layer: int) -> ClassSums:
-    """Class sums of the features after one layer; the layers above are not run."""
-    sums: ClassSums | None = None
-    for batch in batches:
-        feature_BD = model(batch, logits=False, layer=layer).feature_BD
-        assert feature_BD is not None
-        sums = sums or ClassSums(feature_BD.shape[-1], feature_BD.device)
-        sums.add(feature_BD, batch.label_B)
-    if sums is None:
-        raise ValueError("class means need at least one batch")
-    return sums
+    """Class sums of the features after one layer; later layers are not run."""
+    return reduce(add, (ClassSums(model.features(batch, layer), batch.label_B) for batch in batches))

@@ -1,4 +1,4 @@
-"""From a refusal score to a decision: thresholds, calibration and the verdict on a row."""
+"""From a refusal score to a decision: thresholds, calibration, and the verdict on a row."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from enum import StrEnum
 
 
 class Decision(StrEnum):
-    """What happens to a row."""
+    """The decision on a row."""
 
     ALLOW = "allow"
     REVIEW = "review"
     BLOCK = "block"
 
 
-def reach(score: float) -> float:
-    """The key by which the most harmful score is found: one that is not a number reaches furthest (fail closed)."""
+def nan_as_max(score: float) -> float:
+    """The sort key of harmful scores: NaN counts as the highest (fail closed)."""
     return math.inf if math.isnan(score) else score
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Cosine thresholds: `score > block` blocks, otherwise `score > review` asks a person."""
+    """Cosine thresholds: `score > block` blocks, otherwise `score > review` needs review by a person."""
 
     review: float
     block: float
@@ -34,11 +34,11 @@ class Thresholds:
             )
 
     def raised(self, offset: float) -> Thresholds:
-        """Both thresholds higher by an offset, at most 1: above that nothing is withheld."""
+        """Both thresholds raised by an offset, to at most 1, at which nothing is withheld."""
         return Thresholds(min(1.0, self.review + offset), min(1.0, self.block + offset)) if offset else self
 
     def decide(self, score: float) -> Decision:
-        """The decision for one refusal score; a score that is not a number blocks (fail closed)."""
+        """The decision for one refusal score; NaN blocks (fail closed)."""
         if math.isnan(score) or score > self.block:
             return Decision.BLOCK
         return Decision.REVIEW if score > self.review else Decision.ALLOW
@@ -59,11 +59,11 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The decision on one row with its evidence.
+    """The decision on one row, and its evidence.
 
-    `score` is the highest refusal score of the row's parts and `part` names the one that had it;
-    `encoding` says how that part was encoded (`base64`, `rot13`, ...), None for plain text; `threshold` is the
-    block threshold that was applied to it; `windows` counts the windows scored over all parts.
+    `score` is the highest refusal score of the row's parts and `part` names the part with it;
+    `encoding` is that part's encoding (`base64`, `rot13`, ...), None for plain text; `threshold` is the block threshold
+    that was applied to it; `windows` counts the windows scored over all parts.
     """
 
     decision: Decision
@@ -77,7 +77,7 @@ class Verdict:
 
     @property
     def reason(self) -> str:
-        """Why this decision, in the words of the telemetry catalogue."""
+        """The reason, as a label of the telemetry catalogue."""
         if self.windows == 0:
             return "no_text"
         if math.isnan(self.score):

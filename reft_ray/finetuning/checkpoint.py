@@ -1,4 +1,4 @@
-"""Training state as safetensors and JSON: trainable weights, optimiser, RNG of every rank, data position.
+"""Checkpoints as safetensors and JSON: trainable weights, optimiser, RNG of every rank, and the loop's TrainState.
 
 The position counts rows of the whole run, not of a rank, so a run may resume with another number of workers.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.config import Training
-from reft_ray.hf.tensor_files import read_tensors, write_tensors
+from reft_ray.hf.adapter_files import read_tensors, write_tensors
 
 _STATE = "state.json"
 
@@ -48,20 +49,36 @@ def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
     return {"weights": {name: whole(p).clone() for name, p in parameters.items()}, "optimizer": moments}
 
 
-def write_state(folder: Path, rank: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint: rank 0 the shared part, every rank its own random state."""
+@dataclass
+class TrainState:
+    """What a loop has done so far. A checkpoint keeps all of it; each loop adds its fields."""
+
+    step: int = 0
+
+
+def write_state(
+    folder: Path,
+    rank: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    config: Training,
+    inputs: Mapping[str, str],
+) -> None:
+    """Write a checkpoint: rank 0 the shared part, every rank its own random state. `state` is a TrainState's dict."""
     rng = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         rng["cuda"] = torch.cuda.get_rng_state()
     write_tensors(folder / f"rng-{rank}.safetensors", rng)
     if rank == 0:
         for group, content in tensors.items():
-            write_tensors(folder / f"{group}.safetensors", content)
-        (folder / _STATE).write_text(json.dumps(dict(state)), encoding="utf-8")
+            if content:
+                write_tensors(folder / f"{group}.safetensors", content)
+        document = {"state": dict(state), "config": config.model_dump(mode="json"), "inputs": dict(inputs)}
+        (folder / _STATE).write_text(json.dumps(document), encoding="utf-8")
 
 
 def read_state(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The shared part of a checkpoint. Raises ReftError when it is not whole."""
+    """The shared part of a checkpoint. Raises ReftError if it is incomplete."""
     if not (folder / _STATE).is_file():
         raise ReftError(f"no checkpoint in {folder}: {_STATE} is missing")
     groups = {f.stem: read_tensors(f) for f in folder.glob("*.safetensors") if not f.stem.startswith("rng-")}
@@ -70,17 +87,17 @@ def read_state(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, An
 
 @torch.no_grad()
 def restore_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put trainable weights back. Raises ReftError when they belong to another model."""
+    """Restore trainable weights. Raises ReftError if they belong to a different model."""
     parameters = trainable(model)
     if parameters.keys() != weights.keys():
         odd = sorted(parameters.keys() ^ weights.keys())[0]
-        raise ReftError(f"the checkpoint was written by another configuration: {odd} is in only one of them")
+        raise ReftError(f"the checkpoint was written with a different configuration: {odd} is in only one of them")
     for name, parameter in parameters.items():
         parameter.copy_(_like(weights[name], parameter))
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """Put the optimiser's moments back."""
+    """Restore the optimiser's moments."""
     for name, parameter in trainable(model).items():
         stored = {key[len(name) + 1 :]: value for key, value in moments.items() if key.startswith(f"{name}.")}
         optimizer.state[parameter] = {
@@ -89,7 +106,7 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, moment
 
 
 def restore_rng(folder: Path, rank: int) -> None:
-    """Continue this rank's random numbers; a rank that the checkpoint did not know keeps its fresh seed."""
+    """Continue this rank's random numbers; a rank without any in the checkpoint keeps its new seed."""
     file = folder / f"rng-{rank}.safetensors"
     if file.is_file():
         rng = read_tensors(file)
@@ -106,20 +123,18 @@ def restore(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Put weights, optimiser and random numbers back; returns the checkpoint for what is a loop's own.
+    """Restore weights, optimiser and random numbers; returns the tensors by group, and the TrainState's dict.
 
-    `inputs` identify what the loop reads, by what people call it. Raises ReftError when the checkpoint was written by
-    another configuration or from other inputs.
+    `inputs` identify what the loop reads, by the names that users know. Raises ReftError when the checkpoint was
+    written with a different configuration or different inputs.
     """
-    groups, state = read_state(folder)
-    if state["config"] != config.model_dump(mode="json"):
-        raise ReftError(f"{folder} was written by another configuration: choose a new run id or remove it")
-    # An earlier release noted none: a run that it began goes on.
-    noted = state.get("inputs", {})
+    groups, document = read_state(folder)
+    if document["config"] != config.model_dump(mode="json"):
+        raise ReftError(f"{folder} was written with a different configuration: choose a new run id or remove it")
     for name, value in inputs.items():
-        if noted.get(name, value) != value:
-            raise ReftError(f"{folder} was written with another {name}: choose a new run id or remove it")
+        if document.get("inputs", {}).get(name, value) != value:
+            raise ReftError(f"{folder} was written with a different {name}: choose a new run id or remove it")
     restore_weights(model, groups["weights"])
-    restore_optimizer(model, optimizer, groups["optimizer"])
+    restore_optimizer(model, optimizer, groups.get("optimizer", {}))
     restore_rng(folder, rank)
-    return groups, state
+    return groups, document["state"]

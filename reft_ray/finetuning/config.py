@@ -1,4 +1,4 @@
-"""One frozen configuration per training run; every default of the method lives here and nowhere else."""
+"""One frozen configuration per training run, with every default of the method."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class Training(Settings):
     log_every: int = Field(10, ge=1)
 
     def longest_row(self, context: int) -> int:
-        """The most tokens of a row: those asked for, within the base model's context."""
+        """The most tokens of a row: `max_tokens`, within the base model's context."""
         return min(self.max_tokens or context, context)
 
     @field_validator("base")
     @classmethod
     def _absolute(cls, base: str) -> str:
-        """A local directory by its absolute path: workers run in directories of their own."""
+        """A local directory by its absolute path: workers run in other directories."""
         return str(Path(base).absolute()) if Path(base).is_dir() else base
 
 
@@ -62,12 +62,12 @@ class TeacherConfig(Training):
     """Stage 1. `layer` is where REG acts (default: half depth); the verdict's layer is swept afterwards.
 
     With `feature=base` the filter reads the base model without the adapter: layer and R_l are found before training,
-    REG has no part, and the teacher learns its answers alone. For bases that training on few sources makes worse at
-    telling other sources apart.
+    there is no REG, and the teacher learns its answers alone. For bases whose features training on few sources makes
+    worse on others.
 
-    The filter reads weights between the base's (0) and the teacher's (1), which hold better on sources unlike those of
-    training (WiSE-FT, arXiv 2109.01903): `feature_mix`, by default the largest of 1, 1/2, 1/4 and 0 that ranks the
-    validation prompts no worse than the base does, within `tolerance`. The teacher's answers are those of 1.
+    The filter reads weights between the base's (0) and the teacher's (1), which generalise better to new sources
+    (WiSE-FT, arXiv 2109.01903): `feature_mix`, by default the largest of 1, 1/2, 1/4 and 0 that ranks the validation
+    prompts no worse than the base does, within `tolerance`. The teacher answers with 1.
     """
 
     feature: Literal["trained", "base"] = "trained"
@@ -87,16 +87,16 @@ class TeacherConfig(Training):
     thresholds: Thresholding = Field(default_factory=lambda: Thresholding())
 
     @model_validator(mode="after")
-    def _base_beside_adapter(self) -> Self:
+    def _base_with_adapter(self) -> Self:
         if self.feature == "base" and self.weights == "full":
-            raise ValueError("feature=base reads the base beside the adapter: it needs weights=lora")
+            raise ValueError("feature=base reads the base without the adapter: it needs weights=lora")
         if self.feature_mix is not None and (self.feature == "base" or self.weights == "full"):
             raise ValueError("feature_mix scales the adapter of trained features: leave feature=trained, weights=lora")
         return self
 
 
 class Thresholding(Settings):
-    """What the operator asks of the thresholds: block at a recall, or at a false-positive rate."""
+    """The operator's targets for the thresholds: block at a recall, or at a false-positive rate."""
 
     block_recall: float | None = Field(0.99, gt=0, le=1)
     block_fpr: float | None = Field(None, gt=0, lt=1)
@@ -111,7 +111,7 @@ class Thresholding(Settings):
 
     @property
     def targets(self) -> Targets:
-        """The same as core sees it."""
+        """The targets of `core.quality`."""
         return Targets(self.block_recall, self.block_fpr, self.review_recall)
 
 
@@ -130,8 +130,8 @@ class Baselines(Settings):
 class FinetuneConfig(Training):
     """Stage 2: how a student is finetuned on user rows.
 
-    `step` other than guided trains by another defence, for comparisons. `init_adapter` is a PEFT directory to start
-    from, with the same rank.
+    `step` other than guided trains with a different defence, for comparisons. `init_adapter` is a PEFT directory of the
+    same rank to start from.
     """
 
     method: Method = Method.GUIDED
@@ -144,7 +144,7 @@ class FinetuneConfig(Training):
     distill_weight: float = Field(1.0, ge=0)
     temperature: float = Field(1.0, gt=0)
     alignment_ratio: float = Field(1.0, gt=0)
-    min_steps: int = Field(0, ge=0, description="steps at least; those that user rows do not fill distil alone, first")
+    min_steps: int = Field(0, ge=0, description="steps at least; those without user rows come first and only distil")
     topk: int = Field(64, ge=1)
     shuffle_rows: int = Field(10_000, ge=1)
     threshold: float | None = Field(None, ge=-1, le=1)
@@ -158,7 +158,7 @@ class FinetuneConfig(Training):
         if self.step in ("lisa", "booster") and not (self.method.distills and self.labels == "hard"):
             raise ValueError(f"step={self.step} reads alignment rows by hard labels: set method=distill, labels=hard")
         if self.init_adapter and (self.init == "aligned" or self.weights == "full"):
-            raise ValueError("init_adapter is a start of its own: leave init=base and weights=lora")
+            raise ValueError("init_adapter is a start by itself: leave init=base and weights=lora")
         return self
 
     def total_steps(self, rows: int) -> int:
@@ -166,7 +166,7 @@ class FinetuneConfig(Training):
         return self.alignment_steps(rows) + self._user_steps(rows)
 
     def alignment_steps(self, rows: int) -> int:
-        """How many of them distil alone, before the first user row."""
+        """How many of them only distil, before the first user row."""
         if not self.method.distills or self.step != "guided":
             return 0
         return max(0, self.min_steps - self._user_steps(rows))
@@ -176,14 +176,9 @@ class FinetuneConfig(Training):
         epochs, rest = divmod(round(self.epochs * rows), rows)
         return epochs * math.ceil(rows / self.batch_rows) + math.ceil(rest / self.batch_rows)
 
-    @property
-    def needs_alignment(self) -> bool:
-        """Whether alignment rows are read."""
-        return self.method.distills
-
 
 class Resources(Settings):
-    """What a run takes from the cluster, and what it survives."""
+    """What a run takes from the cluster, and how many failures it survives."""
 
     workers: int = Field(1, ge=0, description="0 trains in this process, without a cluster")
     gpus_per_worker: float = Field(0, ge=0)

@@ -3,47 +3,42 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from reft_ray.atomic import atomic_directory
 from reft_ray.core.errors import ReftError
-from reft_ray.finetuning.model import TrainableModel
+from reft_ray.finetuning.model import STUDENT, TrainableModel
+from reft_ray.hf.adapter_files import OutputKind, check_replaceable
 from reft_ray.hf.lora import is_adapted, save_adapter
-from reft_ray.hf.product import OutputKind, check_replaceable
 
 EXPORT = "export"
-"""Where in a run's last checkpoint its product lies."""
+"""Folder of the product in a run's last checkpoint."""
 
 ADAPTER = "adapter"
-"""Where in an earlier checkpoint the adapter lies as it was then, for whoever wants to try it."""
+"""Folder of the adapter in an earlier checkpoint, as it was then, to try it."""
 
 
 def export_student(trainable_model: TrainableModel, weights: Mapping[str, Tensor], folder: Path) -> None:
     """Write gathered trainable weights as a PEFT directory, or as a whole model with its tokenizer."""
     if is_adapted(trainable_model.model):
-        save_adapter(trainable_model.model, "student", folder, trainable_model.base.name, dict(weights))
+        save_adapter(trainable_model.model, STUDENT, folder, trainable_model.base.name, dict(weights))
         return
     trainable_model.base.model.save_pretrained(folder, state_dict=dict(weights))
     trainable_model.base.tokenizer.save_pretrained(folder)
 
 
 def collect_export(checkpoint: Path, out: Path, product: OutputKind) -> Path:
-    """Copy a last checkpoint's product to `out` under a temporary name, then rename it.
+    """Copy a last checkpoint's product to `out`, whole or not at all.
 
-    Raises ReftError when the checkpoint has none, or `out` holds anything but an older product of this kind.
+    Raises ReftError if the checkpoint has none, or if `out` is anything but an older product of this kind.
     """
     source = checkpoint / EXPORT
     if not source.is_dir():
         raise ReftError(f"{checkpoint} is not the last checkpoint of a finished run")
     check_replaceable(out, product)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
-        made = Path(scratch) / out.name
-        shutil.copytree(source, made)
-        if out.exists():
-            shutil.rmtree(out)
-        made.rename(out)
+    with atomic_directory(out, replace=True) as made:
+        shutil.copytree(source, made, dirs_exist_ok=True)
     return out

@@ -1,4 +1,4 @@
-"""A run's metrics, step by step, as entries of the catalogue: what dashboards and alerts of training read."""
+"""A run's metrics, step by step, as entries of the catalogue, for the dashboards and alerts of training."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _KINDS = ("user", "alignment")
 
 
 class TrainingMetrics:
-    """A Progress that counts what it is told and passes it on.
+    """A Progress that records the metrics it receives and passes them on.
 
-    Totals of a run are cumulative; after the loss of a worker they fall back to those of a checkpoint, and what is
-    done a second time is not counted again.
+    Totals of a run are cumulative; after the loss of a worker they fall back to those of a checkpoint, and repeated
+    work is not counted again.
     """
 
     def __init__(self, recorder: Recorder, stage: Literal["teacher", "student"], then: Progress | None = None) -> None:
@@ -33,7 +33,6 @@ class TrainingMetrics:
         self._seen: dict[str, float] = {}
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
-        """See Progress."""
         self._count(metrics)
         if self._then is not None:
             self._then(metrics)

@@ -1,4 +1,4 @@
-"""Between a running worker group and the process that started it: metrics one way, the word to stop the other."""
+"""Metrics from a running worker group to the process that started it, and the request to stop the other way."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WAIT_SECONDS = 0.2
 
 
 class _Flag:
-    """A word that is said once and heard by whoever asks."""
+    """A flag in an actor: set once, read by any process."""
 
     def __init__(self) -> None:
         self._raised = False
@@ -32,7 +32,7 @@ class _Flag:
 class Channel:
     """A bounded queue from rank 0 to a callback in this process; losing a metric never stops a run.
 
-    With `stop`, this process asks it every now and then and raises a flag that rank 0 sees.
+    With `stop`, this process polls it and sets a flag that rank 0 reads.
     """
 
     def __init__(self, progress: Progress | None, stop: Stop | None = None) -> None:
@@ -73,15 +73,15 @@ class Sender:
         self._flag = flag
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
-        """Put metrics on the queue, or drop them where nobody drains it."""
+        """Put metrics on the queue, or drop them if it is full."""
         with contextlib.suppress(Full):
             self._queue.put_nowait(dict(metrics))
 
     def stop_asked(self) -> bool:
-        """Whether the process that started the run wants it to end."""
+        """Whether the process that started the run asks it to stop."""
         return self._flag is not None and bool(ray.get(self._flag.is_set.remote()))
 
     @property
     def stoppable(self) -> bool:
-        """Whether anybody can ask."""
+        """Whether a stop can be requested at all."""
         return self._flag is not None

@@ -1,4 +1,4 @@
-"""A rank of a Ray Train worker group as a `Runtime`: collectives, checkpoints, reports."""
+"""Ray under a training loop: a rank of a Ray Train worker group as a `Runtime`, and work that runs as a task."""
 
 from __future__ import annotations
 
@@ -6,19 +6,28 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayError
 from torch import Tensor
 
+from reft_ray.core.errors import ReftError, StoppedError
+from reft_ray.finetuning.config import Resources
 from reft_ray.finetuning.progress import Sender
+from reft_ray.finetuning.runtime import Stop
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.5
 
 
 class RayRuntime:
-    """Inside a Ray Train worker. Rank 0 also hands its metrics and its `pid` to the `sender`."""
+    """Inside a Ray Train worker. Rank 0 also passes its metrics and its `pid` to the `sender`."""
 
     def __init__(self, sender: Sender | None = None) -> None:
         context = ray.train.get_context()
@@ -29,7 +38,7 @@ class RayRuntime:
         self._restored: tempfile.TemporaryDirectory[str] | None = None
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over ranks; computed on this rank's device, because NCCL reduces nothing else."""
+        """The sum over ranks; computed on this rank's device, as NCCL requires."""
         if self.world_size == 1:
             return tensor
         # NCCL and gloo both sum float64; a copy keeps the caller's tensor as it was.
@@ -47,7 +56,7 @@ class RayRuntime:
         return Path(checkpoint.to_directory(self._restored.name))
 
     def stop_asked(self) -> bool:
-        """Rank 0 asks, the others hear it in a reduction, so that all end at the same step."""
+        """Rank 0 asks and a reduction passes the answer on, so that all ranks end at the same step."""
         if self._sender is None or not self._sender.stoppable:
             return False
         asked = self.rank == 0 and self._sender.stop_asked()
@@ -73,3 +82,43 @@ def set_threads() -> None:
     """Give the worker the threads of the CPUs that it reserved: Ray leaves torch with a single one."""
     cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
     torch.set_num_threads(max(1, int(cpus)))
+
+
+def as_task(what: str, work: Callable[..., T], *args: Any, resources: Resources, stop: Stop | None = None) -> T:
+    """Run `work` as a Ray task with the resources of one training worker; `what` names it in messages.
+
+    The process that drives a run may be small, so the cluster places what holds a model.
+
+    Raises StoppedError at once when `stop` returns True, ReftError when the task fails.
+    """
+    task: Any = ray.remote(
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=resources.gpus_per_worker,
+        max_retries=resources.max_failures,
+        # A reused process would keep the model's memory from the workers that train next.
+        max_calls=1,
+    )(_work)
+    future = task.options(name=what).remote(work, args)
+    while not ray.wait([future], timeout=_POLL_SECONDS)[0]:
+        if stop is not None and stop():
+            ray.cancel(future, force=True)
+            raise StoppedError(f"stopped while {what}")
+    try:
+        result: T = ray.get(future)
+    except RayError as error:
+        raise ReftError(f"{what} failed: {cause_of(error)}") from error
+    return result
+
+
+def cause_of(error: BaseException) -> str:
+    """The innermost message of a failed run or task: the worker's own error, not the wrappers around it."""
+    failures = getattr(error, "worker_failures", None) or {}
+    inner: BaseException = next(iter(failures.values()), error)
+    while (cause := getattr(inner, "cause", None) or inner.__cause__) is not None and cause is not inner:
+        inner = cause
+    return str(inner).strip().splitlines()[-1] if str(inner).strip() else type(inner).__name__
+
+
+def _work(work: Callable[..., T], args: tuple[Any, ...]) -> T:
+    set_threads()
+    return work(*args)

@@ -1,7 +1,10 @@
-"""Rows of a run in an order that depends on the seed alone: not on the number of ranks, nor on a restart.
+"""Rows of a run: from Ray Data or memory, shuffled, split over ranks, and tokenised.
 
-Every rank walks the same stream of global batches and takes its share of each; the data position of the whole run
-is one number. The price is that every rank reads the text of all rows, which is small beside training on them.
+The order depends on the seed alone, not on the number of ranks or restarts. Every rank reads the same stream of global
+batches and takes its slice of each, so that the data position of the whole run is one number. Every rank therefore
+reads the text of all rows, which costs little compared with training on them.
+
+In Ray Data a row has two columns: `row_number` int64 and `messages`, the chat messages as JSON.
 """
 
 from __future__ import annotations
@@ -10,13 +13,23 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from reft_ray.core.batch import TokenizedExample
+import pyarrow as pa
+import ray.data
+
+from reft_ray.core.batch import TokenizedExample, answered, numbered
 from reft_ray.core.conversation import Example
+from reft_ray.core.errors import PromptTooLongError, ReftError
+from reft_ray.hf.chat import ChatFormat
+from reft_ray.rows.text import conversation_from, messages_json
 
 T = TypeVar("T")
+
+COLUMNS = pa.schema([("row_number", pa.int64()), ("messages", pa.string())])
+_READ_ROWS = 1024
 
 
 class RowSource(Protocol):
@@ -27,18 +40,46 @@ class RowSource(Protocol):
     def __iter__(self) -> Iterator[Example]: ...
 
 
-def messages_json(row: Example) -> str:
-    """A row's chat messages as JSON."""
-    return json.dumps(
-        [{"role": turn.role, "content": turn.content, "weight": int(turn.trained)} for turn in row.messages]
-    )
+def table_of(rows: Iterable[Example]) -> pa.Table:
+    """Examples as a table of the two columns, numbered from 0."""
+    messages = [messages_json(row.messages) for row in rows]
+    return pa.table({"row_number": pa.array(range(len(messages)), pa.int64()), "messages": messages}, COLUMNS)
+
+
+def dataset_of(rows: Iterable[Example]) -> ray.data.Dataset:
+    """A small set of examples as a dataset."""
+    return ray.data.from_arrow(table_of(rows))
+
+
+class ShardRows:
+    """A RowSource over a Ray Data iterator; only the read-ahead is in memory."""
+
+    def __init__(self, shard: ray.data.DataIterator, count: int) -> None:
+        self._shard = shard
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Example]:
+        for batch in self._shard.iter_batches(batch_size=_READ_ROWS, batch_format="pyarrow"):
+            for row in batch.to_pylist():  # type: ignore[union-attr]
+                yield example_of(row["messages"], f"row {row['row_number']}")
+
+
+def example_of(messages: str, place: str = "") -> Example:
+    """A row's JSON as an Example; errors name it by `place`."""
+    parsed: Any = json.loads(messages)
+    if not isinstance(parsed, list):
+        raise ReftError("a kept row must be a list of messages")
+    return Example(conversation_from(parsed), place=place)
 
 
 def digest_of(rows: Iterable[Example]) -> str:
     """24 hex digits of SHA-256 over the messages and labels of rows, in order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(f"{row.label} {messages_json(row)}\n".encode())
+        digest.update(f"{row.label} {messages_json(row.messages)}\n".encode())
     return digest.hexdigest()[:24]
 
 
@@ -65,24 +106,28 @@ def global_batches(rows: Iterable[T], size: int, skip: int = 0) -> Iterator[list
         yield batch
 
 
-def share(rows: Sequence[T], rank: int, world_size: int) -> list[T]:
+def rank_slice(rows: Sequence[T], rank: int, world_size: int) -> list[T]:
     """One rank's rows of a global batch."""
     return list(rows[rank::world_size])
 
 
+@dataclass(slots=True)
+class SamplerState:
+    """What a checkpoint keeps of a sampler: the next row, and the tokens taken so far beyond those requested."""
+
+    position: int = 0
+    surplus: float = 0.0
+
+
 class CyclingSampler:
-    """Rows again and again, newly shuffled on each pass.
+    """Rows again and again, newly shuffled on each pass. Sampling updates `state`."""
 
-    A checkpoint keeps two numbers: `position`, and `ahead`, the tokens taken so far beyond those asked for.
-    """
-
-    def __init__(self, rows: Sequence[TokenizedExample], seed: str, position: int = 0, ahead: float = 0.0) -> None:
+    def __init__(self, rows: Sequence[TokenizedExample], seed: str, state: SamplerState | None = None) -> None:
         if not rows:
             raise ValueError("cannot cycle over no rows")
         self.rows = rows
         self.seed = seed
-        self.position = position
-        self.ahead = ahead
+        self.state = state or SamplerState()
         self._order: list[int] = []
         self._pass = -1
 
@@ -91,22 +136,77 @@ class CyclingSampler:
         return [self._next() for _ in range(count)]
 
     def take_tokens(self, tokens: float) -> list[TokenizedExample]:
-        """The next rows, at least one, until they hold `tokens` tokens, prompts included: the unit of cost.
+        """The next rows, at least one, until they have `tokens` tokens, prompts included: the unit of cost.
 
-        What a call takes too much the next one takes less; otherwise small budgets would be overdrawn every time.
+        A call's surplus is taken off the next one; otherwise small budgets would be exceeded every time.
         """
         taken = [self._next()]
-        self.ahead += len(taken[0]) - tokens
-        while self.ahead < 0:
+        self.state.surplus += len(taken[0]) - tokens
+        while self.state.surplus < 0:
             taken.append(self._next())
-            self.ahead += len(taken[-1])
+            self.state.surplus += len(taken[-1])
         return taken
 
     def _next(self) -> TokenizedExample:
-        number, at = divmod(self.position, len(self.rows))
+        number, at = divmod(self.state.position, len(self.rows))
         if number != self._pass:
             self._order = list(range(len(self.rows)))
             random.Random(f"{self.seed}/{number}").shuffle(self._order)  # noqa: S311
             self._pass = number
-        self.position += 1
+        self.state.position += 1
         return self.rows[self._order[at]]
+
+
+@dataclass(slots=True)
+class SkippedRows:
+    """Rows whose prompt does not fit the context: how many, and the error of the first."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, row: Example, error: PromptTooLongError) -> None:
+        """Count one more."""
+        self.count += 1
+        self.first = self.first or (f"{row.place}: {error}" if row.place else str(error))
+
+    @property
+    def note(self) -> str:
+        """One line for the user, or an empty string."""
+        others = f", and {self.count - 1} more" if self.count > 1 else ""
+        return f"{self.first}: left out{others}" if self.count else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Rows that fit, as read and as tokens."""
+
+    rows: list[Example]
+    encoded: list[TokenizedExample]
+    skipped: SkippedRows = field(default_factory=SkippedRows)
+
+
+def encode_rows(
+    chat: ChatFormat, rows: Sequence[Example], max_tokens: int | None, skipped: SkippedRows | None = None
+) -> Fitted:
+    """Encode the rows whose prompt leaves space for an answer within `max_tokens`; a longer answer is cut.
+
+    Tokens are numbered by their row's place among those that fit. Pass `skipped` to count over several calls.
+    """
+    fitted = Fitted([], [], SkippedRows() if skipped is None else skipped)
+    for row in rows:
+        try:
+            encoded = chat.encode(row, len(fitted.rows), max_tokens)
+        except PromptTooLongError as error:
+            fitted.skipped.add(row, error)
+            continue
+        fitted.rows.append(row)
+        fitted.encoded.append(encoded)
+    return fitted
+
+
+def alignment_rows(
+    chat: ChatFormat, alignment: Sequence[Example], max_tokens: int
+) -> tuple[list[TokenizedExample], SkippedRows]:
+    """The alignment rows with answers to learn, as tokens; soft labels are stored by their place among these."""
+    fitted = encode_rows(chat, alignment, max_tokens)
+    return numbered(answered(fitted.encoded)), fitted.skipped

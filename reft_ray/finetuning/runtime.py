@@ -1,9 +1,7 @@
-"""Where a training loop runs: one process, or a rank of a Ray Train worker group. The loops know only this."""
+"""The interface of a training loop to its process: this one, or a rank of a Ray Train worker group."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,11 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from reft_ray.atomic import atomic_directory
+
 Progress = Callable[[Mapping[str, Any]], None]
 """Receives metrics of a step: `step`, `progress` in [0, 1] and the loss terms."""
 
 Stop = Callable[[], bool]
-"""Asked between two steps; True ends the run behind a checkpoint, from which the same run id goes on."""
+"""Called between two steps; True stops the run after saving a checkpoint, and the same run id resumes."""
 
 
 class Runtime(Protocol):
@@ -34,7 +34,7 @@ class Runtime(Protocol):
         ...
 
     def stop_asked(self) -> bool:
-        """Whether to save and end now. Every rank calls it at the same steps and gets the same answer."""
+        """Whether to save and stop now. Every rank calls it at the same steps and gets the same answer."""
         ...
 
     def report(self, metrics: Mapping[str, Any], write: Callable[[Path], None] | None = None) -> None:
@@ -46,7 +46,7 @@ class Runtime(Protocol):
 
 
 class LocalRuntime:
-    """A run in this process. Checkpoints go under `folder`, where there is one; the newest complete one counts."""
+    """A run in this process. Checkpoints go to `folder`, if given; the newest complete one counts."""
 
     rank = 0
     world_size = 1
@@ -74,19 +74,13 @@ class LocalRuntime:
         return max(self.folder.glob("checkpoint-*"), default=None)
 
     def stop_asked(self) -> bool:
-        """See Runtime."""
         return self._stop is not None and self._stop()
 
     def report(self, metrics: Mapping[str, Any], write: Callable[[Path], None] | None = None) -> None:
-        """Write the checkpoint under a temporary name, rename it, and tell the progress callback."""
+        """Write the checkpoint whole or not at all, and call the progress callback."""
         if write is not None and self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".writing-") as scratch:
-                content = Path(scratch) / "checkpoint"
-                content.mkdir()
+            # The last step may have been a regular checkpoint too.
+            with atomic_directory(self.folder / f"checkpoint-{metrics['step']:08d}", replace=True) as content:
                 write(content)
-                target = self.folder / f"checkpoint-{metrics['step']:08d}"
-                shutil.rmtree(target, ignore_errors=True)  # the last step may have been a regular checkpoint too
-                content.rename(target)
         if self._progress is not None:
             self._progress(metrics)

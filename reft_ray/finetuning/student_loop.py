@@ -3,51 +3,58 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 
+from reft_ray.baselines.booster import Booster
+from reft_ray.baselines.ldifs import Ldifs
+from reft_ray.baselines.lisa import Lisa
+from reft_ray.baselines.step import GuidedStep, Step
+from reft_ray.baselines.vaccine import Vaccine
 from reft_ray.core.batch import Batch, TokenizedExample, answered, dummy_batch, micro_batches
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
-from reft_ray.core.guided import AlignmentLoss, GuidedTerms, cached_teacher, hard_labels, live_teacher
+from reft_ray.core.forward import AllReduce, single_rank
+from reft_ray.core.guided import Distillation
 from reft_ray.core.held_out import held_out
-from reft_ray.core.optimization import adamw, clip_gradients, learning_rate_at, reduce_gradients, set_learning_rate
-from reft_ray.finetuning.checkpoint import (
-    gather_state,
-    restore,
-    trainable,
-    write_state,
-)
+from reft_ray.core.optimization import adamw, learning_rate_at, optimizer_step, set_learning_rate
+from reft_ray.finetuning.checkpoint import TrainState, gather_state, restore, trainable, write_state
 from reft_ray.finetuning.config import FinetuneConfig
-from reft_ray.finetuning.encoding import SkippedRows, alignment_rows, encode_rows
 from reft_ray.finetuning.export import ADAPTER, EXPORT, export_student
-from reft_ray.finetuning.model import TrainableModel, load_trainable, shard
-from reft_ray.finetuning.rows import CyclingSampler, RowSource, global_batches, share, shuffled
-from reft_ray.finetuning.runtime import Runtime
-from reft_ray.finetuning.steps import step_of
-from reft_ray.hf.forward import ModelForward
-from reft_ray.hf.lora import (
-    acting,
-    adapter_scale,
-    adapter_state,
-    is_adapted,
-    load_adapter_state,
-    read_adapter,
-    saved_scale,
+from reft_ray.finetuning.model import (
+    STUDENT,
+    TrainableModel,
+    apply_fsdp,
+    load_trainable,
+    start_from,
+    start_from_teacher,
 )
+from reft_ray.finetuning.rows import (
+    CyclingSampler,
+    RowSource,
+    SamplerState,
+    SkippedRows,
+    alignment_rows,
+    encode_rows,
+    global_batches,
+    rank_slice,
+    shuffled,
+)
+from reft_ray.finetuning.runtime import Runtime
+from reft_ray.finetuning.targets import distillation_of
+from reft_ray.hf.forward import ModelForward, attention_blocks, decoder_layers
+from reft_ray.hf.lora import is_adapted
 from reft_ray.hf.ref_teacher import RefTeacher
-from reft_ray.hf.soft_targets import StoredTargets, alignment_key, key_name, rows_key
+from reft_ray.hf.soft_targets import rows_key
 
-STUDENT = "student"
-
-_REMEMBERED_REPORTS = 500
-"""So many of the last reports are kept in a checkpoint. Whoever listened may have died before it heard of them, so the
-first report behind a restart brings them again, as `earlier`."""
+_KEPT_REPORTS = 500
+"""At most this many of the last reports are kept in a checkpoint. A listener may have died before it received them, so
+the first report after a restart repeats them as `earlier`."""
 
 
 def train_student(
@@ -64,9 +71,9 @@ def train_student(
     """Finetune a student on rows that were screened already; returns it trained.
 
     `alignment` and `teacher` are needed by methods that distil, `targets_folder` by cached soft labels (see
-    `finetuning.targets`). `validation` rows are not learned; their figures go with the reports of checkpoints.
-    `identity` tells the rows from others: no checkpoint of others is gone on from.
-    Raises ReftError when one is missing or no row can be trained on.
+    `finetuning.targets`). `validation` rows are not learned; their figures are in the reports of checkpoints.
+    `identity` identifies the rows: a checkpoint of other rows is not resumed.
+    Raises ReftError if one is missing, no row can be trained on, or a loss or gradient is not finite.
     """
     torch.manual_seed(config.seed + runtime.rank)
     trainable_model = load_trainable(config, runtime, STUDENT)
@@ -76,82 +83,70 @@ def train_student(
         start_from_teacher(trainable_model, teacher)
     if config.init_adapter:
         start_from(trainable_model, Path(config.init_adapter))
-    aligned: CyclingSampler | None = None
-    alignment_loss: AlignmentLoss = hard_labels
-    alignment_left_out = SkippedRows()
+    aligned: list[TokenizedExample] = []
+    distillation, skipped = Distillation(), SkippedRows()
     inputs = {"dataset": identity, "Ref-Teacher": teacher.id if teacher else "", "alignment set": ""}
     if config.method.distills:
-        encoded, alignment_left_out = alignment_rows(trainable_model.chat, alignment, trainable_model.max_tokens)
-        if not encoded:
+        aligned, skipped = alignment_rows(trainable_model.chat, alignment, trainable_model.max_tokens)
+        if not aligned:
             raise ReftError("distillation needs alignment rows with answers that fit the model's context")
-        aligned = CyclingSampler(encoded, f"{config.seed}/alignment")
-        inputs["alignment set"] = rows_key(encoded)
-        alignment_loss = alignment_loss_of(config, trainable_model, encoded, teacher, targets_folder)
+        inputs["alignment set"] = rows_key(aligned)
+        distillation = distillation_of(config, trainable_model, aligned, teacher, targets_folder)
     if sharded:
-        shard(trainable_model.model)
-    run = _Run(runtime, config, trainable_model, rows, aligned, alignment_loss, sharded)
+        apply_fsdp(trainable_model.model)
+    run = StudentRun(runtime, config, trainable_model, rows, aligned, distillation, sharded)
     run.inputs = inputs
-    run.notes = [alignment_left_out.note]
+    run.alignment_note = skipped.note
     run.validation = answered(encode_rows(trainable_model.chat, validation, trainable_model.max_tokens).encoded)
     run.train()
     return trainable_model
 
 
-def start_from_teacher(trainable_model: TrainableModel, teacher: RefTeacher | None) -> None:
-    """Start from the teacher's weights: the safety-aligned start that the method argues against."""
-    if teacher is None:
-        raise ReftError("init=aligned needs a Ref-Teacher to start from")
-    teacher.check(trainable_model.base, trainable_model.chat)
-    start_from(trainable_model, teacher.folder / "adapter")
+def step_of(
+    config: FinetuneConfig, model: nn.Module, distillation: Distillation, all_reduce: AllReduce, steps: int
+) -> Step:
+    """The step that a configuration names, for a run of `steps` steps from the model's present weights."""
+    student = ModelForward(model)
+    settings = config.baselines
+    guided = GuidedStep(student, distillation, all_reduce)
+    match config.step:
+        case "guided":
+            return guided
+        case "lisa":
+            alternation = (settings.lisa_alignment_steps, settings.lisa_user_steps)
+            return Lisa(guided, trainable(model), *alternation, settings.lisa_rho, steps // 10, all_reduce)
+        case "vaccine":
+            return Vaccine(student, attention_blocks(model), settings.vaccine_rho, all_reduce)
+        case "booster":
+            parameters = list(trainable(model).values())
+            return Booster(student, parameters, settings.booster_weight, settings.booster_alpha, all_reduce)
+        case "ldifs":
+            return Ldifs(student, list(decoder_layers(model)), trainable(model), settings.ldifs_weight, all_reduce)
 
 
-def start_from(trainable_model: TrainableModel, adapter: Path) -> None:
-    """Start from an adapter's weights. Raises ReftError where its shape or its scale is another."""
-    state = read_adapter(adapter)
-    mine = adapter_state(trainable_model.model, STUDENT)  # type: ignore[arg-type]
-    odd = [name for name in mine.keys() | state.keys() if name not in mine or name not in state]
-    odd += [name for name in mine if name in state and mine[name].shape != state[name].shape]
-    if odd:
-        raise ReftError(f"{adapter} does not fit this adapter's rank and layers: {min(odd)} differs")
-    scale = saved_scale(adapter)
-    if scale != adapter_scale(trainable_model.model, STUDENT):  # type: ignore[arg-type]
-        raise ReftError(f"{adapter} acts at a scale of {scale:g}: set lora.scale={scale:g} to start from it")
-    load_adapter_state(trainable_model.model, STUDENT, state)  # type: ignore[arg-type]
+@dataclass
+class StudentState(TrainState):
+    """Rows and tokens so far, the position among the alignment rows, and the last reports."""
+
+    rows_done: int = 0
+    tokens_done: int = 0
+    row_tokens: int = 0
+    user_tokens: int = 0
+    alignment_rows: int = 0
+    alignment_tokens: int = 0
+    skipped: SkippedRows = field(default_factory=SkippedRows)
+    sampler: SamplerState = field(default_factory=SamplerState)
+    reports: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> Self:
+        """The state of a checkpoint."""
+        nested = {"skipped": SkippedRows(**saved["skipped"]), "sampler": SamplerState(**saved["sampler"])}
+        return cls(**{**saved, **nested})
 
 
-def alignment_loss_of(
-    config: FinetuneConfig,
-    trainable_model: TrainableModel,
-    encoded: Sequence[TokenizedExample],
-    teacher: RefTeacher | None,
-    targets_folder: Path | None,
-) -> AlignmentLoss:
-    """The alignment term that a configuration asks for, on `encoded` rows as `alignment_rows` gives them."""
-    if config.labels == "hard":
-        return hard_labels
-    if teacher is None:
-        raise ReftError("soft labels need a Ref-Teacher")
-    teacher.check(trainable_model.base, trainable_model.chat)
-    if config.teacher_forward == "live":
-        model = teacher.attach(trainable_model.model)
-        model.set_adapter(STUDENT)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(f".{STUDENT}." in name)
-        forward = ModelForward(model)
-
-        def teach(batch: Any, *, logits: bool = True, layer: int | None = None) -> Any:
-            with acting(model, "teacher"):
-                return forward(batch, logits=logits, layer=layer)
-
-        return live_teacher(teach, config.temperature)
-    if targets_folder is None:
-        raise ReftError("cached soft labels need the folder that holds them")
-    key = alignment_key(encoded, teacher.id, config.temperature, config.topk)
-    return cached_teacher(StoredTargets(targets_folder / key_name(key), key), config.temperature)
-
-
-class _Run:
-    """The mutable state of a run: where it stands in the data, its optimiser and its metrics."""
+class StudentRun:
+    """A run on one rank: its data, its optimiser and its TrainState."""
 
     def __init__(
         self,
@@ -159,64 +154,61 @@ class _Run:
         config: FinetuneConfig,
         trainable_model: TrainableModel,
         rows: RowSource,
-        aligned: CyclingSampler | None,
-        alignment_loss: AlignmentLoss,
+        aligned: Sequence[TokenizedExample],
+        distillation: Distillation,
         sharded: bool,
     ) -> None:
         self.runtime, self.config, self.trainable_model = runtime, config, trainable_model
         self.rows, self.aligned, self.sharded = rows, aligned, sharded
         self.model: nn.Module = trainable_model.model
         self.optimizer = adamw(self.model.parameters(), config.optimizer.learning_rate, config.optimizer.weight_decay)
-        self.step = 0
-        self.rows_done = 0
-        self.tokens_done = 0
-        self.row_tokens = 0
-        self.user_tokens = 0
-        self.alignment_rows = 0
-        self.alignment_tokens = 0
-        self.skipped = SkippedRows()
+        self.state = StudentState()
         self.inputs: dict[str, str] = {}
-        self.notes: list[str] = []
+        self.alignment_note = ""
         self.validation: list[TokenizedExample] = []
-        self.told: deque[dict[str, Any]] = deque(maxlen=_REMEMBERED_REPORTS)
         self.earlier: list[dict[str, Any]] = []
         self.total_rows = round(config.epochs * len(rows))
         if self.total_rows < 1:
             raise ReftError("no rows to train on: screening kept none, or the dataset is empty")
         self.alignment_steps = config.alignment_steps(len(rows))
-        self.learn = step_of(config, self.model, alignment_loss, runtime.all_reduce, config.total_steps(len(rows)))
+        steps = config.total_steps(len(rows))
+        self.train_step = step_of(config, self.model, distillation, runtime.all_reduce, steps)
 
     def train(self) -> None:
-        """Train to the end or until asked to stop, from the latest checkpoint where there is one."""
+        """Train to the end or until asked to stop, from the latest checkpoint if there is one."""
         self._resume()
-        terms: GuidedTerms | None = None
-        while self.step < self.alignment_steps:
+        state = self.state
+        self.sampler = (
+            CyclingSampler(self.aligned, f"{self.config.seed}/alignment", state.sampler) if self.aligned else None
+        )
+        terms: dict[str, Any] = {}
+        while state.step < self.alignment_steps:
             started = time.perf_counter()
             terms = self._train_on(())
-            if self._told_to_stop(terms, started):
+            if self._report_and_check_stop(terms, started):
                 return
-        trained = self.step
-        while self.rows_done < self.total_rows:
-            epoch, position = divmod(self.rows_done, len(self.rows))
+        trained = state.step
+        while state.rows_done < self.total_rows:
+            epoch, position = divmod(state.rows_done, len(self.rows))
             order = shuffled(self.rows, self.config.shuffle_rows, f"{self.config.seed}/{epoch}")
             for batch in global_batches(order, self.config.batch_rows, skip=position):
                 started = time.perf_counter()
-                self._refuse_unscreened(self.rows_done + len(batch) - (epoch + 1) * len(self.rows))
-                terms = self._train_on(batch[: self.total_rows - self.rows_done])
-                if self.rows_done >= self.total_rows:
+                self._refuse_unscreened(state.rows_done + len(batch) - (epoch + 1) * len(self.rows))
+                terms = self._train_on(batch[: self.total_rows - state.rows_done])
+                if state.rows_done >= self.total_rows:
                     break
-                if self._told_to_stop(terms, started):
+                if self._report_and_check_stop(terms, started):
                     return
-            if self.step == trained:
-                self._tell(missing_rows=len(self.rows) - position)
+            if state.step == trained:
+                self._report_mismatch(missing_rows=len(self.rows) - position)
                 raise ReftError(f"the dataset ended at row {position} of {len(self.rows)}: it is not what was screened")
-            trained = self.step
-        if not self.user_tokens:
-            raise ReftError(self.skipped.note or "no row has an answer to learn")
+            trained = state.step
+        if not state.user_tokens:
+            raise ReftError(state.skipped.note or "no row has an answer to learn")
         self._report(terms, 0.0, last=True)
 
-    def _told_to_stop(self, terms: GuidedTerms, started: float) -> bool:
-        """Report a step; whether somebody asks to stop behind it, in which case the state is saved."""
+    def _report_and_check_stop(self, terms: Mapping[str, Any], started: float) -> bool:
+        """Report a step; returns whether the run is asked to stop, after saving its state if so."""
         stop = self.runtime.stop_asked()
         self._report(terms, time.perf_counter() - started, save=stop)
         return stop
@@ -224,145 +216,120 @@ class _Run:
     def _progress(self, rows: float) -> float:
         """The share of the run that is done after `rows` user rows; a step without any counts as a whole batch."""
         alone = self.alignment_steps * self.config.batch_rows
-        return (min(self.step * self.config.batch_rows, alone) + rows) / (alone + self.total_rows)
+        return (min(self.state.step * self.config.batch_rows, alone) + rows) / (alone + self.total_rows)
 
-    def _refuse_unscreened(self, beyond: int) -> None:
+    def _refuse_unscreened(self, surplus: int) -> None:
         """Stop before the first row that the screening did not count."""
-        if beyond > 0:
-            self._tell(unscreened_rows=beyond)
+        if surplus > 0:
+            self._report_mismatch(unscreened_rows=surplus)
             raise ReftError(f"the dataset has more than the {len(self.rows)} rows that were screened")
 
-    def _tell(self, **counts: int) -> None:
-        self.runtime.report({"step": self.step, "progress": self._progress(self.rows_done), **counts})
+    def _report_mismatch(self, **counts: int) -> None:
+        self.runtime.report({"step": self.state.step, "progress": self._progress(self.state.rows_done), **counts})
 
-    def _train_on(self, batch: Sequence[Example]) -> GuidedTerms:
-        runtime, config, chat = self.runtime, self.config, self.trainable_model.chat
-        # Rows are counted in the first epoch only: the others bring the same ones.
-        counted = self.skipped if self.rows_done < len(self.rows) else SkippedRows()
-        encoded = encode_rows(chat, batch, self.trainable_model.max_tokens, counted).encoded
+    def _train_on(self, batch: Sequence[Example]) -> dict[str, Any]:
+        """One optimiser step on a global batch of user rows; returns its terms over all ranks, for the report."""
+        config, state = self.config, self.state
+        # Rows are counted in the first epoch only: the others repeat them.
+        counted = state.skipped if state.rows_done < len(self.rows) else SkippedRows()
+        encoded = encode_rows(self.trainable_model.chat, batch, self.trainable_model.max_tokens, counted).encoded
         tokens = sum(map(len, encoded))
-        streams = self.learn.streams
-        aligned = []
-        if self.aligned and streams.alignment:
+        streams = self.train_step.streams
+        aligned: list[TokenizedExample] = []
+        if self.sampler and streams.alignment:
             if batch:
-                aligned = self.aligned.take_tokens(tokens * config.alignment_ratio)
+                aligned = self.sampler.take_tokens(tokens * config.alignment_ratio)
             else:
-                aligned = self.aligned.take_rows(max(1, round(config.batch_rows * config.alignment_ratio)))
+                aligned = self.sampler.take_rows(max(1, round(config.batch_rows * config.alignment_ratio)))
         if not streams.user:
             encoded, tokens = [], 0
-        user, alignment = (
-            micro_batches(
-                answered(share(rows, runtime.rank, runtime.world_size)),
-                config.micro_batch_tokens,
-                chat.pad_id,
-                runtime.device,
-            )
-            for rows in (encoded, aligned)
-        )
+        progress = self._progress(state.rows_done + len(batch) / 2)
         set_learning_rate(
-            self.optimizer,
-            learning_rate_at(
-                self._progress(self.rows_done + len(batch) / 2),
-                config.optimizer.learning_rate,
-                config.optimizer.warmup,
-            ),
+            self.optimizer, learning_rate_at(progress, config.optimizer.learning_rate, config.optimizer.warmup)
         )
-        if self.sharded:
-            user, alignment = self._even(user), self._even(alignment)
-        terms = self.learn(user, alignment)
-        parameters = list(trainable(self.model).values())
-        if runtime.world_size > 1 and not self.sharded:
-            reduce_gradients(parameters, runtime.all_reduce)
-        clip_gradients(parameters, config.optimizer.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.rows_done += len(batch)
-        self.tokens_done += tokens + sum(map(len, aligned))
-        self.row_tokens += tokens
-        self.user_tokens += terms.user_tokens
-        self.alignment_rows += len(aligned)
-        self.alignment_tokens += terms.alignment_tokens
-        return terms
+        terms = self.train_step(self._micro_batches(answered(encoded)), self._micro_batches(answered(aligned)))
+        reduces_gradients = self.runtime.world_size > 1 and not self.sharded
+        found = optimizer_step(
+            self.optimizer,
+            list(trainable(self.model).values()),
+            terms.shares,
+            state.step + 1,
+            config.optimizer.max_grad_norm,
+            self.runtime.all_reduce,
+            self.runtime.all_reduce if reduces_gradients else single_rank,
+        )
+        state.step += 1
+        state.rows_done += len(batch)
+        state.tokens_done += tokens + sum(map(len, aligned))
+        state.row_tokens += tokens
+        state.user_tokens += terms.user_tokens
+        state.alignment_rows += len(aligned)
+        state.alignment_tokens += terms.alignment_tokens
+        metrics = {"loss": found["loss"], "distill": found["distill"]}
+        if terms.user_tokens:
+            metrics["task"] = found["task"]
+            if "correct" in found:
+                metrics["accuracy"] = found["correct"] / terms.user_tokens
+        return metrics | {"soft_labels": config.labels == "soft" and terms.alignment_tokens > 0}
 
-    def _even(self, batches: list[Batch]) -> list[Batch]:
-        """As many micro-batches on every rank, because sharded layers are gathered by all of them at once."""
-        counts = torch.zeros(self.runtime.world_size, dtype=torch.float64)
-        counts[self.runtime.rank] = len(batches)
-        most = int(self.runtime.all_reduce(counts).max())
-        idle = dummy_batch(self.trainable_model.chat.pad_id, self.runtime.device)
-        return batches + [idle] * (most - len(batches))
+    def _micro_batches(self, rows: Sequence[TokenizedExample]) -> list[Batch]:
+        """This rank's rows of a global batch as micro-batches.
 
-    def _report(self, terms: GuidedTerms | None, seconds: float, last: bool = False, save: bool = False) -> None:
-        config = self.config
-        due = last or save or self.step % config.checkpoint_every == 0
-        if not (due or self.step % config.log_every == 0 or self.step == 1):
+        Under sharding every rank gets the same number, because all ranks gather a layer at once.
+        """
+        runtime, pad_id = self.runtime, self.trainable_model.chat.pad_id
+        mine = rank_slice(rows, runtime.rank, runtime.world_size)
+        batches = micro_batches(mine, self.config.micro_batch_tokens, pad_id, runtime.device)
+        if not self.sharded:
+            return batches
+        counts = torch.zeros(runtime.world_size, dtype=torch.float64)
+        counts[runtime.rank] = len(batches)
+        most = int(runtime.all_reduce(counts).max())
+        return batches + [dummy_batch(pad_id, runtime.device)] * (most - len(batches))
+
+    def _report(self, terms: Mapping[str, Any], seconds: float, last: bool = False, save: bool = False) -> None:
+        config, state = self.config, self.state
+        due = last or save or state.step % config.checkpoint_every == 0
+        if not (due or state.step % config.log_every == 0 or state.step == 1):
             return
         metrics: dict[str, Any] = {
-            "step": self.step,
-            "progress": self._progress(self.rows_done),
-            "rows": self.rows_done,
-            "tokens": self.tokens_done,
-            "user_rows": self.rows_done,
-            "user_tokens": self.user_tokens,
-            "alignment_rows": self.alignment_rows,
-            "alignment_tokens": self.alignment_tokens,
-            "row_tokens": self.row_tokens,
+            "step": state.step,
+            "progress": self._progress(state.rows_done),
+            "rows": state.rows_done,
+            "tokens": state.tokens_done,
+            "user_rows": state.rows_done,
+            "user_tokens": state.user_tokens,
+            "alignment_rows": state.alignment_rows,
+            "alignment_tokens": state.alignment_tokens,
+            "row_tokens": state.row_tokens,
             "saved": due,
             "step_seconds": seconds,
+            **terms,
         }
         if last:
-            metrics["note"] = "; ".join(filter(None, [*self.notes, self.skipped.note]))
-        if terms is not None:
-            metrics |= {"loss": terms.total, "distill": terms.distill}
-            if terms.user_tokens:
-                metrics["task"] = terms.task
-            metrics["soft_labels"] = config.labels == "soft" and terms.alignment_tokens > 0
-            if terms.user_tokens and terms.user_correct is not None:
-                metrics["accuracy"] = terms.user_correct / terms.user_tokens
-        # Not where a run was told to stop in between: its figures are those of a run that nobody stopped.
-        if self.validation and (last or self.step % config.checkpoint_every == 0):
+            metrics["note"] = "; ".join(filter(None, [self.alignment_note, state.skipped.note]))
+        # Not at a stop in between: the figures are those of a run that was not stopped.
+        if self.validation and (last or state.step % config.checkpoint_every == 0):
             metrics |= self._held_out()
-        self.told.append(metrics)
+        state.reports = [*state.reports, metrics][-_KEPT_REPORTS:]
         if self.earlier:
             metrics, self.earlier = {**metrics, "earlier": self.earlier}, []
         if not due:
             self.runtime.report(metrics)
             return
-        tensors = gather_state(self.model, self.optimizer)
-        if method := self.learn.state():
-            tensors["method"] = method
-        state = {
-            "step": self.step,
-            "rows_done": self.rows_done,
-            "tokens_done": self.tokens_done,
-            "user_tokens": self.user_tokens,
-            "alignment_rows": self.alignment_rows,
-            "alignment_tokens": self.alignment_tokens,
-            "row_tokens": self.row_tokens,
-            "skipped": [self.skipped.count, self.skipped.first],
-            "alignment_position": self.aligned.position if self.aligned else 0,
-            "alignment_ahead": self.aligned.ahead if self.aligned else 0.0,
-            "told": list(self.told),
-            "config": config.model_dump(mode="json"),
-            "inputs": self.inputs,
-        }
+        tensors = gather_state(self.model, self.optimizer) | {"method": self.train_step.state()}
+        saved = asdict(state)
 
         def write(folder: Path) -> None:
-            write_state(folder, self.runtime.rank, tensors, state)
+            write_state(folder, self.runtime.rank, tensors, saved, config, self.inputs)
             if self.runtime.rank == 0 and (last or is_adapted(self.model)):
                 export_student(self.trainable_model, tensors["weights"], folder / (EXPORT if last else ADAPTER))
 
         self.runtime.report(metrics, write)
 
     def _held_out(self) -> dict[str, float]:
-        """The student's figures on the validation rows, without dropout and without a trace in the random numbers."""
-        mine = share(self.validation, self.runtime.rank, self.runtime.world_size)
-        batches = micro_batches(
-            mine, self.config.micro_batch_tokens, self.trainable_model.chat.pad_id, self.runtime.device
-        )
-        if self.sharded:
-            batches = self._even(batches)
+        """The student's figures on the validation rows, without dropout and without drawing random numbers."""
+        batches = self._micro_batches(self.validation)
         self.model.eval()
         found = held_out(ModelForward(self.model), batches, self.runtime.all_reduce)
         self.model.train()
@@ -372,14 +339,7 @@ class _Run:
         folder = self.runtime.latest_checkpoint()
         if folder is None:
             return
-        groups, state = restore(folder, self.runtime.rank, self.config, self.inputs, self.model, self.optimizer)
-        self.step, self.rows_done = state["step"], state["rows_done"]
-        self.tokens_done, self.user_tokens = state["tokens_done"], state["user_tokens"]
-        self.alignment_rows, self.alignment_tokens = state["alignment_rows"], state["alignment_tokens"]
-        self.row_tokens = state["row_tokens"]
-        self.skipped = SkippedRows(*state["skipped"])
-        self.earlier = state["told"]
-        self.told.extend(self.earlier)
-        self.learn.restore(groups.get("method", {}))
-        if self.aligned:
-            self.aligned.position, self.aligned.ahead = state["alignment_position"], state["alignment_ahead"]
+        tensors, saved = restore(folder, self.runtime.rank, self.config, self.inputs, self.model, self.optimizer)
+        self.state = StudentState.of(saved)
+        self.earlier = self.state.reports
+        self.train_step.restore(tensors.get("method", {}))

@@ -1,4 +1,4 @@
-"""Soft labels of a run: made once per teacher, alignment set, temperature and K, then shared by all jobs."""
+"""The alignment term of a run, and its soft labels: made once per teacher, alignment set, temperature and K."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from reft_ray.core.batch import TokenizedExample
+from reft_ray.core.batch import Batch, TokenizedExample
 from reft_ray.core.conversation import Example
+from reft_ray.core.errors import ReftError
+from reft_ray.core.guided import Distillation, cached_teacher, hard_labels
 from reft_ray.finetuning.config import FinetuneConfig
-from reft_ray.finetuning.encoding import alignment_rows
+from reft_ray.finetuning.model import STUDENT, TrainableModel
+from reft_ray.finetuning.rows import alignment_rows
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward
 from reft_ray.hf.loading import context_of, load_tokenizer
+from reft_ray.hf.lora import using_adapter
 from reft_ray.hf.ref_teacher import RefTeacher
-from reft_ray.hf.soft_targets import alignment_key, key_name, write_soft_targets
+from reft_ray.hf.soft_targets import StoredTargets, alignment_key, key_name, write_soft_targets
 
 
 def ensure_soft_targets(
@@ -26,7 +31,7 @@ def ensure_soft_targets(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """The file of soft labels in `folder`, computed now if it is not there yet."""
+    """The file of soft labels in `folder`, computed now if it does not exist."""
     chat, rows, key = _wanted(config, teacher, alignment)
     path = folder / key_name(key)
     if not path.is_file():
@@ -36,17 +41,50 @@ def ensure_soft_targets(
 
 
 def soft_targets_path(config: FinetuneConfig, teacher: RefTeacher, alignment: Sequence[Example], folder: Path) -> Path:
-    """Where that file lies, whether it is there or not; loads a tokenizer and no model."""
+    """The path of that file, which may not exist yet; loads a tokenizer and no model."""
     return folder / key_name(_wanted(config, teacher, alignment)[2])
 
 
 def soft_targets_on_worker(
     config: FinetuneConfig, teacher: RefTeacher, alignment: Sequence[Example], folder: Path, gpu: bool
 ) -> Path:
-    """The file, computed on this machine's accelerator in bfloat16, as frozen weights are there."""
+    """The file, computed on this machine's accelerator in bfloat16, the precision of frozen weights there."""
     device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
     narrow = device == "cuda" and config.precision != "float32"
     return ensure_soft_targets(config, teacher, alignment, folder, device, torch.bfloat16 if narrow else torch.float32)
+
+
+def distillation_of(
+    config: FinetuneConfig,
+    trainable_model: TrainableModel,
+    encoded: Sequence[TokenizedExample],
+    teacher: RefTeacher | None,
+    targets_folder: Path | None,
+) -> Distillation:
+    """The alignment term of a configuration, on `encoded` rows as `alignment_rows` returns them."""
+    if config.labels == "hard":
+        return Distillation(hard_labels, config.distill_weight)
+    if teacher is None:
+        raise ReftError("soft labels need a Ref-Teacher")
+    teacher.check(trainable_model.base, trainable_model.chat)
+    if config.teacher_forward == "live":
+        model = teacher.attach(trainable_model.model)
+        model.set_adapter(STUDENT)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(f".{STUDENT}." in name)
+        forward = ModelForward(model)
+
+        @torch.no_grad()
+        def teach(batch: Batch) -> Tensor:
+            with using_adapter(model, "teacher"):
+                return forward.logits(batch)
+
+        return Distillation(teach, config.distill_weight, config.temperature)
+    if targets_folder is None:
+        raise ReftError("cached soft labels need their folder")
+    key = alignment_key(encoded, teacher.id, config.temperature, config.topk)
+    labels = cached_teacher(StoredTargets(targets_folder / key_name(key), key))
+    return Distillation(labels, config.distill_weight, config.temperature)
 
 
 def _wanted(

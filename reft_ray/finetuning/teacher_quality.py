@@ -1,4 +1,4 @@
-"""A filter measured on labelled prompts, per source and overall."""
+"""Measures of a filter on labelled prompts, per source and overall."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from reft_ray.core.scoring import Scorer
 def measure(scorer: Scorer, rows: Sequence[Example]) -> dict[str, Any]:
     """AUROC, AUPRC, recall at 1 % FPR, and the share blocked, per source and overall; shares in [0, 1].
 
-    A source that holds one label is ranked against all rows of the other label.
+    A source with one label is ranked against all rows of the other label.
     """
     found = scorer.score([row.prompt[-1].content for row in rows])
     score_B = torch.tensor([item.score for item in found], dtype=torch.float64)

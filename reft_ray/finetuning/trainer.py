@@ -21,18 +21,16 @@ from ray.train.torch import TorchTrainer
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError, StoppedError
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
-from reft_ray.finetuning.data import ShardRows, dataset_of
 from reft_ray.finetuning.export import EXPORT, collect_export
 from reft_ray.finetuning.metrics import TrainingMetrics
 from reft_ray.finetuning.progress import Channel, Sender
-from reft_ray.finetuning.ray_runtime import RayRuntime, set_threads
-from reft_ray.finetuning.rows import digest_of
+from reft_ray.finetuning.ray_runtime import RayRuntime, as_task, cause_of, set_threads
+from reft_ray.finetuning.rows import RowSource, ShardRows, dataset_of, digest_of
 from reft_ray.finetuning.runtime import LocalRuntime, Progress, Runtime, Stop
 from reft_ray.finetuning.student_loop import train_student
 from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_on_worker, soft_targets_path
-from reft_ray.finetuning.task import as_task, cause_of
 from reft_ray.finetuning.teacher_loop import TeacherData, train_teacher
-from reft_ray.hf.product import ADAPTER, MODEL, OutputKind, check_replaceable
+from reft_ray.hf.adapter_files import ADAPTER, MODEL, OutputKind, check_replaceable
 from reft_ray.hf.ref_teacher import TEACHER, RefTeacher
 from reft_ray.telemetry.recorder import Recorder
 
@@ -44,9 +42,9 @@ _KEPT_CHECKPOINTS = 2
 class FinetuneInputs:
     """What a finetuning run reads besides its configuration.
 
-    `rows` were screened already: a dataset with the columns of `finetuning.data`, of `count` rows, or examples.
-    `validation` rows are not learned, and every worker holds them in memory. `identity` tells these rows from others,
-    so that no run goes on with other rows; examples have one of their own.
+    `rows` were screened already: a dataset with the columns of `finetuning.rows`, of `count` rows, or examples.
+    `validation` rows are not learned, and every worker has them in memory. `identity` identifies the rows of a dataset,
+    so that no run resumes with other rows; that of examples is computed.
     """
 
     rows: ray.data.Dataset | Sequence[Example]
@@ -58,7 +56,7 @@ class FinetuneInputs:
 
     @property
     def rows_identity(self) -> str:
-        """What a checkpoint keeps of the rows."""
+        """The identity of the rows in a checkpoint."""
         known = self.identity or ("" if isinstance(self.rows, ray.data.Dataset) else digest_of(self.rows))
         return f"{self.count} {known}"
 
@@ -102,11 +100,11 @@ def finetune(
     progress = TrainingMetrics(recorder, "student", progress) if recorder else progress
     if inputs.teacher is None and (config.init == "aligned" or (config.method.distills and config.labels == "soft")):
         raise ReftError(f"method={config.method} with labels={config.labels}, init={config.init} needs a Ref-Teacher")
-    # Said here, once: a worker that raises it would be started again as often as failures are allowed.
+    # Raised here, once: a worker that raises it would be restarted `max_failures` times.
     if inputs.teacher and config.init == "aligned" and inputs.teacher.manifest.weights != "lora":
         raise ReftError(f"init=aligned starts from a LoRA teacher, and {inputs.teacher.id} has full weights")
     if out.resolve() == Path(config.base).resolve():
-        raise ReftError(f"{out} holds the base model that is finetuned: choose another directory")
+        raise ReftError(f"{out} is the base model that is finetuned: choose another directory")
     targets: Path | None = None
     if inputs.teacher and config.method.distills and config.labels == "soft" and config.teacher_forward == "cached":
         targets = Path(resources.shared or _storage(resources, out)) / "targets"
@@ -115,12 +113,11 @@ def finetune(
     local = resources.workers == 0
     dataset = rows if isinstance(rows, ray.data.Dataset) else None if local else dataset_of(rows)
     count, alignment, teacher, validation = inputs.count, inputs.alignment, inputs.teacher, inputs.validation
-    examples = None if isinstance(rows, ray.data.Dataset) or not local else rows
+    examples = [] if isinstance(rows, ray.data.Dataset) or not local else rows
     sharded, identity = resources.strategy == "fsdp", inputs.rows_identity
 
     def loop(runtime: Runtime, shard: ray.data.DataIterator | None) -> None:
-        source = examples if shard is None else ShardRows(shard, count)
-        assert source is not None
+        source: RowSource = examples if shard is None else ShardRows(shard, count)
         train_student(runtime, config, source, alignment, teacher, targets, sharded, validation, identity)
 
     product = ADAPTER if config.weights == "lora" else MODEL
@@ -140,7 +137,7 @@ def _make_soft_targets(
         device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
         ensure_soft_targets(config, teacher, alignment, folder, device)
     elif not soft_targets_path(config, teacher, alignment, folder).is_file():
-        # A whole teacher: the process that drives a run need not have the room for it.
+        # The process that drives a run may lack the memory for a whole teacher.
         what = (soft_targets_on_worker, config, teacher, alignment, folder, gpu)
         as_task("making soft labels", *what, resources=resources, stop=stop)
 
@@ -169,9 +166,7 @@ def _run(
         device = "cuda" if resources.gpus_per_worker else "cpu"
         runtime = LocalRuntime(Path(storage) / run_id, progress, device, stop)
         loop(runtime, dataset.iterator() if dataset is not None else None)
-        checkpoint = runtime.latest_checkpoint()
-        assert checkpoint is not None
-        return _collected(checkpoint, out, product, run_id, stop)
+        return _collected(runtime.latest_checkpoint(), out, product, run_id, stop)
     with Channel(progress, stop) if progress or stop else nullcontext() as channel:
         sender = Sender(channel.queue, channel.flag) if channel else None
 
@@ -191,7 +186,7 @@ def _run(
             run_config=RunConfig(
                 name=run_id,
                 storage_path=storage,
-                # Without a limit on its own failures the controller retries an infeasible request for ever.
+                # Without a limit on controller failures it retries an infeasible request forever.
                 failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
                 checkpoint_config=CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
             ),
@@ -203,21 +198,23 @@ def _run(
         except ray.train.TrainingFailedError as error:
             raise ReftError(f"run {run_id} failed: {cause_of(error)}") from error
     if result.checkpoint is None:
-        raise ReftError(f"run {run_id} ended without a checkpoint")
+        return _collected(None, out, product, run_id, stop)
     with result.checkpoint.as_directory() as folder:
         return _collected(Path(folder), out, product, run_id, stop)
 
 
-def _collected(checkpoint: Path, out: Path, product: OutputKind, run_id: str, stop: Stop | None) -> Path:
+def _collected(checkpoint: Path | None, out: Path, product: OutputKind, run_id: str, stop: Stop | None) -> Path:
+    if checkpoint is None:
+        raise ReftError(f"run {run_id} ended without a checkpoint")
     if stop is not None and not (checkpoint / EXPORT).is_dir():
         raise StoppedError(f"run {run_id} was stopped; its state is saved")
     return collect_export(checkpoint, out, product)
 
 
 def _every_rank_reads_all() -> DataConfig:
-    """Rows in one fixed order on every rank, which takes its share of each global batch (`finetuning.rows`).
+    """Rows in one fixed order on every rank, which takes its slice of each global batch (`finetuning.rows`).
 
-    Ray's own equal split drops up to a row per rank and deals rows out as they arrive.
+    Ray's equal split drops up to a row per rank and assigns rows as they arrive.
     """
     options = ray.data.ExecutionOptions(preserve_order=True)
     return DataConfig(datasets_to_split=[], execution_options=options)

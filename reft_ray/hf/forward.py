@@ -1,6 +1,6 @@
-"""Running a Hugging Face model as the method wants it: logits only where they are learned, features at layer l.
+"""Forward passes of a Hugging Face model for the method: logits only where they are learned, features at layer l.
 
-Shape suffixes: B rows, T tokens, N trained positions, D width, V vocabulary.
+Shape suffixes: B rows, T tokens, N labelled positions, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from reft_ray.core.batch import Batch
 from reft_ray.core.errors import ReftError
-from reft_ray.core.forward import Output
 from reft_ray.core.refusal import prompt_feature
 from reft_ray.hf.loading import text_config
 
@@ -29,7 +28,7 @@ class _StopForward(Exception):  # noqa: N818 - a jump out of the model, not an e
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The list of decoder layers, wherever the architecture (or PEFT) keeps it. Raises ReftError if none fits."""
+    """The decoder layers of any architecture, wrapped by PEFT or not. Raises ReftError if none is found."""
     depth = text_config(_unwrapped(model)).num_hidden_layers
     found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     # Mixture-of-experts models may hold other lists of that length, but below the decoder layers.
@@ -39,7 +38,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def attention_blocks(model: nn.Module) -> list[nn.Module]:
-    """The attention block of every decoder layer; the layer itself where it names none."""
+    """The attention block of every decoder layer, or the layer itself if it has no `self_attn`."""
     return [getattr(layer, "self_attn", layer) for layer in decoder_layers(model)]
 
 
@@ -60,7 +59,7 @@ def hidden_of(output: Any) -> Tensor:
 def captured_layer(model: nn.Module, layer: int, stop: bool) -> Iterator[list[Tensor]]:
     """Collect the output of decoder layer `layer` (1-based: `hidden_states[layer]`); optionally run no further.
 
-    Raises ReftError for a layer that the model lacks.
+    Raises ReftError for a layer that the model does not have.
     """
     layers = decoder_layers(model)
     if not 1 <= layer <= len(layers):
@@ -82,7 +81,7 @@ def captured_layer(model: nn.Module, layer: int, stop: bool) -> Iterator[list[Te
 
 
 class TruncatedModel:
-    """A model that from now on ends behind decoder layer `layer`. May be called by several threads at once."""
+    """A model that ends after decoder layer `layer`. Several threads may call it at once."""
 
     def __init__(self, model: nn.Module, layer: int) -> None:
         self._model = model
@@ -105,8 +104,8 @@ def _end(_module: nn.Module, _args: Any, output: Any) -> None:
 def _logits_only_at(model: nn.Module, where_BT: Tensor) -> Iterator[None]:
     """Let the LM head see the chosen positions only: [1, N, D] instead of [B, T, D].
 
-    Vocabulary logits dominate memory; whatever an architecture does behind its head (scaling, soft capping) is
-    elementwise and stays as it is.
+    Vocabulary logits dominate memory; what an architecture does after its head (scaling, soft capping) is
+    elementwise and does not change.
     """
     head = _unwrapped(model).get_output_embeddings()
     if head is None:
@@ -128,19 +127,23 @@ class ModelForward:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
-    def __call__(self, batch: Batch, *, logits: bool = True, layer: int | None = None) -> Output:
-        """Logits [N, V] at the trained positions, feature [B, D] at the prompt's end after decoder layer `layer`."""
-        if layer is None:
-            return Output(logits_NV=self._logits(batch))
-        with captured_layer(self.model, layer, stop=not logits) as captured:
-            logits_NV = self._logits(batch) if logits else self._run(batch)
-        feature_BD = prompt_feature(captured[0], batch.prompt_end_B)
-        return Output(logits_NV if logits else None, feature_BD)
-
-    def _logits(self, batch: Batch) -> Tensor:
-        with _logits_only_at(self.model, batch.trained_BT):
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits at the labelled positions alone, [N, V]."""
+        with _logits_only_at(self.model, batch.loss_mask_BT):
             logits: Tensor = self._run(batch).logits
         return logits[0]
 
+    def features(self, batch: Batch, layer: int) -> Tensor:
+        """Hidden states of the last prompt tokens after decoder layer `layer`, [B, D]; later layers are not run."""
+        with captured_layer(self.model, layer, stop=True) as captured:
+            self._run(batch)
+        return prompt_feature(captured[0], batch.last_prompt_index_B)
+
+    def logits_and_features(self, batch: Batch, layer: int) -> tuple[Tensor, Tensor]:
+        """Both, from one pass."""
+        with captured_layer(self.model, layer, stop=False) as captured:
+            logits_NV = self.logits(batch)
+        return logits_NV, prompt_feature(captured[0], batch.last_prompt_index_B)
+
     def _run(self, batch: Batch) -> Any:
-        return self.model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT, use_cache=False)
+        return self.model(input_ids=batch.ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False)

@@ -1,4 +1,4 @@
-"""A teacher's soft labels on an alignment set as a file: computed once per teacher and set, memory-mapped afterwards.
+"""A teacher's soft labels on an alignment set as a file: computed once per teacher and set, then memory-mapped.
 
 Layout (safetensors): `ids` [M, K] int32, `logprobs` [M, K] float32, `tail` [M] float32 over all M trained positions,
 and `offsets` [rows + 1] int64; the metadata names teacher, alignment set, temperature and K.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from reft_ray.atomic import atomic_write
 from reft_ray.core.batch import TokenizedExample, collate, token_batches
 from reft_ray.core.errors import ReftError
 from reft_ray.core.forward import Forward
@@ -25,7 +25,7 @@ from reft_ray.core.targets import SoftTargets, soften
 
 
 def alignment_key(rows: Sequence[TokenizedExample], teacher_id: str, temperature: float, k: int) -> dict[str, str]:
-    """What the labels depend on; two runs with the same key share one file."""
+    """Everything that the labels depend on; runs with the same key share one file."""
     return {"teacher": teacher_id, "rows": rows_key(rows), "temperature": str(temperature), "k": str(k)}
 
 
@@ -33,7 +33,7 @@ def rows_key(rows: Sequence[TokenizedExample]) -> str:
     """24 hex digits of SHA-256 over alignment rows as tokens, in order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps([row.ids, row.trained]).encode())
+        digest.update(json.dumps([row.ids, row.loss_mask]).encode())
     return digest.hexdigest()[:24]
 
 
@@ -59,8 +59,7 @@ def write_soft_targets(
     total = int(offsets[-1])
     stored: dict[str, Tensor] = {}
     for indices in token_batches([len(row) for row in rows], max_tokens):
-        logits_NV = teacher(collate([rows[i] for i in indices], pad_id, device)).logits_NV
-        assert logits_NV is not None
+        logits_NV = teacher.logits(collate([rows[i] for i in indices], pad_id, device))
         soft = soften(logits_NV, k, temperature).to("cpu")
         if not stored:
             kept = soft.ids_NK.shape[1]
@@ -73,15 +72,12 @@ def write_soft_targets(
         stored["ids"][at], stored["logprobs"][at], stored["tail"][at] = soft.ids_NK, soft.logprobs_NK, soft.tail_N
     if not stored:
         raise ReftError("the alignment set has no row with an answer: there is nothing to distil")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as scratch:
-        file = Path(scratch) / path.name
-        save_file({**stored, "offsets": offsets}, file, metadata=key)
-        file.rename(path)
+    with atomic_write(path) as scratch:
+        save_file({**stored, "offsets": offsets}, scratch, metadata=key)
 
 
 class StoredTargets:
-    """`core.targets.TargetSource` over a file; only the rows asked for are read."""
+    """`core.targets.TargetSource` over a file; only requested rows are read."""
 
     def __init__(self, path: Path, key: dict[str, str]) -> None:
         if not path.is_file():
@@ -90,7 +86,7 @@ class StoredTargets:
         found = dict(self._file.metadata() or {})
         wrong = [f"{name}={found.get(name)}, not {value}" for name, value in key.items() if found.get(name) != value]
         if wrong:
-            raise ReftError(f"{path} holds other soft targets: {', '.join(wrong)}; delete it to compute them again")
+            raise ReftError(f"{path} holds different soft targets: {', '.join(wrong)}; delete it to compute them again")
         self._offsets: list[int] = self._file.get_tensor("offsets").tolist()
         self._slices = {name: self._file.get_slice(name) for name in ("ids", "logprobs", "tail")}
 
@@ -98,7 +94,7 @@ class StoredTargets:
         return len(self._offsets) - 1
 
     def rows(self, indices: Sequence[int]) -> SoftTargets:
-        """The targets of these alignment rows, one after the other."""
+        """The targets of these alignment rows, concatenated."""
         spans = [(self._offsets[i], self._offsets[i + 1]) for i in indices]
 
         def gather(name: str) -> Tensor:

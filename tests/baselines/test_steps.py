@@ -16,14 +16,13 @@ from reft_ray.baselines.lisa import Lisa
 from reft_ray.baselines.step import GuidedStep, Step
 from reft_ray.baselines.vaccine import Vaccine, perturbation
 from reft_ray.core.batch import Batch, TokenizedExample, collate
-from reft_ray.core.forward import Output
 from reft_ray.core.guided import guided_step
 
 VOCABULARY, WIDTH = 11, 5
 
 
 class Toy(nn.Module):
-    """Embedding, two residual blocks, head; `self(batch)` is a `core.forward.Forward`."""
+    """Embedding, two residual blocks, head; a `core.forward.Forward` without features."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -34,16 +33,18 @@ class Toy(nn.Module):
         for parameter in self.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
 
-    def forward(self, batch: Batch, *, logits: bool = True, layer: int | None = None) -> Output:
-        hidden = self.embed(batch.ids_BT)
+    def logits(self, batch: Batch) -> Tensor:
+        return self.head(self.body(self.embed(batch.ids_BT)))[batch.loss_mask_BT]
+
+    def body(self, hidden: Tensor) -> Tensor:
         for block in self.blocks:
             hidden = torch.tanh(hidden) + block(hidden)
-        return Output(self.head(hidden)[batch.trained_BT])
+        return hidden
 
     def cross_entropy(self, batch: Batch) -> Tensor:
         """The mean over trained tokens, written out."""
-        logits_NV = self(batch).logits_NV
-        return -torch.log_softmax(logits_NV, -1)[torch.arange(len(batch.targets_N)), batch.targets_N].mean()
+        logits_NV = self.logits(batch)
+        return -torch.log_softmax(logits_NV, -1)[torch.arange(len(batch.labels_N)), batch.labels_N].mean()
 
     def gradients(self) -> list[Tensor]:
         found = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters()]
@@ -98,7 +99,7 @@ def test_lisa_alternates_and_draws_each_state_to_the_end_of_the_other() -> None:
         if number > 1:
             anchor = ends[not aligning]
             loss = loss + 0.7 / 2 * sum((p - a).square().sum() for p, a in zip(naive.parameters(), anchor, strict=True))
-        assert terms.total == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert float(terms.total) == pytest.approx(float(loss.detach()), rel=1e-5)
         expected = autograd(loss, naive)
         assert_same(model.gradients(), expected)
         with torch.no_grad():
@@ -109,7 +110,7 @@ def test_lisa_alternates_and_draws_each_state_to_the_end_of_the_other() -> None:
     assert "".join(states) == "AAUUUAAUUUAA"
 
 
-def test_lisa_goes_on_from_its_state() -> None:
+def test_lisa_resumes_from_its_state() -> None:
     model, again = Toy(), Toy(seed=9)
     step = lisa(model)
     for number in range(4):
@@ -147,8 +148,8 @@ def test_vaccine_is_the_gradient_at_the_perturbed_embeddings() -> None:
         hidden = model.embed(batch.ids_BT)
         for block, shift in zip(model.blocks, shifts, strict=True):
             hidden = torch.tanh(hidden) + (block(hidden) + shift)
-        logits_NV = model.head(hidden)[batch.trained_BT]
-        return -torch.log_softmax(logits_NV, -1)[torch.arange(len(batch.targets_N)), batch.targets_N].mean()
+        logits_NV = model.head(hidden)[batch.loss_mask_BT]
+        return -torch.log_softmax(logits_NV, -1)[torch.arange(len(batch.labels_N)), batch.labels_N].mean()
 
     shape = (*batch.ids_BT.shape, WIDTH)
     zeros = [torch.zeros(shape, dtype=torch.float64, requires_grad=True) for _ in model.blocks]
@@ -156,21 +157,15 @@ def test_vaccine_is_the_gradient_at_the_perturbed_embeddings() -> None:
     norm = sum(slope.square().sum() for slope in slopes).sqrt()
     worst = perturbed([2.0 * slope / norm for slope in slopes])
     terms = Vaccine(model, list(model.blocks), 2.0)([batch], [])
-    assert terms.task == pytest.approx(float(worst.detach()), rel=1e-5)
-    assert terms.task > float(model.cross_entropy(batch).detach())
+    assert float(terms.task) == pytest.approx(float(worst.detach()), rel=1e-5)
+    assert float(terms.task) > float(model.cross_entropy(batch).detach())
     assert_same(model.gradients(), autograd(worst, model))
 
 
 def test_vaccine_is_the_same_where_blocks_run_again_for_their_gradient() -> None:
     class Checkpointed(Toy):
-        def forward(self, batch: Batch, *, logits: bool = True, layer: int | None = None) -> Output:
-            hidden = checkpoint(self.body, self.embed(batch.ids_BT), use_reentrant=False)
-            return Output(self.head(hidden)[batch.trained_BT])
-
         def body(self, hidden: Tensor) -> Tensor:
-            for block in self.blocks:
-                hidden = torch.tanh(hidden) + block(hidden)
-            return hidden
+            return checkpoint(super().body, hidden, use_reentrant=False)
 
     gradients = []
     for model in (Toy(), Checkpointed()):
@@ -187,7 +182,7 @@ def test_vaccine_without_perturbation_is_finetuning() -> None:
     assert_same(found, model.gradients())
 
 
-def test_a_perturbation_has_the_norm_that_was_asked_for() -> None:
+def test_a_perturbation_has_the_requested_norm() -> None:
     moved = perturbation([torch.randn(3, 4), torch.randn(2)], 2.0)
     assert float(sum(part.square().sum() for part in moved)) == pytest.approx(4.0, rel=1e-4)
 
@@ -207,7 +202,7 @@ def test_booster_is_its_equation_and_leaves_the_weights_alone() -> None:
     slope_after = autograd(h_after, moved)
     expected = [a + 5.0 * (b - c) for a, b, c in zip(autograd(f, model), slope, slope_after, strict=True)]
     terms = Booster(model, list(model.parameters()), 5.0, 0.1)([user], [harmful])
-    assert terms.total == pytest.approx(float((f + 5.0 * (h - h_after)).detach()), rel=1e-4)
+    assert float(terms.total) == pytest.approx(float((f + 5.0 * (h - h_after)).detach()), rel=1e-4)
     assert float(h_after.detach()) < float(h.detach())
     assert_same(model.gradients(), expected)
     for now, then in zip(model.parameters(), before, strict=True):
@@ -230,21 +225,21 @@ def test_ldifs_keeps_features_near_those_of_the_start() -> None:
     def features(of: Toy) -> list[Tensor]:
         hidden, found = of.embed(batch.ids_BT), []
         for block in of.blocks:
-            found.append(block(hidden)[batch.trained_BT])
+            found.append(block(hidden)[batch.loss_mask_BT])
             hidden = torch.tanh(hidden) + block(hidden)
         return found
 
     gap = sum(
         (now - then.detach()).square().sum() for now, then in zip(features(model), features(start), strict=True)
-    ) / len(batch.targets_N)
+    ) / len(batch.labels_N)
     loss = model.cross_entropy(batch) + 0.3 * gap
     terms = step([batch], [])
-    assert terms.total == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert float(terms.total) == pytest.approx(float(loss.detach()), rel=1e-5)
     assert_same(model.gradients(), autograd(loss, model))
     resumed = Ldifs(model, list(model.blocks), dict(model.named_parameters()), 0.3)
     assert resumed([batch], []).distill == 0.0
     resumed.restore(step.state())
-    assert resumed([batch], []).distill == pytest.approx(float(gap.detach()), rel=1e-5)
+    assert float(resumed([batch], []).distill) == pytest.approx(float(gap.detach()), rel=1e-5)
 
 
 def test_ldifs_measures_no_distance_from_dropout() -> None:

@@ -6,8 +6,7 @@ from torch import nn
 
 from reft_ray.core.batch import Batch, TokenizedExample, collate
 from reft_ray.core.conflict import gradient_conflict
-from reft_ray.core.forward import Output
-from reft_ray.core.guided import hard_labels
+from reft_ray.core.guided import Distillation
 
 
 class Unigram:
@@ -16,8 +15,8 @@ class Unigram:
     def __init__(self) -> None:
         self.logits_V = nn.Parameter(torch.zeros(4))
 
-    def __call__(self, batch: Batch, *, logits: bool = True, layer: int | None = None) -> Output:
-        return Output(self.logits_V.expand(len(batch.targets_N), -1))
+    def logits(self, batch: Batch) -> torch.Tensor:
+        return self.logits_V.expand(batch.labelled, -1)
 
 
 def batch(token: int) -> list[Batch]:
@@ -26,9 +25,9 @@ def batch(token: int) -> list[Batch]:
 
 def test_the_same_target_agrees_and_another_opposes() -> None:
     model = Unigram()
-    same = gradient_conflict(model, [model.logits_V], batch(1), batch(1), hard_labels)
+    same = gradient_conflict(model, [model.logits_V], batch(1), batch(1), Distillation())
     assert same.cosine == pytest.approx(1.0)
-    other = gradient_conflict(model, [model.logits_V], batch(1), batch(2), hard_labels)
+    other = gradient_conflict(model, [model.logits_V], batch(1), batch(2), Distillation())
     # d CE / d logits = p - onehot with p = 1/4: (1/4, -3/4, 1/4, 1/4) against (1/4, 1/4, -3/4, 1/4).
     assert other.cosine == pytest.approx(-1 / 3)
     assert other.task_norm == pytest.approx(0.75**0.5)
@@ -38,4 +37,4 @@ def test_the_same_target_agrees_and_another_opposes() -> None:
 def test_a_missing_gradient_is_an_error() -> None:
     model = Unigram()
     with pytest.raises(ValueError, match="two gradients"):
-        gradient_conflict(model, [model.logits_V], batch(1), [], hard_labels)
+        gradient_conflict(model, [model.logits_V], batch(1), [], Distillation())

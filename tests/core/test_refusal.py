@@ -9,7 +9,7 @@ def rows(count: int = 20, width: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(count, width, generator=generator), torch.arange(count) % 3 - 1
 
 
-def test_the_feature_is_taken_at_each_rows_own_prompt_end() -> None:
+def test_the_feature_is_that_of_each_rows_last_prompt_token() -> None:
     hidden = torch.arange(2 * 4 * 3).reshape(2, 4, 3).float()
     assert torch.equal(prompt_feature(hidden, torch.tensor([1, 3])), torch.stack([hidden[0, 1], hidden[1, 3]]))
 
@@ -17,30 +17,25 @@ def test_the_feature_is_taken_at_each_rows_own_prompt_end() -> None:
 def test_the_refusal_feature_is_the_difference_of_class_means_in_any_split() -> None:
     features, labels = rows()
     expected = features[labels == 1].mean(0) - features[labels == 0].mean(0)
-    whole = ClassSums(6)
-    whole.add(features, labels)
-    parts = [ClassSums(6), ClassSums(6)]
-    parts[0].add(features[:5], labels[:5])
-    parts[1].add(features[5:], labels[5:])
-    other = parts[1]._sums.clone()
-    reduced = parts[0].reduce(lambda tensor: tensor + other)
+    whole = ClassSums(features, labels)
+    one, other = ClassSums(features[:5], labels[:5]), ClassSums(features[5:], labels[5:])
+    reduced = one.reduced(lambda tensor: tensor + other._sums)
     assert torch.allclose(whole.refusal(), expected, atol=1e-6)
     assert torch.equal(reduced.refusal(), whole.refusal())
+    assert torch.equal((one + other).refusal(), whole.refusal())
     assert reduced.counts == (7, 6)
 
 
 def test_one_class_alone_gives_no_refusal_feature() -> None:
-    sums = ClassSums(6)
-    sums.add(rows()[0], torch.ones(20))
+    sums = ClassSums(rows()[0], torch.ones(20))
     with pytest.raises(ValueError, match=r"both classes, got \(harmless, harmful\) = \(0, 20\)"):
         sums.refusal()
 
 
 def test_the_running_feature_is_an_average_of_class_means_and_keeps_an_absent_class() -> None:
     features, labels = rows()
-    first, second = ClassSums(6), ClassSums(6)
-    first.add(features, labels)
-    second.add(features[labels == 1] + 1.0, torch.ones(int((labels == 1).sum())))
+    first = ClassSums(features, labels)
+    second = ClassSums(features[labels == 1] + 1.0, torch.ones(int((labels == 1).sum())))
     running = RunningRefusal(decay=0.75)
     assert running.refusal_D is None
     running.update(first)

@@ -1,6 +1,6 @@
 """Stage 2: the loss against naive loops, and gradients that do not depend on how a step is split."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -8,11 +8,11 @@ import torch
 
 from reft_ray.core.batch import TokenizedExample, collate, dummy_batch, numbered
 from reft_ray.core.conversation import Example, Label, chat
-from reft_ray.core.guided import cached_teacher, guided_step, live_teacher
+from reft_ray.core.guided import Distillation, cached_teacher, guided_step, live_teacher
 from reft_ray.core.held_out import held_out
 from reft_ray.core.losses import kl_sum
 from reft_ray.core.optimization import reduce_gradients
-from reft_ray.core.refusal import RunningRefusal, refusal_score
+from reft_ray.core.refusal import refusal_score
 from reft_ray.core.targets import SoftTargets
 from reft_ray.core.teacher import class_sums, teacher_step
 from reft_ray.hf.chat import ChatFormat
@@ -63,30 +63,31 @@ def setup(llama: Path) -> Setup:
 def test_the_loss_is_the_equation_of_the_method(setup: Setup) -> None:
     terms = guided_step(
         setup.student, setup.batches(setup.user, 6), setup.batches(setup.alignment, 3),
-        live_teacher(setup.teacher, 2.0), distill_weight=0.5,
+        Distillation(live_teacher(setup.teacher), 0.5, 2.0),
     )  # fmt: skip
     losses, tokens, correct = 0.0, 0, 0
     for row in setup.user:
         with torch.no_grad():
             logits = setup.model(input_ids=torch.tensor([row.ids])).logits[0]
         for t in range(1, len(row)):
-            if row.trained[t]:
+            if row.loss_mask[t]:
                 losses -= float(torch.log_softmax(logits[t - 1], -1)[row.ids[t]])
                 tokens += 1
                 correct += int(logits[t - 1].argmax()) == row.ids[t]
-    assert terms.task == pytest.approx(losses / tokens, rel=1e-5)
-    assert (terms.user_tokens, terms.user_correct) == (tokens, correct)
-    found = held_out(setup.student, setup.batches(setup.user, 2))
-    assert (found.loss, found.accuracy) == (pytest.approx(losses / tokens, rel=1e-5), correct / tokens)
+    found = floats(terms.shares)
+    assert found["task"] == pytest.approx(losses / tokens, rel=1e-5)
+    assert (terms.user_tokens, found["correct"]) == (tokens, correct)
+    measured = held_out(setup.student, setup.batches(setup.user, 2))
+    assert (measured.loss, measured.accuracy) == (pytest.approx(losses / tokens, rel=1e-5), correct / tokens)
     assert held_out(setup.student, []) is None
     divergence, aligned = 0.0, 0
     for row in setup.alignment:
         batch = collate([row], setup.fmt.pad_id)
         with torch.no_grad():
-            divergence += float(kl_sum(setup.teacher(batch).logits_NV, setup.student(batch).logits_NV, 2.0))
+            divergence += float(kl_sum(setup.teacher.logits(batch), setup.student.logits(batch), 2.0))
         aligned += row.trained_tokens
-    assert terms.distill == pytest.approx(4.0 * divergence / aligned, rel=1e-4)
-    assert terms.total == pytest.approx(terms.task + 0.5 * terms.distill)
+    assert found["distill"] == pytest.approx(4.0 * divergence / aligned, rel=1e-4)
+    assert found["loss"] == pytest.approx(found["task"] + 0.5 * found["distill"])
 
 
 def test_the_gradient_does_not_depend_on_micro_batches(setup: Setup) -> None:
@@ -94,7 +95,7 @@ def test_the_gradient_does_not_depend_on_micro_batches(setup: Setup) -> None:
     for size in (6, 2, 1):
         guided_step(
             setup.student, setup.batches(setup.user, size), setup.batches(setup.alignment, size),
-            live_teacher(setup.teacher),
+            Distillation(live_teacher(setup.teacher)),
         )  # fmt: skip
         gradients.append(setup.gradient())
     assert float(gradients[0].norm()) > 1e-3
@@ -107,8 +108,8 @@ def test_the_gradient_does_not_depend_on_ranks_even_when_one_has_no_rows(setup: 
         user: Sequence[TokenizedExample], alignment: Sequence[TokenizedExample], counts: torch.Tensor
     ) -> torch.Tensor:
         guided_step(
-            setup.student, setup.batches(user, 4), setup.batches(alignment, 4), live_teacher(setup.teacher),
-            all_reduce=lambda t: counts if t.shape == counts.shape and bool((t == t.round()).all()) else t,
+            setup.student, setup.batches(user, 4), setup.batches(alignment, 4),
+            Distillation(live_teacher(setup.teacher)), all_reduce=lambda _: counts,
         )  # fmt: skip
         reduce_gradients(setup.model.parameters(), lambda t: t * 1.0)
         return setup.gradient()
@@ -129,30 +130,32 @@ def test_the_teachers_gradient_does_not_depend_on_micro_batches_and_matches_the_
     rows = setup.user[:3] + setup.alignment + [r.prompt_only() for r in setup.rows(["x"] * 4, Label.HARMLESS)]
     gradients, terms = [], []
     for size in (10, 3, 1):
-        running = RunningRefusal(0.95)
-        terms.append(teacher_step(setup.student, setup.batches(rows, size), running, 2, 0.5))
+        batches = setup.batches(rows, size)
+        refusal_D = class_sums(setup.student, batches, 2).refusal()
+        terms.append(floats(teacher_step(setup.student, batches, refusal_D, 2, 0.5)[0].shares))
         gradients.append(setup.gradient())
     for other in gradients[1:]:
         assert torch.allclose(gradients[0], other, atol=1e-6)
     whole = collate(rows, setup.fmt.pad_id)
     with torch.no_grad():
         score = refusal_score(
-            setup.student(whole, logits=False, layer=2).feature_BD, class_sums(setup.student, [whole], 2).refusal()
+            setup.student.features(whole, 2), class_sums(setup.student, [whole], 2).refusal()
         )
     expected = float((1 - score[whole.harmful_B]).mean() + (1 + score[whole.harmless_B]).mean())
-    assert terms[0].separation == pytest.approx(expected, rel=1e-4)
-    assert terms[0].total == pytest.approx(terms[0].refusal + terms[0].helpful + 0.5 * terms[0].separation)
-    assert terms[0].refusal > 0
-    assert terms[0].helpful > 0
+    assert terms[0]["separation"] == pytest.approx(expected, rel=1e-4)
+    assert terms[0]["total"] == pytest.approx(terms[0]["refusal"] + terms[0]["helpful"] + 0.5 * terms[0]["separation"])
+    assert terms[0]["refusal"] > 0
+    assert terms[0]["helpful"] > 0
 
 
-def test_a_batch_that_stands_for_no_rows_asks_for_no_soft_labels(setup: Setup) -> None:
-    class Nobody:
+def test_a_dummy_batch_reads_no_soft_labels(setup: Setup) -> None:
+    class NoRows:
         def rows(self, indices: Sequence[int]) -> SoftTargets:
             raise AssertionError("row 0 has soft labels, but this is not row 0")
 
     idle = dummy_batch(setup.fmt.pad_id)
-    terms = guided_step(setup.student, setup.batches(setup.user, 4), [idle], cached_teacher(Nobody()), all_reduce=one)
+    distillation = Distillation(cached_teacher(NoRows()))
+    terms = guided_step(setup.student, setup.batches(setup.user, 4), [idle], distillation, all_reduce=one)
     alone = setup.gradient()
     guided_step(setup.student, setup.batches(setup.user, 4))
     assert terms.distill == 0
@@ -161,17 +164,21 @@ def test_a_batch_that_stands_for_no_rows_asks_for_no_soft_labels(setup: Setup) -
 
 def test_a_rank_without_rows_adds_nothing_to_the_teachers_step(setup: Setup) -> None:
     rows = setup.user + setup.alignment
-    alone, beside = RunningRefusal(0.95), RunningRefusal(0.95)
-    teacher_step(setup.student, setup.batches(rows, 4), alone, 2, 0.5)
+    refusal_D = class_sums(setup.student, setup.batches(rows, 4), 2).refusal()
+    _, alone = teacher_step(setup.student, setup.batches(rows, 4), refusal_D, 2, 0.5)
     whole = setup.gradient()
     idle = dummy_batch(setup.fmt.pad_id)
-    teacher_step(setup.student, [*setup.batches(rows, 4), idle], beside, 2, 0.5)
+    _, padded = teacher_step(setup.student, [*setup.batches(rows, 4), idle], refusal_D, 2, 0.5)
     assert torch.allclose(whole, setup.gradient(), atol=1e-7)
-    assert torch.equal(alone.refusal_D, beside.refusal_D)
-    terms = teacher_step(setup.student, [idle], beside, 2, 0.5)
+    assert torch.equal(alone.refusal(), padded.refusal())
+    terms, none = teacher_step(setup.student, [idle], refusal_D, 2, 0.5)
     assert terms.total == 0
     assert not setup.gradient().any()
-    assert torch.equal(alone.refusal_D, beside.refusal_D)
+    assert torch.equal(alone.refusal(), (padded + none).refusal())
+
+
+def floats(shares: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    return {name: float(share) for name, share in shares.items()}
 
 
 def one(counts: torch.Tensor) -> torch.Tensor:

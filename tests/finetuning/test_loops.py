@@ -14,12 +14,12 @@ from reft_ray.core.batch import collate
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError, StoppedError, UsageError
 from reft_ray.core.held_out import held_out
-from reft_ray.finetuning import teacher_loop
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
-from reft_ray.finetuning.rows import CyclingSampler, global_batches, share, shuffled
+from reft_ray.finetuning.rows import CyclingSampler, SamplerState, global_batches, rank_slice, shuffled
 from reft_ray.finetuning.runtime import LocalRuntime
 from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_on_worker
-from reft_ray.finetuning.teacher_loop import TeacherData, sweep_layers, train_teacher
+from reft_ray.finetuning.teacher_filter import FilterSelection, sample_answers, sweep_layers
+from reft_ray.finetuning.teacher_loop import TeacherData, train_teacher
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune, prepare_teacher
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward
@@ -163,7 +163,7 @@ def test_resuming_is_bit_equal_to_running_through(
 def test_a_checkpoint_of_another_configuration_is_refused(llama: Path, tmp_path: Path) -> None:
     inputs = FinetuneInputs(USER, len(USER))
     finetune(finetune_config(llama, method="sft"), inputs, tmp_path / "a", LOCAL, "run")
-    with pytest.raises(ReftError, match="written by another configuration"):
+    with pytest.raises(ReftError, match="written with a different configuration"):
         finetune(finetune_config(llama, method="sft", seed=1), inputs, tmp_path / "a", LOCAL, "run")
 
 
@@ -181,9 +181,9 @@ def test_a_checkpoint_of_other_inputs_is_refused(teacher: RefTeacher, llama: Pat
         "Ref-Teacher": {"teacher": foreign},
         "alignment set": {"alignment": HARMLESS + HARMFUL},
     }.items():
-        with pytest.raises(ReftError, match=rf"checkpoint-\d+ was written with another {name}: choose a new run id"):
+        with pytest.raises(ReftError, match=rf"checkpoint-\d+ was written with a different {name}: choose"):
             run(replace(inputs, **changes))
-    # An earlier release noted no inputs; what it began goes on.
+    # A checkpoint without inputs can be resumed with any.
     state = max((tmp_path / ".runs" / "run").glob("checkpoint-*")) / "state.json"
     values = json.loads(state.read_text())
     del values["inputs"]
@@ -193,20 +193,20 @@ def test_a_checkpoint_of_other_inputs_is_refused(teacher: RefTeacher, llama: Pat
 
 def test_a_teacher_trains_on_more_workers_than_a_step_has_rows(llama: Path) -> None:
     class Last(LocalRuntime):
-        rank, world = 7, 8
+        rank, world_size = 7, 8
 
     # Two prompts a step and none of them for this rank; before, it left the others waiting for its sums.
-    told: list[Mapping[str, Any]] = []
+    reports: list[Mapping[str, Any]] = []
     config = teacher_config(llama, batch_rows=2, epochs=1, log_every=1)
-    train_teacher(Last(progress=told.append), config, TeacherData(HARMFUL + HARMLESS, UNANSWERED))
-    assert [report["step"] for report in told] == [1, 2, 3, 4]
-    assert [report["total"] for report in told[:3]] == [0, 0, 0]
+    train_teacher(Last(progress=reports.append), config, TeacherData(HARMFUL + HARMLESS, UNANSWERED))
+    assert [report["step"] for report in reports] == [1, 2, 3, 4]
+    assert [report["total"] for report in reports[:3]] == [0, 0, 0]
 
 
 def test_a_checkpoint_of_a_teacher_with_other_prompts_is_refused(llama: Path, tmp_path: Path) -> None:
     config = teacher_config(llama, epochs=1)
     prepare_teacher(config, TeacherData(HARMFUL + HARMLESS, UNANSWERED), tmp_path / "one", LOCAL, "run")
-    with pytest.raises(ReftError, match="written with another set of training prompts: choose a new run id"):
+    with pytest.raises(ReftError, match="written with a different set of training prompts: choose a new run id"):
         prepare_teacher(
             config, TeacherData(HARMFUL + HARMLESS + UNANSWERED, UNANSWERED), tmp_path / "two", LOCAL, "run"
         )
@@ -264,7 +264,7 @@ def test_a_directory_with_anything_else_is_refused_before_training_and_keeps_its
         finetune(finetune_config(Path("/none"), method="sft"), FinetuneInputs(USER, len(USER)), mine, LOCAL)
     with pytest.raises(ReftError, match="mine exists and holds no Ref-Teacher"):
         prepare_teacher(teacher_config(Path("/none")), TeacherData(UNANSWERED, UNANSWERED), mine, LOCAL)
-    with pytest.raises(ReftError, match="mine holds the base model that is finetuned"):
+    with pytest.raises(ReftError, match="mine is the base model that is finetuned"):
         finetune(finetune_config(mine, method="sft", weights="full"), FinetuneInputs(USER, len(USER)), mine, LOCAL)
     assert [path.name for path in mine.iterdir()] == ["package.json"]
 
@@ -298,7 +298,7 @@ def test_rows_come_once_per_epoch_in_an_order_of_the_seed_alone() -> None:
     assert order != list(shuffled(range(100), 16, "b"))
     batches = list(global_batches(order, 8, skip=24))
     assert [row for batch in batches for row in batch] == order[24:]
-    assert sorted(row for rank in range(3) for row in share(order, rank, 3)) == list(range(100))
+    assert sorted(row for rank in range(3) for row in rank_slice(order, rank, 3)) == list(range(100))
 
 
 def test_a_cycle_continues_at_its_position(llama: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_cycle_continues_at_its_position(llama: Path) -> None:
     first = [row.index for row in cycle.take_rows(7)]
     rest = [row.index for row in cycle.take_rows(13)]
     assert sorted(first + rest[:3]) == sorted(rest[3:]) == list(range(10))
-    resumed = CyclingSampler(rows, "s", position=7)
+    resumed = CyclingSampler(rows, "s", SamplerState(position=7))
     assert [row.index for row in resumed.take_rows(13)] == rest
     assert sum(map(len, cycle.take_tokens(50))) >= 50
 
@@ -324,7 +324,7 @@ def test_a_cycle_gives_back_what_it_took_too_much(llama: Path) -> None:
     half = CyclingSampler(rows, "s")
     for _ in range(10):
         half.take_tokens(budget)
-    resumed = CyclingSampler(rows, "s", half.position, half.ahead)
+    resumed = CyclingSampler(rows, "s", half.state)
     assert [resumed.take_tokens(budget) for _ in range(10)] == taken[10:]
 
 
@@ -352,26 +352,26 @@ LONG = "how " * 300
 
 
 def test_rows_that_do_not_fit_are_left_out_and_named(llama: Path, teacher: RefTeacher, tmp_path: Path) -> None:
-    told: list[dict] = []
+    reports: list[dict] = []
     long = Example(chat(LONG, "sorry i cannot"), Label.HARMFUL, "a", place="rows.jsonl:9")
     data = TeacherData([*HARMFUL, *HARMLESS, long, long], [*HARMFUL, *HARMLESS, long])
-    made = prepare_teacher(teacher_config(llama), data, tmp_path / "teacher", LOCAL, progress=told.append)
-    assert told[-1]["note"].startswith("rows.jsonl:9: the prompt has ")
-    assert told[-1]["note"].endswith("tokens, the context holds 256: left out, and 2 more")
+    made = prepare_teacher(teacher_config(llama), data, tmp_path / "teacher", LOCAL, progress=reports.append)
+    assert reports[-1]["note"].startswith("rows.jsonl:9: the prompt has ")
+    assert reports[-1]["note"].endswith("tokens, the context holds 256: left out, and 2 more")
     assert made.manifest.quality.rows == 8
 
     student = FinetuneInputs(
         [*USER, Example(chat(LONG, "no"), place="row 11")], 11, [*HARMFUL, *HARMLESS, long], teacher
     )
     whole = FinetuneInputs([*USER], 10, [*HARMFUL, *HARMLESS], teacher)
-    finetune(finetune_config(llama, batch_rows=11, epochs=2), student, tmp_path / "a", LOCAL, progress=told.append)
-    first, second = told[-1]["note"].split("; ")
+    finetune(finetune_config(llama, batch_rows=11, epochs=2), student, tmp_path / "a", LOCAL, progress=reports.append)
+    first, second = reports[-1]["note"].split("; ")
     assert first.startswith("rows.jsonl:9: the prompt has")
     assert second.startswith("row 11: the prompt has")
     assert second.endswith(": left out")
-    finetune(finetune_config(llama, batch_rows=10, epochs=2), whole, tmp_path / "b", LOCAL, progress=told.append)
-    assert told[-1]["note"] == ""
-    assert told[-1]["step"] == 2
+    finetune(finetune_config(llama, batch_rows=10, epochs=2), whole, tmp_path / "b", LOCAL, progress=reports.append)
+    assert reports[-1]["note"] == ""
+    assert reports[-1]["step"] == 2
 
 
 def test_a_dataset_of_which_no_row_fits_is_an_error(llama: Path, tmp_path: Path) -> None:
@@ -475,15 +475,15 @@ def test_the_filter_reads_as_much_as_ranks_other_sources_no_worse(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranking: dict[float, float], read: float
 ) -> None:
     swept_at: list[float] = []
-    sweep = teacher_loop._Run._sweep
+    sweep = FilterSelection.sweep
 
     def swept(run: Any, share: float) -> Any:
         swept_at.append(share)
         return sweep(run, share)
 
-    monkeypatch.setattr(teacher_loop._Run, "_sweep", swept)
+    monkeypatch.setattr(FilterSelection, "sweep", swept)
     data = TeacherData(HARMFUL + HARMLESS, HARMFUL + HARMLESS)
-    monkeypatch.setattr(teacher_loop._Run, "_ranking", lambda *_: {0.0: 0.95, **ranking}[swept_at[-1]])
+    monkeypatch.setattr(FilterSelection, "ranking", lambda *_: {0.0: 0.95, **ranking}[swept_at[-1]])
     made = prepare_teacher(teacher_config(llama), data, tmp_path / "teacher", LOCAL)
     assert made.manifest.feature_mix == read
     # What lies below the share that serves is not looked at, but for the base, once.
@@ -508,7 +508,7 @@ def test_a_stopped_run_goes_on_at_the_exact_row(llama: Path, tmp_path: Path) -> 
             LOCAL,
             "stopped",
             lambda metrics: seen.append(metrics["rows"]),
-            # Asked before the step is told: true behind the second step, and not again after the restart.
+            # Asked before the step is reports: true behind the second step, and not again after the restart.
             stop=lambda: len(seen) == 1,
         )
 
@@ -598,8 +598,33 @@ def test_the_answers_that_an_offset_rests_on_are_drawn_from_all_rows():
     rows = [Example(chat("hi", f"refused {i}")) for i in range(50)] + [
         Example(chat("hi", f"helped {i}")) for i in range(50)
     ]
-    drawn = teacher_loop.sample_answers([Example(chat("no answer")), *rows], 20, seed=0)
+    drawn = sample_answers([Example(chat("no answer")), *rows], 20, seed=0)
     assert len(set(drawn)) == 20
     assert {text.split()[0] for text in drawn} == {"refused", "helped"}
-    assert drawn == teacher_loop.sample_answers(rows, 20, seed=0)
-    assert len(teacher_loop.sample_answers(rows, 500, seed=0)) == 100
+    assert drawn == sample_answers(rows, 20, seed=0)
+    assert len(sample_answers(rows, 500, seed=0)) == 100
+
+
+@pytest.mark.parametrize("stage", ["teacher", "student"])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    steps: list[int] = []
+
+    def diverge(parameters: Any, max_norm: float) -> torch.Tensor:
+        steps.append(len(steps) + 1)
+        return torch.tensor(float("nan") if steps[-1] == 2 else 1.0)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", diverge)
+
+    def run() -> None:
+        if stage == "teacher":
+            data = TeacherData(HARMFUL + HARMLESS, HARMFUL + HARMLESS)
+            prepare_teacher(teacher_config(llama), data, tmp_path / "out", LOCAL)
+        else:
+            finetune(finetune_config(llama, method="sft"), FinetuneInputs(USER, len(USER)), tmp_path / "out", LOCAL)
+
+    with pytest.raises(ReftError, match=r"^step 2: gradient_norm is nan: start a new run with a lower optimizer\."):
+        run()
+    assert steps == [1, 2]
+    assert not (tmp_path / "out").exists()

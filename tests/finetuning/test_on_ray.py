@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError, StoppedError
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
+from reft_ray.finetuning.ray_runtime import as_task
 from reft_ray.finetuning.targets import ensure_soft_targets
-from reft_ray.finetuning.task import as_task
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune, prepare_teacher
 from reft_ray.hf.ref_teacher import RefTeacher
@@ -152,6 +152,6 @@ def test_soft_labels_that_cannot_be_made_say_why_in_one_line(teacher: RefTeacher
     assert "\n" not in str(caught.value)
 
 
-def test_a_task_ends_when_it_is_told_to() -> None:
-    with pytest.raises(StoppedError, match="told to stop while waiting"):
+def test_a_task_ends_when_asked_to() -> None:
+    with pytest.raises(StoppedError, match="stopped while waiting"):
         as_task("waiting", time.sleep, 600, resources=Resources(), stop=lambda: True)

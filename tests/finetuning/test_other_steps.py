@@ -1,4 +1,4 @@
-"""Other defences in the training loop: what they read, exact resumption, and settings that do not go together."""
+"""Other defences in the training loop: their rows, exact resumption, and settings that conflict."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_resuming_is_bit_equal_to_running_through(llama: Path, tmp_path: Path, s
     assert any(not torch.equal(tensor, weights(plain)[name]) for name, tensor in weights(whole).items())
 
 
-def test_a_run_may_start_from_an_adapter_of_its_own_shape(llama: Path, tmp_path: Path) -> None:
+def test_a_run_may_start_from_an_adapter_of_the_same_shape(llama: Path, tmp_path: Path) -> None:
     inputs = FinetuneInputs(USER, len(USER))
     first = finetune(config(llama, method="sft"), inputs, tmp_path / "first", LOCAL)
     still = {"learning_rate": 1e-12, "weight_decay": 0}
@@ -77,10 +77,10 @@ def test_a_run_may_start_from_an_adapter_of_its_own_shape(llama: Path, tmp_path:
     [
         ({"step": "lisa", "method": "sft"}, "step=lisa reads alignment rows by hard labels"),
         ({"step": "booster", "method": "distill"}, "step=booster reads alignment rows by hard labels"),
-        ({"init_adapter": "a", "init": "aligned"}, "init_adapter is a start of its own"),
+        ({"init_adapter": "a", "init": "aligned"}, "init_adapter is a start by itself"),
     ],
 )
-def test_settings_that_do_not_go_together(llama: Path, changes: dict[str, str], message: str) -> None:
+def test_conflicting_settings_are_refused(llama: Path, changes: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         config(llama, **changes)
 

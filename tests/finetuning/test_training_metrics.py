@@ -33,14 +33,15 @@ def test_both_stages_are_counted(llama: Path, tmp_path: Path) -> None:
     }
 
     inputs = FinetuneInputs([Example(chat(f"tell me {'no ' * i}", "sure here is")) for i in range(6)], 6, rows, teacher)
-    told: list[dict] = []
-    finetune(FinetuneConfig.of(settings), inputs, tmp_path / "student", LOCAL, None, told.append, recorder)
+    reports: list[dict] = []
+    finetune(FinetuneConfig.of(settings), inputs, tmp_path / "student", LOCAL, None, reports.append, recorder)
     assert recorder.total(catalog.TRAIN_ROWS, stage="student", rows="user") == 12
-    assert recorder.total(catalog.TRAIN_TOKENS, stage="student", rows="user") == told[-1]["user_tokens"]
-    assert recorder.total(catalog.TRAIN_TOKENS, stage="student", rows="alignment") == told[-1]["alignment_tokens"] > 0
-    assert recorder.total(catalog.TRAIN_LOSS, stage="student", term="distill") == told[-1]["distill"]
-    assert recorder.total(catalog.TRAIN_KL) == told[-1]["distill"]
-    assert len(recorder.observations(catalog.TRAIN_STEP_SECONDS, stage="student")) == len(told) - 1
+    assert recorder.total(catalog.TRAIN_TOKENS, stage="student", rows="user") == reports[-1]["user_tokens"]
+    aligned = recorder.total(catalog.TRAIN_TOKENS, stage="student", rows="alignment")
+    assert aligned == reports[-1]["alignment_tokens"] > 0
+    assert recorder.total(catalog.TRAIN_LOSS, stage="student", term="distill") == reports[-1]["distill"]
+    assert recorder.total(catalog.TRAIN_KL) == reports[-1]["distill"]
+    assert len(recorder.observations(catalog.TRAIN_STEP_SECONDS, stage="student")) == len(reports) - 1
     assert recorder.total(catalog.TRAIN_RESTARTS) == 0
 
 

@@ -25,15 +25,14 @@ def test_logits_and_features_equal_the_plain_forward(tiny_bases: dict[str, Path]
     batch = collate([chat_format.encode(row) for row in ROWS], chat_format.pad_id)
     forward = ModelForward(base.model)
     with torch.no_grad():
-        plain = base.model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT, output_hidden_states=True)
+        plain = base.model(input_ids=batch.ids_BT, attention_mask=batch.attention_mask_BT, output_hidden_states=True)
         for layer in (1, 2, 3):
-            out = forward(batch, layer=layer)
-            early = forward(batch, logits=False, layer=layer)
-            expected = plain.hidden_states[layer][torch.arange(3), batch.prompt_end_B]
-            assert torch.equal(out.feature_BD, expected)
-            assert torch.equal(early.feature_BD, expected)
-            assert early.logits_NV is None
-            assert torch.allclose(out.logits_NV, plain.logits[batch.trained_BT], atol=1e-5)
+            logits_NV, feature_BD = forward.logits_and_features(batch, layer)
+            expected = plain.hidden_states[layer][torch.arange(3), batch.last_prompt_index_B]
+            assert torch.equal(feature_BD, expected)
+            assert torch.equal(forward.features(batch, layer), expected)
+            assert torch.equal(forward.logits(batch), logits_NV)
+            assert torch.allclose(logits_NV, plain.logits[batch.loss_mask_BT], atol=1e-5)
 
 
 def test_the_layers_above_are_not_run(llama: Path) -> None:
@@ -55,7 +54,7 @@ def test_a_layer_that_does_not_exist_is_named(llama: Path) -> None:
         pass
 
 
-def test_features_of_several_layers_come_from_one_pass_in_the_callers_order(llama: Path) -> None:
+def test_features_of_several_layers_come_from_one_pass_in_the_given_order(llama: Path) -> None:
     base = load_base(str(llama))
     chat_format = ChatFormat(base.tokenizer)
     encoded = [chat_format.encode(row) for row in ROWS]
@@ -70,7 +69,7 @@ def test_features_of_several_layers_come_from_one_pass_in_the_callers_order(llam
     )
 
 
-def test_the_fingerprint_follows_the_weights_and_not_the_place(llama: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_weights_and_not_the_path(llama: Path, tmp_path: Path) -> None:
     base = load_base(str(llama))
     base.model.save_pretrained(tmp_path / "copy")
     assert fingerprint(str(tmp_path / "copy")) == base.fingerprint
@@ -80,7 +79,7 @@ def test_the_fingerprint_follows_the_weights_and_not_the_place(llama: Path, tmp_
     assert fingerprint(str(tmp_path / "other")) != base.fingerprint
 
 
-def test_what_is_no_causal_language_model_gets_one_line(tmp_path: Path) -> None:
+def test_a_path_without_a_causal_language_model_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(ReftError, match="no base model at /nowhere: the directory does not exist"):
         load_base("/nowhere")
     (tmp_path / "clip").mkdir()

@@ -23,6 +23,6 @@ def test_a_run_id_belongs_to_the_rows_that_were_kept(llama: Path, tmp_path: Path
     finetuned("a", "sure")
     # The same rows screened again are the same rows.
     finetuned("again", "sure")
-    with pytest.raises(ReftError, match="written with another dataset: choose a new run id or remove it"):
+    with pytest.raises(ReftError, match="written with a different dataset: choose a new run id or remove it"):
         finetuned("b", "no")
     assert not (tmp_path / "b").exists()

@@ -6,8 +6,8 @@ from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.config import Resources
+from reft_ray.finetuning.ray_runtime import as_task
 from reft_ray.finetuning.targets import soft_targets_on_worker
-from reft_ray.finetuning.task import as_task
 
 
 class NoCluster:
