@@ -144,11 +144,10 @@ def _param(location: Sequence[int | str]) -> str | None:
 
 
 def _http_error(request: Request, error: HTTPException) -> ApiError:
-    match error.status_code:
-        case 404:
-            message, code = f"Unknown request URL: {request.method} {request.url.path[:200]}", "unknown_url"
-        case 405:
-            message, code = f"{request.method} is not allowed here", None
-        case _:
-            message, code = str(error.detail), None
+    messages = {
+        404: f"Unknown request URL: {request.method} {request.url.path[:200]}",
+        405: f"{request.method} is not allowed here",
+    }
+    message = messages.get(error.status_code, str(error.detail))
+    code = "unknown_url" if error.status_code == 404 else None
     return ApiError(error.status_code, message, code=code, headers=error.headers)

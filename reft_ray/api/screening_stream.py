@@ -93,8 +93,8 @@ async def _lines(
         except ApiError as error:
             yield ndjson([error_record(error, tally.answered)])
         except ClientDisconnect:
-            error = ApiError(400, "The upload was interrupted.", code="upload_truncated")
-            yield ndjson([error_record(error, tally.answered)])
+            interrupted = ApiError(400, "The upload was interrupted.", code="upload_truncated")
+            yield ndjson([error_record(interrupted, tally.answered)])
     if done and tally.answered != tally.rows:
         context.recorder.count(catalog.UNACCOUNTED_ROWS, abs(tally.rows - tally.answered), where="stream")
     yield ndjson([tally.trailer(done)])

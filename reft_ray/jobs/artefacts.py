@@ -1,4 +1,4 @@
-"""Directories behind `pyarrow.fs` URIs: put there, and brought here for code that reads local files."""
+"""Directories at `pyarrow.fs` URIs: upload, copy, list, and download for code that reads local files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyarrow import fs
 
 
 def put_folder(folder: Path, uri: str) -> str:
-    """Copy a local directory to a URI, replacing what is there; the URI."""
+    """Copy a local directory to a URI, replacing its content; returns the URI."""
     filesystem, path = fs.FileSystem.from_uri(uri)
     filesystem.create_dir(path, recursive=True)
     filesystem.delete_dir_contents(path)
@@ -22,13 +22,13 @@ def put_folder(folder: Path, uri: str) -> str:
 
 def copy_folder(source: str, target: str) -> None:
     """Copy a directory between URIs."""
-    there, path = fs.FileSystem.from_uri(target)
-    there.create_dir(path, recursive=True)
+    filesystem, path = fs.FileSystem.from_uri(target)
+    filesystem.create_dir(path, recursive=True)
     fs.copy_files(source, target)
 
 
 def files_in(uri: str) -> list[str]:
-    """The files below a URI, by their paths relative to it; none where nothing is."""
+    """The relative paths of the files below a URI; empty where it does not exist."""
     filesystem, path = fs.FileSystem.from_uri(uri)
     found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     return sorted(info.path[len(path) :].lstrip("/") for info in found if info.type is fs.FileType.File)
@@ -36,9 +36,9 @@ def files_in(uri: str) -> list[str]:
 
 @contextmanager
 def local_folder(uri: str) -> Iterator[Path]:
-    """A directory on this machine with what lies at the URI: itself where it is local, else a copy for the block.
+    """A local directory with the content of the URI: the URI's own where it is local, else a temporary copy.
 
-    Raises FileNotFoundError where there is nothing.
+    Raises FileNotFoundError where it has no files.
     """
     filesystem, path = fs.FileSystem.from_uri(uri)
     if not files_in(uri):

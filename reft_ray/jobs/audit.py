@@ -1,4 +1,4 @@
-"""The audit log: append-only, each entry sealed with the hash of the one before it."""
+"""The audit log: append-only, each entry hashed together with the hash of the one before it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GENESIS = "0" * 64
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Who did what: `type` is `noun.verb`; `data` holds ids and settings, never text of a row."""
+    """Who did what: `type` is `noun.verb`; `data` holds ids and settings, never row texts."""
 
     seq: int
     id: str
@@ -31,8 +31,8 @@ class Entry:
     previous: str
     hash: str
 
-    def seal(self) -> str:
-        """SHA-256 over everything but the seal itself, in canonical JSON."""
+    def digest(self) -> str:
+        """SHA-256 over all fields except `hash`, as canonical JSON."""
         content = [
             self.seq,
             self.id,
@@ -48,7 +48,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The outcome of a check: how many entries, the head's hash, and the first fault if there is one."""
+    """The result of a check: number of entries, hash of the last one, and the first fault, if any."""
 
     entries: int
     head: str
@@ -59,7 +59,7 @@ _COLUMNS = [audit_log.c[name] for name in Entry.__dataclass_fields__]
 
 
 class AuditLog:
-    """Appending and checking. Keep `verify().head` somewhere else: it proves that nothing was cut off the end."""
+    """Append and verify. Keep `verify().head` elsewhere: with it a truncated log is detected."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -79,11 +79,11 @@ class AuditLog:
         project_id: str | None = None,
         data: Mapping[str, Any] | None = None,
     ) -> Entry:
-        """`append` as a part of the transaction whose deed it records."""
+        """`append`, in the transaction of the recorded change."""
         self.database.serialize(connection, "audit")
         head = connection.execute(select(audit_head.c.seq, audit_head.c.hash)).first()
         seq, previous = (0, GENESIS) if head is None else (head.seq, head.hash)
-        # Through JSON and back, so that what is sealed is exactly what a reader will get.
+        # Through JSON and back, so that the hash is of exactly what a reader gets.
         fields = json.loads(json.dumps({"actor": dict(actor), "data": dict(data or {})}))
         entry = Entry(
             seq=seq + 1,
@@ -96,7 +96,7 @@ class AuditLog:
             previous=previous,
             hash="",
         )
-        values = {name: getattr(entry, name) for name in Entry.__dataclass_fields__} | {"hash": entry.seal()}
+        values = {name: getattr(entry, name) for name in Entry.__dataclass_fields__} | {"hash": entry.digest()}
         connection.execute(insert(audit_log).values(values))
         new_head = {"seq": values["seq"], "hash": values["hash"]}
         connection.execute(
@@ -105,14 +105,14 @@ class AuditLog:
         return Entry(**values)
 
     def entries(self, after: int = 0, limit: int = 1000) -> list[Entry]:
-        """Entries behind sequence number `after`, oldest first."""
+        """Entries after sequence number `after`, oldest first."""
         with self.database.read() as connection:
             return _entries(connection, after, limit)
 
     def verify(self, head: str | None = None) -> Verification:
-        """Recompute the whole chain; with a `head` remembered from before, that seal must still be in it."""
+        """Recompute the whole chain; a `head` of an earlier verification must still be in it."""
         count, previous, seen = 0, GENESIS, head in (None, GENESIS)
-        # Of one moment: an entry added between two reads is no entry that is missing.
+        # One snapshot: an entry that is added between two reads is not a missing one.
         with self.database.snapshot() as connection:
             stored = connection.execute(select(audit_head.c.seq, audit_head.c.hash)).first()
             for entry in _all(connection):
@@ -123,7 +123,7 @@ class AuditLog:
                 seen = seen or entry.hash == head
         expected = None if count == 0 else (count, previous)
         if (stored if stored is None else tuple(stored)) != expected:
-            return Verification(count, previous, f"entries behind {count} are missing")
+            return Verification(count, previous, f"entries after {count} are missing")
         return Verification(count, previous, None if seen else f"the remembered head {head} is not in the chain")
 
 
@@ -144,6 +144,6 @@ def _fault(entry: Entry, seq: int, previous: str) -> str | None:
         return f"entry {seq} is missing"
     if entry.previous != previous:
         return f"entry {seq} does not follow the one before it"
-    if entry.seal() != entry.hash:
+    if entry.digest() != entry.hash:
         return f"entry {seq} ({entry.id}) was changed"
     return None

@@ -1,4 +1,4 @@
-"""What travels with an exported student: its card for people and its provenance for machines."""
+"""The model card and the provenance record of an exported student."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROVENANCE_NAME = "reft_provenance.json"
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a student comes from. `training_sha256` is the uploaded file's hash, `kept_sha256` the kept rows'."""
+    """The origin of a student. `training_sha256` is the hash of the uploaded file."""
 
     model: str
     base_model: str
@@ -64,13 +64,13 @@ class Provenance:
         )
 
     def to_json(self) -> str:
-        """The text of `reft_provenance.json`. Where artefacts lay inside the service stays inside."""
+        """The text of `reft_provenance.json`, without URIs inside the service."""
         document = finite(asdict(self))
         del document["screening"]["kept_uri"], document["training"]["adapter_uri"]
         return json.dumps(document, indent=2, sort_keys=True) + "\n"
 
     def card(self) -> str:
-        """The text of `README.md`, with the metadata block that model hubs read."""
+        """The text of `README.md`, with the metadata header that model hubs read."""
         screening = self.screening
         lines = [
             "---",
@@ -115,7 +115,7 @@ class Provenance:
                 for check in self.evaluation.checks
             ),
             "",
-            "These figures hold for the suites of this service; they are no promise for other prompts or languages.",
+            "These figures are measured on the suites of this service and do not cover other prompts or languages.",
             "",
         ]
         return "\n".join(lines)

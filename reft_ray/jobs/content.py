@@ -1,4 +1,4 @@
-"""Bytes on any `pyarrow.fs` URI (a directory, s3://, gs://, abfss://): streamed, capped, hashed."""
+"""Bytes at any `pyarrow.fs` URI (a directory, s3://, gs://, abfss://), streamed with a size limit and a hash."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a write put down."""
+    """Size and hash of written bytes."""
 
     bytes: int
     sha256: str
 
 
 class ContentStore:
-    """A tree of named byte strings below one URI. Keys are made by us; a key that could leave the tree is refused."""
+    """Named byte strings below one URI. Raises ValueError for a key that could leave it."""
 
     def __init__(self, uri: str) -> None:
         try:
@@ -41,11 +41,11 @@ class ContentStore:
         self._uri = uri.rstrip("/")
 
     def uri(self, key: str) -> str:
-        """Where a key's bytes (or a directory of keys) lie, for code that reads URIs itself."""
+        """The URI of a key or of a directory of keys."""
         return f"{self._uri}/{_checked(key)}"
 
     def write(self, key: str, chunks: Iterable[bytes], limit: int | None = None) -> Written:
-        """Store the chunks under a key, whole or not at all; more than `limit` bytes is a TooLargeError."""
+        """Store the chunks under a key atomically. Raises TooLargeError above `limit` bytes."""
         path = self._path(key)
         self._fs.create_dir(path.rpartition("/")[0], recursive=True)
         temporary = f"{path}.{secrets.token_hex(4)}.part"
@@ -65,13 +65,13 @@ class ContentStore:
         return Written(size, digest.hexdigest())
 
     def read(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-        """The bytes under a key, in chunks; FileNotFoundError when there are none."""
+        """Read the bytes of a key in chunks. Raises FileNotFoundError."""
         with self._fs.open_input_stream(self._path(key)) as stream:
             while chunk := stream.read(chunk_bytes):
                 yield chunk
 
     def delete(self, key: str) -> None:
-        """Remove the bytes under a key, if any."""
+        """Remove the bytes of a key, if any."""
         self._remove(self._path(key))
 
     def delete_tree(self, key: str) -> None:
@@ -81,7 +81,7 @@ class ContentStore:
             self._fs.delete_dir(path)
 
     def exists(self, key: str) -> bool:
-        """Whether there are bytes under a key."""
+        """Whether a key has bytes."""
         return self._fs.get_file_info(self._path(key)).type is fs.FileType.File
 
     def _path(self, key: str) -> str:
@@ -93,7 +93,7 @@ class ContentStore:
 
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of a text that comes in chunks, without their ends."""
+    """The lines of a text in chunks, without line ends."""
     rest = b""
     for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")

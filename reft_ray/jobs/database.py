@@ -1,4 +1,4 @@
-"""One SQL database under all records: SQLite by default, PostgreSQL for several gateways."""
+"""The SQL database of all records: SQLite by default, PostgreSQL for several gateways."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from reft_ray.core.errors import UsageError
 
 LOCK_WAIT_SECONDS = 30
-"""How long a writer waits for another one before the database calls it an error."""
+"""How long a writer waits for another one before it fails."""
 
 POOL = 24
-"""Connections kept, and as many again at peaks: a gateway answers up to 40 requests side by side."""
+"""Connections in the pool, and as many overflow connections: a gateway serves up to 40 requests at once."""
 
-# An error that is logged would else show what was to be stored, such as a webhook's secret.
+# Otherwise a logged error would show the parameters, such as a webhook's secret.
 _pooled = partial(create_engine, pool_size=POOL, max_overflow=POOL, hide_parameters=True)
 
 
 class Database:
-    """Connections and transactions; `now` is the clock (seconds since the epoch) of everything that is stored."""
+    """Connections and transactions; `now` is the clock (seconds since the epoch) of all records."""
 
     def __init__(self, engine: Engine, now: Callable[[], float] = time.time) -> None:
         self.engine = engine
@@ -38,7 +38,7 @@ class Database:
 
     @classmethod
     def open(cls, url: str, now: Callable[[], float] = time.time, migrate: bool = True) -> Database:
-        """Open `sqlite:///path.db` or `postgresql+psycopg://...`; the tables are brought up to date first."""
+        """Open `sqlite:///path.db` or `postgresql+psycopg://...` and migrate its tables."""
         database = cls(_engine(url), now)
         if migrate:
             database.migrate()
@@ -46,7 +46,7 @@ class Database:
 
     @classmethod
     def open_existing(cls, url: str) -> Database:
-        """`open` for records that are there: raises UsageError where there are none, and makes no others."""
+        """`open` an existing database. Raises UsageError where it has no records, and creates none."""
         database = cls(_engine(url, create=False))
         try:
             if not inspect(database.engine).has_table("audit_log"):
@@ -54,7 +54,7 @@ class Database:
             database.migrate()
         except DBAPIError as error:
             database.close()
-            reason, *_ = str(error.orig).split("\n")  # what follows names every address that was tried
+            reason, *_ = str(error.orig).split("\n")  # the rest lists every address that was tried
             raise UsageError(f"database {database.name}: {reason}") from None
         except UsageError:
             database.close()
@@ -63,50 +63,50 @@ class Database:
 
     @property
     def name(self) -> str:
-        """Its URL without the password, for messages."""
+        """The URL without its password, for messages."""
         return self.engine.url.render_as_string()
 
     @property
     def is_sqlite(self) -> bool:
-        """Whether this is SQLite, where one lock guards the whole file."""
+        """Whether this is SQLite, which has one lock for the whole file."""
         return self.engine.dialect.name == "sqlite"
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that only reads."""
+        """A read-only transaction."""
         with self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
-        """A transaction that only reads, and all of it as it was at one moment."""
-        # SQLite's transactions are snapshots; PostgreSQL by default takes one for each statement.
+        """A read-only transaction over one snapshot."""
+        # SQLite's transactions are snapshots; PostgreSQL by default takes one per statement.
         options: dict[str, Any] = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         with self.engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that commits as a whole or not at all."""
+        """A transaction that commits or rolls back."""
         with self.engine.connect().execution_options(reft_write=True) as connection, connection.begin():
             yield connection
 
     def serialize(self, connection: Connection, name: str) -> None:
-        """Until the transaction ends, only one holder of `name` runs. SQLite's writers already take turns."""
+        """Hold a lock called `name` until the transaction ends. SQLite's writers are already serialized."""
         if not self.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": zlib.crc32(name.encode())})
 
-    def migrate(self, revision: str = "head") -> None:
-        """Bring the tables to a version, the newest by default; safe when several gateways start at once."""
+    def migrate(self) -> None:
+        """Migrate the tables to the newest revision; safe when several gateways start at once."""
         with self.write() as connection:
             self.serialize(connection, "migrations")
             config = Config()
             config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
             config.attributes["connection"] = connection
-            command.upgrade(config, revision)
+            command.upgrade(config, "head")
 
     def close(self) -> None:
-        """Give all connections back."""
+        """Close all connections."""
         self.engine.dispose()
 
 
@@ -130,16 +130,16 @@ def _sqlite(url: str, create: bool) -> Engine:
         raise UsageError("database: job records must survive the process; use sqlite:///PATH instead of memory")
     if create:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        # Two connections that turn a new file to WAL at once are both refused at once, whatever the timeout says.
+        # Two connections that switch a new file to WAL at once both fail immediately, whatever the timeout.
         with FileLock(f"{path}.lock", timeout=LOCK_WAIT_SECONDS), closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
     elif not Path(path).is_file():
-        raise UsageError(f"database {url}: there is no such file")
+        raise UsageError(f"database {url}: no such file")
     engine = _pooled(url, connect_args={"timeout": LOCK_WAIT_SECONDS, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: Any) -> None:
-        # The driver's own BEGIN is deferred, which makes two read-then-write transactions deadlock.
+        # The driver's own BEGIN is deferred, with which two read-then-write transactions deadlock.
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute("PRAGMA synchronous=FULL")

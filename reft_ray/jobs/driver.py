@@ -1,4 +1,4 @@
-"""The process that drives one job: `python -m reft_ray.jobs.driver JOB ATTEMPT`, configured by the environment."""
+"""The process that runs one job: `python -m reft_ray.jobs.driver JOB ATTEMPT`, configured by the environment."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from reft_ray.telemetry.recorder import NullRecorder, Recorder
 CONFIG_VARIABLE = "REFT_DRIVER"
 _VARIABLE = "env"
 LOST_LEASE_SECONDS = 10.0
-"""A driver that lost its job has so long to end by itself."""
+"""How long a driver that lost its lease may take to exit by itself."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class DriverConfig:
-    """What a driver needs; it travels in the environment, because the database URL may hold a password.
+    """A driver's configuration. It is passed in the environment, because the database URL may hold a password.
 
-    A `database_url` of `env:NAME` stands for the variable NAME where the driver runs. `steps` names a factory as
-    `module:function`, which is called with `options`; `recorder` one of a Recorder, called with `application`.
-    `handle` is how the launcher calls this driver, where that is not its process. The limits are FileStore's.
+    A `database_url` of `env:NAME` is the value of the variable NAME where the driver runs. `steps` and `recorder` are
+    factories (see `settings.load_factory`), called with `options` and with `application`. `handle` is the launcher's
+    handle of this driver, where that is not its process. The limits are FileStore's.
     """
 
     database_url: str
@@ -63,40 +63,40 @@ class DriverConfig:
     handle: str | None = None
 
     def to_json(self) -> str:
-        """For the environment."""
+        """Serialize for the environment."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_environment(cls) -> DriverConfig:
-        """What the launcher put there."""
+        """Read the configuration that the launcher set. Raises UsageError."""
         if CONFIG_VARIABLE not in os.environ:
             raise UsageError(f"{CONFIG_VARIABLE} is not set: drivers are started by the service")
         config = cls(**json.loads(os.environ[CONFIG_VARIABLE]))
         return replace(config, database_url=resolved(config.database_url))
 
     def make_steps(self) -> Steps:
-        """The steps that the factory makes."""
+        """Call the factory of the steps."""
         steps: Steps = load_factory(self.steps)(**self.options)
         return steps
 
     def make_recorder(self) -> Recorder:
-        """Where this driver counts."""
+        """Call the factory of the metrics recorder."""
         recorder: Recorder = load_factory(self.recorder)(self.application) if self.recorder else NullRecorder()
         return recorder
 
 
 def resolved(database_url: str) -> str:
-    """The URL itself, or what the variable holds that `env:NAME` names. Raises UsageError where it is not set."""
+    """The URL itself, or the value of NAME for `env:NAME`. Raises UsageError where NAME is not set."""
     kind, _, name = database_url.partition(":")
     if kind != _VARIABLE:
         return database_url
     if name not in os.environ:
-        raise UsageError(f"the database URL is to be found in {name}, which is not set here")
+        raise UsageError(f"the database URL is configured as the variable {name}, which is not set here")
     return os.environ[name]
 
 
 def drive(job_id: str, attempt: int, config: DriverConfig) -> int:
-    """Drive the job as far as it goes now. The exit code: 0 ended or waits, 1 crashed and to be started again."""
+    """Run the job until it ends or waits. Returns the exit code: 0 when it ended or waits, 1 to be started again."""
     database = Database.open(config.database_url, migrate=False)
     recorder = config.make_recorder()
     leases = Leases(JobStore(database, recorder), config.lease_seconds)
@@ -104,38 +104,38 @@ def drive(job_id: str, attempt: int, config: DriverConfig) -> int:
     try:
         job = leases.acquire(job_id, attempt, owner)
     except LeaseLostError:
-        logger.info("attempt %d is not wanted any more", attempt)
+        logger.info("attempt %d is no longer current", attempt)
         return 0
     leases.set_handle(job_id, attempt, config.handle or process_handle(os.getpid()))
     files = FileStore(database, ContentStore(config.files_uri), config.max_file_bytes, config.max_project_bytes)
     run = JobRun(job, leases, owner, files)
-    over = threading.Event()
-    heart = threading.Thread(target=_beat, args=(run, config, over), name="heartbeat", daemon=True)
-    heart.start()
+    ended = threading.Event()
+    heartbeat = threading.Thread(target=_beat, args=(run, config, ended), name="heartbeat", daemon=True)
+    heartbeat.start()
     _stop_on_signals(run)
     try:
         run_job(run, config.make_steps(), recorder)
     except (StoppedError, LeaseLostError) as stop:
         logger.info("%s", stop)
     except Exception:
-        # Our logs tell its type and its place; its message may quote a row.
+        # The log formatter writes its type and traceback only: its message may quote a row.
         logger.exception("attempt %d crashed", attempt)
         return 1
     finally:
-        over.set()
-        heart.join()
+        ended.set()
+        heartbeat.join()
         recorder.close()
     run.release()
     return 0
 
 
 def process_handle(pid: int) -> str:
-    """A handle that a later process with the same number does not fit."""
+    """A handle of a process; its start time distinguishes it from a later one with the same id."""
     return f"process:{socket.gethostname()}:{pid}:{psutil.Process(pid).create_time():.2f}"
 
 
 def handle_parts(handle: str) -> tuple[str, int, float] | None:
-    """Host, process number and start time (seconds since the epoch); None for what is no process."""
+    """Host, process id and start time (seconds since the epoch); None for a handle that is not a process."""
     kind, *parts = handle.split(":")
     if kind != "process":
         return None
@@ -143,19 +143,19 @@ def handle_parts(handle: str) -> tuple[str, int, float] | None:
     return host, int(pid), float(started)
 
 
-def _beat(run: JobRun, config: DriverConfig, over: threading.Event) -> None:
-    silent = 0.0
-    while not over.wait(config.heartbeat_seconds):
+def _beat(run: JobRun, config: DriverConfig, ended: threading.Event) -> None:
+    failing = 0.0
+    while not ended.wait(config.heartbeat_seconds):
         try:
             run.heartbeat()
-            silent = 0.0
+            failing = 0.0
         except OperationalError:
-            # The database may be restarting; the lease covers that for a while.
-            silent += config.heartbeat_seconds
-            if silent >= config.lease_seconds:
+            # The database may be restarting; the lease outlasts that for a while.
+            failing += config.heartbeat_seconds
+            if failing >= config.lease_seconds:
                 run.stop()
-        if run.lost and over.wait(LOST_LEASE_SECONDS) is False:
-            logger.error("the lease is lost and the step does not end: leaving")
+        if run.lost and not ended.wait(LOST_LEASE_SECONDS):
+            logger.error("the lease is lost and the step does not end: exiting")
             os._exit(3)
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong in the records; the HTTP face maps each class to one status code."""
+"""Errors of the records; the HTTP API maps each class to a status code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from reft_ray.core.errors import ReftError
 
 
 class NotFoundError(ReftError):
-    """No such object, or it belongs to somebody else: the two look the same from outside."""
+    """No such object in this project; whether another project has it is not revealed."""
 
     def __init__(self, kind: str, object_id: str) -> None:
         super().__init__(f"No such {kind}: {object_id}")
@@ -17,7 +17,7 @@ class NotFoundError(ReftError):
 
 
 class ConflictError(ReftError):
-    """The object is in a state that does not allow this."""
+    """The object's state does not allow this."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -25,7 +25,7 @@ class ConflictError(ReftError):
 
 
 class InvalidError(ReftError):
-    """A value that cannot be accepted; `param` names it."""
+    """An invalid value; `param` names it."""
 
     def __init__(self, message: str, param: str | None = None, code: str = "invalid_value") -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class TooLargeError(ReftError):
 
 
 class QuotaError(ReftError):
-    """The project has used what it was given; `limit` names it as metrics do."""
+    """The project's quota is exhausted; `limit` is its label in the metrics."""
 
     def __init__(self, message: str, limit: Literal["bytes", "jobs"]) -> None:
         super().__init__(message)
@@ -46,4 +46,4 @@ class QuotaError(ReftError):
 
 
 class LeaseLostError(ReftError):
-    """Another driver owns the job now; whoever sees this must stop without writing."""
+    """Another driver owns the job now; this one must stop without writing."""

@@ -1,7 +1,7 @@
-"""Steps without a model: what the tests of the pipeline and a dry run of the service use. Deterministic.
+"""Deterministic steps without a model, for tests and for dry runs of the service.
 
-A row is blocked when it holds one of `BLOCKED`, kept for review when it holds one of `REVIEW`. Training counts to
-`train_steps`, saving itself every `checkpoint_every`, and reads its place back from the last checkpoint.
+A row is blocked when it contains one of `BLOCKED` and withheld for review when it contains one of `REVIEW`. Training
+counts to `train_steps`, saves a checkpoint every `checkpoint_every` steps and resumes from the last one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REVIEW = ("knife",)
 
 @dataclass(frozen=True, slots=True)
 class FakeSteps:
-    """See the module. `step_seconds` makes training take time; `harmful_score` is what the gate will measure."""
+    """`step_seconds` is the duration of a training step; `harmful_score` is the gate's measurement."""
 
     train_steps: int = 10
     checkpoint_every: int = 5
@@ -30,18 +30,16 @@ class FakeSteps:
     harmful_score: float = 1.0
 
     def validate(self, run: JobRun) -> Validation:
-        """See Steps."""
         bad = [number for number, line in enumerate(_lines(run), 1) if not _is_row(line)]
         rows = sum(1 for _ in _lines(run))
         return Validation(rows, rows * 8, len(bad), tuple(bad[:10]), "missing_messages_list" if bad else None)
 
     def screen(self, run: JobRun, validation: Validation) -> Screening:
-        """See Steps."""
-        fates = [(number, _fate(line), line) for number, line in enumerate(_lines(run), 1)]
-        kept = [line for _, fate, line in fates if fate == "kept"]
-        rejected = [(number, fate, line) for number, fate, line in fates if fate != "kept"]
-        counts = {"rows": len(fates), "kept": len(kept)}
-        report = [{"summary": counts}, *({"line": number, "decision": fate} for number, fate, _ in rejected)]
+        decisions = [(number, _decision(line), line) for number, line in enumerate(_lines(run), 1)]
+        kept = [line for _, decision, line in decisions if decision == "kept"]
+        rejected = [(number, decision, line) for number, decision, line in decisions if decision != "kept"]
+        counts = {"rows": len(decisions), "kept": len(kept)}
+        report = [{"summary": counts}, *({"line": number, "decision": decision} for number, decision, _ in rejected)]
         quarantine = None
         if rejected:
             quarantine = run.save_file(
@@ -51,10 +49,10 @@ class FakeSteps:
                 expires_after=REJECTED_SECONDS,
             )
         return Screening(
-            rows=len(fates),
+            rows=len(decisions),
             kept=len(kept),
-            review=sum(fate == "review" for _, fate, _ in rejected),
-            blocked=sum(fate == "block" for _, fate, _ in rejected),
+            review=sum(decision == "review" for _, decision, _ in rejected),
+            blocked=sum(decision == "block" for _, decision, _ in rejected),
             kept_uri=_write(run, "scratch/kept.jsonl", b"\n".join(kept)),
             first_lines=tuple(number for number, _, _ in rejected[:10]),
             report_file=run.save_file("screening_report.jsonl", [json.dumps(line).encode() + b"\n" for line in report]),
@@ -64,16 +62,15 @@ class FakeSteps:
         )
 
     def review(self, run: JobRun, screening: Screening) -> Screening:
-        """See Steps. Every row that waited is approved."""
+        """Approve every withheld row."""
         return replace(screening, kept=screening.kept + screening.review, review=0)
 
     def train(self, run: JobRun, screening: Screening) -> Training:
-        """See Steps."""
         saved = run.checkpoints
         start = saved[0].step_number if saved else 0
         for step in range(start + 1, self.train_steps + 1):
             if run.wait(self.step_seconds) if self.step_seconds else run.should_stop():
-                raise StoppedError("told to stop")
+                raise StoppedError(f"{run.job.id}: asked to stop")
             values = self._values(step, run.job.spec.validation_file is not None)
             run.metrics(step, self.train_steps, values)
             if step % self.checkpoint_every == 0:
@@ -95,18 +92,16 @@ class FakeSteps:
         return values
 
     def evaluate(self, run: JobRun, training: Training) -> Evaluation:
-        """See Steps."""
         limit = run.job.spec.options.gate.get("harmful_score", 5.0)
         score = self.harmful_score
         return Evaluation((GateCheck("harmful_score", "at_most", limit, score, 0.5, score <= limit),))
 
     def export(self, run: JobRun, screening: Screening, training: Training, evaluation: Evaluation) -> Export:
-        """See Steps."""
         return Export(_write(run, "export/adapter_model.safetensors", b"weights").rpartition("/")[0])
 
 
 def make(**options: float) -> FakeSteps:
-    """The factory that a driver's configuration names."""
+    """The factory for a driver's configuration."""
     return FakeSteps(**options)  # type: ignore[arg-type]
 
 
@@ -122,7 +117,7 @@ def _is_row(line: bytes) -> bool:
         return False
 
 
-def _fate(line: bytes) -> str:
+def _decision(line: bytes) -> str:
     if any(word.encode() in line for word in BLOCKED):
         return "block"
     return "review" if any(word.encode() in line for word in REVIEW) else "kept"

@@ -1,4 +1,4 @@
-"""Figures that live in the store, read at each scrape: they survive restarts, and every gateway tells the same ones."""
+"""Metrics of the job store, read at each scrape: they survive restarts and are equal on every gateway."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import PrometheusRecorder, Readings
 
 AUDIT_SECONDS = 300.0
-"""The audit log is verified as a whole, so not at every scrape."""
+"""Verifying reads the whole audit log, so it does not happen at every scrape."""
 
 _MEASURES = {"harmful_score", "over_refusal", "finetune_accuracy"}
 _INCOHERENT = "incoherent"
@@ -25,14 +25,14 @@ _INCOHERENT = "incoherent"
 
 @dataclass(slots=True)
 class Figures:
-    """What the job store knows, as readings of catalogue metrics."""
+    """The job store as readings of catalogue metrics."""
 
     store: JobStore
     _breaks: float = 0.0
     _verified: float | None = field(default=None)
 
     def expose(self, recorder: PrometheusRecorder) -> None:
-        """Have every figure read at each of the recorder's scrapes."""
+        """Register every reading with the recorder."""
         recorder.add_callback(catalog.JOBS, self.jobs)
         recorder.add_callback(catalog.JOB_OLDEST_QUEUED, self.oldest_queued)
         recorder.add_callback(catalog.QUARANTINE_ROWS, self.quarantine)
@@ -41,20 +41,20 @@ class Figures:
         recorder.add_callback(catalog.SAFETY_EVAL, self.safety)
 
     def jobs(self) -> Readings:
-        """Jobs by project and status; every status is there, also while there is no job."""
+        """Jobs by project and status; every status is present, even without jobs."""
         counts = self.store.counts() or {("none", status): 0 for status in Status}
         for (project, status), count in counts.items():
             yield {"project": project, "status": str(status)}, count
 
     def oldest_queued(self) -> Readings:
-        """Seconds that the head of the queue has waited; 0 while nothing is queued."""
+        """Seconds that the first queued job has waited; 0 for an empty queue."""
         query = select(func.min(jobs.c.queued_at)).where(jobs.c.status == Status.QUEUED)
         with self.store.database.read() as connection:
             since = connection.execute(query).scalar_one()
         yield {}, 0.0 if since is None else max(0.0, self.store.database.now() - since)
 
     def quarantine(self) -> Readings:
-        """Withheld rows of jobs whose policy asks people, by what became of them."""
+        """Withheld rows of jobs with the review policy, by outcome."""
         states = {"pending": 0, "approved": 0, "rejected": 0, "expired": 0}
         for status, screened, reviewed, _ in self._reviews():
             if reviewed is not None:
@@ -67,14 +67,14 @@ class Figures:
             yield {"state": state}, rows
 
     def oldest_pending(self) -> Readings:
-        """Seconds that the oldest undecided row has waited; 0 while none waits."""
+        """Seconds that the oldest undecided row has waited; 0 when there is none."""
         since = [
             asked for status, _, reviewed, asked in self._reviews() if reviewed is None and status is Status.PAUSED
         ]
         yield {}, max(0.0, self.store.database.now() - min(since)) if since else 0.0
 
     def audit_breaks(self) -> Readings:
-        """Whether the chain of the audit log is broken."""
+        """Whether the audit log is broken."""
         now = self.store.database.now()
         if self._verified is None or now >= self._verified + AUDIT_SECONDS:
             self._breaks = float(AuditLog(self.store.database).verify().fault is not None)
@@ -82,7 +82,7 @@ class Figures:
         yield {}, self._breaks
 
     def safety(self) -> Readings:
-        """The numbers behind the last release decision, base and student side by side."""
+        """The measurements of the last release decision, of base and student."""
         query = (
             select(job_steps.c.result).where(job_steps.c.name == "evaluate").order_by(job_steps.c.finished_at.desc())
         )
@@ -91,7 +91,7 @@ class Figures:
         if document is None:
             return
         checks = result_of(Evaluation, document).checks
-        told: set[tuple[str, str, str]] = set()
+        yielded: set[tuple[str, str, str]] = set()
         for check in checks:
             name, _, task = check.measure.partition("/")
             measure = "coherence" if name == _INCOHERENT else name
@@ -99,9 +99,9 @@ class Figures:
                 continue
             for model, percent in (("base", check.base), ("student", check.student)):
                 key = (measure, task, model)
-                if percent is None or key in told:
+                if percent is None or key in yielded:
                     continue
-                told.add(key)
+                yielded.add(key)
                 share = percent / 100.0
                 yield (
                     {"suite": task or SUITE, "measure": measure, "model": model},
@@ -109,7 +109,7 @@ class Figures:
                 )
 
     def _reviews(self) -> Iterator[tuple[Status, Screening, Screening | None, float]]:
-        """Jobs that asked people: status, the screening, the one after review, and when people were asked."""
+        """Jobs with the review policy: status, screening, screening after review, and when the review was requested."""
         asked = job_steps.alias("asked")
         screened = job_steps.alias("screened")
         reviewed = job_steps.alias("reviewed")

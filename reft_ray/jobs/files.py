@@ -1,4 +1,4 @@
-"""Files of a project: their records in SQL, their bytes in the content store."""
+"""Files of a project: records in SQL, bytes in the content store."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ EXPIRES_SECONDS = (3600, 2592000)
 MAX_FILE_BYTES, MAX_PROJECT_BYTES = 512 << 20, 64 << 30
 OPEN_UPLOAD = ("pending", "completing")
 STALE_SECONDS = 86400.0
-"""An upload that was cut off leaves a record without bytes; after so long it is swept away."""
+"""Age at which the record of an interrupted upload is removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """One file. `parent_id` names the file that it was made from: both go together."""
+    """One file. It is deleted with the file `parent_id`, from which it was made."""
 
     id: str
     project_id: str
@@ -49,7 +49,7 @@ _COLUMNS = [files.c[name] for name in FileRecord.__dataclass_fields__]
 
 
 class FileStore:
-    """Create, list, read and delete files; `max_file_bytes` caps one file, `max_project_bytes` all of a project."""
+    """Create, list, read and delete files; `max_file_bytes` limits a file, `max_project_bytes` a project."""
 
     def __init__(
         self,
@@ -75,23 +75,23 @@ class FileStore:
         file_id: str | None = None,
         reserved: int | None = None,
     ) -> FileRecord:
-        """Store a new file. With a `file_id` given, storing it again replaces it.
+        """Store a new file, or replace the file with this `file_id`.
 
-        `reserved`: so many bytes, and no more, for which room was kept beforehand.
+        `reserved`: the file's exact limit in bytes, for which quota was reserved beforehand.
 
-        A training file is looked at while it arrives. The record comes first, so that bytes without a record never
-        exist; until all bytes are there it is not listed.
+        A training file's format is checked while it arrives. The record is written first, so there are never bytes
+        without a record; it is listed once all bytes are stored.
         """
         if expires_after is not None and not EXPIRES_SECONDS[0] <= expires_after <= EXPIRES_SECONDS[1]:
             low, high = EXPIRES_SECONDS
             raise InvalidError(f"expires_after.seconds must be from {low} to {high}.", "expires_after")
         now = self.database.now()
         file_id = file_id or ids.new_id(ids.FILE)
-        writer = secrets.token_hex(32)  # stands where the hash will, for as long as the record is this call's own
+        writer = secrets.token_hex(32)  # in place of the hash: identifies the record as this call's
         with self.database.write() as connection:
-            # First, so that a file that is replaced does not stand in its own way.
+            # First, so that a replaced file does not count against the quota.
             connection.execute(delete(files).where(files.c.id == file_id))
-            most = min(self.max_file_bytes, self.room(connection, project_id)) if reserved is None else reserved
+            most = min(self.max_file_bytes, self.remaining(connection, project_id)) if reserved is None else reserved
             connection.execute(
                 insert(files).values(
                     id=file_id,
@@ -112,9 +112,9 @@ class FileStore:
             written = self.content.write(_key(project_id, file_id), chunks, most)
             with self.database.write() as connection:
                 if reserved is None and written.bytes > (left := self._left(connection, project_id)):
-                    # Others that were writing at the same time had been given the same room.
+                    # Concurrent writers were given the same quota.
                     raise QuotaError(
-                        f"The project has room for {left} bytes, not {written.bytes}; delete files.", "bytes"
+                        f"The project's quota has {left} bytes left, not {written.bytes}; delete files.", "bytes"
                     )
                 connection.execute(
                     update(files)
@@ -123,15 +123,15 @@ class FileStore:
                 )
         except BaseException:
             with self.database.write() as connection:
-                # Where another call has replaced the record meanwhile, record and bytes are that one's.
-                own = delete(files).where(files.c.id == file_id, files.c.sha256 == writer)
-                if connection.execute(own).rowcount:
+                # Unless another call has replaced the record meanwhile.
+                statement = delete(files).where(files.c.id == file_id, files.c.sha256 == writer)
+                if connection.execute(statement).rowcount:
                     self.content.delete(_key(project_id, file_id))
             raise
         return self.get(file_id, project_id)
 
     def get(self, file_id: str, project_id: str) -> FileRecord:
-        """The record; another project's file does not exist."""
+        """Get a record. Raises NotFoundError, also for another project's file."""
         with self.database.read() as connection:
             row = connection.execute(self._visible(project_id).where(files.c.id == file_id)).first()
         if row is None:
@@ -147,7 +147,7 @@ class FileStore:
         limit: int = 10000,
         ascending: bool = False,
     ) -> Page[FileRecord]:
-        """A project's files."""
+        """List a project's files."""
         query = self._visible(project_id)
         if purpose is not None:
             query = query.where(files.c.purpose == purpose)
@@ -157,17 +157,17 @@ class FileStore:
             )
 
     def read(self, file_id: str, project_id: str) -> Iterator[bytes]:
-        """The bytes in chunks."""
+        """Read the bytes in chunks."""
         self.get(file_id, project_id)
         return self.content.read(_key(project_id, file_id))
 
     def uri(self, file_id: str, project_id: str) -> str:
-        """Where the bytes lie."""
+        """The URI of the bytes."""
         self.get(file_id, project_id)
         return self.content.uri(_key(project_id, file_id))
 
     def delete(self, file_id: str, project_id: str) -> None:
-        """Delete a file and everything that was made from it; not while a job still needs it."""
+        """Delete a file and the files made from it. Raises ConflictError while a job needs it."""
         self.get(file_id, project_id)
         with self.database.write() as connection:
             running = connection.execute(_users().where(files.c.id == file_id)).scalar()
@@ -181,7 +181,7 @@ class FileStore:
         self.sweep()
 
     def sweep(self) -> int:
-        """Remove what was deleted, has expired unneeded or was cut off; the number of files removed."""
+        """Remove deleted, expired and interrupted files; returns their number."""
         now = self.database.now()
         gone = or_(
             files.c.deleted_at.is_not(None),
@@ -199,24 +199,24 @@ class FileStore:
                 connection.execute(delete(files).where(files.c.id == row.id))
         return len(rows)
 
-    def room(self, connection: Connection, project_id: str) -> int:
-        """How many bytes the project may still store, open uploads taken as whole; QuotaError where there are none."""
-        room = self._left(connection, project_id)
-        if room <= 0:
+    def remaining(self, connection: Connection, project_id: str) -> int:
+        """Bytes left of the project's quota; open uploads count fully. Raises QuotaError where none are left."""
+        left = self._left(connection, project_id)
+        if left <= 0:
             raise QuotaError(
                 f"The project's files and open uploads fill their quota of {self.max_project_bytes} bytes; "
                 "delete some.",
                 "bytes",
             )
-        return room
+        return left
 
     def _left(self, connection: Connection, project_id: str) -> int:
         self.database.serialize(connection, f"files of {project_id}")
         stored = select(func.coalesce(func.sum(files.c.bytes), 0)).where(files.c.project_id == project_id)
-        to_come = select(func.coalesce(func.sum(uploads.c.bytes), 0)).where(
+        pending = select(func.coalesce(func.sum(uploads.c.bytes), 0)).where(
             uploads.c.project_id == project_id, uploads.c.status.in_(OPEN_UPLOAD)
         )
-        return self.max_project_bytes - sum(int(connection.execute(each).scalar_one()) for each in (stored, to_come))
+        return self.max_project_bytes - sum(int(connection.execute(each).scalar_one()) for each in (stored, pending))
 
     def _visible(self, project_id: str) -> Select[Any]:
         return select(*_COLUMNS).where(
@@ -233,18 +233,18 @@ def job_key(project_id: str, job_id: str) -> str:
 
 
 def scratch_key(project_id: str, job_id: str) -> str:
-    """The directory of what a job needs only while it lives, such as its copy of the kept rows."""
+    """The directory of a job's temporary artefacts, such as its copy of the kept rows."""
     return f"{job_key(project_id, job_id)}/scratch"
 
 
 def safe_name(filename: str) -> str:
-    """The last part of a path, without control characters; it is shown, never opened."""
+    """The last part of a path, without control characters; only for display."""
     name = re.sub(r"[\x00-\x1f\x7f]", "", re.split(r"[/\\]", filename)[-1]).strip()
     return name[:512] or "upload"
 
 
 def _users() -> Select[Any]:
-    """The unfinished jobs that need a file: it is not deleted, and does not expire, before they have ended."""
+    """The unfinished jobs that use a file; it is not deleted and does not expire before they end."""
     return select(jobs.c.id).where(
         jobs.c.project_id == files.c.project_id,
         jobs.c.status.not_in(TERMINAL),

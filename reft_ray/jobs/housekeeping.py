@@ -1,4 +1,4 @@
-"""What must happen now and then: webhooks go out, and what has expired goes away."""
+"""Periodic background work: deliver webhooks, remove expired files, verify the audit log."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 300.0
 
-
 POST_SECONDS = 10.0
-"""A whole delivery behind the name's look-up; a tenant's endpoint may be as slow as it likes."""
+"""Time limit of a whole delivery after the DNS lookup: a tenant's endpoint may be arbitrarily slow."""
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
-    """Send a webhook; redirects are not followed, because they were not checked. Raises OSError."""
+    """Send a webhook without following redirects, which would be unchecked addresses. Raises OSError."""
     try:
         return asyncio.run(_post(url, body, headers))
     except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
@@ -38,7 +37,7 @@ def post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
 
 
 async def _post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
-    # httpx's own timeout begins anew with every read. Only the status is wanted: a body, of any length, stays unread.
+    # httpx's own timeout restarts with every read. Only the status is needed: the body stays unread.
     async with (
         asyncio.timeout(POST_SECONDS),
         httpx.AsyncClient(timeout=POST_SECONDS, follow_redirects=False) as client,
@@ -49,7 +48,7 @@ async def _post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
 
 @dataclass(slots=True)
 class Housekeeping:
-    """A `tick` sweeps and checks the audit log, once in SWEEP_SECONDS."""
+    """A `tick` sweeps at most once in SWEEP_SECONDS."""
 
     store: JobStore
     uploads: UploadStore
@@ -60,11 +59,11 @@ class Housekeeping:
 
     @property
     def files(self) -> FileStore:
-        """The files beside the uploads."""
+        """The files of the uploads' store."""
         return self.uploads.files
 
     def tick(self) -> None:
-        """Sweep when it is time."""
+        """Sweep if it is due."""
         if self.store.database.now() >= self._swept + SWEEP_SECONDS:
             self.sweep()
             self._swept = self.store.database.now()
@@ -74,16 +73,15 @@ class Housekeeping:
         self.webhooks.deliver(post)
 
     def sweep(self) -> None:
-        """Remove what has expired or was deleted; check that the audit log is whole."""
+        """Remove expired and deleted data; verify the audit log."""
         self.uploads.sweep()
         self.files.sweep()
         for job in self.store.to_clean():
-            # A student that was withheld, or never finished, is not kept any more than the rows.
-            whole = job.status is not Status.SUCCEEDED
-            key = job_key(job.project_id, job.id) if whole else scratch_key(job.project_id, job.id)
-            self.files.content.delete_tree(key)
+            # A withheld or unfinished student is removed like the rows.
+            key = scratch_key if job.status is Status.SUCCEEDED else job_key
+            self.files.content.delete_tree(key(job.project_id, job.id))
             self.store.cleaned(job.id)
-        for student in self.models.withdrawn():
+        for student in self.models.deleted():
             self.files.content.delete_tree(job_key(student.project_id, student.job_id))
             self.models.forget(student.id)
         verification = self.audit.verify()
@@ -93,10 +91,7 @@ class Housekeeping:
 
     @contextmanager
     def background(self, seconds: float = 5.0) -> Iterator[None]:
-        """Tick in a thread of its own while the block runs; a round that fails is logged.
-
-        Another thread delivers: endpoints that do not answer hold up nothing of ours.
-        """
+        """Tick in a thread while the block runs, and deliver in another one, so that slow endpoints delay nothing."""
         with (
             periodic(self.tick, "housekeeping", seconds, logger),
             periodic(self.deliver, "delivering webhooks", seconds, logger),
@@ -106,21 +101,21 @@ class Housekeeping:
 
 @contextmanager
 def periodic(tick: Callable[[], None], name: str, seconds: float, logger: logging.Logger) -> Iterator[None]:
-    """Tick in a thread of its own while the block runs. A tick that fails is logged, the next one tries again."""
-    over = threading.Event()
+    """Call `tick` every `seconds` in a thread while the block runs. A failure is logged, the next call retries."""
+    ended = threading.Event()
 
     def loop() -> None:
-        while not over.is_set():
+        while not ended.is_set():
             try:
                 tick()
             except Exception:
                 logger.exception("%s failed; trying again in %.0f s", name, seconds)
-            over.wait(seconds)
+            ended.wait(seconds)
 
     thread = threading.Thread(target=loop, name=name, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         thread.join()

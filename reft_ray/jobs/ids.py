@@ -1,4 +1,4 @@
-"""Names of things: the prefixes that OpenAI's ids have, and 96 random bits."""
+"""Object ids: OpenAI's prefixes and 96 random bits."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ AUDIT = "audit_log-"
 
 
 def new_id(prefix: str) -> str:
-    """A fresh id, e.g. `ftjob-5f0c...` with 24 hex digits."""
+    """A new id, e.g. `ftjob-5f0c...` with 24 hex digits."""
     return prefix + secrets.token_hex(12)
 
 
 def derived_id(prefix: str, *parts: str) -> str:
-    """The id that the same parts always get: what is written twice after a crash is one object."""
+    """A deterministic id, so that an object that is written again after a crash is the same object."""
     return prefix + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]

@@ -1,4 +1,4 @@
-"""A finetuning job as records: what was asked for, where it stands, and which moves are allowed."""
+"""The records of a finetuning job: its spec, its status and the allowed transitions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Policy = Literal["filter", "review", "fail"]
 
 
 class Status(StrEnum):
-    """Where a job stands; OpenAI's words, and `paused`."""
+    """The status of a job: OpenAI's, and `paused`."""
 
     VALIDATING = "validating_files"
     QUEUED = "queued"
@@ -35,12 +35,12 @@ TRANSITIONS: Mapping[Status, frozenset[Status]] = {
 
 TERMINAL = frozenset(status for status, targets in TRANSITIONS.items() if not targets)
 ACTIVE = frozenset({Status.VALIDATING, Status.RUNNING})
-"""States in which a driver must be at work."""
+"""Statuses in which a driver must run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """OpenAI's three knobs; `auto` leaves the choice to the preset."""
+    """OpenAI's hyperparameters; `auto` means the preset's value."""
 
     n_epochs: int | Auto = "auto"
     batch_size: int | Auto = "auto"
@@ -49,9 +49,9 @@ class Hyperparameters:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Our extension (`extra_body={"reft": {...}}`); None leaves the value to the operator's preset.
+    """Our extension (`extra_body={"reft": {...}}`); None means the value of the operator's preset.
 
-    `gate` names limits of the release gate that the user wants tighter than the operator's.
+    `gate` holds limits of the release gate that are stricter than the operator's.
     """
 
     policy: Policy = "filter"
@@ -65,7 +65,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What the user asked for; never changes after creation."""
+    """The user's request; it never changes after creation."""
 
     model: str
     training_file: str
@@ -78,12 +78,12 @@ class JobSpec:
     preset: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; `from_json` takes it back."""
+        """Plain JSON for `from_json`."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> JobSpec:
-        """The spec that `to_json` wrote."""
+        """Read what `to_json` wrote."""
         return cls(
             **{
                 **document,
@@ -96,7 +96,7 @@ class JobSpec:
 
 @dataclass(frozen=True, slots=True)
 class JobError:
-    """Why a job failed, in the three keys of the wire format."""
+    """Why a job failed, in OpenAI's three keys."""
 
     code: str
     message: str
@@ -131,31 +131,31 @@ class Job:
 
     @property
     def model_name(self) -> str:
-        """The name that the finished student gets: `ft:{base}:{org}:{suffix}:{8 characters}`, without slashes."""
+        """The finished student's name: `ft:{base}:{org}:{suffix}:{8 characters}`, without slashes."""
         base = self.spec.model.replace("/", "--")
         organization = self.organization_id.removeprefix("org-")
         return f"ft:{base}:{organization}:{self.spec.suffix or ''}:{self.id[-8:]}"
 
     def checkpoint_name(self, step: int) -> str:
-        """The name under which the checkpoint of one step can be chatted with."""
+        """The model name of a checkpoint."""
         return f"{self.model_name}:ckpt-step-{step}"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A line of a job's log. `data` holds numbers and ids, never text of a row."""
+    """An event of a job. `data` holds numbers and ids, never row texts."""
 
     message: str
     level: Literal["info", "warn", "error"] = "info"
     type: str = "message"
     data: Mapping[str, Any] = field(default_factory=dict)
     key: str | None = None
-    """Within a job, an event with a key is written once: a repeated step does not repeat its events."""
+    """An event with a key is written once per job, so a repeated step does not repeat it."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """An event with its place in the log."""
+    """An event with its id and time."""
 
     id: str
     created_at: float

@@ -1,4 +1,4 @@
-"""Rows of the job tables -> records, and the one statement that writes an event."""
+"""Rows of the job tables -> records, and the statement that writes an event."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__]
 
 
 def locked(connection: Connection, job_id: str) -> Job:
-    """The job, which nobody else can change until the transaction ends."""
+    """Read the job and lock its row until the transaction ends. Raises NotFoundError."""
     row = connection.execute(select(*COLUMNS).where(jobs.c.id == job_id).with_for_update()).first()
     if row is None:
         raise NotFoundError("fine-tuning job", job_id)
@@ -24,7 +24,7 @@ def locked(connection: Connection, job_id: str) -> Job:
 
 
 def fetch(connection: Connection, job_id: str) -> Job:
-    """The job as it stands."""
+    """Read the job. Raises NotFoundError."""
     row = connection.execute(select(*COLUMNS).where(jobs.c.id == job_id)).first()
     if row is None:
         raise NotFoundError("fine-tuning job", job_id)
@@ -32,7 +32,7 @@ def fetch(connection: Connection, job_id: str) -> Job:
 
 
 def append_event(connection: Connection, job_id: str, event: Event, now: float) -> None:
-    """Add an event to the job's log, unless one with its key is there already."""
+    """Add an event to the job's log, unless it has one with this key."""
     statement = upsert(connection, job_events).values(
         id=ids.new_id(ids.EVENT),
         job_id=job_id,
@@ -47,12 +47,12 @@ def append_event(connection: Connection, job_id: str, event: Event, now: float) 
 
 
 def upsert(connection: Connection, table: Table) -> Any:
-    """An INSERT that knows ON CONFLICT, in the database's own dialect."""
+    """An INSERT with ON CONFLICT, in the database's dialect."""
     return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
 
 
 def job_of(row: Any) -> Job:
-    """A row of `jobs` with the COLUMNS."""
+    """A row of the COLUMNS of `jobs`."""
     values = dict(row._mapping)
     error = values["error"]
     return Job(

@@ -1,4 +1,4 @@
-"""Jobs, their events, checkpoints and finished steps in SQL. Every move is compare-and-set."""
+"""Jobs, their events, checkpoints and finished steps in SQL. Every status change is compare-and-set."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ class JobStore:
         max_unfinished: int | None = None,
         request_key: str | None = None,
     ) -> Job:
-        """A new job in `validating_files`, with its first event; QuotaError above `max_unfinished` of a project.
+        """Create a job in `validating_files`, with its first event.
 
-        The same `request_key` of a project gives the same job again: a request whose answer was lost can be repeated.
+        The same `request_key` of a project returns the same job, so a request whose response was lost can be repeated.
+        Raises QuotaError when the project has `max_unfinished` unfinished jobs.
         """
         job_id = ids.derived_id(ids.JOB, project_id, request_key) if request_key else ids.new_id(ids.JOB)
         with self.database.write() as connection:
@@ -80,7 +81,7 @@ class JobStore:
         return job
 
     def get(self, job_id: str, project_id: str | None = None) -> Job:
-        """The job; with a project given, another project's job does not exist."""
+        """Get a job. Raises NotFoundError, also for a job of another project than `project_id`."""
         with self.database.read() as connection:
             job = fetch(connection, job_id)
         if project_id is not None and job.project_id != project_id:
@@ -96,7 +97,7 @@ class JobStore:
         metadata: Mapping[str, str] | None = None,
         without_metadata: bool = False,
     ) -> Page[Job]:
-        """A project's jobs, newest first, optionally only those whose metadata hold the given pairs."""
+        """A project's jobs, newest first, optionally only those with the given metadata."""
         query = select(*COLUMNS).where(jobs.c.project_id == project_id)
         for key, value in (metadata or {}).items():
             query = query.where(jobs.c.metadata[key].as_string() == value)
@@ -106,19 +107,19 @@ class JobStore:
             return page(connection, jobs, query, job_of, after=after, limit=limit)
 
     def with_status(self, statuses: Collection[Status]) -> Sequence[Job]:
-        """Every project's jobs in these states, oldest first."""
+        """Jobs of all projects with these statuses, oldest first."""
         query = select(*COLUMNS).where(jobs.c.status.in_(statuses)).order_by(jobs.c.seq)
         with self.database.read() as connection:
             return [job_of(row) for row in connection.execute(query)]
 
     def with_handle(self) -> Sequence[Job]:
-        """Every project's jobs that have, or had, a driver that was not collected yet."""
+        """Jobs of all projects whose driver has a handle."""
         query = select(*COLUMNS).where(jobs.c.handle.is_not(None)).order_by(jobs.c.seq)
         with self.database.read() as connection:
             return [job_of(row) for row in connection.execute(query)]
 
     def to_clean(self) -> Sequence[Job]:
-        """Jobs that have ended, whose drivers are gone, and whose scratch files may still lie there."""
+        """Finished jobs without a driver whose temporary files may still exist."""
         query = select(*COLUMNS).where(
             jobs.c.status.in_(TERMINAL), jobs.c.cleaned_at.is_(None), jobs.c.handle.is_(None)
         )
@@ -126,12 +127,12 @@ class JobStore:
             return [job_of(row) for row in connection.execute(query.order_by(jobs.c.seq).limit(1000))]
 
     def cleaned(self, job_id: str) -> None:
-        """Note that an ended job's scratch files are gone."""
+        """Record that a finished job's temporary files are removed."""
         with self.database.write() as connection:
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(cleaned_at=self.database.now()))
 
     def counts(self) -> dict[tuple[str, Status], int]:
-        """How many jobs of which project stand where; every state of a project that has jobs is there."""
+        """The number of jobs by project and status, with every status of each project that has jobs."""
         query = select(jobs.c.project_id, jobs.c.status, func.count()).group_by(jobs.c.project_id, jobs.c.status)
         with self.database.read() as connection:
             found = {(project, Status(status)): count for project, status, count in connection.execute(query)}
@@ -149,16 +150,16 @@ class JobStore:
         error: JobError | None = None,
         actor: Mapping[str, Any] | None = None,
     ) -> Job:
-        """Compare-and-set to another state, with the event and the webhooks that belong to it, all or nothing.
+        """Change the status atomically (compare-and-set), with its event and webhooks.
 
-        Raises ConflictError when the job stands where this move is not allowed, LeaseLostError when `lease` is
-        given and another driver holds the job. What an `actor` does goes to the audit log.
+        Raises ConflictError when the current status does not allow it, LeaseLostError when `lease` is given and
+        another driver holds the job. With an `actor`, the audit log gets an entry.
         """
         with self.database.write() as connection:
             before = locked(connection, job_id)
             job = self.move_in(connection, before, to, event, sources=sources, lease=lease, error=error)
             if actor is not None:
-                kind = f"fine_tuning.job.{_DEEDS.get(to, to)}"
+                kind = f"fine_tuning.job.{_AUDITED.get(to, to)}"
                 self.audit.append_in(connection, kind, actor, job.project_id, {"id": job_id})
         self.observe(before, job)
         return job
@@ -175,7 +176,7 @@ class JobStore:
         error: JobError | None = None,
         fine_tuned_model: str | None = None,
     ) -> Job:
-        """`move` as a part of a larger transaction, on a job that is locked in it; then `observe` what was moved."""
+        """`move` within a transaction that has locked the job; call `observe` after the commit."""
         if lease is not None and before.lease_owner != lease:
             raise LeaseLostError(f"{before.id}: another driver holds this job")
         if to not in TRANSITIONS[before.status] or (sources is not None and before.status not in sources):
@@ -204,7 +205,7 @@ class JobStore:
         return fetch(connection, before.id)
 
     def observe(self, before: Job, after: Job) -> None:
-        """Count a move that was committed."""
+        """Record the metrics of a committed status change."""
         record = self.recorder
         record.count(catalog.JOB_TRANSITIONS, from_status=str(before.status), to_status=str(after.status))
         if after.status is Status.RUNNING and before.queued_at is not None:
@@ -227,7 +228,7 @@ class JobStore:
         result_files: Sequence[str] = (),
         trained_tokens: int | None = None,
     ) -> None:
-        """Write down that a step is done; whoever runs the job later takes the result from here."""
+        """Record a finished step; later drivers use its recorded result."""
         with self.database.write() as connection:
             job = held(connection, job_id, lease)
             self.record_step_in(connection, job, name, result)
@@ -240,13 +241,13 @@ class JobStore:
                 append_event(connection, job_id, event, self.database.now())
 
     def record_step_in(self, connection: Connection, job: Job, name: str, result: Mapping[str, Any]) -> None:
-        """Record a step of a job that is locked in a larger transaction."""
+        """`record_step` within a transaction that has locked the job."""
         connection.execute(
             insert(job_steps).values(job_id=job.id, name=name, result=dict(result), finished_at=self.database.now())
         )
 
     def steps(self, job_id: str) -> dict[str, dict[str, Any]]:
-        """The results of the finished steps by name."""
+        """The results of finished steps by name."""
         query = select(job_steps.c.name, job_steps.c.result).where(job_steps.c.job_id == job_id)
         with self.database.read() as connection:
             return {row.name: row.result for row in connection.execute(query)}
@@ -254,7 +255,7 @@ class JobStore:
     def append(
         self, job_id: str, event: Event, lease: str | None = None, estimated_finish: float | None = None
     ) -> None:
-        """Add an event; with a lease, only while its holder still owns a job that has not ended."""
+        """Add an event; with a lease, only while it is valid and the job has not ended."""
         with self.database.write() as connection:
             if lease is not None:
                 held(connection, job_id, lease)
@@ -263,13 +264,13 @@ class JobStore:
             append_event(connection, job_id, event, self.database.now())
 
     def events(self, job_id: str, *, after: str | None = None, limit: int = 20) -> Page[StoredEvent]:
-        """A job's log, newest first."""
+        """A job's events, newest first."""
         query = select(job_events).where(job_events.c.job_id == job_id)
         with self.database.read() as connection:
             return page(connection, job_events, query, event_of, after=after, limit=limit)
 
     def add_checkpoint(self, job_id: str, lease: str, step_number: int, uri: str, metrics: Mapping[str, float]) -> None:
-        """Write down a checkpoint; saving the same step again replaces where it lies."""
+        """Record a checkpoint; saving the same step again replaces it."""
         now = self.database.now()
         with self.database.write() as connection:
             held(connection, job_id, lease)
@@ -287,7 +288,7 @@ class JobStore:
                     set_={"uri": statement.excluded.uri, "metrics": statement.excluded.metrics},
                 )
             )
-            # Progress: whatever crashed before is not what stops the job now.
+            # Progress: earlier crashes do not count any more.
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(failures=0))
 
     def checkpoints(self, job_id: str, *, after: str | None = None, limit: int = 10) -> Page[Checkpoint]:
@@ -297,7 +298,7 @@ class JobStore:
             return page(connection, job_checkpoints, query, checkpoint_of, after=after, limit=limit)
 
     def queue_position(self, job: Job) -> int | None:
-        """How many queued jobs, of all projects, were queued no later than this one; None when it is not queued."""
+        """The job's position in the queue of all projects, from 1; None when it is not queued."""
         if job.status is not Status.QUEUED:
             return None
         query = select(func.count()).where(jobs.c.status == Status.QUEUED, jobs.c.queued_at <= job.queued_at)
@@ -308,11 +309,11 @@ class JobStore:
         self.database.serialize(connection, f"jobs of {project_id}")
         unfinished = select(func.count()).where(jobs.c.project_id == project_id, jobs.c.status.not_in(TERMINAL))
         if connection.execute(unfinished).scalar_one() >= most:
-            raise QuotaError(f"The project has {most} unfinished jobs, as many as it may have.", "jobs")
+            raise QuotaError(f"The project has {most} unfinished jobs, its limit.", "jobs")
 
 
 def held(connection: Connection, job_id: str, lease: str) -> Job:
-    """The job, locked for this transaction, if `lease` still owns it and it has not ended."""
+    """Lock the job for this transaction. Raises LeaseLostError or StoppedError unless `lease` holds a running job."""
     job = locked(connection, job_id)
     if job.lease_owner != lease:
         raise LeaseLostError(f"{job_id}: another driver holds this job")
@@ -322,13 +323,15 @@ def held(connection: Connection, job_id: str, lease: str) -> Job:
 
 
 def _repeated(job: Job, spec: JobSpec) -> Job:
-    # Without a seed in the request every request draws one of its own.
+    # Each request without a seed draws a different one.
     if replace(spec, seed=job.spec.seed) != job.spec:
-        raise ConflictError(f"The idempotency key was used for another request (job {job.id}).", "idempotency_conflict")
+        raise ConflictError(
+            f"The idempotency key was used for a different request (job {job.id}).", "idempotency_conflict"
+        )
     return job
 
 
-_DEEDS = {Status.QUEUED: "resumed", Status.VALIDATING: "resumed"}
+_AUDITED = {Status.QUEUED: "resumed", Status.VALIDATING: "resumed"}
 
 _ADJECTIVE = {
     Status.CANCELLED: "cancellable",

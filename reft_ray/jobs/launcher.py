@@ -1,4 +1,4 @@
-"""Starting and ending the drivers of jobs: one Protocol, and processes on this machine behind it."""
+"""Starting and stopping the drivers of jobs: the Protocol, and drivers as local processes."""
 
 from __future__ import annotations
 
@@ -17,30 +17,27 @@ from reft_ray.jobs.driver import CONFIG_VARIABLE, DriverConfig, handle_parts, pr
 
 
 class Launcher(Protocol):
-    """Where drivers run. Handles are strings, because they are stored: a restarted service must find its drivers."""
+    """Runs drivers. Handles are strings, because they are stored: a restarted service must find its drivers."""
 
     def start(self, job_id: str, attempt: int) -> str:
-        """Start a driver for this attempt, not waiting for it; its handle."""
+        """Start a driver for this attempt without waiting for it; returns its handle."""
         ...
 
     def stop(self, handle: str) -> None:
-        """End a driver and everything that it started, whether or not it still runs."""
+        """Kill a driver and its child processes, whether or not it still runs."""
         ...
 
     def is_alive(self, handle: str) -> bool | None:
-        """Whether the driver runs; None when that cannot be known from here, and only its lease can tell."""
+        """Whether the driver runs; None when only its lease can show that."""
         ...
 
     def is_waiting(self, handle: str) -> bool:
-        """Whether the driver has not begun yet for want of a place."""
+        """Whether the driver still waits for resources."""
         ...
 
 
 class ProcessLauncher:
-    """Drivers as processes of this machine, each the leader of its own session.
-
-    They do not end with the service: a job goes on while the gateway restarts.
-    """
+    """Drivers as local processes in their own sessions, so a job keeps running while the gateway restarts."""
 
     def __init__(
         self, config: DriverConfig, log_dir: Path | None = None, environment: Mapping[str, str] | None = None
@@ -50,7 +47,6 @@ class ProcessLauncher:
         self._environment = environment
 
     def start(self, job_id: str, attempt: int) -> str:
-        """See Launcher."""
         environment = os.environ if self._environment is None else self._environment
         command = [sys.executable, "-m", "reft_ray.jobs.driver", job_id, str(attempt)]
         log = self._log(job_id, attempt)
@@ -68,12 +64,12 @@ class ProcessLauncher:
         return process_handle(pid)
 
     def stop(self, handle: str) -> None:
-        """See Launcher. SIGKILL: a driver that should save its state was told so through the job's record."""
+        # SIGKILL: a driver that should save its state has learned that from the job's status.
         parts = handle_parts(handle)
         if parts is None or parts[0] != socket.gethostname() or _is_reused(*parts[1:]):
             return
         pid = parts[1]
-        # The leader may be dead while what it started lives on: the group is found by its number.
+        # The session leader may be dead while its children live: find them by the group's id.
         for process in psutil.process_iter():
             try:
                 if os.getpgid(process.pid) == pid or os.getsid(process.pid) == pid:
@@ -83,7 +79,6 @@ class ProcessLauncher:
         _reap(pid, 0)
 
     def is_alive(self, handle: str) -> bool | None:
-        """See Launcher."""
         parts = handle_parts(handle)
         if parts is None or parts[0] != socket.gethostname():
             return None
@@ -96,8 +91,7 @@ class ProcessLauncher:
             return False
 
     def is_waiting(self, handle: str) -> bool:
-        """See Launcher. A process begins at once."""
-        return False
+        return False  # a process starts immediately
 
     def _log(self, job_id: str, attempt: int) -> Path:
         if self._log_dir is None:
@@ -114,6 +108,6 @@ def _is_reused(pid: int, started: float) -> bool:
 
 
 def _reap(pid: int, options: int) -> None:
-    """Take an ended child's number off the system's table; not our child: it is reaped by somebody else."""
+    """Reap an ended child; another process reaps those that are not our children."""
     with suppress(ChildProcessError):
         os.waitpid(pid, options)

@@ -1,4 +1,4 @@
-"""Who runs which job: slots granted in fair turn, launches claimed once, leases renewed by the driver."""
+"""Scheduling and ownership of jobs: fair slots, launches claimed once, leases renewed by drivers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from reft_ray.jobs.tables import jobs
 from reft_ray.settings import Settings
 
 LEASE_SECONDS = 30.0
-"""A driver that was silent for so long is taken for dead."""
+"""A driver without a heartbeat for this long is presumed dead."""
 
 START_SECONDS = 60.0
-"""A launched driver has so long to take its lease, unless it waits for a place."""
+"""How long a launched driver may take to acquire its lease, unless it waits for resources."""
 
 
 class Slots(Settings):
@@ -31,7 +31,7 @@ class Slots(Settings):
 
 
 class Leases:
-    """Ownership of jobs. A job has one driver: the holder of its lease."""
+    """Ownership of jobs: the holder of a job's lease is its only driver."""
 
     def __init__(self, store: JobStore, lease_seconds: float = LEASE_SECONDS, start_seconds: float = START_SECONDS):
         self.store = store
@@ -40,14 +40,14 @@ class Leases:
 
     @property
     def database(self) -> Database:
-        """Where the records are."""
+        """The database of the records."""
         return self.store.database
 
     def grant(self, slots: Slots) -> list[Job]:
         """Move queued jobs to `running` while there are slots.
 
         The next slot goes to the project with the fewest running jobs, and among those to the job that has waited
-        longest: a project with a hundred queued jobs cannot keep another one waiting.
+        longest, so a project with a hundred queued jobs does not block the others.
         """
         granted: list[tuple[Job, Job]] = []
         with self.database.write() as connection:
@@ -62,10 +62,10 @@ class Leases:
                 )
             )
             while running.total() < slots.training:
-                able = [row for row in waiting if running[row.project_id] < slots.training_per_project]
-                if not able:
+                eligible = [row for row in waiting if running[row.project_id] < slots.training_per_project]
+                if not eligible:
                     break
-                chosen = min(able, key=lambda row: running[row.project_id])
+                chosen = min(eligible, key=lambda row: running[row.project_id])
                 waiting.remove(chosen)
                 before = locked(connection, chosen.id)
                 if before.status is not Status.QUEUED:
@@ -78,14 +78,14 @@ class Leases:
         return [job for _, job in granted]
 
     def is_driven(self, job: Job) -> bool:
-        """Whether a driver holds the job, or was launched so lately that it may still be starting."""
+        """Whether a driver holds the job, or was launched recently enough to still be starting."""
         now = self.database.now()
         if job.lease_owner is not None:
             return job.lease_until is not None and job.lease_until > now
         return job.launched_at is not None and job.launched_at + self.start_seconds > now
 
     def claim(self, job: Job) -> int | None:
-        """The right to launch a driver for the job as it was seen: the new attempt's number, or None if too late."""
+        """Claim the launch of a driver for this state of the job: the new attempt's number, or None if too late."""
         statement = (
             update(jobs)
             .where(jobs.c.id == job.id, jobs.c.attempt == job.attempt, jobs.c.status.in_(ACTIVE))
@@ -103,12 +103,12 @@ class Leases:
             return job.attempt + 1 if connection.execute(statement).rowcount else None
 
     def set_handle(self, job_id: str, attempt: int, handle: str | None) -> None:
-        """Remember how to find an attempt's driver; a later attempt's handle is left alone."""
+        """Store the handle of an attempt's driver, unless there is a later attempt."""
         with self.database.write() as connection:
             connection.execute(update(jobs).where(jobs.c.id == job_id, jobs.c.attempt == attempt).values(handle=handle))
 
     def forget(self, job: Job) -> None:
-        """Take the driver of a job that needs none off the records, after it was seen to have ended."""
+        """Remove an ended driver from the record of a job that needs none."""
         statement = (
             update(jobs)
             .where(jobs.c.id == job.id, jobs.c.attempt == job.attempt, jobs.c.status.not_in(ACTIVE))
@@ -118,7 +118,7 @@ class Leases:
             connection.execute(statement)
 
     def acquire(self, job_id: str, attempt: int, owner: str) -> Job:
-        """Called by a driver: become the job's owner, if this attempt is still the one that is wanted."""
+        """Become the job's owner (called by the driver). Raises LeaseLostError unless this attempt is current."""
         statement = (
             update(jobs)
             .where(jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.status.in_(ACTIVE))
@@ -127,11 +127,11 @@ class Leases:
         )
         with self.database.write() as connection:
             if connection.execute(statement).rowcount == 0:
-                raise LeaseLostError(f"{job_id}: attempt {attempt} is not wanted any more")
+                raise LeaseLostError(f"{job_id}: attempt {attempt} is no longer current")
         return self.store.get(job_id)
 
     def renew(self, job_id: str, owner: str) -> Job:
-        """Called by a driver in its heartbeat; raises LeaseLostError when somebody else took over."""
+        """Renew the lease (the driver's heartbeat). Raises LeaseLostError when another driver took over."""
         statement = (
             update(jobs)
             .where(jobs.c.id == job_id, jobs.c.lease_owner == owner)
@@ -143,7 +143,7 @@ class Leases:
         return self.store.get(job_id)
 
     def release(self, job_id: str, owner: str) -> None:
-        """Called by a driver that stops in good order: the job is launched again as if for the first time."""
+        """Release the lease (a driver that stops cleanly), so the next launch does not count as a failure."""
         statement = (
             update(jobs)
             .where(jobs.c.id == job_id, jobs.c.lease_owner == owner)

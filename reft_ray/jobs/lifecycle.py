@@ -1,10 +1,10 @@
-"""The life of a job, from its files to its model. Read `run_job`.
+"""The lifecycle of a job, from its files to its model; see `run_job`.
 
-    validating_files   validate, screen, (review by people)     a driver works
-    queued             waiting for a slot                       nobody works
-    running            train, evaluate, export                  a driver works
+    validating_files   validate, screen, (review by people)     a driver runs
+    queued             waits for a slot                         no driver
+    running            train, evaluate, export                  a driver runs
 
-A driver may die anywhere. The next one runs this from the top: recorded steps give back what they gave before.
+A driver may die anywhere. The next one runs `run_job` from the start; finished steps return their recorded results.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ UNSAFE_DATA = "unsafe_training_data"
 INVALID_FILE = "invalid_training_file"
 UNSAFE_MODEL = "unsafe_model"
 SUITE = "release"
-"""What the release gate asks, as telemetry names it."""
+"""The release gate's suite, as a metrics label."""
 
 
 def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None) -> None:
-    """Take the job as far as it goes now: to its end, or to where it waits (StoppedError)."""
+    """Run the job until it ends. Raises StoppedError when it has to wait."""
     recorder = recorder or NullRecorder()
     try:
         validation = run.once(
@@ -45,9 +45,9 @@ def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None) -> None
         )
         if run.job.spec.options.policy == "review" and screening.withheld:
             if not run.done("ask"):
-                run.park(Status.PAUSED, _asks_people(screening), step="ask")
-            asked = screening
-            screening = run.once("review", Screening, lambda: steps.review(run, asked), event_of=_screened)
+                run.park(Status.PAUSED, _review_requested(screening), step="ask")
+            before = screening
+            screening = run.once("review", Screening, lambda: steps.review(run, before), event_of=_screened)
         if screening.lost_rows:
             recorder.count(catalog.UNACCOUNTED_ROWS, screening.lost_rows, where="screening")
         refuse_unsafe_data(screening, run.job.spec.options)
@@ -66,7 +66,7 @@ def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None) -> None
         measured_before = run.done("evaluate")
         try:
             evaluation = run.once(
-                "evaluate", Evaluation, lambda: steps.evaluate(run, training), event_of=_judged, result_files=_report
+                "evaluate", Evaluation, lambda: steps.evaluate(run, training), event_of=_evaluated, result_files=_report
             )
         except (StoppedError, LeaseLostError, JobFailedError):
             raise
@@ -91,7 +91,7 @@ def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None) -> None
 
 
 def refuse_invalid_files(validation: Validation) -> None:
-    """A file with bad rows fails the job, with all of them in the report."""
+    """Raise JobFailedError for a file with invalid rows; the report lists all of them."""
     if validation.errors:
         raise JobFailedError(
             INVALID_FILE,
@@ -103,7 +103,7 @@ def refuse_invalid_files(validation: Validation) -> None:
 
 
 def refuse_unsafe_data(screening: Screening, options: Options) -> None:
-    """Withheld rows are dropped, up to a share above which what is left is likely a part of the attack."""
+    """Raise JobFailedError when so many rows are withheld that the kept ones are likely harmful too."""
     if screening.lost_rows:
         raise RuntimeError(f"screening lost rows: {screening}")
     most = 0.0 if options.policy == "fail" else options.max_reject_ratio
@@ -118,7 +118,7 @@ def refuse_unsafe_data(screening: Screening, options: Options) -> None:
 
 
 def withhold_unsafe_model(evaluation: Evaluation) -> None:
-    """A student above a limit is never shown."""
+    """Raise JobFailedError for a student above a limit."""
     if not evaluation.passed:
         failed = [check for check in evaluation.checks if not check.holds]
         numbers = "; ".join(
@@ -148,7 +148,7 @@ def _screened(screening: Screening) -> Event:
     )
 
 
-def _asks_people(screening: Screening) -> Event:
+def _review_requested(screening: Screening) -> Event:
     return Event(
         f"{screening.withheld} examples wait for review; resume the job when they are decided",
         level="warn",
@@ -156,7 +156,7 @@ def _asks_people(screening: Screening) -> Event:
     )
 
 
-def _judged(evaluation: Evaluation) -> Event:
+def _evaluated(evaluation: Evaluation) -> Event:
     checks = [asdict(check) | {"passed": check.holds} for check in evaluation.checks]
     return Event(
         f"Release gate: {'passed' if evaluation.passed else 'not passed'}",

@@ -1,4 +1,4 @@
-"""The finished students of a project, and who else may use their checkpoints."""
+"""Finetuned models of a project, and permissions of other projects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from reft_ray.jobs.tables import checkpoint_permissions, job_checkpoints, jobs, 
 
 @dataclass(frozen=True, slots=True)
 class Student:
-    """A model that passed the gate. `uri` is its adapter directory."""
+    """A model that passed the release gate. `uri` is its adapter directory."""
 
     id: str
     project_id: str
@@ -30,7 +30,7 @@ class Student:
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """A project that may use a checkpoint of another one."""
+    """Permits another project to use a checkpoint."""
 
     id: str
     checkpoint: str
@@ -49,7 +49,7 @@ class ModelStore:
         self.database = database
 
     def register_in(self, connection: Connection, job: Job, uri: str) -> None:
-        """Make a job's student visible, in the transaction in which the job succeeds."""
+        """Register a job's student, in the transaction in which the job succeeds."""
         connection.execute(
             insert(models).values(
                 id=job.model_name,
@@ -71,7 +71,7 @@ class ModelStore:
             ]
 
     def get(self, model_id: str, project_id: str) -> Student:
-        """A student of this project, or one that was shared with it."""
+        """Get a student of this project or one shared with it. Raises NotFoundError."""
         query = select(*_COLUMNS).where(models.c.id == model_id, models.c.deleted_at.is_(None))
         with self.database.read() as connection:
             row = connection.execute(query).first()
@@ -83,7 +83,7 @@ class ModelStore:
         return student
 
     def checkpoint_uri(self, name: str, project_id: str) -> tuple[Student, str]:
-        """A finished student's checkpoint by its name `...:ckpt-step-N`: the student and the checkpoint's place."""
+        """Look up a checkpoint by its name `...:ckpt-step-N`: its student and its URI. Raises NotFoundError."""
         model_id, _, step = name.rpartition(":ckpt-step-")
         if not step.isdecimal():
             raise NotFoundError("model", name)
@@ -103,7 +103,7 @@ class ModelStore:
         return Student(*row), uri
 
     def delete(self, model_id: str, project_id: str) -> Student:
-        """Withdraw a student of one's own; its files are removed by the sweep."""
+        """Delete a student of this project; the sweep removes its files."""
         student = self.get(model_id, project_id)
         if student.project_id != project_id:
             raise NotFoundError("model", model_id)
@@ -111,21 +111,21 @@ class ModelStore:
             connection.execute(update(models).where(models.c.id == model_id).values(deleted_at=self.database.now()))
         return student
 
-    def withdrawn(self) -> Sequence[Student]:
-        """Students that were deleted and whose files may still lie there."""
+    def deleted(self) -> Sequence[Student]:
+        """Deleted students whose files may still exist."""
         with self.database.read() as connection:
             return [
                 Student(*row) for row in connection.execute(select(*_COLUMNS).where(models.c.deleted_at.is_not(None)))
             ]
 
     def forget(self, model_id: str) -> None:
-        """Drop a withdrawn student's record, once its files are gone."""
+        """Remove a deleted student's record, once its files are removed."""
         with self.database.write() as connection:
             connection.execute(delete(checkpoint_permissions).where(checkpoint_permissions.c.checkpoint == model_id))
             connection.execute(delete(models).where(models.c.id == model_id, models.c.deleted_at.is_not(None)))
 
     def share(self, name: str, project_id: str, with_projects: Sequence[str]) -> Sequence[Permission]:
-        """Let other projects of the same organisation use a checkpoint or a model."""
+        """Permit other projects of the organisation to use a checkpoint or a model."""
         self._own(name, project_id)
         now = self.database.now()
         with self.database.write() as connection:
@@ -138,7 +138,7 @@ class ModelStore:
             made = []
             for other in dict.fromkeys(with_projects):
                 if other not in siblings:
-                    raise InvalidError(f"project_ids: {other} is no project of this organization.", "project_ids")
+                    raise InvalidError(f"project_ids: {other} is not a project of this organization.", "project_ids")
                 permission = Permission(ids.new_id(ids.PERMISSION), name, other, now)
                 if self._shared(connection, name, other):
                     raise ConflictError(f"{name} is already shared with {other}.", "permission_exists")
@@ -153,7 +153,7 @@ class ModelStore:
     def permissions(
         self, name: str, project_id: str, *, after: str | None = None, limit: int = 10, only: str | None = None
     ) -> Page[Permission]:
-        """Who may use a checkpoint."""
+        """The permissions of a checkpoint."""
         self._own(name, project_id)
         query = select(*_PERMISSION).where(checkpoint_permissions.c.checkpoint == name)
         if only is not None:
@@ -169,7 +169,7 @@ class ModelStore:
             )
 
     def unshare(self, name: str, project_id: str, permission_id: str) -> None:
-        """Take a permission back."""
+        """Revoke a permission."""
         self._own(name, project_id)
         mine = (checkpoint_permissions.c.id == permission_id) & (checkpoint_permissions.c.checkpoint == name)
         with self.database.write() as connection:

@@ -1,4 +1,4 @@
-"""Cursor pages over a table with a `seq` column: the same rule for files, jobs, events and checkpoints."""
+"""Cursor pagination over tables with a `seq` column: files, jobs, events and checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """One page of a listing, and whether more follow."""
+    """One page of a list."""
 
     items: tuple[T, ...]
     has_more: bool
@@ -31,10 +31,9 @@ def page(
     limit: int,
     ascending: bool = False,
 ) -> Page[T]:
-    """Up to `limit` items behind the one with id `after`, newest first unless `ascending`.
+    """Up to `limit` items that follow the one with id `after`, newest first unless `ascending`.
 
-    A cursor whose row is not in the query (deleted, or somebody else's) is an error: silently starting again
-    would make a client loop for ever.
+    Raises InvalidError for a cursor that the query does not contain: starting again would make a client loop forever.
     """
     seq = table.c.seq
     if after is not None:

@@ -1,4 +1,4 @@
-"""Token buckets in SQL: one limit per project, however many gateways answer."""
+"""Token buckets in SQL: a project's limits hold over all gateways."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MINUTE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """The state of a bucket after a request; `wait` is 0 when it was allowed, else seconds until it would be."""
+    """A bucket after a request; `wait` is 0 when the request is allowed, else the seconds until it would be."""
 
     limit: int
     remaining: int
@@ -25,18 +25,18 @@ class Allowance:
 
     @property
     def allowed(self) -> bool:
-        """Whether the request may go on."""
+        """Whether the request may proceed."""
         return self.wait <= 0
 
 
 class RateLimits:
-    """Buckets that hold one minute's worth and refill evenly."""
+    """Buckets that hold one minute's tokens and refill evenly."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
     def take(self, owner: str, name: str, cost: float, per_minute: int) -> Allowance:
-        """Take `cost` if the bucket holds it. One conditional UPDATE decides, so two gateways cannot both win."""
+        """Take `cost` if the bucket holds it, in one conditional UPDATE, so two gateways cannot both take it."""
         if cost > per_minute:
             return Allowance(per_minute, 0, MINUTE, math.inf)
         now, rate = self.database.now(), per_minute / MINUTE
@@ -59,13 +59,13 @@ class RateLimits:
         if left is None:
             self._fill(owner, name, per_minute)
         if left is None or (not taken and left >= cost):
-            # The bucket was made, or filled up, between the two statements.
+            # The bucket was created, or refilled, between the two statements.
             return self.take(owner, name, cost, per_minute)
         wait = 0.0 if taken else (cost - left) / rate
         return Allowance(per_minute, max(0, int(left)), (per_minute - left) / rate, wait)
 
     def settle(self, owner: str, name: str, difference: float) -> None:
-        """Correct an estimate: a negative difference takes more, down below zero if it must."""
+        """Correct an estimated cost; a negative difference takes more, also below zero."""
         with self.database.write() as connection:
             connection.execute(
                 update(rate_buckets)
@@ -82,4 +82,4 @@ class RateLimits:
                     )
                 )
         except IntegrityError:
-            return  # another gateway made it first
+            return  # another gateway created it first

@@ -1,7 +1,7 @@
-"""What keeps every job going: it looks at the records, at the drivers, and makes the one fit the other.
+"""Reconciles the records of jobs with their drivers: starts missing drivers and stops superfluous ones.
 
-All gateways may run one: whatever it does is compare-and-set. It remembers nothing that matters, so a service that
-was killed finds every job again by looking.
+Every gateway may run one: all writes are compare-and-set. It keeps no essential state, so a restarted service finds
+every job again.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ INTERNAL_ERROR = "server_error"
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How long to wait, in seconds, and how often to try.
+    """Timeouts and limits, in seconds except `failures`.
 
-    `stop`: for a driver of a job that was cancelled; `pause`: for one that saves its state; `backoff`: before the
-    second start, doubled for each further one, `backoff_most` at most; `failures`: starts without any progress;
-    `place`: for a driver that was launched where there is no room for it yet.
+    `stop`: for a cancelled job's driver to exit; `pause`: for a driver to save its state; `backoff`: before the second
+    start, doubled for each further one up to `max_backoff`; `failures`: starts without progress before the job fails;
+    `resources`: for a launched driver to get its resources.
     """
 
     stop: float = 15.0
     pause: float = 300.0
     backoff: float = 1.0
-    backoff_most: float = 60.0
+    max_backoff: float = 60.0
     failures: int = 5
-    place: float = 6 * 3600.0
+    resources: float = 6 * 3600.0
 
 
 @dataclass(slots=True)
 class Reconciler:
-    """One look at all unfinished jobs per `tick`."""
+    """Reconciles all unfinished jobs once per `tick`."""
 
     store: JobStore
     leases: Leases
     launcher: Launcher
     slots: Slots = field(default_factory=Slots)
-    patience: RetryPolicy = field(default_factory=RetryPolicy)
+    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     _lingering: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def tick(self) -> None:
-        """Collect drivers that are not wanted any more, hand out slots, start the drivers that are missing."""
+        """Stop superfluous drivers, grant slots, start missing drivers."""
         unwanted = {(job.id, job.attempt): job for job in self.store.with_handle() if job.status not in ACTIVE}
-        # A driver that is wanted again, or gone, has all the time from the next time on.
+        # The time limits restart for drivers that are needed again.
         self._lingering = {key: since for key, since in self._lingering.items() if key in unwanted}
         for job in unwanted.values():
             self._collect(job)
@@ -74,38 +74,38 @@ class Reconciler:
                 validating[job.project_id] += 1
 
     def background(self, seconds: float = 1.0) -> AbstractContextManager[None]:
-        """Tick in a thread of its own while the block runs. A tick that fails is logged, the next one tries again."""
+        """Tick periodically in a thread while the block runs."""
         return periodic(self.tick, "reconciling", seconds, logger)
 
     def _is_driven(self, job: Job) -> bool:
         if self.leases.is_driven(job):
-            # A dead driver's lease need not be waited for.
+            # A dead driver's lease need not expire first.
             return job.handle is None or self.launcher.is_alive(job.handle) is not False
         if job.handle is None or job.launched_at is None or job.lease_owner is not None:
             return False
-        # To wait for a place in a full cluster is no failure.
-        patient = self.store.database.now() < job.launched_at + self.patience.place
-        return patient and self.launcher.is_waiting(job.handle)
+        # Waiting for resources of a full cluster is not a failure.
+        in_time = self.store.database.now() < job.launched_at + self.retry_policy.resources
+        return in_time and self.launcher.is_waiting(job.handle)
 
     def _start(self, job: Job) -> bool:
-        if job.failures >= self.patience.failures:
+        if job.failures >= self.retry_policy.failures:
             self._give_up(job)
             return False
         if job.failures and job.launched_at is not None:
-            wait = min(self.patience.backoff * 2 ** (job.failures - 1), self.patience.backoff_most)
+            wait = min(self.retry_policy.backoff * 2 ** (job.failures - 1), self.retry_policy.max_backoff)
             if self.store.database.now() < job.launched_at + wait:
                 return False
         if job.handle is not None:
-            # Before the claim, which forgets the handle: an old driver's children must not outlive it.
+            # Before the claim, which removes the handle: an old driver's children must not outlive it.
             self.launcher.stop(job.handle)
         attempt = self.leases.claim(job)
         if attempt is None:
             return False
-        if job.launched_at is not None:  # a driver that stops in good order takes its launch off the records
+        if job.launched_at is not None:  # a driver that stopped cleanly has cleared it
             self.store.append(
                 job.id,
                 Event(
-                    "The job was interrupted and goes on from its last saved state",
+                    "The job was interrupted and resumes from its last saved state",
                     level="warn",
                     data={"attempt": attempt},
                     key=f"attempt/{attempt}",
@@ -114,14 +114,14 @@ class Reconciler:
         try:
             handle = self.launcher.start(job.id, attempt)
         except Exception:
-            # One job that cannot be started must not keep the others waiting; it counts as a failed start.
+            # A failed start; the other jobs must still be started.
             logger.exception("job %s: attempt %d could not be launched", job.id, attempt)
             return False
         self.leases.set_handle(job.id, attempt, handle)
         return True
 
     def _give_up(self, job: Job) -> None:
-        message = f"The job was interrupted {job.failures} times without progress. This is not your fault; try again."
+        message = f"The job was interrupted {job.failures} times without progress, by the service; try again."
         if job.handle is not None:
             self.launcher.stop(job.handle)
         try:
@@ -133,15 +133,15 @@ class Reconciler:
                 error=JobError(INTERNAL_ERROR, message),
             )
         except ConflictError:
-            return  # it was cancelled in this moment
+            return  # it was cancelled meanwhile
 
     def _collect(self, job: Job) -> None:
         if job.handle is None:
             return
         key, now = (job.id, job.attempt), self.store.database.now()
-        patience = self.patience.stop if job.status in TERMINAL else self.patience.pause
+        limit = self.retry_policy.stop if job.status in TERMINAL else self.retry_policy.pause
         since = self._lingering.setdefault(key, now)
-        if self.launcher.is_alive(job.handle) is not False and now < since + patience:
+        if self.launcher.is_alive(job.handle) is not False and now < since + limit:
             return
         self.launcher.stop(job.handle)
         self.leases.forget(job)

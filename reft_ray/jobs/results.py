@@ -1,4 +1,4 @@
-"""What the steps of a job return: small records of numbers and ids, stored as JSON."""
+"""The results of a job's steps: small records of numbers and ids, stored as JSON."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 REJECTED_SECONDS = 30 * 86400
-"""How long rejected rows are kept for review and appeal: `expires_after` of the quarantine file."""
+"""How long rejected rows are kept for review and appeal: the quarantine file's `expires_after`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The training (and validation) file was read. `first_lines` names the first bad ones, `report_file` all."""
+    """The check of the training and validation files; `first_lines` are the first invalid ones."""
 
     rows: int
     tokens: int
@@ -24,10 +24,10 @@ class Validation:
 
 @dataclass(frozen=True, slots=True)
 class Screening:
-    """Every row was judged: `rows` = `kept` + `review` + `blocked` + `invalid`.
+    """The verdicts on all rows: `rows` = `kept` + `review` + `blocked` + `invalid`.
 
-    `first_lines` names the first rows that were not kept. `report_file` has a line per such row, without its text;
-    `quarantine_file` has the rows themselves and goes with the training file. `kept_uri` is what training reads.
+    `first_lines` are the first rows that are not kept. `report_file` has a line per such row, without its text;
+    `quarantine_file` has the rows and is deleted with the training file. Training reads `kept_uri`.
     """
 
     rows: int
@@ -44,24 +44,24 @@ class Screening:
 
     @property
     def withheld(self) -> int:
-        """Rows that the teacher holds back."""
+        """Rows that the teacher blocks or withholds for review."""
         return self.review + self.blocked
 
     @property
     def lost_rows(self) -> int:
-        """Rows that went in and did not come out, or came out of nowhere: 0 unless there is a defect."""
+        """The difference between input rows and counted rows: 0 unless there is a defect."""
         return abs(self.rows - self.kept - self.withheld - self.invalid)
 
     @property
     def reject_ratio(self) -> float:
-        """The share of the valid rows that is held back."""
+        """The share of withheld rows among the valid ones."""
         valid = self.rows - self.invalid
         return self.withheld / valid if valid else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """The student was trained. `adapter_uri` is its adapter, `result_file` the CSV of its losses."""
+    """The trained student. `result_file` is the CSV of its losses."""
 
     adapter_uri: str
     steps: int
@@ -71,10 +71,10 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class GateCheck:
-    """One limit of the release gate with the numbers behind it, as `evaluation.gate.Check` has them.
+    """One limit of the release gate with its measurements, as in `evaluation.gate.Check`.
 
-    `bound` says how the limit is read (`at_most`, `at_least`, `rise_at_most`, `drop_at_most`); `base` is the model
-    before finetuning; None where a number was not taken.
+    `bound` is the kind of limit (`at_most`, `at_least`, `rise_at_most`, `drop_at_most`); `base` is the model before
+    finetuning. None: not measured.
     """
 
     measure: str
@@ -86,44 +86,44 @@ class GateCheck:
 
     @property
     def holds(self) -> bool:
-        """Whether the limit was met, by a number: what was not measured does not hold."""
+        """Whether the limit is met; a missing measurement does not meet it."""
         return self.passed and self.student is not None and math.isfinite(self.student)
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The student was measured against the operator's limits (and the user's own, where they are tighter)."""
+    """The student's checks against the stricter of the operator's and the user's limits."""
 
     checks: tuple[GateCheck, ...]
     report_file: str | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether the student may be released; without any check it may not."""
+        """Whether the student may be released; not without any check."""
         return bool(self.checks) and all(check.holds for check in self.checks)
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Evaluation:
-        """What `record_of` wrote."""
+        """Read what `record_of` wrote."""
         return cls(tuple(GateCheck(**check) for check in document["checks"]), document["report_file"])
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """The student was packed as a PEFT directory with card and provenance; `archive_file` is the same as a zip."""
+    """The student as a PEFT directory with model card and provenance; `archive_file` is its zip."""
 
     uri: str
     archive_file: str | None = None
 
 
 def record_of(result: Any) -> dict[str, Any]:
-    """A step's result as JSON, which has no NaN: null stands for it."""
+    """A step's result as JSON, with null for NaN."""
     document: dict[str, Any] = finite(asdict(result))
     return document
 
 
 def finite(value: Any) -> Any:
-    """The same value as JSON can hold it: tuples as lists, numbers that are none as None."""
+    """The value as JSON can represent it: tuples as lists, NaN and infinities as None."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -132,7 +132,7 @@ def finite(value: Any) -> Any:
 
 
 def result_of(kind: type[Any], document: dict[str, Any]) -> Any:
-    """The result that `record_of` wrote."""
+    """Read the result that `record_of` wrote."""
     if kind is Evaluation:
         return Evaluation.from_json(document)
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in document.items()})

@@ -1,4 +1,4 @@
-"""One driver's hold on one job: every write is fenced by the lease, so that a driver that lost it changes nothing."""
+"""A driver's access to its job. Every write checks the lease, so a driver that lost it changes nothing."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from reft_ray.telemetry.recorder import Recorder
 
 T = TypeVar("T")
 
-NO_ROOM = "insufficient_quota"
+QUOTA_EXHAUSTED = "insufficient_quota"
 
 GATE_SHARE = 0.1
-"""What evaluating and exporting are taken to add to the training time, until they are measured."""
+"""Assumed time of evaluation and export, as a share of the training time."""
 
 
 class JobFailedError(Exception):
-    """The job cannot succeed, for a reason that the user reads; `error` is that reason."""
+    """The job cannot succeed; `error` is the reason for the user."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ class JobFailedError(Exception):
 
 
 class JobRun:
-    """What the pipeline and the steps see of the job that they work on."""
+    """The job, as its lifecycle, its steps and its driver use it."""
 
     def __init__(self, job: Job, leases: Leases, owner: str, files: FileStore) -> None:
         self.job = job
@@ -50,22 +50,22 @@ class JobRun:
 
     @property
     def workspace(self) -> str:
-        """The URI of the directory for what outlives a job that succeeds; one that does not loses it."""
+        """The URI of the job's artefacts, which are kept when it succeeds."""
         return self.files.content.uri(job_key(self.job.project_id, self.job.id))
 
     @property
     def scratch(self) -> str:
-        """The URI of the directory that goes when the job has ended: copies of rows belong here."""
+        """The URI of temporary artefacts, such as copies of rows, which are removed when the job ends."""
         return self.files.content.uri(scratch_key(self.job.project_id, self.job.id))
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """What was saved so far, newest first; training goes on from the first."""
+        """The checkpoints so far, newest first; training resumes from the first."""
         return self._store.checkpoints(self.job.id, limit=1000).items
 
     @property
     def metrics_history(self) -> list[Mapping[str, Any]]:
-        """The data of all metrics events so far, those of earlier drivers too, in the order of their steps."""
+        """The data of all metrics events so far, also of earlier drivers, ordered by step."""
         found: list[Mapping[str, Any]] = []
         after = None
         while True:
@@ -79,18 +79,18 @@ class JobRun:
 
     @property
     def recorder(self) -> Recorder:
-        """Where the steps count."""
+        """The metrics recorder for the steps."""
         return self._store.recorder
 
     def should_stop(self) -> bool:
-        """Whether the job was cancelled or paused, or belongs to another driver; ask between two batches.
+        """Whether the job was cancelled or paused, or has another driver. Steps call it between batches.
 
-        A step that is told to stop saves its state and raises StoppedError.
+        When it is True, a step saves its state and raises StoppedError.
         """
         return self._stop.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep unless told to stop; the answer of `should_stop`."""
+        """Sleep until `seconds` have passed or the step should stop; returns `should_stop()`."""
         return self._stop.wait(seconds)
 
     def event(
@@ -102,11 +102,11 @@ class JobRun:
         data: Mapping[str, Any] | None = None,
         key: str | None = None,
     ) -> None:
-        """Tell the user something: numbers and ids, never text of a row. An event with a key is told once."""
+        """Add an event to the job's log: numbers and ids, never row texts. An event with a key is added once."""
         self._store.append(self.job.id, Event(message, level, type, data or {}, key), self._owner)
 
     def metrics(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
-        """Report training metrics, e.g. `train_loss`; the time of the end is foretold from the speed so far."""
+        """Report training metrics, e.g. `train_loss`; also updates the ETA."""
         named = {"training": "train_loss", "validation": "valid_loss"}
         losses = "".join(f", {name} loss={values[key]:.2f}" for name, key in named.items() if key in values)
         data = {"step": step, "total_steps": total_steps, **finite(values)}
@@ -114,15 +114,15 @@ class JobRun:
         self._store.append(self.job.id, event, self._owner, self._estimated_finish(step, total_steps))
 
     def checkpoint(self, step: int, uri: str, metrics: Mapping[str, float]) -> None:
-        """Report that the state after `step` lies, whole and committed, at `uri`."""
+        """Report the complete checkpoint of `step` at `uri`."""
         self._store.add_checkpoint(self.job.id, self._owner, step, uri, finite(dict(metrics)))
 
     def save_file(
         self, name: str, chunks: Iterable[bytes], *, parent_id: str | None = None, expires_after: int | None = None
     ) -> str:
-        """Store a result file; the same name is the same file. With a parent it is deleted with it. Its id.
+        """Store a result file, replacing one with this name; returns its id. It is deleted with its parent.
 
-        Raises JobFailedError where there is no room: another driver would not find more.
+        Raises JobFailedError when the quota is exhausted: a retry would not help.
         """
         try:
             record = self.files.create(
@@ -136,16 +136,16 @@ class JobRun:
             )
         except (QuotaError, TooLargeError) as full:
             raise JobFailedError(
-                NO_ROOM,
+                QUOTA_EXHAUSTED,
                 f"The job failed because its file {name} could not be stored. {full} "
-                "Make room among the project's files and create the job again.",
+                "Delete files of the project and create the job again.",
             ) from None
         return record.id
 
-    # For the pipeline
+    # For the lifecycle
 
     def done(self, name: str) -> bool:
-        """Whether a step is recorded."""
+        """Whether a step is recorded as finished."""
         return name in self._done
 
     def once(
@@ -158,7 +158,7 @@ class JobRun:
         result_files: Callable[[T], Iterable[str | None]] = lambda result: (),
         trained_tokens: Callable[[T], int | None] = lambda result: None,
     ) -> T:
-        """The result of a step: the recorded one, or that of doing the work now and recording it."""
+        """The recorded result of a step; without one, do the work and record its result."""
         if name in self._done:
             result: T = result_of(kind, self._done[name])
             return result
@@ -178,15 +178,15 @@ class JobRun:
         return result
 
     def check(self) -> None:
-        """Raise StoppedError when the job is not this driver's to go on with."""
+        """Raise StoppedError unless this driver may continue."""
         job = self._store.get(self.job.id)
         if job.lease_owner != self._owner or job.status is not self.job.status:
             self._stop.set()
         if self._stop.is_set():
-            raise StoppedError(f"{self.job.id}: told to stop")
+            raise StoppedError(f"{self.job.id}: asked to stop")
 
     def park(self, status: Status, event: Event, step: str | None = None) -> None:
-        """Leave the job in a state in which it waits, by raising StoppedError; a `step` is recorded with it."""
+        """Set a status in which the job waits, record a `step` with it, and raise StoppedError."""
         if step is not None:
             self._done[step] = {}
         self._move(status, event, step=step)
@@ -197,7 +197,7 @@ class JobRun:
         self._move(Status.FAILED, Event(error.message, level="error", data={"code": error.code}), error=error)
 
     def succeed(self, export: Export) -> None:
-        """End the job with a model, which others can see from the same moment on."""
+        """End the job with a model, which becomes visible in the same transaction."""
         name = self.job.model_name
         with self._store.database.write() as connection:
             before = held(connection, self.job.id, self._owner)
@@ -213,7 +213,7 @@ class JobRun:
     # For the driver
 
     def heartbeat(self) -> bool:
-        """Renew the lease and see whether to go on."""
+        """Renew the lease; returns whether to continue."""
         try:
             job = self._leases.renew(self.job.id, self._owner)
         except LeaseLostError:
@@ -230,11 +230,11 @@ class JobRun:
         return self._lost
 
     def stop(self) -> None:
-        """Ask the steps to stop, e.g. because the machine is going down."""
+        """Ask the steps to stop, e.g. because the machine shuts down."""
         self._stop.set()
 
     def release(self) -> None:
-        """Give the job back."""
+        """Release the lease."""
         self._leases.release(self.job.id, self._owner)
 
     def _move(self, status: Status, event: Event, error: JobError | None = None, step: str | None = None) -> None:
@@ -248,7 +248,7 @@ class JobRun:
         self._store.observe(before, after)
 
     def _estimated_finish(self, step: int, total_steps: int) -> float | None:
-        """By the pace since this driver's first report; None where that is this one."""
+        """Extrapolate from this driver's first report; None for the first report itself."""
         now = self._store.database.now()
         if self._pace is None:
             self._pace = (now, step)

@@ -1,4 +1,4 @@
-"""How fast jobs of a base model were, from the records of those that succeeded: what estimates are made of."""
+"""The measured speed of a base model's jobs, from the records of successful ones, for estimates."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from reft_ray.jobs.job_rows import COLUMNS, job_of
 from reft_ray.jobs.tables import job_events, job_steps, jobs
 
 JOBS = 20
-"""So many of the newest jobs are looked at: devices and models change."""
+"""The number of newest jobs that count: devices and models change."""
 
 _UNDISTURBED = 2
-"""Attempts of a job that was neither paused nor interrupted: a driver until the queue, and one behind it."""
+"""Attempts of a job that was neither paused nor interrupted: one driver before the queue and one after."""
 
 _LEAST_SECONDS = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One job: `busy` seconds in all without the queue, of which rows took `screening`.
+    """Times of one job in seconds: `busy` in total without the queue, of which `screening` took that long.
 
-    Training took `training` seconds from the first report to the last, so that start-up does not count as slowness;
-    `steps` were taken in them, and `share` is the part of all `tokens` that was trained on.
+    `training` is the time from the first report to the last, without start-up; it covers `steps` and the `share` of all
+    `tokens` that were trained in it.
     """
 
     busy: float
@@ -41,11 +41,10 @@ class _Run:
 
 
 def measured_speed(database: Database, model: str, preset: str | None = None, devices: int = 1) -> Speed | None:
-    """The speed of the newest undisturbed jobs with this base model and preset; None where there are none.
+    """The speed of the newest undisturbed jobs with this base model and preset; None without any.
 
-    Rows per second are those of the fastest job, because a small file spends its time on loading the teacher; tokens
-    per second and seconds per step are taken over all jobs together. What is left of a job's time is what it takes
-    whatever its size.
+    Rows per second are those of the fastest job, because small files mostly measure loading the teacher; tokens per
+    second and seconds per step are averages over all jobs. The remaining time of a job is its fixed time.
     """
     with database.read() as connection:
         runs = [run for job in _finished(connection, model, preset) if (run := _run_of(connection, job)) is not None]
@@ -77,11 +76,11 @@ def _finished(connection: Connection, model: str, preset: str | None) -> Sequenc
 
 
 def _run_of(connection: Connection, job: Job) -> _Run | None:
-    """None for a job that was too short to measure."""
+    """The times of a job; None for one that was too short to measure."""
     query = select(job_steps.c.name, job_steps.c.finished_at, job_steps.c.result).where(job_steps.c.job_id == job.id)
     steps = {row.name: row for row in connection.execute(query)}
-    told = (job_events.c.job_id == job.id) & (job_events.c.type == "metrics")
-    ends = connection.execute(select(func.min(job_events.c.seq), func.max(job_events.c.seq)).where(told)).one()
+    metrics = (job_events.c.job_id == job.id) & (job_events.c.type == "metrics")
+    ends = connection.execute(select(func.min(job_events.c.seq), func.max(job_events.c.seq)).where(metrics)).one()
     first, last = (connection.execute(select(job_events).where(job_events.c.seq == seq)).first() for seq in ends)
     times = (job.queued_at, job.started_at, job.finished_at)
     if first is None or last is None or None in times or not job.trained_tokens:

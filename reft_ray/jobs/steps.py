@@ -1,8 +1,8 @@
-"""What a job does, as a Protocol: the pipeline knows the order and the rules, the steps know the machines.
+"""The work of a job as a Protocol: `lifecycle` has the order and the rules, an implementation has the models.
 
-Each step gives back a small record of numbers and ids, which is written down: a step that is recorded is never
-run again. A step that was interrupted is run again, so it must be safe to repeat: it writes under the run's own
-directory, stores files under `run.save_file` names and continues from the checkpoints that it reported.
+Each step returns a small record of numbers and ids, which is stored: a recorded step is never repeated. An interrupted
+step is repeated, so it must be idempotent: it writes below the run's own URIs, stores files with `run.save_file` and
+resumes from the checkpoints that it reported.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from reft_ray.jobs.run import JobRun
 class Steps(Protocol):
     """The work of a job. All methods may run again after a crash; see the module's docstring.
 
-    They raise StoppedError when `run.should_stop()` says so, JobFailedError for what the user can mend, and
-    anything else for trouble of ours: the job is then started again, from its last checkpoint.
+    They raise StoppedError when `run.should_stop()`, and JobFailedError for what the user can fix. After any other
+    error the job is started again, from its last checkpoint.
     """
 
     def validate(self, run: JobRun) -> Validation:
-        """Read all rows of the files and check them."""
+        """Check all rows of the files."""
         ...
 
     def screen(self, run: JobRun, validation: Validation) -> Screening:
-        """Judge all rows; write the kept ones, the quarantine and the report."""
+        """Judge all rows; write the kept rows, the quarantine and the report."""
         ...
 
     def review(self, run: JobRun, screening: Screening) -> Screening:
-        """After people have decided: the screening with the approved rows among the kept ones."""
+        """Apply the decisions of people: add the approved rows to the kept ones."""
         ...
 
     def train(self, run: JobRun, screening: Screening) -> Training:
-        """Guided finetuning on the kept rows, reporting metrics and checkpoints; goes on from the last checkpoint."""
+        """Finetune on the kept rows from the last checkpoint, reporting metrics and checkpoints."""
         ...
 
     def evaluate(self, run: JobRun, training: Training) -> Evaluation:
-        """Measure the student and the model before finetuning."""
+        """Evaluate the student and the base model."""
         ...
 
     def export(self, run: JobRun, screening: Screening, training: Training, evaluation: Evaluation) -> Export:
-        """Pack the student."""
+        """Package the student."""
         ...

@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy Core: what Alembic's migrations must arrive at (a test compares the two)."""
+"""The tables as SQLAlchemy Core; a test compares them with the result of Alembic's migrations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ metadata = MetaData(
     }
 )
 
-# SQLite only counts up by itself in a column of exactly the type INTEGER.
+# SQLite autoincrements only columns of exactly the type INTEGER.
 Sequence = BigInteger().with_variant(Integer, "sqlite")
 
 organizations = Table(
@@ -118,9 +118,9 @@ jobs = Table(
     Column("project_id", String(40), nullable=False),
     Column("status", String(20), nullable=False),
     Column("spec", JSON, nullable=False),
-    # The spec's own, because no query may parse what users wrote.
-    Column("model", String(256)),
-    Column("training_file", String(40)),
+    # Copies from the spec, so that no query has to parse user input.
+    Column("model", String(256), nullable=False),
+    Column("training_file", String(40), nullable=False),
     Column("validation_file", String(40)),
     Column("metadata", JSON, nullable=False),
     Column("created_at", Float, nullable=False),

@@ -1,4 +1,4 @@
-"""Organisations, projects and API keys. A key is stored as its hash and shown once, when it is made."""
+"""Organisations, projects and API keys. A key is stored as a hash and shown once, at its creation."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ SCOPES = (
     "moderations",
     "webhooks",
 )
-LONGEST_SECONDS = 100 * 365 * 86400
+MAX_SECONDS = 100 * 365 * 86400
 OPERATOR: Mapping[str, Any] = {"type": "session", "session": {"user": "operator"}}
-"""The actor of what is done on the command line."""
+"""The audit log's actor for the command line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a project may use; held over all gateways."""
+    """A project's limits over all gateways."""
 
     requests_per_minute: int = 600
     tokens_per_minute: int = 1_000_000
@@ -43,14 +43,14 @@ class Limits:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Limits:
-        """The limits with the project's own values in place of the defaults."""
+        """The defaults, overridden by the project's values."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in document.items() if name in known})
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is asking: the project that owns what is made, and what the key may do."""
+    """The caller: the project that owns the objects it creates, and the scopes of its key."""
 
     organization_id: str
     project_id: str
@@ -67,12 +67,12 @@ class Principal:
 
 
 LOCAL = Principal("org-local", "proj_local", None, frozenset(SCOPES), Limits())
-"""Everybody, on a service without keys; such a service answers on loopback alone."""
+"""The caller of a service without keys, which answers on loopback only."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key as it may be shown again: everything but the secret."""
+    """A key without its secret."""
 
     id: str
     project_id: str
@@ -88,7 +88,7 @@ _COLUMNS = [api_keys.c[field.name] for field in fields(ApiKey)]
 
 
 class Tenants:
-    """Make, find and end keys."""
+    """Create, look up and revoke keys."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -103,9 +103,9 @@ class Tenants:
         expires_seconds: float | None = None,
         limits: Mapping[str, int] | None = None,
     ) -> tuple[ApiKey, str]:
-        """A new key and its secret; organisation and project are made when they are new.
+        """Create a key and return it with its secret; creates the organisation and the project if necessary.
 
-        `limits` become those of the project; limits that they do not name stay as they are.
+        `limits` update those of the project. Raises InvalidError.
         """
         unknown = sorted(set(scopes) - set(SCOPES))
         if unknown or not scopes:
@@ -114,7 +114,7 @@ class Tenants:
             )
         if expires_seconds is not None and expires_seconds <= 0:
             raise InvalidError("a key must expire in the future", "expires")
-        if expires_seconds is not None and expires_seconds > LONGEST_SECONDS:
+        if expires_seconds is not None and expires_seconds > MAX_SECONDS:
             raise InvalidError("a key must expire within 100 years, or not at all", "expires")
         _check(limits or {})
         now, secret, key_id = self.database.now(), PREFIX + secrets.token_urlsafe(32), ids.new_id(ids.KEY)
@@ -159,7 +159,7 @@ class Tenants:
         return self.key(key_id), secret
 
     def key(self, key_id: str) -> ApiKey:
-        """One key."""
+        """Get a key. Raises NotFoundError."""
         with self.database.read() as connection:
             row = connection.execute(select(*_COLUMNS).where(api_keys.c.id == key_id)).first()
         if row is None:
@@ -167,7 +167,7 @@ class Tenants:
         return ApiKey(*row)
 
     def list_keys(self) -> list[tuple[str, str, ApiKey]]:
-        """All keys with the names of their organisation and project, sorted by these, then by age and name."""
+        """All keys with the names of their organisation and project, sorted by these, age and name."""
         query = (
             select(organizations.c.name, projects.c.name, *_COLUMNS)
             .join_from(api_keys, projects)
@@ -178,7 +178,7 @@ class Tenants:
             return [(row[0], row[1], ApiKey(*row[2:])) for row in connection.execute(query)]
 
     def revoke(self, key_id: str) -> ApiKey:
-        """End a key now; revoking it again changes nothing."""
+        """Revoke a key; revoking it again changes nothing."""
         key = self.key(key_id)
         with self.database.write() as connection:
             changed = connection.execute(
@@ -191,12 +191,12 @@ class Tenants:
         return self.key(key_id)
 
     def any_keys(self) -> bool:
-        """Whether the service has keys at all; without any, only loopback may ask."""
+        """Whether the service has any keys; without any, it answers on loopback only."""
         with self.database.read() as connection:
             return connection.execute(select(api_keys.c.id).limit(1)).first() is not None
 
     def authenticate(self, secret: str) -> Principal | None:
-        """The owner of a secret, or None when it is unknown, revoked or expired."""
+        """The principal of a secret; None when it is unknown, revoked or expired."""
         query = (
             select(api_keys, projects.c.organization_id, projects.c.limits)
             .join_from(api_keys, projects)
@@ -223,5 +223,5 @@ def _check(limits: Mapping[str, int]) -> None:
 
 
 def _digest(secret: str) -> str:
-    # 256 random bits need no slow hash: there is nothing to guess.
+    # 256 random bits need no slow hash: they cannot be guessed.
     return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A first look at a training file while it arrives: what no job could use is refused at upload."""
+"""Format check of a training file during its upload."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ _OTHER_FORMATS = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".g
 
 
 def checked(filename: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The chunks as they are; InvalidError once the head of a JSONL file proves to be something else.
+    """Pass the chunks through. Raises InvalidError when the start of the file is not JSONL.
 
-    Only the head is read: every row is validated by the job, which reports all errors and not the first.
+    Only the start is checked: the job validates every row and reports all errors.
     """
     head, held = b"", []
-    looking = not filename.lower().endswith(_OTHER_FORMATS)
+    checking = not filename.lower().endswith(_OTHER_FORMATS)
     size = 0
     for chunk in chunks:
         size += len(chunk)
-        if not looking:
+        if not checking:
             yield chunk
             continue
         head += chunk
         held.append(chunk)
         if len(head) >= HEAD_BYTES:
             _check(head, complete=False)
-            looking = False
+            checking = False
             yield from held
     if size == 0:
         raise InvalidError("The file is empty.", "file", "invalid_file_format")
-    if looking:
+    if checking:
         _check(head, complete=True)
         yield from held
 
@@ -45,7 +45,7 @@ def _check(head: bytes, complete: bool) -> None:
         if cut.strip() and not cut.lstrip().startswith(b"{"):
             raise _not_a_dictionary(len(lines) + 1)
     if complete and not any(line.strip() for line in lines):
-        raise InvalidError("The file holds nothing but blank lines.", "file", "invalid_file_format")
+        raise InvalidError("The file contains only blank lines.", "file", "invalid_file_format")
     for number, line in enumerate(lines, 1):
         if line.strip() and not _is_dictionary(line):
             raise _not_a_dictionary(number)

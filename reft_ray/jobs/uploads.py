@@ -1,4 +1,4 @@
-"""Uploads in parts: for files that are too large, or networks too poor, for one request."""
+"""Multipart uploads, for large files and unreliable networks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from reft_ray.jobs.tables import upload_parts, uploads
 LIFETIME_SECONDS = 3600.0
 PART_BYTES = 64 << 20
 JOIN_SECONDS = 900.0
-"""Parts that were not joined after so long are taken to have lost their gateway, and may be joined again."""
+"""After this time, a join that has not finished is presumed lost and may be started again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An upload that is under way (`pending`, then `completing`) or over (`completed`, `cancelled`, `expired`)."""
+    """An upload, open (`pending`, then `completing`) or closed (`completed`, `cancelled`, `expired`)."""
 
     id: str
     project_id: str
@@ -42,7 +42,7 @@ _COLUMNS = [uploads.c[name] for name in Upload.__dataclass_fields__]
 
 
 class UploadStore:
-    """Uploads beside the files that they become."""
+    """Create, fill, complete and cancel uploads."""
 
     def __init__(self, files: FileStore, max_bytes: int = 8 << 30) -> None:
         self.files = files
@@ -52,15 +52,15 @@ class UploadStore:
     def create(
         self, project_id: str, filename: str, purpose: str, size: int, mime_type: str, expires_after: int | None = None
     ) -> Upload:
-        """Open an upload of exactly `size` bytes; they count as used until it is over."""
+        """Create an upload of exactly `size` bytes, which count as used until it is closed."""
         if size > self.max_bytes:
-            raise TooLargeError(f"An upload may have {self.max_bytes} bytes, not {size}.")
+            raise TooLargeError(f"An upload may have up to {self.max_bytes} bytes, not {size}.")
         now, upload_id = self.database.now(), ids.new_id(ids.UPLOAD)
         with self.database.write() as connection:
-            room = self.files.room(connection, project_id)
-            if size > room:
+            left = self.files.remaining(connection, project_id)
+            if size > left:
                 raise QuotaError(
-                    f"The project has room for {room} bytes, not {size}; delete files or cancel uploads.", "bytes"
+                    f"The project's quota has {left} bytes left, not {size}; delete files or cancel uploads.", "bytes"
                 )
             connection.execute(
                 insert(uploads).values(
@@ -79,7 +79,7 @@ class UploadStore:
         return self.get(upload_id, project_id)
 
     def get(self, upload_id: str, project_id: str) -> Upload:
-        """The upload; one whose time is over before it is complete is `expired`."""
+        """Get an upload; closes it as `expired` when its time is over. Raises NotFoundError."""
         query = select(*_COLUMNS).where(uploads.c.id == upload_id, uploads.c.project_id == project_id)
         with self.database.read() as connection:
             row = connection.execute(query).first()
@@ -92,7 +92,7 @@ class UploadStore:
         return upload
 
     def add_part(self, upload_id: str, project_id: str, chunks: Iterable[bytes]) -> tuple[str, float]:
-        """Store a part; its id and creation time. A part that comes again, byte for byte, is the part that is there."""
+        """Store a part; returns its id and creation time. Sending the same bytes again returns the same part."""
         upload = self._pending(upload_id, project_id)
         part_id, now = ids.new_id(ids.PART), self.database.now()
         key = _key(upload, part_id)
@@ -108,7 +108,7 @@ class UploadStore:
     def complete(
         self, upload_id: str, project_id: str, part_ids: Sequence[str], md5: str | None = None
     ) -> tuple[Upload, FileRecord]:
-        """Join the parts, in the order given, into a file; asking again for a finished upload gives the same file."""
+        """Join the parts, in the given order, into a file; repeating it returns the same file."""
         upload = self.get(upload_id, project_id)
         if upload.status == "completed" and upload.file_id is not None:
             return upload, self.files.get(upload.file_id, project_id)
@@ -132,14 +132,14 @@ class UploadStore:
         return self.get(upload_id, project_id), record
 
     def cancel(self, upload_id: str, project_id: str) -> Upload:
-        """Give up an upload."""
+        """Cancel an upload. Raises ConflictError unless it is pending."""
         upload = self._pending(upload_id, project_id)
         if not self._close(upload, "cancelled"):
             raise _refusal(self.get(upload_id, project_id))
         return self.get(upload_id, project_id)
 
     def sweep(self) -> int:
-        """Close the uploads whose time is over; their number."""
+        """Close expired uploads; returns their number."""
         query = select(*_COLUMNS).where(uploads.c.status.in_(OPEN_UPLOAD), uploads.c.expires_at <= self.database.now())
         with self.database.read() as connection:
             late = [Upload(*row) for row in connection.execute(query)]
@@ -149,20 +149,20 @@ class UploadStore:
 
     def _keep(self, upload: Upload, part_id: str, written: Written, now: float) -> tuple[str, float]:
         with self.database.write() as connection:
-            # Only under this lock is it known what other parts, and a request that closes the upload, have left.
+            # This lock excludes other parts, and a request that closes the upload.
             status = select(uploads.c.status).where(uploads.c.id == upload.id).with_for_update()
             if connection.execute(status).scalar_one() != "pending":
-                raise ConflictError(f"Upload {upload.id} was closed before the part was there.", "upload_not_pending")
+                raise ConflictError(f"Upload {upload.id} was closed before the part was stored.", "upload_not_pending")
             mine = upload_parts.c.upload_id == upload.id
-            # A client whose answer was lost sends again, and two copies of a part would not fit.
+            # A client that lost the response sends again, and two copies of a part would not fit.
             copies = mine & (upload_parts.c.sha256 == written.sha256)
             same = select(upload_parts.c.id, upload_parts.c.created_at).where(copies)
-            if (there := connection.execute(same).first()) is not None:
-                return there.id, there.created_at
+            if (stored := connection.execute(same).first()) is not None:
+                return stored.id, stored.created_at
             total = select(func.coalesce(func.sum(upload_parts.c.bytes), 0)).where(mine)
-            room = upload.bytes - int(connection.execute(total).scalar_one())
-            if written.bytes > room:
-                raise TooLargeError(f"The part has {written.bytes} bytes; the upload has room for {room} more.")
+            left = upload.bytes - int(connection.execute(total).scalar_one())
+            if written.bytes > left:
+                raise TooLargeError(f"The part has {written.bytes} bytes; the upload has {left} left.")
             connection.execute(
                 insert(upload_parts).values(
                     id=part_id, upload_id=upload.id, bytes=written.bytes, sha256=written.sha256, created_at=now
@@ -177,11 +177,11 @@ class UploadStore:
         return upload
 
     def _claim(self, upload: Upload) -> Upload:
-        """Become the one request that joins the parts, with time enough for it; ConflictError for all others."""
+        """Become the only request that joins the parts. Raises ConflictError for all others."""
         now = self.database.now()
-        left = upload.status == "completing" and upload.expires_at <= now + LIFETIME_SECONDS - JOIN_SECONDS
+        lost = upload.status == "completing" and upload.expires_at <= now + LIFETIME_SECONDS - JOIN_SECONDS
         claim = replace(upload, status="completing", expires_at=now + LIFETIME_SECONDS)
-        if upload.status != "pending" and not left:
+        if upload.status != "pending" and not lost:
             raise _refusal(upload)
         if not self._move(upload, status=claim.status, expires_at=claim.expires_at):
             raise _refusal(self.get(upload.id, upload.project_id))
@@ -196,7 +196,7 @@ class UploadStore:
                 raise InvalidError(f"Upload {upload.id} has no part {part_id}.", "part_ids")
         total = sum(sizes[part_id] for part_id in part_ids)
         if total != upload.bytes:
-            raise InvalidError(f"The parts have {total} bytes, the upload was opened for {upload.bytes}.", "part_ids")
+            raise InvalidError(f"The parts have {total} bytes, the upload was created for {upload.bytes}.", "part_ids")
 
     def _joined(self, upload: Upload, part_ids: Sequence[str], md5: str | None) -> Iterator[bytes]:
         digest = hashlib.md5(usedforsecurity=False)
@@ -204,7 +204,7 @@ class UploadStore:
             for chunk in self.files.content.read(_key(upload, part_id)):
                 digest.update(chunk)
                 yield chunk
-        # Here, because an error in the stream leaves nothing stored.
+        # Here, because an error within the stream leaves nothing stored.
         if md5 is not None and md5.lower() != digest.hexdigest():
             raise InvalidError("md5 does not match the joined parts; nothing was stored.", "md5")
 
@@ -215,10 +215,10 @@ class UploadStore:
         return True
 
     def _move(self, seen: Upload, **values: Any) -> bool:
-        """Compare-and-set: change an upload that still stands as it was seen. A claim is known by its `expires_at`."""
-        as_seen = (uploads.c.status == seen.status) & (uploads.c.expires_at == seen.expires_at)
+        """Compare-and-set: change an upload that is unchanged since it was read. `expires_at` identifies a claim."""
+        unchanged = (uploads.c.status == seen.status) & (uploads.c.expires_at == seen.expires_at)
         with self.database.write() as connection:
-            statement = update(uploads).where(uploads.c.id == seen.id, as_seen).values(**values)
+            statement = update(uploads).where(uploads.c.id == seen.id, unchanged).values(**values)
             return bool(connection.execute(statement).rowcount)
 
 

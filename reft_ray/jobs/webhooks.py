@@ -1,4 +1,4 @@
-"""Webhooks: written down with the change that they tell of, delivered later, signed as the `openai` client checks."""
+"""Webhooks: recorded with the change that they report, delivered later, signed for the `openai` client."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from reft_ray.jobs.tables import webhook_deliveries, webhook_endpoints
 
 EVENTS = ("fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled")
 RETRY_SECONDS = (5, 30, 120, 600, 3600, 6 * 3600, 24 * 3600)
-"""Waits between attempts; after the last one the delivery is given up."""
+"""Waits between attempts; after the last one the delivery is abandoned."""
 
 Post = Callable[[str, bytes, Mapping[str, str]], int]
-"""Sends a body and returns the HTTP status; raises OSError when the endpoint cannot be reached."""
+"""Sends a body and returns the HTTP status. Raises OSError when the endpoint cannot be reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a project wants to be told. The secret signs; it is shown once, when the endpoint is made."""
+    """A URL that receives a project's events. Its secret signs them; it is shown once, at its creation."""
 
     id: str
     project_id: str
@@ -45,7 +45,7 @@ _COLUMNS = [webhook_endpoints.c[name] for name in Endpoint.__dataclass_fields__]
 
 
 def enqueue(connection: Connection, now: float, project_id: str, kind: str, object_id: str) -> None:
-    """Write down one delivery per endpoint that wants to know, in the transaction of the change itself."""
+    """Record one delivery per subscribed endpoint, in the transaction of the change."""
     event_id = ids.new_id(ids.WEBHOOK_EVENT)
     endpoints = connection.execute(select(*_COLUMNS).where(webhook_endpoints.c.project_id == project_id)).all()
     for endpoint in (Endpoint(*row) for row in endpoints):
@@ -71,14 +71,14 @@ def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
 
 
 class Webhooks:
-    """Endpoints and their deliveries. `allow_private` lets webhooks go to addresses inside the operator's network."""
+    """Endpoints and their deliveries. `allow_private` permits addresses inside the operator's network."""
 
     def __init__(self, database: Database, allow_private: bool = False) -> None:
         self.database = database
         self.allow_private = allow_private
 
     def add(self, project_id: str, url: str, events: Sequence[str] = EVENTS) -> Endpoint:
-        """Register an endpoint; the answer carries its fresh secret."""
+        """Register an endpoint with a new secret. Raises InvalidError."""
         unknown = [event for event in events if event not in EVENTS]
         if unknown or not events:
             raise InvalidError(f"events: {unknown or 'empty'}; choose from {', '.join(EVENTS)}.", "events")
@@ -100,7 +100,7 @@ class Webhooks:
             return [Endpoint(*row) for row in connection.execute(query.order_by(webhook_endpoints.c.created_at))]
 
     def remove(self, endpoint_id: str, project_id: str) -> None:
-        """Forget an endpoint and what was still to be delivered to it."""
+        """Delete an endpoint and its pending deliveries. Raises NotFoundError."""
         mine = (webhook_endpoints.c.id == endpoint_id) & (webhook_endpoints.c.project_id == project_id)
         with self.database.write() as connection:
             if connection.execute(select(webhook_endpoints.c.id).where(mine)).first() is None:
@@ -109,7 +109,7 @@ class Webhooks:
             connection.execute(delete(webhook_endpoints).where(mine))
 
     def deliver(self, post: Post) -> int:
-        """Send what is due; the number delivered. Claimed before it is sent, so that gateways share the work."""
+        """Send the due webhooks; returns the number delivered. Each is claimed first, so gateways share the work."""
         done = 0
         query = select(webhook_deliveries).where(webhook_deliveries.c.next_at <= self.database.now())
         with self.database.read() as connection:
@@ -120,11 +120,11 @@ class Webhooks:
         return done
 
     def check_address(self, url: str) -> None:
-        """Refuse an address that would turn the service against the operator's own network."""
+        """Raise InvalidError for an address inside the operator's network (server-side request forgery)."""
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
-            (host or "").encode("idna")  # as the resolver does, which raises UnicodeError, a ValueError, in its midst
+            (host or "").encode("idna")  # the resolver does the same, and fails with UnicodeError
         except ValueError:
             raise InvalidError("url: its host name or its port is malformed.", "url") from None
         if parts.scheme not in ("https", "http") or not host:
@@ -166,7 +166,7 @@ class Webhooks:
             "webhook-signature": sign(endpoint.secret, delivery.event_id, timestamp, body),
         }
         try:
-            # Checked again at sending: the name may resolve to another address than when it was registered.
+            # Checked again: the name may resolve to another address than at its registration.
             self.check_address(endpoint.url)
             status = post(endpoint.url, body, headers)
         except (OSError, InvalidError):
@@ -183,6 +183,6 @@ class Webhooks:
 
 
 def payload(event_id: str, kind: str, object_id: str, created_at: float) -> bytes:
-    """The body of a delivery, the same bytes at every attempt."""
+    """The body of a delivery, identical at every attempt."""
     event = {"id": event_id, "object": "event", "created_at": int(created_at), "type": kind, "data": {"id": object_id}}
     return json.dumps(event, separators=(",", ":")).encode()

@@ -1,4 +1,4 @@
-"""The filter's application over the word scorer: in this process, or behind a real server on loopback."""
+"""The filter's application with the word scorer, in this process or on a loopback server."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ Live = Callable[[FastAPI], AbstractContextManager[str]]
 
 @dataclass
 class TroubledModerator:
-    """The word scorer, after the errors and pauses that a test asks for."""
+    """The word scorer, after configurable errors and pauses."""
 
     failures: list[Exception] = field(default_factory=list)
     gate: asyncio.Event | None = None
@@ -64,7 +64,7 @@ class TroubledModerator:
 
 @dataclass
 class FilterApp:
-    """An application with the parts that a test looks at."""
+    """An application with its moderator and recorder."""
 
     judge: TroubledModerator
     recorder: MemoryRecorder
@@ -85,7 +85,7 @@ def make_filter(tmp_path: Path) -> Callable[..., FilterApp]:
 
 @pytest.fixture
 def live() -> Live:
-    """Serves an application on loopback for as long as the block lasts."""
+    """Serve an application on loopback during the block."""
 
     @contextmanager
     def serve(app: FastAPI) -> Iterator[str]:

@@ -132,7 +132,7 @@ def test_ten_thousand_bodies(make_filter: Callable[..., Any]) -> None:
     assert service.judge.waiting == 0
 
 
-def test_a_client_that_vanishes_leaves_nothing_behind(make_filter: Callable[..., Any], live: Any) -> None:
+def test_a_client_that_disconnects_leaves_nothing(make_filter: Callable[..., Any], live: Any) -> None:
     service = make_filter(idle_seconds=30)
     line = b'{"text": "Good morning."}\n'
 
@@ -148,7 +148,7 @@ def test_a_client_that_vanishes_leaves_nothing_behind(make_filter: Callable[...,
                 await asyncio.wait_for(reader.readuntil(b'"verdict"'), 60)
             return True
         finally:
-            # A socket left open would fail whichever test is running when it is collected.
+            # An open socket would fail the test that runs when it is collected.
             writer.close()
             await writer.wait_closed()
 
@@ -163,7 +163,7 @@ def test_a_client_that_vanishes_leaves_nothing_behind(make_filter: Callable[...,
 
     with live(service.app) as url, httpx.Client(base_url=url) as client:
         asyncio.run(run(httpx.URL(url).port or 0))
-        # All places come free again, though 24 streams went through 8 of them and none came to its end.
+        # All slots are freed, although 24 streams used 8 of them and none finished.
         trailers: list[str] = []
         until = time.monotonic() + 60
         while len(trailers) < 8:
@@ -174,7 +174,7 @@ def test_a_client_that_vanishes_leaves_nothing_behind(make_filter: Callable[...,
     assert all('"done":true' in trailer for trailer in trailers)
 
 
-def test_many_slow_clients_are_served_side_by_side(make_filter: Callable[..., Any], live: Any) -> None:
+def test_many_slow_clients_are_served_concurrently(make_filter: Callable[..., Any], live: Any) -> None:
     async def slow(port: int) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         body = b'{"text": "Good morning."}\n' * 3

@@ -1,4 +1,4 @@
-"""The service keeps to its own OpenAPI document, as schemathesis reads it."""
+"""The service conforms to its OpenAPI document, by schemathesis."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from schemathesis.specs.openapi.checks import (  # noqa: E402
 schemathesis.serializer.alias("application/jsonl", "application/octet-stream")
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 UNAVAILABLE = {503, 504}
-"""Documented answers of a service that has no place, or no time within a caller's own deadline."""
+"""Documented responses of an overloaded service, or past the caller's deadline."""
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -1,4 +1,4 @@
-"""OpenAI's moderation contract, kept by the client unchanged."""
+"""OpenAI's moderation API, tested with its unchanged client."""
 
 import asyncio
 import json

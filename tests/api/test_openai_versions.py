@@ -1,4 +1,4 @@
-"""Older openai clients, each in an environment of its own, against the same server."""
+"""Older openai clients, each in its virtual environment, against the same server."""
 
 import json
 import subprocess

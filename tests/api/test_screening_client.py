@@ -1,4 +1,4 @@
-"""The client brings every row to its verdict, whatever happens on the way."""
+"""The client gets a verdict for every row, in spite of network errors."""
 
 import json
 import tracemalloc
@@ -30,7 +30,7 @@ class Flaky(httpx.BaseTransport):
         response.close()
         if request.method == "GET" and len(body) > 60:
             return httpx.Response(response.status_code, stream=Cut(body[: len(body) // 2]))
-        # The service has done the work, and its answer is lost.
+        # The service has done the work; its response is lost.
         raise httpx.ReadError("lost", request=request)
 
     def close(self) -> None:
@@ -93,13 +93,13 @@ def test_a_refusal_is_one_clear_line(make_filter: Callable[..., Any], live: Any,
             list(client.screen([b"a\nb"]))
 
 
-def test_nobody_at_home_is_told_within_the_patience() -> None:
+def test_an_unreachable_service_is_an_error_within_the_patience() -> None:
     with ScreeningClient("http://127.0.0.1:9", patience=0.2) as client, pytest.raises(ScreeningError, match="answer"):
         client.teacher()
 
 
 def test_missing_verdicts_are_an_error(row: Row) -> None:
-    """A service that loses a row is found out, not believed."""
+    """A service that loses a row is detected."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         path = request.url.path

@@ -80,7 +80,7 @@ def test_a_chunk_may_be_sent_again_but_not_changed(make_filter: Callable[..., An
     use(service.app, body)
 
 
-def test_chunks_far_ahead_of_the_verdicts_are_put_off(make_filter: Callable[..., Any], row: Row) -> None:
+def test_chunks_far_ahead_of_the_verdicts_are_rejected(make_filter: Callable[..., Any], row: Row) -> None:
     async def body(client: httpx.AsyncClient) -> None:
         path = await create(client)
         early = await client.put(f"{path}/chunks/9", content=row("Hello."))
@@ -90,7 +90,7 @@ def test_chunks_far_ahead_of_the_verdicts_are_put_off(make_filter: Callable[...,
     use(make_filter(window=4).app, body)
 
 
-def test_chunks_are_put_off_while_others_are_judged(make_filter: Callable[..., Any], row: Row) -> None:
+def test_chunks_are_rejected_while_others_are_judged(make_filter: Callable[..., Any], row: Row) -> None:
     service = make_filter(max_streams=2)
 
     async def body(client: httpx.AsyncClient) -> None:
@@ -192,7 +192,9 @@ def test_thresholds_hold_for_the_whole_screening(make_filter: Callable[..., Any]
     use(make_filter().app, body)
 
 
-def test_thresholds_laxer_than_a_later_teachers_judge_no_more(make_filter: Callable[..., Any], row: Row) -> None:
+def test_thresholds_that_a_later_teacher_does_not_allow_are_a_conflict(
+    make_filter: Callable[..., Any], row: Row
+) -> None:
     class Stricter(WordScorer):
         def __init__(self, teacher_id: str) -> None:
             super().__init__(teacher_id)
@@ -238,7 +240,7 @@ def test_unknown_screenings_are_404_or_400(make_filter: Callable[..., Any], name
     use(make_filter().app, body)
 
 
-def test_somebody_elses_screening_does_not_exist(tmp_path: Path) -> None:
+def test_another_projects_screening_does_not_exist(tmp_path: Path) -> None:
     store = ScreeningStore(str(tmp_path), FilterSettings())
     state = store.create("project-a", None, None, {})
     assert store.state(state.about.id, "project-a").about == state.about
@@ -262,7 +264,7 @@ def test_expired_screenings_are_swept_and_their_number_is_bounded(
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_one_project_closes_screenings_to_no_other(tmp_path: Path) -> None:
+def test_one_project_uses_up_no_other_projects_screenings(tmp_path: Path) -> None:
     store = ScreeningStore(str(tmp_path), FilterSettings(max_screenings=2, max_screenings_in_all=3))
     for _ in range(2):
         first = store.create("project-a", None, None, {})

@@ -1,4 +1,4 @@
-"""A database of each kind, a clock that the tests turn, and a content store in a temporary directory."""
+"""A database of each kind, a manual clock, and a content store in a temporary directory."""
 
 import os
 import shutil
@@ -42,7 +42,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def postgres_url():
-    """A PostgreSQL server of our own; it refuses to run as root, so it then runs as the user that Debian made."""
+    """A temporary PostgreSQL server; it refuses to run as root, so it then runs as Debian's user."""
     pytest.importorskip("psycopg", reason="psycopg is not installed")
     binaries = postgres_binaries()
     if binaries is None:

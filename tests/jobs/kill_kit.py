@@ -1,7 +1,7 @@
 """A small service whose processes kill themselves, with SIGKILL, once, at a named point.
 
 `python kill_kit.py ROOT` is the gateway; `kill_kit:make` are the steps of its drivers. ROOT/point names the point,
-ROOT/journal gets a line per started step, ROOT/gateway.pid is the gateway's number.
+ROOT/journal gets a line per started step, ROOT/gateway.pid holds the gateway's process id.
 """
 
 import os
@@ -21,7 +21,7 @@ from reft_ray.jobs.lease import Leases, Slots
 from reft_ray.jobs.reconciler import Reconciler, RetryPolicy
 
 LEASE_SECONDS = 20.0
-START_SECONDS = 20.0  # a driver that is slow to start on a busy machine is no failed one
+START_SECONDS = 20.0  # a slow start on a busy machine is not a failure
 WORKER = "import sys, time; time.sleep(600)"
 
 

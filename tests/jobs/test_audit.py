@@ -1,4 +1,4 @@
-"""The audit log: what is in it cannot be changed, taken out or cut off unseen."""
+"""The audit log: changed, removed and truncated entries are detected."""
 
 import threading
 
@@ -35,8 +35,8 @@ def test_an_empty_log_verifies(database):
         (update(audit_log).where(audit_log.c.seq == 3).values(effective_at=1.0), "entry 3 .* was changed"),
         (update(audit_log).where(audit_log.c.seq == 3).values(project_id="proj_b"), "entry 3 .* was changed"),
         (delete(audit_log).where(audit_log.c.seq == 3), "entry 3 is missing"),
-        (delete(audit_log).where(audit_log.c.seq == 5), "entries behind 4 are missing"),
-        (delete(audit_log), "entries behind 0 are missing"),
+        (delete(audit_log).where(audit_log.c.seq == 5), "entries after 4 are missing"),
+        (delete(audit_log), "entries after 0 are missing"),
     ],
 )
 def test_every_change_is_found(log, change, fault):
@@ -46,16 +46,16 @@ def test_every_change_is_found(log, change, fault):
         raise AssertionError(log.verify().fault)
 
 
-def test_a_resealed_entry_breaks_the_chain_behind_it(log):
+def test_a_rehashed_entry_breaks_the_chain_after_it(log):
     from dataclasses import replace
 
     with log.database.write() as connection:
         forged = replace(log.entries()[2], data={"n": 9})
-        connection.execute(update(audit_log).where(audit_log.c.seq == 3).values(data=forged.data, hash=forged.seal()))
+        connection.execute(update(audit_log).where(audit_log.c.seq == 3).values(data=forged.data, hash=forged.digest()))
     assert log.verify().fault == "entry 4 does not follow the one before it"
 
 
-def test_a_log_that_was_rewritten_as_a_whole_fails_against_a_remembered_head(log):
+def test_a_completely_rewritten_log_fails_against_an_earlier_head(log):
     head = log.verify().head
     log.append("file.created", {}, "proj_a")
     assert log.verify(head).fault is None
@@ -84,7 +84,7 @@ def test_gateways_that_write_together_make_one_chain(log):
 
 
 @pytest.mark.parametrize("moment", ["FROM audit_log", "FROM audit_head"])
-def test_an_entry_added_during_a_verification_is_no_fault(log, moment):
+def test_an_entry_added_during_a_verification_is_not_a_fault(log, moment):
     added = []
 
     def add(_connection, _cursor, statement, *_rest):
@@ -98,7 +98,7 @@ def test_an_entry_added_during_a_verification_is_no_fault(log, moment):
     assert log.verify().entries == 6
 
 
-def test_a_deed_that_is_rolled_back_leaves_no_entry(log):
+def test_a_rolled_back_change_leaves_no_entry(log):
     def fail() -> None:
         with log.database.write() as connection:
             log.append_in(connection, "file.deleted", {}, "proj_a")

@@ -31,7 +31,7 @@ def provenance(jobs):
     )
 
 
-def test_the_card_says_what_people_ask_for(provenance):
+def test_the_card_has_data_and_safety_report(provenance):
     card = provenance.card()
     head = yaml.safe_load(card.split("---")[1])
     assert (head["base_model"], head["library_name"], head["license"]) == ("org/base", "peft", "apache-2.0")
@@ -48,7 +48,7 @@ def test_the_card_says_what_people_ask_for(provenance):
     assert "s3://" not in card
 
 
-def test_the_provenance_is_whole_and_keeps_our_places_to_itself(provenance):
+def test_the_provenance_is_complete_and_has_no_internal_uris(provenance):
     document = json.loads(provenance.to_json())
     assert document["screening"]["blocked"] == 5
     assert document["evaluation"]["checks"][1]["student"] is None

@@ -1,19 +1,16 @@
 """Opening, migrating and sharing a database."""
 
-import json
 import threading
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, select, text
+from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from reft_ray.core.errors import UsageError
 from reft_ray.jobs.database import Database
-from reft_ray.jobs.job import JobSpec, Options
-from reft_ray.jobs.job_store import JobStore
-from reft_ray.jobs.tables import jobs, metadata
+from reft_ray.jobs.tables import metadata
 
 
 def test_the_migrations_arrive_at_the_tables(database):
@@ -28,31 +25,8 @@ def test_migrating_again_changes_nothing(database):
     assert "alembic_version" in before
 
 
-def test_jobs_of_the_first_version_keep_their_files_and_their_model(tmp_path, clock):
-    """Also those whose spec SQLite cannot parse: Python writes an infinity as no JSON."""
-    database = Database.open(f"sqlite:///{tmp_path / 'jobs.db'}", clock, migrate=False)
-    database.migrate("0001")
-    spec = JobSpec("tiny", "file-1", 7, validation_file="file-2", options=Options(kd_weight=float("inf")))
-    added = {"model", "training_file", "validation_file"}
-    values = {
-        **{column.name: None for column in jobs.c if column.name not in {"seq", *added}},
-        **{"id": "ftjob-1", "organization_id": "org-1", "project_id": "proj_1", "status": "running"},
-        **{"spec": json.dumps(spec.to_json()), "metadata": "{}", "result_files": "[]"},
-        **{"created_at": 0.0, "attempt": 1, "failures": 0},
-    }
-    with database.write() as connection:
-        names = ", ".join(values)
-        connection.execute(text(f"INSERT INTO jobs ({names}) VALUES (:{names.replace(', ', ', :')})"), values)
-    database.migrate()
-    with database.read() as connection:
-        found = connection.execute(select(jobs.c.model, jobs.c.training_file, jobs.c.validation_file)).one()
-    assert tuple(found) == ("tiny", "file-1", "file-2")
-    assert JobStore(database).get("ftjob-1").spec == spec
-    database.close()
-
-
 def test_gateways_that_start_together_migrate_once(tmp_path):
-    """Twenty new files: turning one to WAL from two sides failed about once in a hundred starts."""
+    """Twenty new files: switching one to WAL concurrently failed about once in a hundred starts."""
     errors = []
 
     def start(url: str) -> None:
@@ -101,7 +75,7 @@ def test_a_password_is_in_no_message(postgres_url):
         Database.open_existing(f"{url}/typo")
 
 
-def test_what_was_to_be_stored_is_in_no_error(database):
+def test_parameters_are_in_no_error(database):
     insert = text("INSERT INTO organizations VALUES (:id, 'a', 0)")
     with pytest.raises(IntegrityError) as refused, database.write() as connection:
         connection.execute(insert, [{"id": "whsec_secret"}, {"id": "whsec_secret"}])

@@ -22,7 +22,7 @@ def failing_steps():
 
 @pytest.fixture
 def start(sqlite_database, content, monkeypatch, capsys):
-    """Run a driver of one attempt: its exit code, and the lines of its log."""
+    """Run a driver of one attempt; returns its exit code and log lines."""
 
     def run(job_id, attempt):
         url = sqlite_database.engine.url.render_as_string(hide_password=False)
@@ -40,7 +40,7 @@ def start(sqlite_database, content, monkeypatch, capsys):
     logger.propagate, logger.level, logger.handlers[:] = before
 
 
-def test_a_crash_is_told_by_its_type_and_place_and_by_its_job(start, sqlite_database, spec):
+def test_a_crash_is_logged_with_type_traceback_and_job(start, sqlite_database, spec):
     jobs = JobStore(sqlite_database)
     job = jobs.create("org-a", "proj_a", spec, {})
     code, (line,) = start(job.id, Leases(jobs).claim(job))
@@ -49,7 +49,7 @@ def test_a_crash_is_told_by_its_type_and_place_and_by_its_job(start, sqlite_data
     assert ROW not in json.dumps(line)
 
 
-def test_a_driver_that_is_not_wanted_says_so(start, sqlite_database, spec):
+def test_a_superfluous_driver_logs_that(start, sqlite_database, spec):
     jobs = JobStore(sqlite_database)
     job = jobs.create("org-a", "proj_a", spec, {})
     attempt = Leases(jobs).claim(job)

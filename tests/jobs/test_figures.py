@@ -1,4 +1,4 @@
-"""Figures of the store: read at each scrape, the same after a restart, and without anything of a row."""
+"""Metrics of the store: read at each scrape, equal after a restart, without row texts."""
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,7 +16,7 @@ from reft_ray.telemetry.recorder import PrometheusRecorder
 @pytest.fixture
 def scrape(database):
     def read(metric, figures=None):
-        """A scrape of a gateway that has just started, unless `figures` goes on."""
+        """Scrape a newly started gateway, or the given `figures`."""
         recorder = PrometheusRecorder()
         (figures or Figures(JobStore(database))).expose(recorder)
         return {
@@ -41,7 +41,7 @@ def step(jobs, job, name, result):
         jobs.record_step_in(connection, job, name, record_of(result) if result else {})
 
 
-def test_without_jobs_every_figure_is_there_and_zero(scrape):
+def test_without_jobs_every_metric_is_zero(scrape):
     assert scrape(catalog.JOBS) == {(str(status),): 0 for status in Status}
     for metric in (catalog.JOB_OLDEST_QUEUED, catalog.REVIEW_OLDEST, catalog.AUDIT_BREAKS):
         assert scrape(metric) == {(): 0}
@@ -56,7 +56,7 @@ def test_jobs_and_the_head_of_the_queue(scrape, jobs, job, clock):
     assert scrape(catalog.JOB_OLDEST_QUEUED) == {(): 40}
 
 
-def test_rows_that_wait_for_people(scrape, jobs, job, clock):
+def test_rows_that_wait_for_review(scrape, jobs, job, clock):
     before = Screening(rows=10, kept=6, review=3, blocked=1, kept_uri="x")
     after = Screening(rows=10, kept=8, review=1, blocked=1, kept_uri="x")
     step(jobs, job, "screen", before)
@@ -71,7 +71,7 @@ def test_rows_that_wait_for_people(scrape, jobs, job, clock):
     assert scrape(catalog.REVIEW_OLDEST) == {(): 0}
 
 
-def test_the_last_release_decision_side_by_side(scrape, jobs, job):
+def test_the_last_release_decision_of_base_and_student(scrape, jobs, job):
     checks = (
         GateCheck("harmful_score", "at_most", 5.0, 2.0, 40.0, True),
         GateCheck("incoherent", "at_most", 5.0, 1.0, 0.0, True),

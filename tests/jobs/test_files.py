@@ -1,4 +1,4 @@
-"""Files, uploads in parts and the bytes below them."""
+"""Files, multipart uploads and their bytes."""
 
 import hashlib
 
@@ -36,7 +36,7 @@ def test_lists_page_in_both_directions_and_by_purpose(files):
     assert [item.id for item in files.list("proj_a", after=made[1], ascending=True).items] == [made[2], other]
 
 
-def test_what_was_made_from_a_file_goes_with_it(files):
+def test_files_made_from_a_file_are_deleted_with_it(files):
     parent = make(files)
     child = files.create("proj_a", "rejected.parquet", "fine-tune-results", [b"x"], parent_id=parent.id)
     files.delete(parent.id, "proj_a")
@@ -71,7 +71,7 @@ def test_a_file_that_is_too_large_leaves_nothing(database, content, tmp_path):
         make(files)
 
 
-def test_a_stream_that_breaks_off_leaves_nothing(files, clock):
+def test_an_interrupted_stream_leaves_nothing(files, clock):
     def broken():
         yield b"half"
         raise ConnectionError
@@ -110,8 +110,8 @@ def test_a_file_that_a_job_needs_expires_when_the_job_has_ended(files, jobs, clo
     assert files.sweep() == 2
 
 
-def test_what_a_job_says_is_in_nobodys_way(files, jobs, database):
-    """SQLite parses no infinity, PostgreSQL no NUL, and either refuses the whole query over one such row."""
+def test_a_jobs_spec_breaks_no_query(files, jobs, database):
+    """SQLite cannot parse an infinity, PostgreSQL a NUL: one such row makes the whole query fail."""
     odd = {"options": Options(kd_weight=float("inf"))} if database.is_sqlite else {"suffix": "\0"}
     jobs.create("org-b", "proj_b", JobSpec("m", "file-other", 1, **odd), {})
     record = make(files)
@@ -127,14 +127,14 @@ def test_a_file_that_is_replaced_does_not_count_twice(database, content):
     assert b"".join(files.read(record.id, "proj_a")) == b"54321"
 
 
-def test_files_that_arrive_side_by_side_share_the_quota(database, content, tmp_path):
+def test_concurrent_files_share_the_quota(database, content, tmp_path):
     files = FileStore(database, content, max_project_bytes=10)
 
     def overtaken():
         yield b"123456"
         make(files, b"abcdef")
 
-    with pytest.raises(QuotaError, match="room for 4 bytes, not 6"):
+    with pytest.raises(QuotaError, match="quota has 4 bytes left, not 6"):
         files.create("proj_a", "rows.jsonl", "user_data", overtaken())
     (kept,) = files.list("proj_a").items
     assert b"".join(files.read(kept.id, "proj_a")) == b"abcdef"
@@ -229,12 +229,12 @@ def test_a_part_that_comes_too_late_leaves_nothing(files, tmp_path, monkeypatch)
 def test_an_open_upload_counts_against_the_quota(database, content):
     files = FileStore(database, content, max_project_bytes=10)
     uploads = UploadStore(files)
-    with pytest.raises(QuotaError, match="room for 10 bytes, not 11"):
+    with pytest.raises(QuotaError, match="quota has 10 bytes left, not 11"):
         uploads.create("proj_a", "x", "user_data", 11, "text/plain")
     upload = uploads.create("proj_a", "x", "user_data", 8, "text/plain")
     with pytest.raises(TooLargeError, match="2 bytes"):
         make(files, b"123")
-    with pytest.raises(QuotaError, match="room for 2 bytes, not 3"):
+    with pytest.raises(QuotaError, match="quota has 2 bytes left, not 3"):
         uploads.create("proj_a", "y", "user_data", 3, "text/plain")
     make(files, b"123", project="proj_b")
     make(files, b"12")

@@ -1,4 +1,4 @@
-"""What happens now and then: students' files go, webhooks arrive over real HTTP."""
+"""Background work: expired and deleted files are removed, webhooks arrive over real HTTP."""
 
 import contextlib
 import socket
@@ -22,7 +22,7 @@ from reft_ray.telemetry.recorder import MemoryRecorder
 
 
 @pytest.fixture
-def house(sqlite_database, content):
+def housekeeping(sqlite_database, content):
     return Housekeeping(
         JobStore(sqlite_database, MemoryRecorder()),
         UploadStore(FileStore(sqlite_database, content)),
@@ -33,59 +33,59 @@ def house(sqlite_database, content):
 
 
 @pytest.fixture
-def student(house, spec):
-    job = house.store.create("org-a", "proj_a", spec, {})
-    house.files.content.write(f"{job_key('proj_a', job.id)}/adapter", [b"weights"])
-    with house.store.database.write() as connection:
-        house.models.register_in(connection, job, "uri")
+def student(housekeeping, spec):
+    job = housekeeping.store.create("org-a", "proj_a", spec, {})
+    housekeeping.files.content.write(f"{job_key('proj_a', job.id)}/adapter", [b"weights"])
+    with housekeeping.store.database.write() as connection:
+        housekeeping.models.register_in(connection, job, "uri")
     return job
 
 
-def test_a_withdrawn_student_loses_its_files(house, student):
+def test_a_deleted_students_files_are_removed(housekeeping, student):
     key = f"{job_key('proj_a', student.id)}/adapter"
-    house.tick()
-    assert house.files.content.exists(key)
-    house.models.delete(student.model_name, "proj_a")
-    house.sweep()
-    assert not house.files.content.exists(key)
-    assert house.models.withdrawn() == []
+    housekeeping.tick()
+    assert housekeeping.files.content.exists(key)
+    housekeeping.models.delete(student.model_name, "proj_a")
+    housekeeping.sweep()
+    assert not housekeeping.files.content.exists(key)
+    assert housekeeping.models.deleted() == []
 
 
 @pytest.mark.parametrize(("end", "kept"), [(Status.SUCCEEDED, True), (Status.FAILED, False), (Status.CANCELLED, False)])
-def test_an_ended_job_keeps_no_rows_and_only_a_released_student(house, spec, end, kept):
-    job = house.store.create("org-a", "proj_a", spec, {})
+def test_an_ended_job_keeps_no_rows_and_only_a_released_student(housekeeping, spec, end, kept):
+    job = housekeeping.store.create("org-a", "proj_a", spec, {})
     rows, adapter = scratch_key("proj_a", job.id) + "/kept.jsonl", job_key("proj_a", job.id) + "/adapter"
     for key in (rows, adapter):
-        house.files.content.write(key, [b"x"])
+        housekeeping.files.content.write(key, [b"x"])
     for status in (Status.QUEUED, Status.RUNNING):
-        house.store.move(job.id, status, Event("on"))
-    house.sweep()
-    assert house.files.content.exists(rows)
-    house.store.move(job.id, end, Event("over"))
-    house.sweep()
-    assert not house.files.content.exists(rows)
-    assert house.files.content.exists(adapter) is kept
-    assert house.store.to_clean() == []
+        housekeeping.store.move(job.id, status, Event("on"))
+    housekeeping.sweep()
+    assert housekeeping.files.content.exists(rows)
+    housekeeping.store.move(job.id, end, Event("over"))
+    housekeeping.sweep()
+    assert not housekeeping.files.content.exists(rows)
+    assert housekeeping.files.content.exists(adapter) is kept
+    assert housekeeping.store.to_clean() == []
 
 
-def test_jobs_are_counted_by_the_figures_alone(house, student):
-    """Set here as well, projects that telemetry folds into one would stand in each other's place."""
-    house.tick()
-    assert house.store.recorder.series(catalog.JOBS) == []
+def test_job_counts_are_set_at_scrapes_only(housekeeping, student):
+    """Set here as well, projects that share a metrics label would overwrite each other."""
+    housekeeping.tick()
+    assert housekeeping.store.recorder.series(catalog.JOBS) == []
 
 
-def test_a_broken_audit_log_is_seen(house, clock):
-    house.audit.append("file.created", {})
-    house.tick()
-    assert house.store.recorder.total(catalog.AUDIT_BREAKS) == 0
-    with house.store.database.write() as connection:
+def test_a_broken_audit_log_is_counted(housekeeping, clock):
+    housekeeping.audit.append("file.created", {})
+    housekeeping.tick()
+    assert housekeeping.store.recorder.total(catalog.AUDIT_BREAKS) == 0
+    with housekeeping.store.database.write() as connection:
         connection.execute(audit_log.update().values(type="nothing.happened"))
     clock.advance(SWEEP_SECONDS + 1)
-    house.tick()
-    assert house.store.recorder.total(catalog.AUDIT_BREAKS) == 1
+    housekeeping.tick()
+    assert housekeeping.store.recorder.total(catalog.AUDIT_BREAKS) == 1
 
 
-def test_a_webhook_arrives(house, student, monkeypatch, clock):
+def test_a_webhook_arrives(housekeeping, student, monkeypatch, clock):
     received = []
 
     class Hook(BaseHTTPRequestHandler):
@@ -99,21 +99,21 @@ def test_a_webhook_arrives(house, student, monkeypatch, clock):
             """Stay silent."""
 
     with HTTPServer(("127.0.0.1", 0), Hook) as server:
-        endpoint = house.webhooks.add("proj_a", f"http://127.0.0.1:{server.server_port}/hook")
-        house.store.move(student.id, Status.CANCELLED, Event("over"))
+        endpoint = housekeeping.webhooks.add("proj_a", f"http://127.0.0.1:{server.server_port}/hook")
+        housekeeping.store.move(student.id, Status.CANCELLED, Event("over"))
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        house.deliver()
+        housekeeping.deliver()
         thread.join()
     monkeypatch.setattr("time.time", clock)
     event = openai.OpenAI(api_key="none", webhook_secret=endpoint.secret).webhooks.unwrap(*received[0])
     assert (event.type, event.data.id) == ("fine_tuning.job.cancelled", student.id)
-    house.webhooks.remove(endpoint.id, "proj_a")
+    housekeeping.webhooks.remove(endpoint.id, "proj_a")
 
 
 @contextlib.contextmanager
 def answering(first: bytes, then: bytes):
-    """An endpoint that sends `first`, and `then` again and again until the client is gone."""
+    """An endpoint that sends `first`, then `then` repeatedly until the client disconnects."""
 
     def serve():
         connection, _ = listener.accept()
@@ -135,18 +135,18 @@ def answering(first: bytes, then: bytes):
             thread.join()
 
 
-def test_the_body_of_an_answer_is_not_read():
+def test_the_response_body_is_not_read():
     with answering(b"HTTP/1.1 202 Accepted\r\ncontent-length: 1000000000000\r\n\r\n", b"") as url:
         assert post(url, b"{}", {}) == 202
 
 
-def test_an_answer_that_never_ends_is_given_up(monkeypatch):
+def test_an_endless_response_is_abandoned(monkeypatch):
     monkeypatch.setattr("reft_ray.jobs.housekeeping.POST_SECONDS", 0.5)
     with answering(b"HTTP/1.1 200 OK\r\n", b"x-more: to come\r\n") as url, pytest.raises(OSError, match="TimeoutError"):
         post(url, b"{}", {})
 
 
-def test_an_endpoint_that_hangs_holds_up_nothing_else(house, student, monkeypatch):
+def test_a_hanging_endpoint_delays_nothing_else(housekeeping, student, monkeypatch):
     posting, counted, over = threading.Event(), threading.Event(), threading.Event()
 
     def hang(*_):
@@ -160,9 +160,9 @@ def test_an_endpoint_that_hangs_holds_up_nothing_else(house, student, monkeypatc
 
     monkeypatch.setattr("reft_ray.jobs.housekeeping.post", hang)
     monkeypatch.setattr(Housekeeping, "tick", count)
-    house.webhooks.add("proj_a", "http://127.0.0.1:1/hook")
-    house.store.move(student.id, Status.CANCELLED, Event("over"))
-    with house.background(0.01):
+    housekeeping.webhooks.add("proj_a", "http://127.0.0.1:1/hook")
+    housekeeping.store.move(student.id, Status.CANCELLED, Event("over"))
+    with housekeeping.background(0.01):
         try:
             assert counted.wait(10)
         finally:

@@ -47,7 +47,7 @@ def test_another_projects_job_does_not_exist(jobs, spec):
         jobs.get("ftjob-none")
 
 
-def test_every_move_outside_the_table_is_refused(jobs, spec):
+def test_every_other_transition_is_refused(jobs, spec):
     paths = {
         Status.VALIDATING: [],
         Status.QUEUED: [Status.QUEUED],
@@ -139,7 +139,7 @@ def test_an_event_with_a_key_is_written_once(jobs, spec):
     assert events[2].event.data == {"train_loss": 2.0}
 
 
-def test_steps_are_recorded_by_the_holder_of_the_lease_alone(jobs, spec):
+def test_only_the_holder_of_the_lease_records_steps(jobs, spec):
     job_id = create(jobs, spec)
     drive(jobs, job_id, "me")
     jobs.record_step(job_id, "me", "validate", {"rows": 3}, event=Event("ok"), result_files=["file-r"])
@@ -161,7 +161,7 @@ def test_checkpoints_are_one_per_step_newest_first(jobs, spec):
     assert [(item.step_number, item.uri) for item in checkpoints] == [(20, "b"), (10, "c")]
 
 
-def test_a_lease_has_one_owner_until_it_runs_out(jobs, spec, clock):
+def test_a_lease_has_one_owner_until_it_expires(jobs, spec, clock):
     job_id = create(jobs, spec)
     leases = drive(jobs, job_id, "me")
     job = jobs.get(job_id)
@@ -194,7 +194,7 @@ def test_a_launched_driver_has_time_to_start(jobs, spec, clock):
     assert not leases.is_driven(jobs.get(job_id))
 
 
-def test_slots_go_round_between_projects(jobs, spec, clock):
+def test_slots_alternate_between_projects(jobs, spec, clock):
     order = []
     for project in ("proj_a", "proj_a", "proj_a", "proj_b"):
         job_id = create(jobs, spec, project)

@@ -1,4 +1,4 @@
-"""SIGKILL for the gateway, the driver, a training worker or all of them, wherever a job stands."""
+"""SIGKILL for the gateway, the driver, a training worker or all of them, at every point of a job."""
 
 import json
 import os
@@ -23,7 +23,7 @@ STEPS = ("validate", "screen", "train", "evaluate", "export")
 
 
 class Killed:
-    """A service that is started again whenever its gateway has died."""
+    """A service whose gateway is restarted whenever it dies."""
 
     def __init__(self, root: Path, point: str) -> None:
         self.root = root
@@ -128,7 +128,7 @@ POINTS = {
     "succeeding": {},
     # A training worker; the driver crashes with it.
     "worker": {"train": 2},
-    # The gateway and the driver at once, then the gateway alone while the driver goes on.
+    # The gateway and the driver at once, then the gateway alone while the driver continues.
     "all:screen": {"screen": 2},
     "all:step 7": {"train": 2},
     "gateway:train": {},
@@ -144,12 +144,12 @@ def test_a_job_survives_a_kill(killed, point):
     job = service.finish()
     assert job.status is Status.SUCCEEDED, job.error
     assert (service.root / "killed").exists()
-    # No recorded step is repeated, and the one that was interrupted is.
+    # No recorded step is repeated; the interrupted one is.
     expected = {step: POINTS[point].get(step, 1) for step in STEPS}
     assert {step: service.journal().count(step) for step in STEPS} == expected
-    # Every event of a life without a kill, once, in order; and a warning for the user besides.
-    told = [message for message in service.messages()[1:] if not message.startswith("The job was interrupted")]
-    assert [message.split("ft:")[0] for message in told] == LIFE
+    # Every event of a run without a kill, once and in order, plus a warning for the user.
+    logged = [message for message in service.messages()[1:] if not message.startswith("The job was interrupted")]
+    assert [message.split("ft:")[0] for message in logged] == LIFE
     assert [item.step_number for item in service.jobs.checkpoints(job.id).items] == [10, 5]
     assert [student.job_id for student in ModelStore(service.database).list("proj_a")] == [job.id]
     assert service.processes() == []

@@ -1,4 +1,4 @@
-"""The life of a job, on deterministic steps and without processes."""
+"""The lifecycle of a job with deterministic steps and without processes."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ from reft_ray.telemetry.recorder import MemoryRecorder
 
 
 class Harness:
-    """A store, and drivers made by hand."""
+    """A store, and drivers in this process."""
 
     def __init__(self, database, content):
         self.recorder = MemoryRecorder()
@@ -86,7 +86,7 @@ def test_a_clean_file_becomes_a_model(harness, clock):
     assert harness.recorder.total(catalog.GATE_RESULTS, result="passed") == 1
 
 
-def test_a_job_lives_the_same_life_on_both_databases(database, content):
+def test_a_jobs_lifecycle_is_equal_on_both_databases(database, content):
     harness = Harness(database, content)
     assert harness.drive(harness.job("hi", "hello", "a bomb", "a knife")).status is Status.SUCCEEDED
     assert harness.drive(harness.job(), FakeSteps(harmful_score=math.nan)).error.code == "unsafe_model"
@@ -140,15 +140,15 @@ def test_an_unsafe_file_fails_before_any_training(harness, texts, options, code,
     assert job.queued_at is None
 
 
-@pytest.mark.parametrize(("room", "message"), [(0, "fill their quota of"), (5, "larger than the allowed 5 bytes")])
-def test_a_result_that_finds_no_room_fails_the_job_with_what_to_do(harness, room, message):
+@pytest.mark.parametrize(("left", "message"), [(0, "fill their quota of"), (5, "larger than the allowed 5 bytes")])
+def test_a_result_above_the_quota_fails_the_job_with_a_remedy(harness, left, message):
     job_id = harness.job()
-    harness.files.max_project_bytes = sum(item.bytes for item in harness.files.list("proj_a").items) + room
+    harness.files.max_project_bytes = sum(item.bytes for item in harness.files.list("proj_a").items) + left
     job = harness.drive(job_id)
     assert (job.status, job.error.code) == (Status.FAILED, "insufficient_quota")
     assert job.error.message.startswith("The job failed because its file screening_report.jsonl could not be stored. ")
     assert message in job.error.message
-    assert job.error.message.endswith("Make room among the project's files and create the job again.")
+    assert job.error.message.endswith("Delete files of the project and create the job again.")
 
 
 def test_an_invalid_file_fails_with_all_its_lines(harness):
@@ -158,7 +158,7 @@ def test_an_invalid_file_fails_with_all_its_lines(harness):
     assert "2 of 3 examples are invalid; first lines: 1, 3" in job.error.message
 
 
-def test_review_waits_for_people_and_then_goes_on(harness):
+def test_review_waits_for_people_and_resumes(harness):
     job_id = harness.job("hi", "a knife", policy="review")
     assert harness.drive(job_id).status is Status.PAUSED
     assert harness.messages(job_id)[-1].startswith("1 examples wait for review")
@@ -221,7 +221,7 @@ def test_a_recorded_step_is_not_repeated(harness):
     assert Counting.calls == ["validate", "screen", "screen"]
 
 
-def test_pause_saves_and_resume_goes_on_behind_the_checkpoint(harness):
+def test_pause_saves_and_resume_continues_after_the_checkpoint(harness):
     class Pausing(FakeSteps):
         def train(self, run, screening):
             if not run.checkpoints:
@@ -239,7 +239,7 @@ def test_pause_saves_and_resume_goes_on_behind_the_checkpoint(harness):
     assert steps[0].startswith("Step 6/10")
 
 
-def test_a_driver_whose_machine_goes_down_gives_the_job_back(harness):
+def test_a_driver_whose_machine_shuts_down_releases_the_job(harness):
     class Evicted(FakeSteps):
         def train(self, run, screening):
             if not run.checkpoints:
@@ -293,7 +293,7 @@ def test_a_cancelled_job_stays_cancelled(harness):
     assert harness.jobs.get(job_id).status is Status.CANCELLED
 
 
-def test_the_end_is_foretold_from_the_speed(harness, clock):
+def test_the_eta_follows_the_speed(harness, clock):
     class Slow(FakeSteps):
         def train(self, run, screening):
             for step in range(1, 5):

@@ -1,4 +1,4 @@
-"""The reconciler's decisions, over a launcher whose drivers live and die at command."""
+"""The reconciler's decisions, with a launcher whose drivers start and die on command."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from reft_ray.jobs.reconciler import Reconciler, RetryPolicy
 
 
 class Drivers:
-    """A Launcher that only notes; `alive` may be set to True, False or None per handle, `waiting` to handles."""
+    """A Launcher that only records calls; `alive` is True, False or None per handle, `waiting` has handles."""
 
     def __init__(self):
         self.started, self.stopped, self.alive, self.waiting = [], [], {}, set()
@@ -48,7 +48,7 @@ def reconciler(jobs, drivers):
         Leases(jobs),
         drivers,
         Slots(training=1, validating=2),
-        RetryPolicy(stop=10, pause=100, backoff=1, failures=3, place=1000),
+        RetryPolicy(stop=10, pause=100, backoff=1, failures=3, resources=1000),
     )
 
 
@@ -65,7 +65,7 @@ def test_a_new_job_gets_one_driver(reconciler, drivers, create, jobs):
     assert jobs.get(job_id).handle == f"{job_id}/1"
 
 
-def test_validating_goes_round_between_projects(reconciler, drivers, create):
+def test_validation_alternates_between_projects(reconciler, drivers, create):
     first = create("proj_a")
     create("proj_a")
     other = create("proj_b")
@@ -99,7 +99,7 @@ def test_a_driver_that_hangs_is_ended_when_its_lease_is_over(reconciler, drivers
     assert drivers.started[-1] == f"{job_id}/2"
 
 
-def test_a_driver_on_another_machine_is_judged_by_its_lease_alone(reconciler, drivers, create, clock):
+def test_a_driver_on_another_machine_depends_on_its_lease_only(reconciler, drivers, create, clock):
     job_id = create()
     reconciler.tick()
     reconciler.leases.acquire(job_id, 1, "owner")
@@ -112,7 +112,7 @@ def test_a_driver_on_another_machine_is_judged_by_its_lease_alone(reconciler, dr
     assert len(drivers.started) == 2
 
 
-def test_a_driver_that_waits_for_a_place_is_no_failure(reconciler, drivers, create, jobs, clock):
+def test_a_driver_that_waits_for_resources_is_not_a_failure(reconciler, drivers, create, jobs, clock):
     job_id = create()
     drivers.waiting.add(f"{job_id}/1")
     for _ in range(10):
@@ -128,9 +128,7 @@ def test_a_driver_that_waits_for_a_place_is_no_failure(reconciler, drivers, crea
     ("waiting", "alive", "seconds"),
     [(True, True, 1000), (False, True, START_SECONDS), (False, None, START_SECONDS), (False, False, 1)],
 )
-def test_a_driver_without_a_lease_has_the_time_that_it_needs(
-    reconciler, drivers, create, clock, waiting, alive, seconds
-):
+def test_a_driver_without_a_lease_has_time_to_start(reconciler, drivers, create, clock, waiting, alive, seconds):
     job_id = create()
     reconciler.tick()
     drivers.alive[f"{job_id}/1"] = alive
@@ -158,7 +156,7 @@ def test_starts_without_progress_slow_down_and_end(reconciler, drivers, create, 
     assert "3 times" in job.error.message
 
 
-def test_progress_makes_patience_new(reconciler, drivers, create, jobs, clock):
+def test_progress_resets_the_failures(reconciler, drivers, create, jobs, clock):
     job_id = create()
     for attempt in range(1, 8):
         reconciler.tick()
@@ -170,7 +168,7 @@ def test_progress_makes_patience_new(reconciler, drivers, create, jobs, clock):
 
 
 @pytest.mark.parametrize(("status", "seconds"), [(Status.CANCELLED, 10), (Status.PAUSED, 100)])
-def test_a_driver_that_is_not_wanted_has_time_to_end(reconciler, drivers, create, jobs, clock, status, seconds):
+def test_a_superfluous_driver_has_time_to_exit(reconciler, drivers, create, jobs, clock, status, seconds):
     job_id = create()
     reconciler.tick()
     reconciler.leases.acquire(job_id, 1, "owner")
@@ -186,7 +184,7 @@ def test_a_driver_that_is_not_wanted_has_time_to_end(reconciler, drivers, create
     assert (job.handle, job.lease_owner, job.status) == (None, None, status)
 
 
-def test_a_driver_that_was_wanted_again_has_its_time_anew(reconciler, drivers, create, jobs, clock):
+def test_the_time_limit_restarts_for_a_driver_that_was_needed_again(reconciler, drivers, create, jobs, clock):
     job_id = create()
     reconciler.tick()
     reconciler.leases.acquire(job_id, 1, "owner")
@@ -202,13 +200,13 @@ def test_a_driver_that_was_wanted_again_has_its_time_anew(reconciler, drivers, c
     assert drivers.stopped == [f"{job_id}/1"]
 
 
-def test_a_launch_that_fails_is_tried_again_and_keeps_nobody_waiting(reconciler, drivers, create, clock, caplog):
+def test_a_failed_launch_is_retried_and_delays_no_other_job(reconciler, drivers, create, clock, caplog):
     first, second = create(), create()
     start = drivers.start
 
     def fail_once(job_id, attempt):
         if (job_id, attempt) == (first, 1):
-            raise OSError("no room")
+            raise OSError("disk full")
         return start(job_id, attempt)
 
     drivers.start = fail_once

@@ -1,4 +1,4 @@
-"""The speed of finished jobs, from their records alone."""
+"""The speed of finished jobs, from their records."""
 
 import contextlib
 import json
@@ -32,11 +32,11 @@ class TimedSteps:
 
     def train(self, run, screening):
         self.clock.advance(START)
-        tell = run.metrics
+        report = run.metrics
 
         def metrics(step, total, values):
             self.clock.advance(PER_STEP)
-            tell(step, total, values)
+            report(step, total, values)
 
         run.metrics = metrics
         return self.fake.train(run, screening)
@@ -51,7 +51,7 @@ class TimedSteps:
 
 @pytest.fixture
 def finish(jobs, files, clock):
-    """Run a job of so many rows to its end, unless it is stopped by hand."""
+    """Run a job of `rows` rows to its end, with an optional pause."""
 
     def run(rows, model="tiny", preset=None, pause=False, steps=10):
         row = json.dumps({"messages": [{"role": "user", "content": "hello"}]}).encode() + b"\n"
@@ -77,11 +77,11 @@ def finish(jobs, files, clock):
     return run
 
 
-def test_what_was_measured_foretells_the_next_job_of_its_kind(finish, database):
+def test_measured_speed_predicts_the_next_job_of_its_kind(finish, database):
     job = finish(rows=40)
     speed = measured_speed(database, "tiny", devices=2)
     assert job.trained_tokens == 320
-    # 9 of the 10 steps lie between the first report and the last; what came before them is start-up.
+    # 9 of the 10 steps are between the first report and the last; the time before is start-up.
     assert speed.training_tokens == pytest.approx(320 / 10 / PER_STEP)
     assert speed.screening_rows == pytest.approx(40 / (LOAD + 40 * PER_ROW))
     assert speed.start_seconds == pytest.approx(START + GATE)
@@ -91,7 +91,7 @@ def test_what_was_measured_foretells_the_next_job_of_its_kind(finish, database):
     assert found.device_hours == pytest.approx(busy * 2 / 3600)
 
 
-def test_a_small_file_is_foretold_by_the_least_steps(finish, database):
+def test_small_files_are_predicted_from_the_minimum_steps(finish, database):
     finish(rows=400, steps=50)
     speed = measured_speed(database, "tiny")
     assert speed.step_seconds == pytest.approx(PER_STEP)
@@ -102,7 +102,7 @@ def test_a_small_file_is_foretold_by_the_least_steps(finish, database):
     assert padded.seconds - alone.seconds == pytest.approx(30 * PER_STEP - 64 / speed.training_tokens)
 
 
-def test_large_files_are_foretold_from_the_largest_so_far(finish, database):
+def test_large_files_are_predicted_from_the_largest_so_far(finish, database):
     for rows in (10, 400):
         finish(rows)
     assert measured_speed(database, "tiny").screening_rows == pytest.approx(400 / (LOAD + 400 * PER_ROW))

@@ -1,4 +1,4 @@
-"""Keys, their scopes and ends; limits that hold over all gateways."""
+"""Keys, scopes and expiry; limits over all gateways."""
 
 import math
 import threading
@@ -69,7 +69,7 @@ def test_unknown_scopes_are_refused(tenants, scopes, message):
         tenants.revoke("key_none")
 
 
-def test_a_project_has_limits_of_its_own(tenants):
+def test_a_project_has_its_limits(tenants):
     _, secret = tenants.create_key("acme", "one", "x", SCOPES)
     assert tenants.authenticate(secret).limits == Limits()
     tenants.create_key("acme", "one", "y", limits={"requests_per_minute": 5})
@@ -102,7 +102,7 @@ def test_a_bucket_empties_and_refills_evenly(database, clock):
     assert limits.take("p", "requests", 1, 3).remaining == 2
 
 
-def test_what_can_never_be_allowed_says_so(database):
+def test_a_cost_above_the_limit_never_fits(database):
     assert math.isinf(RateLimits(database).take("p", "tokens", 11, 10).wait)
 
 
@@ -115,7 +115,7 @@ def test_an_estimate_is_settled(database, clock):
     assert limits.take("p", "tokens", 1, 100).wait == pytest.approx(51 * 0.6)
 
 
-def test_a_clock_that_runs_back_gives_nothing_away(database, clock):
+def test_a_clock_that_runs_back_refills_nothing(database, clock):
     limits = RateLimits(database)
     limits.take("p", "requests", 2, 2)
     clock.advance(-600)

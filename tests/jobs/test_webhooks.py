@@ -1,4 +1,4 @@
-"""Webhooks: written with the change, retried with growing waits, checked by the openai client."""
+"""Webhooks: recorded with the change, retried with growing waits, verified by the openai client."""
 
 import json
 
@@ -11,7 +11,7 @@ from reft_ray.jobs.webhooks import RETRY_SECONDS, Webhooks
 
 
 class Post:
-    """Notes what is sent and answers with the next status."""
+    """Records requests and answers with the next status."""
 
     def __init__(self, *answers):
         self.answers = list(answers)
@@ -55,7 +55,7 @@ def test_the_openai_client_accepts_what_is_sent(webhooks, finished, clock, monke
     assert webhooks.deliver(post) == 0
 
 
-def test_only_what_was_asked_for_goes_only_to_its_project(webhooks, finished):
+def test_only_subscribed_events_go_to_their_project(webhooks, finished):
     webhooks.add("proj_a", "http://127.0.0.1:1/a", ["fine_tuning.job.cancelled"])
     webhooks.add("proj_b", "http://127.0.0.1:1/b")
     finished("proj_a", Status.FAILED)
@@ -66,7 +66,7 @@ def test_only_what_was_asked_for_goes_only_to_its_project(webhooks, finished):
     assert json.loads(post.sent[0][1])["data"] == {"id": job_id}
 
 
-def test_a_failed_delivery_is_tried_again_with_the_same_body_and_given_up_at_last(webhooks, finished, clock):
+def test_a_failed_delivery_is_retried_with_the_same_body_and_finally_abandoned(webhooks, finished, clock):
     webhooks.add("proj_a", "http://127.0.0.1:1/hook")
     finished()
     post = Post(500, OSError(), 404, *[500] * 20)
@@ -94,7 +94,7 @@ def test_a_delivery_that_succeeds_later_is_delivered_once(webhooks, finished, cl
     assert len(post.sent) == 2
 
 
-def test_a_removed_endpoint_hears_nothing(webhooks, finished):
+def test_a_removed_endpoint_receives_nothing(webhooks, finished):
     endpoint = webhooks.add("proj_a", "http://127.0.0.1:1/hook")
     finished()
     with pytest.raises(NotFoundError):

@@ -39,7 +39,7 @@ class Service:
         )
         launcher = ProcessLauncher(config, log_dir, {**os.environ, **environment})
         patience = RetryPolicy(stop=60, pause=60, backoff=0.1)
-        self.reconciler = Reconciler(self.jobs, Leases(self.jobs), launcher, patience=patience)
+        self.reconciler = Reconciler(self.jobs, Leases(self.jobs), launcher, retry_policy=patience)
 
     def until(self, job_id: str, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + SECONDS

@@ -121,7 +121,7 @@ def test_a_driver_is_started_found_again_and_ended(desk):
 def test_a_killed_driver_is_replaced_and_no_step_is_repeated(desk):
     steps = desk.config.options["train_steps"]
     reconciler = Reconciler(
-        desk.jobs, desk.leases, desk.launcher(), patience=RetryPolicy(stop=60, pause=60, backoff=0.1)
+        desk.jobs, desk.leases, desk.launcher(), retry_policy=RetryPolicy(stop=60, pause=60, backoff=0.1)
     )
 
     def job():

@@ -1,4 +1,4 @@
-"""Alembic's entry point: runs on the connection, and in the transaction, that `Database.migrate` hands over."""
+"""Alembic's entry point; it runs in the transaction of `Database.migrate`."""
 
 from __future__ import annotations
 

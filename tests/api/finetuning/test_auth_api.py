@@ -40,7 +40,7 @@ def test_a_key_of_another_project_or_organisation_is_not_used_for_this_one(servi
     assert client_with(service, secret, project=service.project_id).models.list().data
 
 
-def test_a_key_does_what_its_scopes_say(service, rows):
+def test_a_key_is_limited_to_its_scopes(service, rows):
     secret = service.stores.tenants.create_key("acme", "scoped", "reader", ["files.read", "models.read"])[1]
     client = client_with(service, secret)
     assert client.files.list().data == []
@@ -84,7 +84,7 @@ def test_every_route_has_a_scope(service):
                 assert scope_of(method.upper(), path) is not None, path
 
 
-def test_limits_are_told_kept_and_waited_for(service):
+def test_limits_are_in_the_headers_and_enforced(service):
     _, secret = service.stores.tenants.create_key("acme", "limited", "x", limits={"requests_per_minute": 3})
     client = client_with(service, secret)
     raw = client.models.with_raw_response.list()
@@ -104,7 +104,7 @@ def test_limits_are_told_kept_and_waited_for(service):
         client_with(service, service.stores.tenants.create_key("acme", "limited", "y")[1]).models.list()
 
 
-def test_tokens_are_limited_and_what_was_not_used_comes_back(service):
+def test_tokens_are_limited_and_unused_ones_are_returned(service):
     _, secret = service.stores.tenants.create_key("acme", "talkative", "x", limits={"tokens_per_minute": 100})
     client = client_with(service, secret)
 
@@ -138,7 +138,7 @@ def test_unfinished_jobs_have_a_quota(service, rows):
     client.fine_tuning.jobs.create(model="tiny", training_file=file)
 
 
-def test_what_is_done_is_in_the_audit_log(service, rows):
+def test_changes_are_in_the_audit_log(service, rows):
     client = service.client("audited")
     principal = service.stores.tenants.authenticate(service.secret("audited"))
     file = client.files.create(file=("a.jsonl", rows), purpose="fine-tune").id
@@ -176,7 +176,7 @@ def test_webhook_endpoints_show_their_secret_once(service):
     assert httpx.delete(f"{url}/{made['id']}", headers=headers).status_code == 404
 
 
-def test_without_keys_everybody_on_this_machine_may_ask_and_nobody_else(tmp_path, serving):
+def test_without_keys_only_loopback_is_allowed(tmp_path, serving):
     database = Database.open(f"sqlite:///{tmp_path / 'jobs.db'}")
     stores = Stores.open(
         database, str(tmp_path / "files"), ServiceSettings(base_models={"tiny": BaseModelSettings(uri="/m")})
@@ -196,7 +196,7 @@ def test_without_keys_everybody_on_this_machine_may_ask_and_nobody_else(tmp_path
             client.models.list()
 
 
-def test_loopback_needs_a_key_as_well_where_the_operator_says_so(serving, tmp_path):
+def test_loopback_needs_a_key_where_the_operator_requires_it(serving, tmp_path):
     settings = ServiceSettings(base_models={"tiny": BaseModelSettings(uri="/m")}, require_keys=True)
     stores = Stores.open(Database.open(f"sqlite:///{tmp_path / 'jobs.db'}"), str(tmp_path), settings)
     with (

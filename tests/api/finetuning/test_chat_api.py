@@ -27,7 +27,7 @@ def talk(client, **options):
 
 @pytest.fixture
 def student(service):
-    """A finetuned model of the project, as the pipeline leaves it."""
+    """A finetuned model of the project, as the pipeline registers it."""
     stores = service.stores
     job = stores.jobs.create("org-acme", service.project_id, JobSpec("tiny", "file-1", 1, suffix="mine"), {})
     for status in (Status.QUEUED, Status.RUNNING):
@@ -63,7 +63,7 @@ def test_sampling_options_reach_the_model(client):
     assert first == again
 
 
-def test_a_stream_says_the_same_in_pieces(client):
+def test_a_stream_has_the_same_text_in_pieces(client):
     chunks = list(talk(client, stream=True, stream_options={"include_usage": True}))
     assert chunks[0].choices[0].delta.role == "assistant"
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
@@ -88,7 +88,7 @@ def test_moderation_scores_both_sides(client):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("side", ["input", "output"])
-def test_moderation_blocks_before_a_word_is_shown(client, stream, side):
+def test_moderation_blocks_before_any_text_is_sent(client, stream, side):
     moderation = {"policy": {side: {"mode": "block"}}}
     answer = talk(
         client,
@@ -121,7 +121,7 @@ def test_moderation_blocks_before_a_word_is_shown(client, stream, side):
         ({"extra_body": {"moderation": {"polcy": {}}}}, "moderation.polcy", "invalid_value"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(client, options, param, code):
+def test_unsupported_parameters_are_refused_by_name(client, options, param, code):
     with pytest.raises(openai.BadRequestError) as caught:
         talk(client, **options)
     assert (caught.value.param, caught.value.code) == (param, code)
@@ -152,7 +152,7 @@ def test_models_list_bases_and_students(client, service, student):
         client.models.delete("tiny")
 
 
-def test_checkpoints_talk_only_where_the_operator_allows_it(client, student, service):
+def test_chat_with_checkpoints_only_where_the_operator_allows_it(client, student, service):
     with pytest.raises(openai.NotFoundError):
         talk(client, model=f"{student}:ckpt-step-10")
 
@@ -205,13 +205,13 @@ def test_a_request_without_a_verdict_costs_nothing(service, monkeypatch, stream)
 @pytest.mark.parametrize(
     ("error", "status"), [(ContextLengthError("512 tokens at most"), 400), (ChatOverloadedError("full"), 503)]
 )
-def test_a_model_that_fails_at_once_has_a_status_of_its_own(failing, serving, error, status, stream):
+def test_a_model_that_fails_at_once_has_its_status(failing, serving, error, status, stream):
     with pytest.raises(openai.APIStatusError) as caught:
         talk(failing(serving, error), stream=stream)
     assert caught.value.status_code == status
 
 
-def test_a_model_that_fails_in_mid_stream_is_an_error_not_an_end(failing, serving):
+def test_a_model_that_fails_during_the_stream_is_an_error(failing, serving):
     stream = talk(failing(serving, ChatOverloadedError("full"), after=2), stream=True)
     said = []
     with pytest.raises(openai.APIError, match="during the stream"):
@@ -219,7 +219,7 @@ def test_a_model_that_fails_in_mid_stream_is_an_error_not_an_end(failing, servin
     assert "".join(said) == "word word "
 
 
-def test_a_client_that_leaves_frees_the_model(tmp_path, serving):
+def test_a_client_that_disconnects_frees_the_model(tmp_path, serving):
     freed = threading.Event()
 
     class Endless:

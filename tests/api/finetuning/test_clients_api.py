@@ -1,4 +1,4 @@
-"""The whole service, with drivers in processes of their own, under three majors of the openai client."""
+"""The whole service, with drivers as processes, under three major versions of the openai client."""
 
 from contextlib import ExitStack
 
@@ -13,7 +13,7 @@ from reft_ray.jobs.reconciler import Reconciler
 
 @pytest.fixture
 def live(service, tmp_path):
-    """The service with somebody who drives its jobs."""
+    """The service with a reconciler that runs its jobs."""
     stores = service.stores
     config = DriverConfig(
         stores.database.engine.url.render_as_string(hide_password=False),

@@ -7,7 +7,7 @@ import openai
 import pytest
 
 
-def test_a_file_goes_up_and_comes_back(client, rows):
+def test_a_file_is_uploaded_and_downloaded(client, rows):
     made = client.files.create(
         file=("train.jsonl", rows), purpose="fine-tune", expires_after={"anchor": "created_at", "seconds": 3600}
     )
@@ -61,7 +61,7 @@ def test_a_file_above_the_limit_is_413(client, service):
     assert len(client.files.list().data) == before
 
 
-def test_a_body_that_is_no_form_is_400(service):
+def test_a_body_that_is_not_a_form_is_400(service):
     headers = {"authorization": f"Bearer {service.secret()}"}
     for content, kind in ((b"{}", "application/json"), (b"--x\r\n", "multipart/form-data"), (b"", "text/plain")):
         answer = httpx.post(f"{service.url}/v1/files", content=content, headers={**headers, "content-type": kind})
@@ -82,7 +82,7 @@ def test_an_upload_in_parts_becomes_a_file(client, rows):
     assert client.files.content(done.file.id).content == rows
 
 
-def test_an_upload_can_be_given_up_once(client):
+def test_an_upload_can_be_cancelled_once(client):
     upload = client.uploads.create(bytes=5, filename="p", mime_type="text/plain", purpose="user_data")
     assert client.uploads.cancel(upload.id).status == "cancelled"
     with pytest.raises(openai.ConflictError) as caught:

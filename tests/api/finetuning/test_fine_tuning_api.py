@@ -1,4 +1,4 @@
-"""`/v1/fine_tuning` through the openai client; the jobs' lives are in the tests of the pipeline."""
+"""`/v1/fine_tuning` through the openai client; tests/jobs/test_lifecycle.py runs the jobs."""
 
 import httpx
 import openai
@@ -87,7 +87,7 @@ def test_the_deprecated_hyperparameters_still_count(create):
         ),
     ],
 )
-def test_what_is_wrong_is_named(create, options, param, code, message):
+def test_invalid_parameters_are_named(create, options, param, code, message):
     with pytest.raises(openai.BadRequestError, match=message) as caught:
         create(**options)
     assert (caught.value.param, caught.value.code, caught.value.type) == (param, code, "invalid_request_error")
@@ -113,7 +113,7 @@ def test_no_infinity_is_stored(service, training_file, option):
 
 
 @pytest.mark.parametrize("none", [None, []])
-def test_no_integration_may_be_said(create, none):
+def test_empty_integrations_are_accepted(create, none):
     assert create(integrations=none).integrations == []
 
 
@@ -187,7 +187,7 @@ def test_pause_resume_and_cancel_take_no_body_and_end_where_they_should(create, 
 
 
 @pytest.mark.parametrize(("verb", "code"), [("cancel", "cancellable"), ("pause", "pausable"), ("resume", "resumable")])
-def test_a_conflict_is_said_once(create, client, service, verb, code):
+def test_a_conflict_is_not_retried(create, client, service, verb, code):
     job = create()
     client.fine_tuning.jobs.cancel(job.id)
     asked = []

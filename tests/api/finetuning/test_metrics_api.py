@@ -1,4 +1,4 @@
-"""`GET /metrics`: figures of the store on the API, under a token where one is set, and nothing of a row."""
+"""`GET /metrics`: the store's metrics, optionally with a token, without row texts."""
 
 import httpx
 
@@ -22,7 +22,7 @@ def test_the_service_shows_its_store(service, client, training_file):
         assert secret not in answer.text
 
 
-def test_a_token_guards_the_figures(serving):
+def test_the_metrics_require_their_token(serving):
     app = create_filter_app(LocalModerator(WordScorer()), metrics_token="s3cret")
     with serving(app) as url:
         assert httpx.get(f"{url}/metrics").status_code == 401

@@ -108,7 +108,7 @@ def test_the_audit_log_is_verified(database, records):
         (audit.app, ["list"]),
     ],
 )
-def test_a_database_that_is_not_there_is_refused_and_not_made(tmp_path, app, arguments):
+def test_a_missing_database_is_refused_and_not_created(tmp_path, app, arguments):
     output = run(app, *arguments, "--database", f"sqlite:///{tmp_path / 'to' / 'typo.db'}", code=2)
     assert output.startswith("error: ")
     assert output.count("\n") == 1
@@ -169,7 +169,7 @@ def test_a_file_becomes_a_model_from_the_command_line(service, rows, tmp_path):
     assert file in run(files.app, "delete", file, *access)
 
 
-def test_the_cost_is_shown_before_the_launch(service, rows, tmp_path):
+def test_the_estimate_is_printed(service, rows, tmp_path):
     access = ["--url", f"{service.url}/v1", "--key", service.secret("cost")]
     train = tmp_path / "train.jsonl"
     train.write_bytes(rows)
@@ -180,7 +180,7 @@ def test_the_cost_is_shown_before_the_launch(service, rows, tmp_path):
     assert run(jobs.app, "list", *access) == ""
 
 
-def test_a_service_that_is_not_there_is_one_line(tmp_path):
+def test_an_unreachable_service_is_one_line(tmp_path):
     output = run(jobs.app, "list", "--url", "http://127.0.0.1:9/v1", code=1)
     assert "is the service running?" in output
     assert "is the service running?" in run(jobs.app, "list", "--url", "http://[::1/v1", code=1)

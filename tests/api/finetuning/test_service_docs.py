@@ -1,4 +1,4 @@
-"""The ten lines of docs/service.md, exactly as they stand there."""
+"""The ten lines of docs/service.md, exactly as printed there."""
 
 import re
 import subprocess

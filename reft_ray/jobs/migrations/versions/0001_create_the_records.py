@@ -1,4 +1,4 @@
-"""Create the records."""
+"""Create the tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Apply the change."""
+    """Create the tables."""
     op.create_table(
         "audit_head",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
@@ -75,6 +75,9 @@ def upgrade() -> None:
         sa.Column("project_id", sa.String(length=40), nullable=False),
         sa.Column("status", sa.String(length=20), nullable=False),
         sa.Column("spec", sa.JSON(), nullable=False),
+        sa.Column("model", sa.String(length=256), nullable=False),
+        sa.Column("training_file", sa.String(length=40), nullable=False),
+        sa.Column("validation_file", sa.String(length=40), nullable=True),
         sa.Column("metadata", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("queued_at", sa.Float(), nullable=True),
@@ -263,41 +266,24 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take the change back."""
-    op.drop_table("api_keys")
-    with op.batch_alter_table("webhook_deliveries", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_webhook_deliveries_next_at"))
-
-    op.drop_table("webhook_deliveries")
-    with op.batch_alter_table("upload_parts", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_upload_parts_upload_id"))
-
-    op.drop_table("upload_parts")
-    op.drop_table("projects")
-    op.drop_table("job_steps")
-    op.drop_table("job_events")
-    op.drop_table("job_checkpoints")
-    with op.batch_alter_table("webhook_endpoints", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_webhook_endpoints_project_id"))
-
-    op.drop_table("webhook_endpoints")
-    op.drop_table("uploads")
-    op.drop_table("rate_buckets")
-    op.drop_table("organizations")
-    with op.batch_alter_table("models", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_models_project_id"))
-
-    op.drop_table("models")
-    with op.batch_alter_table("jobs", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_jobs_status"))
-        batch_op.drop_index(batch_op.f("ix_jobs_project_id"))
-
-    op.drop_table("jobs")
-    with op.batch_alter_table("files", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_files_project_id"))
-        batch_op.drop_index(batch_op.f("ix_files_parent_id"))
-
-    op.drop_table("files")
-    op.drop_table("checkpoint_permissions")
-    op.drop_table("audit_log")
-    op.drop_table("audit_head")
+    """Drop all tables, those with foreign keys first."""
+    for name in (
+        "api_keys",
+        "webhook_deliveries",
+        "upload_parts",
+        "projects",
+        "job_steps",
+        "job_events",
+        "job_checkpoints",
+        "webhook_endpoints",
+        "uploads",
+        "rate_buckets",
+        "organizations",
+        "models",
+        "jobs",
+        "files",
+        "checkpoint_permissions",
+        "audit_log",
+        "audit_head",
+    ):
+        op.drop_table(name)

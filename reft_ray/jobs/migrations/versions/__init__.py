@@ -1,1 +1,1 @@
-"""One file per change of the tables, oldest first."""
+"""One file per revision of the tables, oldest first."""

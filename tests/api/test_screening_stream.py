@@ -1,4 +1,4 @@
-"""Datasets in one request: verdicts in order, while the upload goes on, and every row accounted for."""
+"""Datasets in one request: verdicts in order, during the upload, with every row accounted for."""
 
 import asyncio
 import json
@@ -92,7 +92,7 @@ def test_the_first_verdict_comes_before_the_upload_has_ended(
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_above_the_cap_is_413_or_a_record_that_names_the_other_way(
+def test_above_the_limit_is_413_or_a_record_that_names_the_resumable_way(
     make_filter: Callable[..., Any], row: Row, declared: bool
 ) -> None:
     service = make_filter(max_upload_bytes=4096)
@@ -180,7 +180,7 @@ def test_memory_is_bounded_by_the_window(make_filter: Callable[..., Any], row: R
     assert waiting <= 2 + 2
 
 
-def test_places_are_limited_and_come_back(make_filter: Callable[..., Any], row: Row) -> None:
+def test_slots_are_limited_and_freed(make_filter: Callable[..., Any], row: Row) -> None:
     async def run() -> list[int]:
         service = make_filter(max_streams=1)
         service.judge.gate = asyncio.Event()
@@ -192,7 +192,7 @@ def test_places_are_limited_and_come_back(make_filter: Callable[..., Any], row: 
             assert second.headers["retry-after"] == "5"
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)
-            # A cancelled stream leaves nothing behind: no call, no place.
+            # A cancelled stream leaves no call and no slot.
             assert service.judge.waiting == 0
             service.judge.gate.set()
             third = await client.post("/v1/screenings", content=row("Good morning."))
@@ -240,7 +240,7 @@ def test_a_scorer_that_fails_is_an_error_not_an_allow(make_filter: Callable[...,
     assert (trailer["done"], trailer["unanswered"]) == (False, 1)
 
 
-def test_a_stream_that_never_starts_gives_its_place_back(make_filter: Callable[..., Any], row: Row) -> None:
+def test_a_stream_that_never_starts_frees_its_slot(make_filter: Callable[..., Any], row: Row) -> None:
     async def run() -> None:
         service = make_filter(max_streams=1)
         scope = {
