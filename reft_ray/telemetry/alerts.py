@@ -12,11 +12,10 @@ from reft_ray.telemetry.recording_rules import AVAILABILITY, BLOCK_RATIO, FRESHN
 
 
 class Severity(StrEnum):
-    """`page` needs action now, `ticket` on the next working day, `info` none."""
+    """`page` needs action now, `ticket` on the next working day."""
 
     PAGE = "page"
     TICKET = "ticket"
-    INFO = "info"
 
 
 @dataclass(frozen=True, slots=True)
