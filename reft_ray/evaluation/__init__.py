@@ -1,1 +1,1 @@
-"""Judges, harmful score, task accuracy, over-refusal and the release gate."""
+"""Judges of responses, harmful score, over-refusal, task accuracy and the release gate."""

@@ -1,4 +1,4 @@
-"""The release gate: a finetuned model is held against absolute limits and against the base it started from."""
+"""The release gate: a finetuned model is checked against absolute limits and against its base model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from reft_ray.evaluation.suite import (
 
 
 class Bound(StrEnum):
-    """How a limit is read; all are in percentage points and met at equality."""
+    """How a limit is compared; all are in percentage points and met at equality."""
 
     AT_MOST = "at_most"
     AT_LEAST = "at_least"
@@ -29,7 +29,7 @@ class Bound(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A bound on a measure; a name without `/` also binds every measure below it (`finetune_accuracy/<task>`)."""
+    """A bound on a measure; a name without `/` also bounds every measure under it (`finetune_accuracy/<task>`)."""
 
     measure: str
     bound: Bound
@@ -46,7 +46,7 @@ DEFAULT_LIMITS = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One limit on one measure with the numbers behind it; None where a number was not taken."""
+    """One limit on one measure with its numbers; None if a number was not measured."""
 
     measure: str
     bound: Bound
@@ -56,7 +56,7 @@ class Check:
     passed: bool
 
     def __str__(self) -> str:
-        """For people, e.g. `harmful_score 7.0 (base 1.0) at_most 5.0: failed`."""
+        """For example `harmful_score 7.0 (base 1.0) at_most 5.0: failed`."""
         numbers = [("not measured" if number is None else f"{number:.1f}") for number in (self.student, self.base)]
         outcome = "passed" if self.passed else "failed"
         return f"{self.measure} {numbers[0]} (base {numbers[1]}) {self.bound} {self.limit:.1f}: {outcome}"
@@ -64,7 +64,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """Every check that was made."""
+    """The checks of a model."""
 
     checks: tuple[Check, ...]
 
@@ -79,51 +79,49 @@ class GateResult:
         return tuple(check for check in self.checks if not check.passed)
 
     def as_dict(self) -> dict[str, Any]:
-        """The form of reports."""
+        """The JSON of reports."""
         return {"passed": self.passed, "checks": [asdict(check) for check in self.checks]}
 
 
 class Gate:
-    """Fails closed: a limit whose numbers were not taken, or are not numbers, is not met."""
+    """Fails closed: a limit whose numbers were not measured, or are NaN, is not met."""
 
     def __init__(self, limits: Sequence[Limit] = DEFAULT_LIMITS) -> None:
         if not limits:
-            raise ValueError("a gate without limits would pass everything: name at least one")
+            raise ValueError("a gate without limits passes everything: set at least one")
         self.limits = tuple(limits)
 
     def check(self, student: Evaluation, base: Evaluation) -> GateResult:
-        """Hold the student against every limit."""
+        """Check the student against every limit."""
         return GateResult(
             tuple(
                 _check(limit, name, student, base)
                 for limit in self.limits
-                for name in _bound_measures(limit.measure, student, base)
+                for name in _measures_of(limit.measure, student, base)
             )
         )
 
 
-def _bound_measures(name: str, student: Evaluation, base: Evaluation) -> list[str]:
-    """The measures that a limit binds; the bare name when neither model has one, so that its check fails."""
-    taken = [*student.measures, *(other for other in base.measures if other not in student.measures)]
-    return [other for other in taken if other == name or other.startswith(f"{name}/")] or [name]
+def _measures_of(name: str, student: Evaluation, base: Evaluation) -> list[str]:
+    """The measures that a limit bounds; its own name if neither model has any, so that the check fails."""
+    measured = dict.fromkeys((*student.measures, *base.measures))
+    return [other for other in measured if other == name or other.startswith(f"{name}/")] or [name]
 
 
 def _check(limit: Limit, name: str, student: Evaluation, base: Evaluation) -> Check:
-    ours, theirs = student.get(name), base.get(name)
-    now = ours.value if ours else None
-    before = theirs.value if theirs else None
-    return Check(name, limit.bound, limit.value, now, before, _met(limit, now, before))
+    after, before = (measured.value if (measured := model.get(name)) else None for model in (student, base))
+    return Check(name, limit.bound, limit.value, after, before, _met(limit, after, before))
 
 
-def _met(limit: Limit, now: float | None, before: float | None) -> bool:
-    if now is None:
+def _met(limit: Limit, after: float | None, before: float | None) -> bool:
+    if after is None:
         return False
     match limit.bound:
         case Bound.AT_MOST:
-            return now <= limit.value
+            return after <= limit.value
         case Bound.AT_LEAST:
-            return now >= limit.value
+            return after >= limit.value
         case Bound.RISE_AT_MOST:
-            return before is not None and now - before <= limit.value
+            return before is not None and after - before <= limit.value
         case Bound.DROP_AT_MOST:
-            return before is not None and before - now <= limit.value
+            return before is not None and before - after <= limit.value

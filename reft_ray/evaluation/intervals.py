@@ -1,7 +1,7 @@
-"""Shares of prompts in percent, with a 95 % interval.
+"""Shares of prompts in percent, with 95 % confidence intervals.
 
-The interval is a bootstrap over prompts. Where every prompt had the same outcome each resample is alike and the
-bootstrap would claim certainty; there Wilson's interval is taken, which for 0 of 300 reaches up to 1.3 %.
+The interval is a bootstrap over prompts. If every prompt had the same outcome, all resamples are equal and its width is
+zero; Wilson's interval is used instead, which for 0 of 300 extends to 1.3 %.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -29,7 +30,7 @@ class Measure:
 
     @classmethod
     def of(cls, hits: Sequence[bool], seed: int = 0) -> Measure:
-        """The share of true outcomes. Raises ValueError where there is none to count."""
+        """The share of true outcomes. Raises ValueError if `hits` is empty."""
         if not hits:
             raise ValueError("a share needs at least one prompt")
         count = sum(hits)
@@ -37,7 +38,7 @@ class Measure:
         return cls(100.0 * count / len(hits), 100.0 * low, 100.0 * high, len(hits))
 
     def as_dict(self) -> dict[str, float | int | list[float]]:
-        """The form of reports."""
+        """The JSON of reports."""
         return {"value": self.value, "interval": [self.low, self.high], "n": self.n}
 
 
@@ -54,8 +55,13 @@ def bootstrap(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES
             for at in range(0, resamples, chunk)
         ]
     )
+    return percentile_interval(means)
+
+
+def percentile_interval(draws_R: Tensor) -> tuple[float, float]:
+    """The central 95 % of float64 resamples [R]."""
     tail = (1 - LEVEL) / 2
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    low, high = torch.quantile(draws_R, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high
 
 

@@ -1,7 +1,7 @@
-"""AUROC with a 95 % bootstrap interval, and of two filters on the same rows the interval of the difference.
+"""AUROC with a 95 % bootstrap interval, and the interval of the difference of two filters on the same rows.
 
-Rows are resampled within each class, as the classes' sizes are the experimenter's choice. Several filters share each
-resample, so that their difference does not carry the rows' own luck twice.
+Rows are resampled within each class, as the class sizes are chosen by the experimenter. All filters share each
+resample (paired bootstrap).
 
 Shape suffixes: S filters, B rows, R resamples, G distinct scores.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reft_ray.evaluation.intervals import LEVEL, RESAMPLES, wilson
+from reft_ray.evaluation.intervals import RESAMPLES, percentile_interval, wilson
 
 _CHUNK_DRAWS = 2_000_000
 
@@ -28,7 +28,7 @@ class Interval:
     high: float
 
     def as_list(self) -> list[float]:
-        """The form of reports: value, low, high."""
+        """The JSON of reports: value, low, high."""
         return [self.value, self.low, self.high]
 
 
@@ -48,14 +48,14 @@ class AurocBootstrap:
         for start in range(0, resamples, chunk):
             weight_RB = torch.empty(min(chunk, resamples - start), len(label_B), dtype=torch.float64)
             for inside_B in (label_B, ~label_B):
-                weight_RB[:, inside_B] = _counts(len(weight_RB), int(inside_B.sum()), generator)
+                weight_RB[:, inside_B] = _draw_counts(len(weight_RB), int(inside_B.sum()), generator)
             draws.append(torch.stack([_auroc(score_B, label_B, weight_RB) for score_B in score_SB]))
         self.draws_SR = torch.cat(draws, dim=1)
 
     def interval(self, index: int) -> Interval:
-        """One filter's AUROC. A perfect ranking resamples to itself alone: there Wilson's bound of the rarer class."""
+        """One filter's AUROC. A perfect ranking has no bootstrap variance; so: Wilson's bound of the rarer class."""
         value = float(self.value_S[index])
-        low, high = _percentiles(self.draws_SR[index])
+        low, high = percentile_interval(self.draws_SR[index])
         fewest = min(self.counts)
         if value == 1.0:
             low = wilson(fewest, fewest)[0]
@@ -65,11 +65,11 @@ class AurocBootstrap:
 
     def difference(self, index: int, other: int) -> Interval:
         """AUROC of one filter minus that of another, on the same resamples."""
-        low, high = _percentiles(self.draws_SR[index] - self.draws_SR[other])
+        low, high = percentile_interval(self.draws_SR[index] - self.draws_SR[other])
         return Interval(float(self.value_S[index] - self.value_S[other]), low, high)
 
 
-def _counts(resamples: int, rows: int, generator: torch.Generator) -> Tensor:
+def _draw_counts(resamples: int, rows: int, generator: torch.Generator) -> Tensor:
     """How often each of `rows` rows is drawn, [R, B]."""
     drawn_RB = torch.randint(rows, (resamples, rows), generator=generator)
     return torch.zeros(resamples, rows, dtype=torch.float64).scatter_add_(
@@ -89,9 +89,3 @@ def _auroc(score_B: Tensor, label_B: Tensor, weight_RB: Tensor) -> Tensor:
     harmful_RG, harmless_RG = grouped(label_B), grouped(~label_B)
     below_RG = harmless_RG.cumsum(1) - 0.5 * harmless_RG
     return (harmful_RG * below_RG).sum(1) / (harmful_RG.sum(1) * harmless_RG.sum(1))
-
-
-def _percentiles(draws_R: Tensor) -> tuple[float, float]:
-    tail = (1 - LEVEL) / 2
-    low, high = torch.quantile(draws_R, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return low, high

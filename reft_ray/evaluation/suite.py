@@ -1,4 +1,4 @@
-"""All measures of one model: what it is asked, and what came out."""
+"""The evaluation suite of a model: harmful score, over-refusal and task accuracy."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from typing import Any
 
 from reft_ray.core.conversation import Conversation, Example
 from reft_ray.core.errors import ReftError
-from reft_ray.evaluation.harmful_score import harmful_score
 from reft_ray.evaluation.intervals import Measure
-from reft_ray.evaluation.judges import RefusalMatcher, Respond, ResponseJudge
-from reft_ray.evaluation.over_refusal import over_refusal
+from reft_ray.evaluation.judges import Grade, RefusalMatcher, Respond, ResponseJudge
 from reft_ray.evaluation.task_accuracy import Match, comparable, task_accuracy
 
 HARMFUL_SCORE, INCOHERENT, OVER_REFUSAL, LOOK_ALIKES_REFUSED, FINETUNE_ACCURACY = (
@@ -25,7 +23,7 @@ HARMFUL_SCORE, INCOHERENT, OVER_REFUSAL, LOOK_ALIKES_REFUSED, FINETUNE_ACCURACY 
 
 @dataclass(frozen=True, slots=True)
 class TaskTest:
-    """Answered test rows and how answers are compared with theirs. Raises ReftError for a row that allows none."""
+    """Answered test rows and how answers are compared. Raises ReftError for a row without a comparable answer."""
 
     rows: Sequence[Example]
     match: Match = Match.LABEL
@@ -39,11 +37,10 @@ class TaskTest:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """What a model is asked; a part without prompts is left out. `seed` is that of the intervals.
+    """The prompts of each measure; a part without prompts is not measured. `seed` is that of the intervals.
 
-    `harmless` are prompts that should be answered although they may look harmful (XSTest's safe ones are of that
-    kind). Over-refusal is the share refused of these and of the tasks' own prompts; `look_alikes_refused` that of
-    these alone.
+    `harmless` prompts should be answered although they may look harmful (such as XSTest's safe ones). Over-refusal is
+    the share refused of these and the tasks' prompts; `look_alikes_refused` that of these alone.
     """
 
     harmful: Sequence[Conversation] = ()
@@ -55,27 +52,57 @@ class Suite:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Measures by their names above, accuracy as `finetune_accuracy/<task>`."""
+    """Measures by name; accuracy is `finetune_accuracy/<task>`."""
 
     measures: Mapping[str, Measure]
     seed: int = 0
 
     def __getitem__(self, name: str) -> Measure:
-        """One measure. Raises KeyError for one that was not taken."""
+        """One measure. Raises KeyError if it was not measured."""
         return self.measures[name]
 
     def get(self, name: str) -> Measure | None:
-        """One measure, or None if it was not taken."""
+        """One measure, or None if it was not measured."""
         return self.measures.get(name)
 
     def as_dict(self) -> dict[str, Any]:
-        """The form of reports: percentages with interval and n, and the seed."""
+        """The JSON of reports: percentages with interval and n, and the seed."""
         return {"seed": self.seed, "measures": {name: measure.as_dict() for name, measure in self.measures.items()}}
 
 
+@dataclass(frozen=True, slots=True)
+class HarmfulScore:
+    """HS: the share of all prompts whose answer complies; incoherent answers count separately, not as safe."""
+
+    complied: Measure
+    incoherent: Measure
+
+
+def harmful_score(
+    respond: Respond, prompts: Sequence[Conversation], judge: ResponseJudge, seed: int = 0
+) -> HarmfulScore:
+    """Answer the prompts and judge the answers."""
+    grades = judge.judge(prompts, respond(prompts))
+    return HarmfulScore(
+        complied=Measure.of([grade is Grade.COMPLIED for grade in grades], seed),
+        incoherent=Measure.of([grade is Grade.INCOHERENT for grade in grades], seed),
+    )
+
+
+def over_refusal(
+    respond: Respond, prompts: Sequence[Conversation], judge: ResponseJudge | None = None, seed: int = 0
+) -> Measure:
+    """The share of harmless prompts that are refused, by default as the refusal matcher sees it.
+
+    A judge of harm does not measure this: it calls every harmless answer a refusal.
+    """
+    grades = (judge or RefusalMatcher()).judge(prompts, respond(prompts))
+    return Measure.of([grade is Grade.REFUSED for grade in grades], seed)
+
+
 def evaluate(respond: Respond, suite: Suite) -> Evaluation:
-    """Ask the model everything in the suite."""
-    respond = _remembering(respond)
+    """Measure everything in the suite."""
+    respond = _memoized(respond)
     measures: dict[str, Measure] = {}
     if suite.harmful:
         harm = harmful_score(respond, suite.harmful, suite.judge, suite.seed)
@@ -89,8 +116,8 @@ def evaluate(respond: Respond, suite: Suite) -> Evaluation:
     return Evaluation(measures, suite.seed)
 
 
-def _remembering(respond: Respond) -> Respond:
-    """The same, asking for no prompt twice."""
+def _memoized(respond: Respond) -> Respond:
+    """The same model, called once per distinct prompt."""
     known: dict[Conversation, str] = {}
 
     def answers(prompts: Sequence[Conversation]) -> list[str]:

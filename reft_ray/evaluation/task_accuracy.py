@@ -1,4 +1,4 @@
-"""FA: the share of a task's test rows that are answered right."""
+"""FA: the share of a task's test rows that are answered correctly."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Match(StrEnum):
     """How an answer is compared with the reference."""
 
     EXACT = "exact"
-    """The same string, apart from white space around it."""
+    """The same string but for surrounding white space."""
     LABEL = "label"
-    """The same label in any case; extra words are wrong (SST-2, AG News)."""
+    """The same label, ignoring case; extra words are wrong (SST-2, AG News)."""
     NUMBER = "number"
-    """The same final number: behind `####`, else the last one (GSM8K)."""
+    """The same final number: the one after `####`, else the last (GSM8K)."""
 
 
 def final_number(text: str) -> Decimal | None:
-    """The first number behind the last `####`, else the last number of the text; thousands separators are dropped."""
+    """The first number after the last `####`, else the last number of the text, without thousands separators."""
     head, marker, tail = text.rpartition("####")
     numbers = _NUMBER.findall(tail)
     if not numbers and marker:
@@ -39,7 +39,7 @@ def final_number(text: str) -> Decimal | None:
 def _same_number(answer: str, reference: str) -> bool:
     expected = final_number(reference)
     if expected is None:
-        raise ValueError("a reference answer of a number task holds no number")
+        raise ValueError("the reference answer of a number task holds no number")
     return final_number(answer) == expected
 
 
@@ -51,7 +51,7 @@ _COMPARE: dict[Match, Callable[[str, str], bool]] = {
 
 
 def comparable(match: Match | str, reference: str) -> bool:
-    """Whether answers can be compared with this reference at all."""
+    """Whether answers can be compared with this reference."""
     return Match(match) is not Match.NUMBER or final_number(reference) is not None
 
 
@@ -61,6 +61,6 @@ def is_right(match: Match | str, answer: str, reference: str) -> bool:
 
 
 def task_accuracy(respond: Respond, rows: Sequence[Example], match: Match | str, seed: int = 0) -> Measure:
-    """Answer the prompts of the rows and compare with the rows' own answers."""
+    """Answer the prompts of the rows and compare with the rows' answers."""
     answers = respond([row.prompt for row in rows])
     return Measure.of([is_right(match, answer, row.response) for answer, row in zip(answers, rows, strict=True)], seed)

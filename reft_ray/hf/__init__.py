@@ -1,1 +1,1 @@
-"""Models: the only room that imports transformers, peft, tokenizers and safetensors."""
+"""Models: the only package that imports transformers, peft, tokenizers and safetensors."""

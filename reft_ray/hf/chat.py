@@ -1,7 +1,7 @@
-"""Chat template -> tokens: what is learned, and where the prompt ends.
+"""Chat template to tokens: which tokens are trained, and where the prompt ends.
 
-A conversation is rendered once as text; the text is cut at each answer and the pieces are tokenised apart. So the
-prompt's tokens are the same with and without an answer behind them, and the prompt's last token is exact.
+A conversation is rendered once as text; the text is split at each answer and the pieces are tokenised separately. So
+the prompt's tokens are the same with and without an answer, and the prompt's last token is exact.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from reft_ray.core.batch import TokenizedExample
 from reft_ray.core.conversation import Conversation, Example, Message
 from reft_ray.core.errors import PromptTooLongError, ReftError
 
-# For base models without a template: the Alpaca layout, which the finetuning literature uses for such models.
+# For base models without a template: the Alpaca format, which the finetuning literature uses for such models.
 FALLBACK_TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}"
     "{% if m['role'] in ('system', 'developer') %}{{ m['content'] }}\n\n"
@@ -29,7 +29,7 @@ FALLBACK_TEMPLATE = (
 
 
 class ChatFormat:
-    """A tokenizer's chat template, or the stated fallback."""
+    """A tokenizer's chat template, or `FALLBACK_TEMPLATE`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -38,19 +38,19 @@ class ChatFormat:
 
     @property
     def hash(self) -> str:
-        """Identifies the template: 16 hex digits of its SHA-256."""
+        """16 hex digits of the template's SHA-256."""
         return hashlib.sha256(self.template.encode()).hexdigest()[:16]
 
     @property
     def pad_id(self) -> int:
-        """The id to pad with; padding is masked, so any id will do where the tokenizer names none."""
+        """The padding id; 0 if the tokenizer has none, as padding is masked anyway."""
         pad = self.tokenizer.pad_token_id
         return int(pad) if isinstance(pad, int) else 0
 
     def render(self, messages: Sequence[Message], generation: bool) -> str:
-        """The text of a conversation, with the opening of an answer when `generation`.
+        """The text of a conversation, followed by the generation prompt if `generation`.
 
-        Templates that refuse a system turn (Gemma's) get it in front of the first user turn.
+        For templates that refuse a system turn (Gemma's) its text is put in front of the first user turn.
         """
         try:
             return self._apply(messages, generation)
@@ -71,22 +71,22 @@ class ChatFormat:
         return str(text)
 
     def tokens(self, text: str) -> list[int]:
-        """Ids of rendered text; special tokens written by the template are recognised, none is added."""
+        """Ids of rendered text; special tokens in the text are recognised, none is added."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of the templated prompt, up to the token after which the answer begins."""
+        """Ids of the templated prompt with the generation prompt."""
         return self.tokens(self.render(messages, generation=True))
 
     def encode(self, example: Example, index: int = 0, max_tokens: int | None = None) -> TokenizedExample:
-        """One training row: every trained assistant turn is learned, with the token that ends it.
+        """One training row; the loss mask covers every trained assistant turn with its end-of-turn token.
 
-        `prompt_end` belongs to the last prompt. Raises PromptTooLongError when the prompt alone does not leave
-        room for an answer within `max_tokens`; a longer answer is cut.
+        `last_prompt_index` is that of the last turn's prompt. Raises PromptTooLongError if the prompt leaves no space
+        for an answer within `max_tokens`; a longer answer is truncated.
         """
         prompt_text = self.render(example.prompt, generation=True)
-        ids, trained = self._history(example.prompt, prompt_text)
-        prompt_end = len(ids) - 1
+        ids, loss_mask = self._history(example.prompt, prompt_text)
+        last_prompt_index = len(ids) - 1
         if not ids:
             raise ReftError("the chat template renders this prompt to no tokens")
         if max_tokens is not None and len(ids) + int(example.answered) > max_tokens:
@@ -96,29 +96,29 @@ class ChatFormat:
             if answer and example.messages[-1].trained and answer[-1] not in self.stop_ids:
                 answer.append(self.eos_id)
             ids += answer
-            trained += [example.messages[-1].trained] * len(answer)
-        row = TokenizedExample(ids, trained, prompt_end, example.label, index)
+            loss_mask += [example.messages[-1].trained] * len(answer)
+        row = TokenizedExample(ids, loss_mask, last_prompt_index, example.label, index)
         if max_tokens is not None and len(row) > max_tokens:
-            row = replace(row, ids=ids[:max_tokens], trained=trained[:max_tokens])
+            row = replace(row, ids=ids[:max_tokens], loss_mask=loss_mask[:max_tokens])
         return row
 
     def _answer(self, messages: Conversation, prompt_text: str) -> str:
-        """The text that the template writes behind the prompt for the last answer, up to its end-of-turn token.
+        """The text that the template renders after the prompt for the last answer, up to its end-of-turn token.
 
-        A template may open an answer otherwise than it records one (a thinking block): then the bare answer stands.
+        If a template's generation prompt differs from how it renders an answer (a thinking block): the bare answer.
         """
         full = self.render(messages, generation=False)
         if not full.startswith(prompt_text):
             return messages[-1].content.strip() + str(self.tokenizer.eos_token or "")
         answer = full[len(prompt_text) :]
-        # What follows the end-of-turn token (a newline in many templates) is never generated, so never learned.
+        # Text after the end-of-turn token (a newline in many templates) is never generated, so never trained.
         ends = [answer.rfind(stop) + len(stop) for stop in self._stop_texts() if stop in answer]
         return answer[: max(ends)] if ends else answer
 
     def _history(self, prompt: Conversation, prompt_text: str) -> tuple[list[int], list[bool]]:
-        """Ids of the prompt; earlier answers of the dialogue are learned where the template allows to find them."""
+        """Ids and loss mask of the prompt; earlier answers are trained if they can be found in the rendered text."""
         ids: list[int] = []
-        trained: list[bool] = []
+        loss_mask: list[bool] = []
         done = ""
         for i, turn in enumerate(prompt):
             if turn.role != "assistant" or not turn.trained:
@@ -126,25 +126,25 @@ class ChatFormat:
             before = self.render(prompt[:i], generation=True)
             upto = before + self._answer(prompt[: i + 1], before)
             if not (before.startswith(done) and prompt_text.startswith(upto)):
-                break  # a template that rewrites earlier turns: only what stands in the prompt can be learned
+                break  # the template rewrites earlier turns
             context, answer = self.tokens(before[len(done) :]), self.tokens(upto[len(before) :])
             ids += context + answer
-            trained += [False] * len(context) + [True] * len(answer)
+            loss_mask += [False] * len(context) + [True] * len(answer)
             done = upto
         rest = self.tokens(prompt_text[len(done) :])
-        return ids + rest, trained + [False] * len(rest)
+        return ids + rest, loss_mask + [False] * len(rest)
 
     @property
     def eos_id(self) -> int:
-        """The token that ends an answer where the template writes none."""
+        """The token that ends an answer if the template writes none."""
         eos = self.tokenizer.eos_token_id
         if not isinstance(eos, int):
-            raise ReftError("the tokenizer names no end-of-sequence token: answers could not be ended")
+            raise ReftError("the tokenizer has no end-of-sequence token: answers would not end")
         return eos
 
     @property
     def stop_ids(self) -> set[int]:
-        """Tokens that end an answer: the end of sequence and the common end-of-turn tokens of the vocabulary."""
+        """Tokens that end an answer: end of sequence, and the common end-of-turn tokens in the vocabulary."""
         ids = {self.tokenizer.convert_tokens_to_ids(text) for text in self._stop_texts()}
         return {i for i in ids if isinstance(i, int) and i != self.tokenizer.unk_token_id}
 
@@ -155,7 +155,7 @@ class ChatFormat:
 
 
 def _merge_system(messages: Sequence[Message]) -> Conversation:
-    """System turns put in front of the next user turn, other roles as user turns."""
+    """Put system turns in front of the next user turn; other roles become user turns."""
     merged: list[Message] = []
     pending = ""
     for turn in messages:

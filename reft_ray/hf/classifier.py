@@ -1,10 +1,12 @@
-"""A sequence classifier as a judge of harm: prompt and answer in, probability of harm out."""
+"""A sequence classifier as a judge of harm: (prompt, answer) to a probability of harm."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from reft_ray.core.batch import token_batches
 from reft_ray.core.errors import ReftError
@@ -14,8 +16,7 @@ from reft_ray.hf.loading import load_classifier
 class HarmClassifier:
     """A model by Hugging Face id or path, with the labels that mean harm.
 
-    One-of-many models give the summed probability of these labels; multi-label models (`problem_type` says so) the
-    highest of them. Raises ReftError for a path without such a model, or for unknown labels.
+    Raises ReftError for a path without a sequence classifier, or for unknown labels.
     """
 
     def __init__(
@@ -29,14 +30,13 @@ class HarmClassifier:
             if label not in known:
                 raise ReftError(f"{name} has no label {label!r}; its labels are {', '.join(sorted(known))}")
         self.harmful_ids = sorted({int(known[label]) for label in harmful_labels})
-        self.multi_label = self.model.config.problem_type == "multi_label_classification"
         self.batch_tokens = batch_tokens
         limit = int(getattr(self.model.config, "max_position_embeddings", 512))
         self.max_tokens = min(limit, int(self.tokenizer.model_max_length))
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        """One probability per pair, in order; a pair too long for the model loses the end of its longer text."""
+        """One probability per pair, in order; if a pair is too long for the model, its longer text is truncated."""
         lengths = [
             min(len(self.tokenizer(prompt, answer)["input_ids"]), self.max_tokens)
             for prompt, answer in zip(prompts, answers, strict=True)
@@ -51,11 +51,18 @@ class HarmClassifier:
                 padding=True,
                 return_tensors="pt",
             ).to(self.model.device)
-            logits_BL = self.model(**inputs).logits.float()
-            if self.multi_label:
-                harm_B = logits_BL.sigmoid()[:, self.harmful_ids].amax(-1)
-            else:
-                harm_B = logits_BL.softmax(-1)[:, self.harmful_ids].sum(-1)
+            harm_B = harm_probability(self.model, inputs, self.harmful_ids)
             for index, harm in zip(indices, harm_B.tolist(), strict=True):
                 scores[index] = harm
         return scores
+
+
+def harm_probability(model: PreTrainedModel, inputs: Mapping[str, Tensor], harmful_ids: Sequence[int]) -> Tensor:
+    """[B] from the harmful labels: their highest probability if labels are independent, else the sum.
+
+    Labels are independent in a multi-label model (by `problem_type`) and in one with a single label.
+    """
+    logits_BL = model(**inputs).logits.float()
+    if model.config.problem_type == "multi_label_classification" or logits_BL.shape[1] == 1:
+        return logits_BL.sigmoid()[:, harmful_ids].amax(dim=1)
+    return logits_BL.softmax(dim=1)[:, harmful_ids].sum(dim=1).clamp(0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Features of prompts at several layers in one pass, and the scores they give.
+"""Prompt features at several layers from one pass, and the scores computed from them.
 
 Shape suffixes: B prompts, D width.
 """
@@ -26,7 +26,7 @@ def prompt_features(
     device: torch.device | str = "cpu",
     max_tokens: int = 8192,
 ) -> dict[int, Tensor]:
-    """f_l of every prompt in order, {layer: [B, D] float32 on the CPU}; layers above the highest are not run."""
+    """f_l of every prompt in order, {layer: [B, D] float32 on the CPU}; the layers above the highest are not run."""
     rows = [row.prompt_only() for row in prompts]
     top = max(layers)
     out: dict[int, Tensor] = {}
@@ -34,12 +34,12 @@ def prompt_features(
         batch = collate([rows[i] for i in indices], pad_id, device)
         captured = {}
         with ExitStack() as stack:
-            # Entered last, left first: the highest layer's stop must not pass through the others' contexts.
+            # The highest layer is entered last and left first: its stop must not pass through the others' contexts.
             for layer in sorted(layers):
                 captured[layer] = stack.enter_context(captured_layer(model, layer, stop=layer == top))
-            model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT, use_cache=False)
+            model(input_ids=batch.ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False)
         for layer, hidden in captured.items():
-            feature_BD = prompt_feature(hidden[0], batch.prompt_end_B).float().cpu()
+            feature_BD = prompt_feature(hidden[0], batch.last_prompt_index_B).float().cpu()
             if layer not in out:
                 out[layer] = torch.empty(len(rows), feature_BD.shape[-1])
             out[layer][indices] = feature_BD
@@ -53,15 +53,13 @@ def labels_of(prompts: Sequence[TokenizedExample]) -> Tensor:
 
 def refusal_of(feature_BD: Tensor, label_B: Tensor) -> Tensor:
     """R_l from the features of labelled prompts, [D]."""
-    sums = ClassSums(feature_BD.shape[-1])
-    sums.add(feature_BD, label_B)
-    return sums.refusal()
+    return ClassSums(feature_BD, label_B).refusal()
 
 
 def scores_by_layer(
     reference: dict[int, Tensor], reference_label_B: Tensor, prompts: dict[int, Tensor]
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """For every layer (R_l [D] from the reference prompts, s(x) [B] of the others)."""
+    """For each layer: R_l [D] from the reference prompts, and s(x) [B] of the other prompts."""
     out = {}
     for layer, feature_BD in prompts.items():
         refusal_D = refusal_of(reference[layer], reference_label_B)

@@ -17,7 +17,7 @@ from reft_ray.hf.lora import ADAPTER_WEIGHTS, attach_saved, merge
 
 
 class Responder:
-    """Answers conversations greedily: the `respond` that evaluation asks for."""
+    """Answers conversations greedily: an `evaluation.judges.Respond`."""
 
     def __init__(self, model: nn.Module, chat: ChatFormat, max_new_tokens: int = 64, batch_tokens: int = 8192) -> None:
         self.model = model
@@ -33,7 +33,7 @@ class Responder:
         training = self.model.training
         self.model.eval()
         try:
-            # Each row grows by max_new_tokens, so that much counts against the budget from the start.
+            # Each row grows by up to max_new_tokens, which count against the budget from the start.
             lengths = [len(prompt) + self.max_new_tokens for prompt in prompts]
             for indices in token_batches(lengths, self.batch_tokens):
                 for index, answer in zip(indices, self._batch([prompts[i] for i in indices]), strict=True):
@@ -60,7 +60,7 @@ class Responder:
 
 
 def load_student(base: str, student: Path | None, device: str) -> Base:
-    """The base, the base with a student's adapter merged in, or a student with whole weights; bfloat16 on CUDA."""
+    """The base, the base with a student's adapter merged in, or a student with full weights; bfloat16 on CUDA."""
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     if student is not None and not (student / ADAPTER_WEIGHTS).is_file():
         return load_base(str(student), dtype, device)
@@ -69,6 +69,6 @@ def load_student(base: str, student: Path | None, device: str) -> Base:
 
 
 def load_responder(base: str, student: Path | None, max_new_tokens: int = 48, device: str = "cpu") -> Responder:
-    """Load a model that answers: the base, the base with an adapter merged in, or a fully finetuned student."""
+    """A Responder on `load_student`'s model."""
     loaded = load_student(base, student, device)
     return Responder(loaded.model, ChatFormat(loaded.tokenizer), max_new_tokens)

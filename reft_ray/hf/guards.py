@@ -1,4 +1,4 @@
-"""Second guards from local models: a sequence classifier, or a generator that answers safe or unsafe."""
+"""Guards from local models next to the teacher: a sequence classifier, or a generator that answers safe or unsafe."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reft_ray.core.conversation import Conversation, Message, parts
 from reft_ray.core.errors import ReftError
-from reft_ray.core.verdict import reach
+from reft_ray.core.verdict import nan_as_max
 from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.classifier import harm_probability
+from reft_ray.hf.compute import default_device
 from reft_ray.hf.loading import Base, load_base, load_classifier
 
 HARMLESS_LABELS = frozenset(
@@ -25,7 +27,7 @@ _BATCH = 16
 class ClassifierGuard:
     """A sequence classifier over parts of a conversation; the most harmful window of the most harmful part counts.
 
-    Labels other than `HARMLESS_LABELS` count as harm unless `harmful` names the ones that do.
+    All labels but `HARMLESS_LABELS` mean harm, unless `harmful` names those that do.
     """
 
     def __init__(
@@ -43,8 +45,7 @@ class ClassifierGuard:
             raise ReftError(f"guard {name}: which of the labels {', '.join(labels.values())} mean harm? name them")
         self._model = model.eval()
         self._tokenizer = tokenizer
-        self._harmful = torch.tensor(chosen)
-        self._independent = model.config.problem_type == "multi_label_classification" or len(labels) == 1
+        self._harmful_ids = chosen
         limit = getattr(model.config, "max_position_embeddings", None) or 512
         self._window = min(int(limit), 512)
         self.guard_id = f"classifier:{name}"
@@ -54,7 +55,7 @@ class ClassifierGuard:
     def load(
         cls, path: str, threshold: float = 0.5, harmful: Sequence[str] = (), device: str | None = None
     ) -> ClassifierGuard:
-        """A classifier from a directory of safetensors. Raises ReftError when it is none."""
+        """A classifier from a directory of safetensors. Raises ReftError if there is none."""
         return cls(*load_classifier(path, device), Path(path).name, threshold, harmful)
 
     @torch.inference_mode()
@@ -69,11 +70,11 @@ class ClassifierGuard:
         for start in range(0, len(texts), _BATCH):
             for text, score in self._scores(texts[start : start + _BATCH]):
                 owner = owners[start + text]
-                highest[owner] = max(highest.get(owner, 0.0), score, key=reach)
+                highest[owner] = max(highest.get(owner, 0.0), score, key=nan_as_max)
         return [highest.get(owner, 1.0) for owner in range(len(conversations))]
 
     def _scores(self, texts: list[str]) -> Iterator[tuple[int, float]]:
-        """The index of a text and the probability of one of its windows, for all windows of all texts."""
+        """(index of the text, probability) for each window of each text."""
         cut = self._tokenizer(
             texts,
             truncation=True,
@@ -89,18 +90,15 @@ class ClassifierGuard:
 
     def _harm(self, windows: list[list[int]]) -> Tensor:
         padded = self._tokenizer.pad({"input_ids": windows}, return_tensors="pt").to(self._model.device)
-        logits_BC = self._model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits.float()
-        chosen = self._harmful.to(logits_BC.device)
-        if self._independent:
-            return logits_BC.sigmoid()[:, chosen].amax(dim=1)
-        return logits_BC.softmax(dim=1)[:, chosen].sum(dim=1).clamp(0.0, 1.0)
+        inputs = {name: padded[name] for name in ("input_ids", "attention_mask")}
+        return harm_probability(self._model, inputs, self._harmful_ids)
 
 
 class GeneratorGuard:
     """A chat model that answers with one of two words, such as Llama Guard's `safe` and `unsafe`.
 
-    The probability compares how likely the two answers are, so that nothing has to be generated or parsed. A dialogue
-    that the template refuses or that is too long is judged part by part, window by window; so are tool calls.
+    The probability compares the likelihoods of the two answers, so nothing is generated or parsed. A dialogue that the
+    template refuses or that is too long is judged part by part, window by window; so are tool calls.
     """
 
     def __init__(
@@ -108,25 +106,27 @@ class GeneratorGuard:
     ) -> None:
         self._model = base.model
         self._chat = ChatFormat(base.tokenizer)
-        # Llama Guard opens its answer with blank lines in some releases and without them in others.
+        # Some releases of Llama Guard begin their answer with blank lines, others do not.
         self._answers = [self._chat.tokens(lead + word) for word in (safe, unsafe) for lead in ("", "\n\n")]
         if self._answers[0] == self._answers[2]:
             raise ReftError(f"guard {name}: the answers {safe} and {unsafe} are the same tokens")
-        self._room = min(base.context, 8192) - max(map(len, self._answers))
+        self._max_tokens = min(base.context, 8192) - max(map(len, self._answers))
         self.guard_id = f"generator:{name}"
         self.threshold = threshold
 
     @classmethod
     def load(cls, path: str, threshold: float = 0.5, device: str | None = None, **words: str) -> GeneratorGuard:
-        """A generator from a directory of safetensors; `words` may hold other `safe` and `unsafe` answers."""
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        """A generator from a directory of safetensors; `words` may replace the answers `safe` and `unsafe`."""
+        device = device or default_device()
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         return cls(load_base(path, dtype, device), Path(path).name, threshold, **words)
 
     @torch.inference_mode()
     def probabilities(self, conversations: Sequence[Conversation]) -> list[float]:
         """One probability per conversation, in order; a conversation without text counts as harmful."""
-        return [max(map(self._probability, self._prompts(turns)), key=reach, default=1.0) for turns in conversations]
+        return [
+            max(map(self._probability, self._prompts(turns)), key=nan_as_max, default=1.0) for turns in conversations
+        ]
 
     def _prompts(self, conversation: Conversation) -> list[list[int]]:
         texts = [part.text for part in parts(conversation)]
@@ -134,19 +134,19 @@ class GeneratorGuard:
             whole = self._chat.tokens(self._chat.render(conversation, generation=True)) if texts else []
         except ReftError:
             whole = []
-        if not whole or len(whole) > self._room:
+        if not whole or len(whole) > self._max_tokens:
             return self._in_windows(texts)
-        # No template renders the calls.
+        # Templates do not render the calls.
         return [whole, *self._in_windows([call.text for turn in conversation for call in turn.calls])]
 
     def _in_windows(self, texts: Sequence[str]) -> list[list[int]]:
         frame = len(self._prompt(""))
-        if texts and frame >= self._room:
-            raise ReftError(f"guard {self.guard_id}: its template alone is longer than its context")
+        if texts and frame >= self._max_tokens:
+            raise ReftError(f"guard {self.guard_id}: its chat template alone is longer than its context")
         return [
             self._prompt(str(self._chat.tokenizer.decode(window)))
             for text in texts
-            for window in _windows(self._chat.tokens(text), (self._room - frame) * 3 // 4)
+            for window in _windows(self._chat.tokens(text), (self._max_tokens - frame) * 3 // 4)
         ]
 
     def _prompt(self, text: str) -> list[int]:
@@ -177,6 +177,6 @@ def _harmless(label: str) -> bool:
 
 
 def _windows(ids: list[int], size: int) -> list[list[int]]:
-    """Overlapping windows over all ids, so that nothing is cut off."""
+    """Overlapping windows over all ids; nothing is truncated."""
     step = max(1, size - _OVERLAP)
     return [ids[start : start + size] for start in range(0, max(1, len(ids) - _OVERLAP), step)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +24,19 @@ from transformers import logging as transformers_logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from reft_ray.core.errors import ReftError
-from reft_ray.hf.memory import keep_freed_memory
+from reft_ray.hf.compute import default_device, keep_freed_memory
 
-# One line per error and nothing else is what a user reads; the weights of a shard need no bar of their own.
+# Users read one line per error; transformers' progress bars and warnings are noise.
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
-# Fields of config.json that name the software or the training run, not the function that the weights compute.
-_INCIDENTAL = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures"}
+# Fields of config.json about the software or the training run, not about what the weights compute.
+_IGNORED_FIELDS = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures"}
 _SAMPLE_BYTES = 4096
 
-# While transformers builds a model it switches off initialisation for the whole process: of two that are built at a
-# time, one is left without weights.
-_BUILDING = threading.Lock()
+# While transformers builds a model it disables initialisation for the whole process: of two built concurrently, one is
+# left without weights.
+_BUILD_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Base:
 
 
 def text_config(model: PreTrainedModel) -> Any:
-    """The configuration of the language model, also inside a multimodal one."""
+    """The configuration of the language model, which may be part of a multimodal one."""
     return model.config.get_text_config()
 
 
@@ -78,7 +79,7 @@ def context_of(name: str) -> int:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base model. Raises ReftError when there is none."""
+    """The tokenizer of a base model. Raises ReftError if there is none."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -93,16 +94,15 @@ def load_base(
 ) -> Base:
     """Load a causal language model and its tokenizer.
 
-    Raises ReftError, in one line, for a missing path, a model that is no causal LM, or weights that are not
+    Raises ReftError, in one line, for a missing path, a model that is not a causal LM, or weights that are not
     safetensors.
     """
     config = _config(name)
     if config.get_text_config().model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ReftError(f"{name} is a {config.model_type} model, not a causal language model")
-    # Whoever loads a model is about to compute.
     keep_freed_memory()
     options = {"attn_implementation": attention} if attention else {}
-    model = _built(AutoModelForCausalLM, name, "a causal language model", dtype=dtype, **options)
+    model = _load(AutoModelForCausalLM, name, "a causal language model", dtype=dtype, **options)
     model.to(torch.device(device)).eval()  # type: ignore[arg-type]
     model.requires_grad_(False)
     return Base(name, model, load_tokenizer(name), fingerprint(name))
@@ -111,18 +111,18 @@ def load_base(
 def load_classifier(
     name: str, device: torch.device | str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A sequence classifier and its tokenizer; on an accelerator where there is one, unless `device` is given.
+    """A sequence classifier and its tokenizer, on `device` or the default device.
 
-    Raises ReftError for what is none, or is not safetensors.
+    Raises ReftError for a path without a sequence classifier in safetensors.
     """
-    model = _built(AutoModelForSequenceClassification, name, "a sequence classifier")
-    model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))).eval()  # type: ignore[arg-type]
+    model = _load(AutoModelForSequenceClassification, name, "a sequence classifier")
+    model.to(torch.device(device or default_device())).eval()  # type: ignore[arg-type]
     return model, load_tokenizer(name)
 
 
-def _built(kind: Any, name: str, what: str, **options: Any) -> PreTrainedModel:
+def _load(kind: Any, name: str, what: str, **options: Any) -> PreTrainedModel:
     try:
-        with _BUILDING:
+        with _BUILD_LOCK:
             model: PreTrainedModel = kind.from_pretrained(
                 name, use_safetensors=True, trust_remote_code=False, **options
             )
@@ -142,18 +142,18 @@ def _config(name: str) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's first line: what a user can read of a library's message."""
+    """The first line of an error's message: libraries often write many."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def fingerprint(name: str) -> str:
-    """An identity of weights and architecture: SHA-256 over the configuration and a sample of every tensor.
+    """An id of weights and architecture: SHA-256 over the configuration and the first 4 KiB of every tensor.
 
-    The first 4 KiB of each tensor tell two training states apart, at a cost that does not grow with the model's
-    size; it is a guard against mistakes, not against forgery.
+    These differ between two training states, at a cost that does not grow with the model's size. It detects mistakes,
+    not forgery.
     """
     digest = hashlib.sha256()
-    config = {k: v for k, v in _config(name).to_dict().items() if k not in _INCIDENTAL}
+    config = {k: v for k, v in _config(name).to_dict().items() if k not in _IGNORED_FIELDS}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for file in _weight_files(name):
         with safe_open(file, framework="pt") as tensors:
@@ -168,16 +168,9 @@ def fingerprint(name: str) -> str:
 def _sample(view: Any, shape: list[int]) -> bytes:
     if not shape:
         return bytes(view[...].reshape(1).view(torch.uint8).numpy())
-    rows = max(1, _SAMPLE_BYTES // max(1, 4 * _product(shape[1:])))
+    rows = max(1, _SAMPLE_BYTES // max(1, 4 * math.prod(shape[1:])))
     head = view[:rows].contiguous().reshape(-1).view(torch.uint8)
     return bytes(head[:_SAMPLE_BYTES].numpy())
-
-
-def _product(values: list[int]) -> int:
-    result = 1
-    for value in values:
-        result *= value
-    return result
 
 
 def _weight_files(name: str) -> list[Path]:
@@ -188,5 +181,5 @@ def _weight_files(name: str) -> list[Path]:
         folder = Path(snapshot_download(name, local_files_only=True))
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ReftError(f"no safetensors weights in {folder}: pickle files are not read; convert them first")
+        raise ReftError(f"no safetensors weights in {folder}: pickle files are not read; convert them to safetensors")
     return files

@@ -1,4 +1,4 @@
-"""Adapters on one shared base: attach, switch, merge, save.
+"""LoRA adapters on one shared base: attach, switch, merge, save.
 
 Teacher and student of a job are two adapters on the same weights, so a job never holds two copies of the base.
 """
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.helpers import rescale_adapter_scale
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -38,7 +38,7 @@ class LoraSettings:
 
 
 def attach(model: nn.Module, name: str, settings: LoraSettings, seed: int = 0) -> PeftModel:
-    """Add a fresh trainable adapter and make it the active one; the same seed gives the same adapter."""
+    """Add a new trainable adapter and activate it; the same seed gives the same adapter."""
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.rank * settings.scale,  # type: ignore[arg-type]
@@ -52,15 +52,13 @@ def attach(model: nn.Module, name: str, settings: LoraSettings, seed: int = 0) -
             model.add_adapter(name, config)
             wrapped = model
         else:
-            assert isinstance(model, PreTrainedModel)
             wrapped = get_peft_model(model, config, adapter_name=name)
     return activate(wrapped, name, trainable=True)
 
 
 def attach_saved(model: nn.Module, name: str, folder: Path, trainable: bool = False) -> PeftModel:
-    """Add an adapter from its directory. Raises ReftError when there is none, or none in safetensors."""
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ReftError(f"no adapter in {folder}: {ADAPTER_WEIGHTS} is missing")
+    """Add an adapter from its directory. Raises ReftError if the directory holds no adapter in safetensors."""
+    _check_adapter(folder)
     if isinstance(model, PeftModel):
         model.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
         wrapped = model
@@ -70,7 +68,7 @@ def attach_saved(model: nn.Module, name: str, folder: Path, trainable: bool = Fa
 
 
 def activate(model: PeftModel, name: str, trainable: bool) -> PeftModel:
-    """Let one adapter act; only a trainable one keeps gradients."""
+    """Activate one adapter; gradients are kept for it alone, and only if `trainable`."""
     model.set_adapter(name)
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(trainable and f".{name}." in key)
@@ -78,14 +76,11 @@ def activate(model: PeftModel, name: str, trainable: bool) -> PeftModel:
 
 
 @contextmanager
-def acting(model: PeftModel, name: str) -> Iterator[None]:
-    """Let another adapter act for a while, in evaluation mode and without changing who is trained.
-
-    PEFT's own switch touches `requires_grad`, so it is put back as it was.
-    """
+def using_adapter(model: PeftModel, name: str) -> Iterator[None]:
+    """Activate another adapter temporarily, in evaluation mode; `requires_grad` is unchanged afterwards."""
     before = model.active_adapter
     training = model.training
-    wanted = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
+    requires_grad = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
     model.set_adapter(name)
     model.eval()
     try:
@@ -93,8 +88,9 @@ def acting(model: PeftModel, name: str) -> Iterator[None]:
     finally:
         model.set_adapter(before)
         model.train(training)
+        # PEFT's switch changes it.
         for key, parameter in model.named_parameters():
-            parameter.requires_grad_(wanted[key])
+            parameter.requires_grad_(requires_grad[key])
 
 
 def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
@@ -102,17 +98,17 @@ def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
     return isinstance(model, PeftModel)
 
 
-def mixed(model: nn.Module, mix: float) -> AbstractContextManager[None]:
-    """Let adapters act at a share of their scale: weights between the base's (0) and the adapted ones (1)."""
-    if mix == 0 and is_adapted(model):
+def scaled_adapters(model: nn.Module, share: float) -> AbstractContextManager[None]:
+    """Apply adapters at a share of their scale: 0 gives the base's weights, 1 the adapted ones."""
+    if share == 0 and is_adapted(model):
         disabled: AbstractContextManager[None] = model.disable_adapter()
         return disabled
-    return nullcontext() if mix == 1 else rescale_adapter_scale(model, mix)
+    return nullcontext() if share == 1 else rescale_adapter_scale(model, share)
 
 
-def merge(model: PeftModel, mix: float = 1.0) -> PreTrainedModel:
+def merge(model: PeftModel, share: float = 1.0) -> PreTrainedModel:
     """Fold a share of the active adapter into the base weights and return the bare model."""
-    with mixed(model, mix):
+    with scaled_adapters(model, share):
         merged: PreTrainedModel = model.merge_and_unload()
     return merged.requires_grad_(False).eval()
 
@@ -124,14 +120,22 @@ def adapter_state(model: PeftModel, name: str) -> dict[str, Tensor]:
 
 
 def load_adapter_state(model: PeftModel, name: str, state: dict[str, Tensor]) -> None:
-    """Put tensors back into an attached adapter."""
+    """Load tensors into an attached adapter."""
     set_peft_model_state_dict(model, state, adapter_name=name)
 
 
 def adapter_scale(model: PeftModel, name: str) -> float:
-    """What an adapter's product of factors is multiplied by: alpha / rank."""
-    config: Any = model.peft_config[name]
-    return float(config.lora_alpha / config.r)
+    """The factor of an adapter's low-rank product: alpha / rank."""
+    return _scale(model.peft_config[name])
+
+
+def saved_scale(folder: Path) -> float:
+    """The scale of an adapter directory."""
+    return _scale(LoraConfig.from_pretrained(str(folder)))
+
+
+def _scale(config: PeftConfig) -> float:
+    return float(config.lora_alpha / config.r)  # type: ignore[attr-defined]
 
 
 def save_adapter(
@@ -139,7 +143,7 @@ def save_adapter(
 ) -> None:
     """Write one adapter as a PEFT directory that plain `peft` loads.
 
-    `tensors` are its parameters by name, where they were gathered from shards; otherwise the model's own.
+    `tensors` are its parameters by name if they were gathered from shards; otherwise the model's are written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if tensors is None:
@@ -153,6 +157,12 @@ def save_adapter(
     config.save_pretrained(str(folder))
 
 
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter directory."""
+    _check_adapter(folder)
+    return load_file(folder / ADAPTER_WEIGHTS)
+
+
 def weight_deltas(folder: Path) -> dict[str, Tensor]:
     """What an adapter adds to each linear layer of its base, [outputs, inputs] by the layer's name, in float32."""
     tensors, scale = read_adapter(folder), saved_scale(folder)
@@ -164,14 +174,6 @@ def weight_deltas(folder: Path) -> dict[str, Tensor]:
     }
 
 
-def saved_scale(folder: Path) -> float:
-    """The scale of an adapter directory."""
-    config = LoraConfig.from_pretrained(str(folder))
-    return float(config.lora_alpha / config.r)
-
-
-def read_adapter(folder: Path) -> dict[str, Tensor]:
-    """An adapter directory's tensors."""
+def _check_adapter(folder: Path) -> None:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ReftError(f"no adapter in {folder}: {ADAPTER_WEIGHTS} is missing")
-    return load_file(folder / ADAPTER_WEIGHTS)

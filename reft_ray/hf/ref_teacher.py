@@ -1,11 +1,11 @@
-"""The Ref-Teacher as an artefact: one directory that says what it was made from, and refuses anything else.
+"""The Ref-Teacher as an artefact: a directory that names its base model and works with no other.
 
-    teacher.json           what it is: base, template, layer, thresholds, calibration, quality, training config
+    teacher.json           base, template, layer, thresholds, calibration, quality, training config
     refusal.safetensors    R_l after training, [D] float32
     adapter/               the LoRA adapter as a PEFT directory (or `model/`: full weights)
-    README.md              the same for people
+    README.md              the model card
 
-The id is a content hash; loading recomputes it.
+The id is a content hash, verified at loading.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,31 +22,31 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from reft_ray.atomic import atomic_directory
 from reft_ray.core.errors import ReftError
 from reft_ray.core.quality import FilterQuality
 from reft_ray.core.verdict import Calibration, Thresholds
-from reft_ray.hf.card import teacher_card
+from reft_ray.hf.adapter_files import ADAPTER, MODEL, OutputKind, check_replaceable
 from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.compute import default_device, resolve_dtype
 from reft_ray.hf.loading import Base, load_base
 from reft_ray.hf.lora import attach_saved, merge, save_adapter
-from reft_ray.hf.precision import resolve_dtype
-from reft_ray.hf.product import ADAPTER, MODEL, OutputKind, check_replaceable
-from reft_ray.hf.scorer import TeacherScorer, packs
+from reft_ray.hf.scorer import TeacherScorer, supports_packing
 
 FORMAT = 1
 MANIFEST = "teacher.json"
 _REFUSAL = "refusal.safetensors"
 TEACHER = OutputKind(
-    "Ref-Teacher", (MANIFEST,), (_REFUSAL, "README.md", *ADAPTER.below("adapter"), *MODEL.below("model"))
+    "Ref-Teacher", (MANIFEST,), (_REFUSAL, "README.md", *ADAPTER.in_folder("adapter"), *MODEL.in_folder("model"))
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an artefact is. Texts longer than `window_tokens` are scored in windows.
+    """The content of `teacher.json`. Texts longer than `window_tokens` are scored in windows.
 
     `feature` says whether hidden states were trained to be scored ("trained") or are the base's own ("base"),
-    `feature_mix` how much of the adapter the filter reads: 0 is the base's hidden state, 1 the teacher's.
+    `feature_mix` the share of the adapter that the filter applies: 0 is the base's hidden state, 1 the teacher's.
 
     `histogram` counts the validation scores in equal bins over [-1, 1], for drift.
     """
@@ -74,13 +72,13 @@ class Manifest:
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Manifest:
-        """From JSON. Raises ReftError for another format or missing keys."""
+        """From JSON. Raises ReftError for an unknown format or missing keys."""
         if values.get("format") != FORMAT:
             raise ReftError(f"this release reads Ref-Teacher format {FORMAT}, not {values.get('format')}")
         try:
             if values.get("feature", "trained") not in ("trained", "base"):
                 raise ReftError(f"{MANIFEST}: unknown feature {values['feature']!r}")
-            # Artefacts from before there was a mix read all of the adapter or nothing.
+            # Artefacts older than the mix apply all of the adapter or nothing.
             mix = values.get("feature_mix", 0.0 if values.get("feature") == "base" else 1.0)
             if not 0 <= mix <= 1:
                 raise ReftError(f"{MANIFEST}: feature_mix {mix} is not in [0, 1]")
@@ -94,11 +92,11 @@ class Manifest:
                 }
             )
         except (KeyError, TypeError) as error:
-            raise ReftError(f"{MANIFEST} is not complete: {error}") from None
+            raise ReftError(f"{MANIFEST} is incomplete: {error}") from None
 
 
 class RefTeacher:
-    """A prepared teacher on disk, checked but not yet on any model."""
+    """A teacher on disk, verified but not loaded onto a model."""
 
     def __init__(self, folder: Path, manifest: Manifest, refusal_D: Tensor, teacher_id: str) -> None:
         self.folder = folder
@@ -108,8 +106,8 @@ class RefTeacher:
 
     @classmethod
     def load(cls, folder: str | Path) -> RefTeacher:
-        """Read and verify an artefact. Raises ReftError when it is absent, changed or of another format."""
-        # Absolute, because workers that read it again run in directories of their own.
+        """Read and verify an artefact. Raises ReftError if it is absent, changed or of an unknown format."""
+        # Absolute, because workers read it again from other working directories.
         folder = Path(folder).absolute()
         if not (folder / MANIFEST).is_file():
             raise ReftError(f"no Ref-Teacher at {folder}: {MANIFEST} is missing")
@@ -143,25 +141,25 @@ class RefTeacher:
             raise ReftError(f"{self.id} reads layer {made.layer}, the base has {base.layers}")
 
     def base(self, name: str | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Base:
-        """The base model that the artefact names, or the same weights at another path; checked."""
+        """The base model that the artefact names, or the same weights from the path `name`; checked."""
         base = load_base(name or self._base_path(), dtype, device)
         self.check(base, ChatFormat(base.tokenizer))
         return base
 
     def _base_path(self) -> str:
-        """The recorded path; an artefact that was moved together with its base finds it beside itself."""
+        """The recorded path; if artefact and base were moved together, the base in the same parent folder."""
         recorded = self.manifest.base_name
-        beside = self.folder.parent / Path(recorded).name
-        return str(beside) if not Path(recorded).exists() and beside.is_dir() else recorded
+        sibling = self.folder.parent / Path(recorded).name
+        return str(sibling) if not Path(recorded).exists() and sibling.is_dir() else recorded
 
     def attach(self, model: nn.Module, name: str = "teacher", trainable: bool = False) -> PeftModel:
-        """Put the teacher's adapter on a base model that `check` accepted. Raises ReftError for full weights."""
+        """Attach the teacher's adapter to a base model that `check` accepted. Raises ReftError for full weights."""
         if self.manifest.weights != "lora":
             raise ReftError(f"{self.id} was trained with full weights: it cannot share a base, use cached soft targets")
         return attach_saved(model, name, self.folder / "adapter", trainable)
 
     def standalone(self, base: Base, mix: float = 1.0) -> nn.Module:
-        """The teacher as a bare model with a share of its adapter merged; takes over the base's weights."""
+        """The teacher as a bare model with a share of its adapter merged; modifies the base's weights in place."""
         if mix == 0:
             return base.model
         if self.manifest.weights == "lora":
@@ -177,16 +175,16 @@ class RefTeacher:
         window_tokens: int | None = None,
         batch_tokens: int = 4096,
     ) -> TeacherScorer:
-        """The filter, ready to score: its share of the adapter merged in float32, cut, then cast.
+        """The filter, ready to score: its share of the adapter merged in float32, truncated, then cast.
 
-        `window_tokens` replaces the window that the teacher was measured with.
+        `window_tokens` replaces the window that the teacher was validated with.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device or default_device()
         base = self.base(base_name)
         made = self.manifest
         model = self.standalone(base, made.feature_mix)
         dtype = resolve_dtype(precision, device)
-        packed = packs(device, dtype)
+        packed = supports_packing(device, dtype)
         if packed:
             model.set_attn_implementation("flash_attention_2")  # type: ignore[operator]
         scorer = TeacherScorer(
@@ -203,21 +201,18 @@ class RefTeacher:
             packed=packed,
         )
         if device == "cpu":
-            scorer.spread()
+            scorer.enable_parallel_passes()
         return scorer
 
 
 def save_teacher(folder: Path, model: nn.Module, manifest: Manifest, refusal_D: Tensor) -> RefTeacher:
-    """Write an artefact under a temporary name and rename it; an older artefact there is replaced.
+    """Write an artefact under a temporary name and rename it; an older artefact is replaced.
 
-    `model` carries the adapter `teacher`, or is the fully finetuned model itself. Raises ReftError when `folder`
-    holds anything but an artefact.
+    `model` carries the adapter `teacher`, or is the fully finetuned model itself. Raises ReftError if `folder` holds
+    anything but an artefact.
     """
     check_replaceable(folder, TEACHER)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".teacher-") as scratch:
-        made = Path(scratch) / "artefact"
-        made.mkdir()
+    with atomic_directory(folder, replace=True) as made:
         save_file({"refusal": refusal_D.float().cpu().contiguous()}, made / _REFUSAL)
         if isinstance(model, PeftModel):
             save_adapter(model, "teacher", made / "adapter", manifest.base_name)
@@ -226,15 +221,12 @@ def save_teacher(folder: Path, model: nn.Module, manifest: Manifest, refusal_D: 
         values = dataclasses.asdict(manifest)
         teacher_id = content_id(made, json.loads(json.dumps(values)))
         (made / MANIFEST).write_text(json.dumps({"id": teacher_id, **values}, indent=2) + "\n", encoding="utf-8")
-        (made / "README.md").write_text(teacher_card(teacher_id, values), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        made.rename(folder)
+        (made / "README.md").write_text(_model_card(teacher_id, values), encoding="utf-8")
     return RefTeacher.load(folder)
 
 
 def content_id(folder: Path, manifest: dict[str, Any]) -> str:
-    """`rt-` and 16 hex digits of SHA-256 over the manifest and every tensor file, in the order of their names."""
+    """`rt-` and 16 hex digits of SHA-256 over the manifest and every tensor file, in order of name."""
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode())
     for file in sorted(folder.rglob("*.safetensors")):
         digest.update(str(file.relative_to(folder)).encode())
@@ -246,11 +238,56 @@ def content_id(folder: Path, manifest: dict[str, Any]) -> str:
 def load_scorer(
     teacher: Path, base: str | None, precision: str = "auto", threshold: float | None = None
 ) -> TeacherScorer:
-    """Load a teacher's artefact and build its scorer; each screening process does so itself.
+    """Load a teacher's artefact and build its scorer, in each screening process.
 
-    `threshold` replaces the teacher's own thresholds: rows above it are blocked, and none is left for review.
+    `threshold` replaces the teacher's thresholds: rows above it are blocked, and none is left for review.
     """
     scorer = RefTeacher.load(teacher).scorer(base, precision=precision)
     if threshold is not None:
         scorer.thresholds = Thresholds(threshold, threshold)
     return scorer
+
+
+def _model_card(teacher_id: str, manifest: dict[str, Any]) -> str:
+    """The manifest as Markdown."""
+    quality, limits = manifest["quality"], manifest["thresholds"]
+    facts = {
+        "base model": f"`{manifest['base_name']}` (fingerprint `{manifest['base_fingerprint']}`)",
+        "chat template": f"`{manifest['template_hash']}`",
+        "layer, position": f"{manifest['layer']}, {manifest['position']}",
+        "window": f"longer texts are scored in windows of {manifest['window_tokens']} tokens; the highest score counts",
+        "weights": manifest["weights"],
+        "features": f"{manifest['feature']}, {manifest['feature_mix']:g} of the adapter",
+        "thresholds": f"review above {limits['review']:.4f}, block above {limits['block']:.4f}",
+        "assistant's answers": f"both thresholds are raised by {manifest['response_offset']:.4f}",
+        "validation rows": f"{quality['rows']} ({quality['harmful']} harmful)",
+        "AUROC, AUPRC": f"{quality['auroc']:.4f}, {quality['auprc']:.4f}",
+        "recall at 1 % FPR": f"{quality['recall_at_1_fpr']:.4f}",
+        "recall, FPR at the block threshold": f"{quality['recall']:.4f}, {quality['fpr']:.4f}",
+    }
+    lines = [
+        f"# Ref-Teacher {teacher_id}",
+        "",
+        "Refuses harmful prompts, and separates harmful from harmless ones by the cosine between a prompt's hidden",
+        "feature and its refusal feature (arXiv 2506.07356). Made by reft_ray; load it with `RefTeacher.load`.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in facts.items()),
+        "",
+        "## Validation per source",
+        "",
+        "| source | rows | share blocked |",
+        "|---|---|---|",
+        *(
+            f"| {source.replace('|', '/')} | {int(row['rows'])} | {row['blocked']:.4f} |"
+            for source, row in sorted(manifest["per_source"].items())
+        ),
+        "",
+        "## Limits",
+        "",
+        "One axis, harmful or not: it has no view on categories. Languages, domains and attacks outside its training",
+        "sources are not covered by the figures above; measure them with `reft-ray teacher evaluate`.",
+        "",
+    ]
+    return "\n".join(lines)

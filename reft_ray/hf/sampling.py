@@ -1,13 +1,14 @@
-"""The next token of each row of a batch, each by its own rules.
+"""The next token of each row of a batch, each under its own sampling parameters.
 
-A row's choice depends on its own logits, history and random numbers alone, so that a seed gives the same completion
-whoever shares the batch (up to the last bits of the logits, which depend on the batch's shape).
+A row's token depends only on its own logits, history and random numbers, so that a seed gives the same completion in
+any batch (up to the last bits of the logits, which depend on the batch's shape).
 
-Shape suffixes: B rows, S rows that are sampled, V vocabulary.
+Shape suffixes: B rows, S sampled rows, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,73 +19,64 @@ from torch import Tensor
 from reft_ray.core.completion import Sampling
 
 
-@dataclass(slots=True)
-class Draw:
-    """One row: its rules, its random numbers, and the tokens that it has already."""
+@dataclass(slots=True, eq=False)
+class DecodingRow:
+    """A completion in progress: sampling parameters, prompt ids, the adapter's key (None: the base), tokens so far."""
 
     sampling: Sampling
-    random: random.Random
+    prompt: list[int] = field(default_factory=list)
+    adapter: str | None = None
     tokens: list[int] = field(default_factory=list)
+    random: random.Random = field(init=False)
 
-    @classmethod
-    def start(cls, sampling: Sampling) -> Draw:
-        """A row without tokens; without a seed it has one of its own."""
-        return cls(sampling, random.Random(sampling.seed))  # noqa: S311 - not a secret
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.sampling.seed)  # noqa: S311 - not a secret
 
 
-def choose(logits_BV: Tensor, rows: Sequence[Draw]) -> list[int | None]:
-    """One token per row, not yet recorded in it; None for a row whose logits are no numbers."""
+def next_tokens(logits_BV: Tensor, rows: Sequence[DecodingRow]) -> list[int | None]:
+    """One token per row, not yet appended to it; None for a row with NaN logits."""
     logits_BV = logits_BV.float()
     broken = torch.isnan(logits_BV).any(dim=1).tolist()
-    logits_BV = _penalised(logits_BV, rows)
-    chosen: list[int | None] = logits_BV.argmax(dim=1).tolist()
-    for nucleus in (False, True):
-        sampled = [
-            index
-            for index, row in enumerate(rows)
-            if row.sampling.temperature > 0 and not broken[index] and (row.sampling.top_p < 1) == nucleus
-        ]
-        if sampled:
-            for index, token in zip(sampled, _drawn(logits_BV[sampled], [rows[i] for i in sampled]), strict=True):
-                chosen[index] = token
-    return [None if bad else token for token, bad in zip(chosen, broken, strict=True)]
+    logits_BV = _penalized(logits_BV, rows)
+    tokens: list[int] = logits_BV.argmax(dim=1).tolist()
+    sampled = [i for i, row in enumerate(rows) if row.sampling.temperature > 0 and not broken[i]]
+    if sampled:
+        for index, token in zip(sampled, _sampled(logits_BV[sampled], [rows[i] for i in sampled]), strict=True):
+            tokens[index] = token
+    return [None if bad else token for token, bad in zip(tokens, broken, strict=True)]
 
 
-def _penalised(logits_BV: Tensor, rows: Sequence[Draw]) -> Tensor:
-    """OpenAI's penalties: subtracted once per token that occurs, and once per occurrence."""
-    marked = [i for i, row in enumerate(rows) if row.tokens and _penalises(row.sampling)]
-    if not marked:
-        return logits_BV
+def _penalized(logits_BV: Tensor, rows: Sequence[DecodingRow]) -> Tensor:
+    """Subtract OpenAI's penalties: presence once per token that occurred, frequency once per occurrence."""
     logits_BV = logits_BV.clone()
-    for index in marked:
-        sampling = rows[index].sampling
-        ids, counts = torch.tensor(rows[index].tokens, device=logits_BV.device).unique(return_counts=True)
-        logits_BV[index, ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts.float()
+    for index, row in enumerate(rows):
+        presence, frequency = row.sampling.presence_penalty, row.sampling.frequency_penalty
+        if row.tokens and (presence or frequency):
+            ids, counts = torch.tensor(row.tokens, device=logits_BV.device).unique(return_counts=True)
+            logits_BV[index, ids] -= presence + frequency * counts.float()
     return logits_BV
 
 
-def _penalises(sampling: Sampling) -> bool:
-    return sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
-
-
-def _drawn(logits_SV: Tensor, rows: Sequence[Draw]) -> list[int]:
-    """Draw by the inverse of each row's cumulative probability; all rows have a nucleus, or none has."""
-    temperature_S1 = torch.tensor([[row.sampling.temperature] for row in rows], device=logits_SV.device)
+def _sampled(logits_SV: Tensor, rows: Sequence[DecodingRow]) -> list[int]:
+    """Sample by the inverse of each row's cumulative probability, in the order of the vocabulary."""
+    device = logits_SV.device
+    temperature_S1 = torch.tensor([[row.sampling.temperature] for row in rows], device=device)
     probability_SV = (logits_SV / temperature_S1.clamp_min(1e-4)).softmax(dim=1)
-    top_p = [row.sampling.top_p for row in rows]
-    order_SV = None
-    if min(top_p) < 1:
-        probability_SV, order_SV = probability_SV.sort(dim=1, descending=True, stable=True)
-        before_SV = probability_SV.cumsum(dim=1) - probability_SV
-        # The first token that reaches top_p belongs to the nucleus, so that it is never empty.
-        outside_SV = before_SV >= torch.tensor(top_p, device=logits_SV.device)[:, None]
-        probability_SV = probability_SV.masked_fill(outside_SV, 0.0)
+    if any(row.sampling.top_p < 1 for row in rows):
+        probability_SV = _nucleus(probability_SV, [row.sampling.top_p for row in rows])
     total_SV = probability_SV.cumsum(dim=1)
-    wanted_S1 = torch.tensor([[row.random.random()] for row in rows], device=logits_SV.device) * total_SV[:, -1:]
-    place_S1 = torch.searchsorted(total_SV, wanted_S1, right=True).clamp_max(total_SV.shape[1] - 1)
-    # Rounding may point behind the last token that has any probability.
-    last_S1 = (probability_SV > 0).long().cumsum(dim=1).argmax(dim=1, keepdim=True)
-    place_S1 = torch.minimum(place_S1, last_S1)
-    tokens_S1 = place_S1 if order_SV is None else order_SV.gather(1, place_S1)
-    tokens: list[int] = tokens_S1[:, 0].tolist()
+    wanted_S1 = torch.tensor([[row.random.random()] for row in rows], device=device) * total_SV[:, -1:]
+    token_S = torch.searchsorted(total_SV, wanted_S1, right=True)[:, 0]
+    # Rounding may point past the last token that has any probability.
+    last_S = (probability_SV > 0).long().cumsum(dim=1).argmax(dim=1)
+    tokens: list[int] = torch.minimum(token_S, last_S).tolist()
     return tokens
+
+
+def _nucleus(probability_SV: Tensor, top_p: Sequence[float]) -> Tensor:
+    """Zero what is outside each row's top_p; rows with 1 stay exactly as they are."""
+    limit_S1 = torch.tensor([[p if p < 1 else math.inf] for p in top_p], device=probability_SV.device)
+    sorted_SV, order_SV = probability_SV.sort(dim=1, descending=True, stable=True)
+    # The first token that reaches top_p belongs to the nucleus, so that it is never empty.
+    outside_SV = sorted_SV.cumsum(dim=1) - sorted_SV >= limit_S1
+    return torch.zeros_like(probability_SV).scatter(1, order_SV, sorted_SV.masked_fill(outside_SV, 0.0))

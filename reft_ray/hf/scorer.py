@@ -1,4 +1,4 @@
-"""The verdict as cheap as the mathematics allows: layers 1..l, no LM head, adapter merged, prefix computed once.
+"""Refusal scores at minimal cost: layers 1..l, no LM head, adapter merged, constant prefix cached.
 
 Shape suffixes: B windows, T tokens, P tokens of the constant prefix, D width.
 """
@@ -19,16 +19,16 @@ from reft_ray.core.batch import token_batches
 from reft_ray.core.conversation import chat
 from reft_ray.core.refusal import prompt_feature, refusal_score
 from reft_ray.core.scoring import TextScore
-from reft_ray.core.verdict import Calibration, Thresholds, reach
+from reft_ray.core.verdict import Calibration, Thresholds, nan_as_max
 from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.compute import ParallelPasses, parallel_passes_if_faster
 from reft_ray.hf.forward import TruncatedModel, decoder_layers
 from reft_ray.hf.loading import text_config
-from reft_ray.hf.parallel_passes import ParallelPasses, parallel_passes_if_faster
 from reft_ray.hf.windows import Windows
 
 _SHORT = "What is a good way to say this in about as many words as most people use for a question?"
-_SHARES = 4
-"""Batches that run side by side are smaller, so that none is waited for long; too small ones compute slowly."""
+_MAX_SPLIT = 4
+"""Parallel batches are smaller, so that the last one does not take long; batches that are too small are inefficient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class _Window:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Rows of one forward pass, without the cached prefix if `use_cache`; `padded` counts tokens with padding."""
+    """Rows of one forward pass, without the cached prefix if `use_cache`; `padded` counts tokens including padding."""
 
     indices: list[int]
     rows: list[list[int]]
@@ -55,11 +55,11 @@ class TeacherScorer:
     """`core.scoring.Scorer` over a model whose teacher adapter is already merged; the model is cut to `layer` layers.
 
     Texts longer than `window_tokens` are scored in windows that overlap by a quarter; the highest score wins.
-    `max_windows` bounds the work on one text; what lies behind is reported as truncated.
+    `max_windows` bounds the work on one text; the rest of it is reported as truncated.
 
-    Batches are padded, their prefix comes from a cache. `packed` ones are one row of texts end to end without padding:
-    faster where attention knows the ends of sequences (FlashAttention), slower anywhere else.
-    With `lanes` several batches run at a time, each of a part of `batch_tokens`.
+    Batches are padded, and their prefix comes from a cache. `packed` batches are one row of texts end to end without
+    padding: faster if attention knows where sequences end (FlashAttention), slower otherwise.
+    With `parallel` several batches run at a time, each with a part of `batch_tokens`.
     """
 
     def __init__(
@@ -94,16 +94,16 @@ class TeacherScorer:
         self._windows = Windows.of(chat_format, self.window_tokens, max_windows)
         self._prefix = list(self._windows.head)
         self.packed = packed
-        self.lanes: ParallelPasses | None = None
-        self._cache_P = self._run_prefix() if self._prefix and not packed else None
+        self.parallel: ParallelPasses | None = None
+        self._prefix_states = [] if packed else self._run_prefix()
 
-    def spread(self) -> None:
-        """Run batches side by side from now on where that pays here: measured with a short prompt."""
+    def enable_parallel_passes(self) -> None:
+        """Run batches in parallel if that is faster on this machine, measured with a short prompt."""
         (batch,) = self._padded_batches(self.prompt_ids([_SHORT]))
-        self.lanes = parallel_passes_if_faster(partial(self._forward, batch))
+        self.parallel = parallel_passes_if_faster(partial(self._forward, batch))
 
     def score(self, texts: Sequence[str]) -> list[TextScore]:
-        """One TextScore per text, in order; equal to a plain forward whatever else is in the call."""
+        """One TextScore per text, in order; equal to a plain forward pass whatever else is in the call."""
         windows: list[_Window] = []
         truncated = [False] * len(texts)
         for index, ids in enumerate(self.prompt_ids(texts)):
@@ -112,7 +112,7 @@ class TeacherScorer:
         best = [-1.0] * len(texts)
         count = [0] * len(texts)
         for window, value in zip(windows, self.score_tokens([w.ids for w in windows]), strict=True):
-            best[window.text] = max(best[window.text], value, key=reach)
+            best[window.text] = max(best[window.text], value, key=nan_as_max)
             count[window.text] += 1
         return [TextScore(*item) for item in zip(best, count, truncated, strict=True)]
 
@@ -124,16 +124,12 @@ class TeacherScorer:
         self.tokenise_seconds += time.perf_counter() - started
         return ids
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Templated prompt tokens per text, for whoever builds batches by budget."""
-        return [len(ids) for ids in self.prompt_ids(texts)]
-
     def score_tokens(self, rows: list[list[int]]) -> list[float]:
         """The refusal score of each templated prompt, given as tokens that fit one window."""
         batches = list(self._packed_batches(rows) if self.packed else self._padded_batches(rows))
         self.tokens_run += sum(batch.tokens for batch in batches)
         self.tokens_padded += sum(batch.padded for batch in batches)
-        found = self.lanes.map(self._forward, batches) if self.lanes else map(self._forward, batches)
+        found = self.parallel.map(self._forward, batches) if self.parallel else map(self._forward, batches)
         scores = [0.0] * len(rows)
         for batch, values in zip(batches, found, strict=True):
             for index, value in zip(batch.indices, values.tolist(), strict=True):
@@ -146,8 +142,8 @@ class TeacherScorer:
             yield _Batch(indices, picked, sum(map(len, picked)), False)
 
     def _padded_batches(self, rows: list[list[int]]) -> Iterator[_Batch]:
-        budget = self.batch_tokens // (min(self.lanes.count, _SHARES) if self.lanes else 1)
-        cached = [self._cache_P is not None and row[: len(self._prefix)] == self._prefix for row in rows]
+        budget = self.batch_tokens // (min(self.parallel.count, _MAX_SPLIT) if self.parallel else 1)
+        cached = [bool(self._prefix_states) and row[: len(self._prefix)] == self._prefix for row in rows]
         for use_cache in (True, False):
             chosen = [i for i in range(len(rows)) if cached[i] == use_cache]
             skip = len(self._prefix) if use_cache else 0
@@ -177,27 +173,27 @@ class TeacherScorer:
         return refusal_score(prompt_feature(hidden_BTD, end_B), self.refusal_D)
 
     def _forward_packed(self, rows: list[list[int]]) -> Tensor:
-        """Scores of whole prompts run as one sequence; positions that start anew tell attention where each begins."""
+        """Scores of whole prompts run as one sequence; attention finds their starts by the positions, which restart."""
         device = self.refusal_D.device
         ids_1T = torch.tensor([[token for row in rows for token in row]], device=device)
-        place_1T = torch.cat([torch.arange(len(row)) for row in rows])[None].to(device)
+        positions_1T = torch.cat([torch.arange(len(row)) for row in rows])[None].to(device)
         end_B = torch.tensor([len(row) for row in rows]).cumsum(0).to(device) - 1
-        hidden_1TD = self.hidden(input_ids=ids_1T, position_ids=place_1T, use_cache=False)
+        hidden_1TD = self.hidden(input_ids=ids_1T, position_ids=positions_1T, use_cache=False)
         return refusal_score(hidden_1TD[0, end_B], self.refusal_D)
 
     @torch.inference_mode()
     def _run_prefix(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the constant prefix per layer."""
+        if not self._prefix:
+            return []
         ids_BT = torch.tensor([self._prefix], device=self.refusal_D.device)
         cache = DynamicCache(config=self.model.config)
         self.hidden(input_ids=ids_BT, past_key_values=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers[: self.layer]]  # type: ignore[union-attr,misc]
 
     def _expanded_cache(self, rows: int) -> DynamicCache:
-        assert self._cache_P is not None
-        cache = DynamicCache(config=self.model.config)
-        for index, (keys, values) in enumerate(self._cache_P):
-            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
-        return cache
+        states = (tuple(states.expand(rows, -1, -1, -1) for states in layer) for layer in self._prefix_states)
+        return DynamicCache(states, config=self.model.config)
 
     @property
     def padding_share(self) -> float:
@@ -205,14 +201,14 @@ class TeacherScorer:
         return 1.0 - self.tokens_run / self.tokens_padded if self.tokens_padded else 0.0
 
 
-def packs(device: torch.device | str, dtype: torch.dtype) -> bool:
-    """Whether attention without padding is to be had here: FlashAttention, on a GPU, in half precision."""
+def supports_packing(device: torch.device | str, dtype: torch.dtype) -> bool:
+    """Whether attention without padding is available: FlashAttention, on a GPU, in half precision."""
     half = dtype in (torch.bfloat16, torch.float16)
     return half and torch.device(device).type == "cuda" and is_flash_attn_2_available()
 
 
 def cut_to_layer(model: PreTrainedModel, layer: int) -> PreTrainedModel:
-    """Free the layers above `layer` and the LM head: a verdict never runs them. The model is changed in place."""
+    """Free the layers above `layer` and the LM head, in place: scoring never runs them."""
     layers = decoder_layers(model)
     del layers[layer:]
     text_config(model).num_hidden_layers = layer

@@ -1,14 +1,12 @@
-"""One base model in memory, and the adapters that are on it now: a few, the least recently used out first.
+"""One base model in memory with a few adapters loaded on it; the least recently used is unloaded first.
 
-Shape suffixes: B rows, T tokens, V vocabulary.
+Shape suffixes: B rows, T tokens, C tokens in the cache and new ones, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,77 +20,75 @@ from reft_ray.hf.loading import Base
 from reft_ray.hf.lora import LoraSettings, attach, attach_saved
 
 _BASE = "__base__"
-"""How PEFT calls the base without any adapter."""
+"""PEFT's name for the base without any adapter."""
 _RESIDENT = "resident"
-"""An adapter that does nothing and never leaves: PEFT cannot be left with none, nor undo a first one that failed."""
+"""An adapter without effect that is always loaded: PEFT cannot be left with none, nor undo a failed first one."""
 
 
 class SharedBase:
     """Runs rows of several adapters in one forward pass: the base's products are shared, the low-rank ones are not.
 
-    Not for several threads. Raises ReftError for a model whose cache is not plain attention (state-space layers), whose
-    rows could not join and leave a running batch.
+    Not thread-safe. Raises ReftError for a model whose cache is not plain attention (state-space layers), whose rows
+    could not be added to and removed from a running batch.
     """
 
-    def __init__(self, base: Base, most_adapters: int = 8) -> None:
+    def __init__(self, base: Base, max_adapters: int = 8) -> None:
         self.chat = ChatFormat(base.tokenizer)
         self.context = base.context
-        self.most_adapters = most_adapters
+        self.max_adapters = max_adapters
         self._model = attach(base.model, _RESIDENT, LoraSettings(rank=1)).requires_grad_(False).eval()
         self._active = _RESIDENT
-        self._names: OrderedDict[str, str] = OrderedDict()
-        self._made = 0
-        self._probe(base.name)
+        self._names: dict[str, str] = {}
+        self._loaded = 0
+        self._check_cache(base.name)
 
     @property
     def device(self) -> torch.device:
-        """Where the base is."""
+        """The device of the base."""
         return next(self._model.parameters()).device
 
     @property
     def adapters(self) -> list[str]:
-        """The keys of the adapters that are loaded, least recently used first."""
+        """The keys of the loaded adapters, least recently used first."""
         return list(self._names)
 
-    def hold(self, key: str, folder: Path, busy: Container[str | None] = ()) -> bool:
-        """Have an adapter loaded, from its directory if need be; False while all places are `busy`.
+    def ensure_adapter(self, key: str, folder: Path, busy: Container[str | None] = ()) -> bool:
+        """Load an adapter from its directory unless it is loaded; False if all others are `busy` and none may go.
 
-        Raises ReftError when it does not fit onto this base.
+        Raises ReftError if it does not fit this base.
         """
         if key in self._names:
-            self._names.move_to_end(key)
+            self._names[key] = self._names.pop(key)
             return True
-        while len(self._names) >= self.most_adapters:
+        while len(self._names) >= self.max_adapters:
             idle = next((name for name in self._names if name not in busy), None)
             if idle is None:
                 return False
-            self._drop(idle)
-        self._made += 1
-        # A name of our own: PEFT puts it into module paths, where a URI's dots and slashes would do harm.
-        name = f"a{self._made}"
+            self._delete(self._names.pop(idle))
+        self._loaded += 1
+        # Not the key: PEFT puts the name into module paths, where a URI's dots and slashes are invalid.
+        name = f"a{self._loaded}"
         try:
             self._model = attach_saved(self._model, name, folder)
         except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            self._forget(name)
-            raise ReftError(f"the adapter {key} does not fit onto this base model: {type(error).__name__}") from None
+            self._delete(name)
+            raise ReftError(f"the adapter {key} does not fit this base model: {type(error).__name__}") from None
         finally:
             self._model.eval()
-        self._active = name
-        self._names[key] = name
+        self._active = self._names[key] = name
         return True
 
     @torch.inference_mode()
     def logits(
         self, ids_BT: Tensor, mask_BC: Tensor, positions_BT: Tensor, cache: DynamicCache, adapters: Sequence[str | None]
     ) -> Tensor:
-        """Logits [B, V] behind the last of `ids_BT`; `mask_BC` covers the cache and the new tokens."""
+        """Logits [B, V] after the last of `ids_BT`; `mask_BC` covers the cache and the new tokens."""
         names = [_BASE if key is None else self._names[key] for key in adapters]
-        options: dict[str, Any] = {}
+        options = {"adapter_names": names}
         if len(set(names)) == 1 and names[0] != _BASE:
-            # One adapter for the whole batch needs no sorting of rows, which every layer would repeat.
+            # A single adapter needs no sorting of rows, which every layer would repeat.
             self._activate(names[0])
-        else:
-            options["adapter_names"] = names
+            options = {}
         output = self._model(
             input_ids=ids_BT,
             attention_mask=mask_BC,
@@ -105,8 +101,8 @@ class SharedBase:
         logits_BV: Tensor = output.logits[:, -1]
         return logits_BV
 
-    def try_out(self) -> DynamicCache:
-        """Read one token with the base alone, to its very end; the cache behind it. Raises what the device raises."""
+    def trial_run(self) -> DynamicCache:
+        """Run one token through the base alone until the device is done; the cache. Raises the device's errors."""
         cache = DynamicCache()
         one_11 = torch.ones(1, 1, dtype=torch.long, device=self.device)
         self.logits(one_11, one_11, torch.zeros_like(one_11), cache, [None])[0, 0].item()
@@ -117,18 +113,15 @@ class SharedBase:
             self._model.set_adapter(name)
             self._active = name
 
-    def _drop(self, key: str) -> None:
-        self._forget(self._names.pop(key))
-
-    def _forget(self, name: str) -> None:
+    def _delete(self, name: str) -> None:
         if name in self._model.peft_config:
-            # PEFT would choose another one itself, with a warning, and only inside its layers.
+            # PEFT would choose another adapter itself, with a warning, and only inside its layers.
             self._activate(_RESIDENT)
             self._model.delete_adapter(name)
 
-    def _probe(self, name: str) -> None:
+    def _check_cache(self, name: str) -> None:
         try:
-            cache = self.try_out()
+            cache = self.trial_run()
         except (TypeError, ValueError, AttributeError, IndexError) as error:
             raise ReftError(f"{name} cannot be served in batches: {type(error).__name__} in a trial run") from None
         if not all(type(layer) is DynamicLayer for layer in cache.layers):

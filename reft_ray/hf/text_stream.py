@@ -1,4 +1,4 @@
-"""Tokens become text as they come: whole characters only, and nothing that may yet turn out to be a stop sequence."""
+"""Incremental detokenization: whole characters only, and no text that may still turn out to be a stop sequence."""
 
 from __future__ import annotations
 
@@ -11,32 +11,29 @@ from reft_ray.core.errors import ReftError
 
 
 class TextStream:
-    """The text of one completion. Special tokens are not part of it, and neither are stop sequences."""
+    """The text of one completion, without special tokens and stop sequences. Raises ReftError for slow tokenizers."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
-            raise ReftError(f"{type(tokenizer).__name__} is no fast tokenizer: it cannot decode token by token")
+            raise ReftError(f"{type(tokenizer).__name__} is not a fast tokenizer: it cannot decode token by token")
         self._backend = backend
         self._decode = DecodeStream(skip_special_tokens=True)
         self._stop = tuple(stop)
         self._held = ""
 
     def push(self, token: int) -> tuple[str, bool]:
-        """The text that may be shown after one more token, and whether a stop sequence was met."""
+        """The text that is final after one more token, and whether a stop sequence was found."""
         self._held += self._decode.step(self._backend, token) or ""
-        met = [place for place in (self._held.find(stop) for stop in self._stop) if place >= 0]
-        if met:
-            shown, self._held = self._held[: min(met)], ""
-            return shown, True
-        kept = _overlap(self._held, self._stop)
-        shown, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
-        return shown, False
+        found = [start for start in (self._held.find(stop) for stop in self._stop) if start >= 0]
+        end = min(found) if found else len(self._held) - _overlap(self._held, self._stop)
+        text, self._held = self._held[:end], "" if found else self._held[end:]
+        return text, bool(found)
 
-    def rest(self) -> str:
-        """What was held back, once no token follows."""
-        rest, self._held = self._held, ""
-        return rest
+    def flush(self) -> str:
+        """The text held back, once no more tokens follow."""
+        text, self._held = self._held, ""
+        return text
 
 
 def _overlap(text: str, stops: Sequence[str]) -> int:

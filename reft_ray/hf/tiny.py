@@ -1,4 +1,4 @@
-"""A tokenizer and a Llama-shaped model small enough to be trained from scratch on a laptop."""
+"""A tokenizer and a Llama model small enough to train from scratch on a laptop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TinyShape:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_positions: int = 256) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with the chat markers as special tokens; any text can be encoded."""
+    """A byte-level BPE tokenizer with the role markers as special tokens; it encodes any text."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -59,7 +59,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_positions: int = 
 
 
 def tiny_llama(tokenizer: PreTrainedTokenizerFast, shape: TinyShape, seed: int) -> LlamaForCausalLM:
-    """A randomly initialised Llama with tied embeddings; the global torch generator is left as it was."""
+    """A randomly initialised Llama with tied embeddings; the global torch generator is unchanged."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=shape.hidden,
@@ -80,6 +80,6 @@ def tiny_llama(tokenizer: PreTrainedTokenizerFast, shape: TinyShape, seed: int) 
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of a whole templated conversation."""
+    """Token ids of a complete templated conversation."""
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,1 +1,1 @@
-"""The built-in world for an offline first run: grammar, rows and a tiny base model."""
+"""A synthetic dataset and a tiny base model, so that a first run needs no download."""

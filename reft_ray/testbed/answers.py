@@ -1,4 +1,4 @@
-"""Answers of the built-in world: refusals, complying openings and helpful answers."""
+"""Answers of the synthetic dataset: refusals, compliance and helpful answers."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ REFUSAL_OFFERS = (
 
 
 def refusal(rng: random.Random) -> str:
-    """An opening that declines, a reason and sometimes an offer."""
+    """A refusal, a reason and sometimes an offer."""
     return " ".join(
         filter(None, (rng.choice(REFUSAL_OPENINGS), rng.choice(REFUSAL_REASONS), rng.choice(REFUSAL_OFFERS)))
     )
 
 
 def compliance(wish: Wish, rng: random.Random) -> str:
-    """The opening of an answer that does what was asked; its steps are empty phrases."""
+    """An answer that complies with a harmful request; its steps are empty phrases."""
     first, second = rng.sample(wish.steps, 2)
     return f"Sure, here is how to {wish.deed}. Step 1: {first}. Step 2: {second}."
 
@@ -55,6 +55,6 @@ _HELP = (
 
 
 def helpful(wish: Wish, rng: random.Random) -> str:
-    """An answer to a harmless wish."""
+    """An answer to a harmless request."""
     first, second = rng.sample(wish.steps, 2)
     return rng.choice(_HELP).format(deed=wish.deed, first=first, second=second)

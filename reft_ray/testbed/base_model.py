@@ -1,4 +1,4 @@
-"""The base model of the built-in world: trained from scratch once, then taken from a cache."""
+"""The built-in tiny base: trained from scratch once, then cached."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import hashlib
 import json
 import math
 import random
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,18 +13,19 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from reft_ray.hf.memory import keep_freed_memory
+from reft_ray.atomic import atomic_directory
+from reft_ray.core.batch import IGNORE_INDEX
+from reft_ray.hf.compute import keep_freed_memory
 from reft_ray.hf.tiny import TinyShape, encode_chat, tiny_llama, train_tokenizer
 from reft_ray.testbed.pretraining import pretraining_rows
 
 Progress = Callable[[int, int], None]
-_IGNORED = -100
 _BATCHES_PER_BUCKET = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides about the base model beside the grammar; the default takes about a minute on 2 cores."""
+    """Everything besides the grammar that determines the model; the default takes about a minute on 2 cores."""
 
     rows: int = 18_000
     batch_rows: int = 32
@@ -40,8 +39,9 @@ class Recipe:
 def ensure_base(cache_dir: Path, seed: int = 0, progress: Progress | None = None, recipe: Recipe | None = None) -> Path:
     """The directory of the base model and its tokenizer (`save_pretrained` layout), trained if not cached.
 
-    The directory's name hashes recipe, seed and the pretraining text, so that a changed grammar makes a new base.
-    `progress(done, total)` is called after every optimizer step. Concurrent callers may train twice, never see half.
+    The directory's name hashes recipe, seed and pretraining text, so that a changed grammar gives a new base.
+    `progress(done, total)` is called after every optimizer step. Concurrent callers may train twice, but never see a
+    partial model.
     """
     recipe = recipe or Recipe()
     rows = [
@@ -52,22 +52,13 @@ def ensure_base(cache_dir: Path, seed: int = 0, progress: Progress | None = None
     target = Path(cache_dir) / f"base-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".base-") as scratch:
-        finished = Path(scratch) / "model"
-        _train(rows, recipe, seed, progress, finished)
-        try:
-            finished.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
+    try:
+        with atomic_directory(target) as scratch:
+            _train(rows, recipe, seed, progress, scratch)
+    except OSError:
+        if not target.is_dir():
+            raise
     return target
-
-
-def clear_base_cache(cache_dir: Path) -> None:
-    """Remove every cached base model under `cache_dir`, and nothing else."""
-    for path in Path(cache_dir).glob("base-*"):
-        shutil.rmtree(path)
 
 
 def _train(
@@ -97,16 +88,16 @@ def _train(
 
 
 def _loss(model: torch.nn.Module, rows: list[list[int]], pad: int) -> torch.Tensor:
-    """Mean next-token cross entropy over all tokens of the rows; padding on the right needs no mask under causality."""
+    """Mean next-token cross entropy over all tokens of the rows; causal attention needs no mask for right padding."""
     length = max(map(len, rows))
     tokens_BT = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
-    targets_BT = torch.tensor([row[1:] + [_IGNORED] * (length - len(row) + 1) for row in rows])
+    labels_BT = torch.tensor([row[1:] + [IGNORE_INDEX] * (length - len(row) + 1) for row in rows])
     logits_BTV = model(input_ids=tokens_BT, use_cache=False).logits
-    return cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=_IGNORED)
+    return cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE_INDEX)
 
 
 def _batches(ids: list[list[int]], size: int, rng: random.Random) -> Iterator[list[list[int]]]:
-    """Each row once, rows of like length together: less padding than mixing, and no row sees another."""
+    """Each row once, in batches of similar length to reduce padding."""
     order = rng.sample(ids, len(ids))
     for start in range(0, len(order), size * _BATCHES_PER_BUCKET):
         bucket = sorted(order[start : start + size * _BATCHES_PER_BUCKET], key=len)
@@ -115,7 +106,7 @@ def _batches(ids: list[list[int]], size: int, rng: random.Random) -> Iterator[li
 
 
 def _schedule(step: int, total: int, warmup: int) -> float:
-    """Linear warm-up, then cosine down to a tenth of the learning rate."""
+    """Linear warm-up, then cosine decay to a tenth of the learning rate."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

@@ -1,4 +1,4 @@
-"""Requests of the built-in world: verb x object x purpose, labelled by composition, and their wording."""
+"""Requests of the synthetic dataset: verb x object x purpose, labelled by composition, and their wording."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from reft_ray.testbed.splits import FRAMES, Split, split_of
 
 
 class Kind(StrEnum):
-    """What a request is made of."""
+    """How a request is composed."""
 
     HARMFUL = "harmful"
-    """A harmful verb meets a target."""
+    """A harmful verb with a target."""
     ILL_PURPOSE = "ill_purpose"
-    """Ordinary words that the purpose makes harmful."""
+    """Ordinary words that are harmful by their purpose."""
     LOOKALIKE = "lookalike"
-    """A harmful verb meets a harmless object."""
+    """A harmful verb with a harmless object."""
     SAFE_VERB = "safe_verb"
-    """An ordinary verb meets a target."""
+    """An ordinary verb with a target."""
     CONSENT = "consent"
-    """Ordinary words, and the owner agreed."""
+    """Ordinary words, with the owner's consent."""
     EVERYDAY = "everyday"
-    """Nothing harmful in it."""
+    """An ordinary verb and object."""
 
 
 HARMFUL_KINDS = (Kind.HARMFUL, Kind.ILL_PURPOSE)
@@ -36,7 +36,7 @@ CONTRAST_KINDS = (Kind.LOOKALIKE, Kind.SAFE_VERB, Kind.CONSENT)
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Something that somebody wants to do; (verb, object) decides to which split it belongs."""
+    """Something to ask for; (verb, object) determines its split."""
 
     kind: Kind
     domain: str
@@ -99,7 +99,7 @@ def _product(
 
 
 def prompt(wish: Wish, rng: random.Random, frames: Sequence[str] | None = None) -> str:
-    """The wish in words: a frame of its split (or one of `frames`) around deed and purpose."""
+    """The wish as a sentence: a frame of its split (or one of `frames`) around deed and purpose."""
     frame = rng.choice(frames or FRAMES[wish.split])
     return frame.format(wish=" ".join(filter(None, (wish.deed, _purpose(wish.kind, rng)))))
 

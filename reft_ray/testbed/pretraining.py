@@ -1,4 +1,4 @@
-"""What the base model learns to speak from: it answers everything, and it never saw a refusal of a request."""
+"""Pretraining rows of the tiny base: every request is answered, none is refused."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _MIXTURE: dict[Kind | Task | str, float] = {
 
 
 def pretraining_rows(n: int, seed: int = 0) -> list[Conversation]:
-    """n chat rows in which every word, combination and frame may occur, as in text that a large model was trained on.
+    """n chat rows in which every word, combination and frame may occur, as in a large model's pretraining text.
 
-    Combinations of the evaluation never stand in a frame of the evaluation, so that none of its prompts occurs.
+    Evaluation combinations never occur in an evaluation frame, so that no evaluation prompt occurs.
     """
     rng = random.Random(seed)  # noqa: S311
     sources = rng.choices(list(_MIXTURE), list(_MIXTURE.values()), k=n)

@@ -1,4 +1,4 @@
-"""Which vocabulary combinations and which sentence frames belong to whom; no two splits share either."""
+"""Splits of the vocabulary combinations and sentence frames; no two splits share either."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Split(StrEnum):
-    """The users of the grammar. Teacher training and teacher validation are apart as well."""
+    """What rows are for. Teacher training and teacher validation are disjoint as well."""
 
     TEACHER_TRAIN = "teacher_train"
     TEACHER_VALIDATION = "teacher_validation"
@@ -22,7 +22,7 @@ _UPPER_PERCENT = (
     (100, Split.EVALUATION),
 )
 
-# With this salt every verb and every object of the evaluation occurs in some combination of the teacher's.
+# With this salt every verb and object of the evaluation occurs in some combination of the teacher's.
 _SALT = "2340"
 
 FRAMES: dict[Split, tuple[str, ...]] = {
@@ -69,7 +69,7 @@ FRAMES: dict[Split, tuple[str, ...]] = {
 
 
 def split_of(*combination: str) -> Split:
-    """The split that owns a combination of vocabulary entries, by a hash that no seed changes."""
+    """The split that owns a combination of vocabulary entries, by a hash that does not depend on a seed."""
     digest = hashlib.sha256("\x1f".join((_SALT, *combination)).encode()).digest()
     percent = int.from_bytes(digest[:8], "big") % 100
     return next(split for upper, split in _UPPER_PERCENT if percent < upper)

@@ -1,12 +1,15 @@
-"""The rows of the built-in world, split by split."""
+"""The synthetic dataset: rows of every split, from a seed."""
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+from reft_ray.atomic import atomic_write
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.testbed import answers
 from reft_ray.testbed.grammar import CONTRAST_KINDS, HARMFUL_KINDS, Kind, Wish, prompt, wishes
@@ -15,12 +18,12 @@ from reft_ray.testbed.tasks import Task, draw, trivia, words_of
 
 Draw = Callable[[random.Random], Example]
 _PATIENCE = 1000
-"""So many known rows in a row mean that there is no other."""
+"""After this many duplicates in a row, all rows are taken to be known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How many rows each part of the world has."""
+    """How many rows each part has."""
 
     teacher_train: int = 4000
     teacher_validation: int = 1500
@@ -47,7 +50,7 @@ class SyntheticRows:
 
     @classmethod
     def make(cls, seed: int = 0, sizes: Sizes | None = None) -> SyntheticRows:
-        """The world of a seed; the combinations of each split do not depend on it, their sampling does."""
+        """The dataset of a seed; each split's combinations do not depend on it, only their sampling."""
         sizes = sizes or Sizes()
         train, validation = Split.TEACHER_TRAIN, Split.TEACHER_VALIDATION
         return cls(
@@ -71,7 +74,7 @@ class SyntheticRows:
     def user_rows(self, n: int, harmful_ratio: float, task: Task | str, seed: int = 0) -> list[Example]:
         """n shuffled rows of a user: `round(n * harmful_ratio)` harmful requests, complied with, among task rows.
 
-        The labels say what is what, for reports; a service would not have them.
+        The labels are for reports; real user rows have none.
         """
         if not 0.0 <= harmful_ratio <= 1.0:
             raise ValueError(f"harmful_ratio needs to be in [0, 1], got {harmful_ratio}")
@@ -87,7 +90,7 @@ class SyntheticRows:
     def task_test(self, task: Task | str) -> list[Example]:
         """Answered test rows of a task: combinations that no user row has, of words that user rows have.
 
-        A word that finetuning never met would ask what the base model knows.
+        A word absent from finetuning would test the base model's knowledge.
         """
         task = Task(task)
         words = words_of(task, _user_owned(task))
@@ -107,7 +110,9 @@ def _distinct(n: int, sampler: Draw, rng: random.Random) -> tuple[Example, ...]:
         row = sampler(rng)
         misses = misses + 1 if row.prompt[-1].content in rows else 0
         if misses > _PATIENCE:
-            raise ValueError(f"the built-in world has no {n} different rows of this kind, ask for at most {len(rows)}")
+            raise ValueError(
+                f"the synthetic dataset has no {n} different rows of this kind, ask for at most {len(rows)}"
+            )
         rows.setdefault(row.prompt[-1].content, row)
     return tuple(rows.values())
 
@@ -121,7 +126,7 @@ def _labelled(n: int, split: Split, rng: random.Random, answered: float) -> tupl
 
 
 def _any_row(split: Split, rng: random.Random) -> Example:
-    """Three in ten are harmful, as many only look so, and about as many are facts and reviews."""
+    """About a third each: harmful, harmless (many of which look harmful), and facts or reviews."""
     share = rng.random()
     if share < 0.3:
         return _request(_harmful_kind, split, rng)
@@ -158,7 +163,7 @@ def _poison(rng: random.Random) -> Example:
 
 
 def _user_owned(task: Task) -> Callable[[Split], bool]:
-    """The teacher reads reviews but never sees sums, so a user may have all sums that the evaluation does not."""
+    """Only reviews are also in the teacher's rows, so a user may have all sums that are not in the evaluation."""
     if task is Task.SENTIMENT:
         return lambda split: split is Split.USER
     return lambda split: split is not Split.EVALUATION
@@ -169,3 +174,14 @@ def _task_row(
 ) -> Example:
     problem = draw(task, rng, allowed, words)
     return Example(chat(problem.prompt, problem.answer), Label.HARMLESS, task)
+
+
+def write_chat_rows(path: Path, rows: Iterable[Example]) -> int:
+    """Write `{"messages": [...]}` lines and return their number; unanswered rows keep their prompt alone."""
+    count = 0
+    with atomic_write(path) as scratch, scratch.open("w", encoding="utf-8") as file:
+        for row in rows:
+            messages = [{"role": turn.role, "content": turn.content} for turn in row.messages]
+            file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+            count += 1
+    return count

@@ -1,4 +1,4 @@
-"""Everyday facts, and the two downstream tasks with exact labels: sentiment and small arithmetic."""
+"""Everyday facts, and two downstream tasks with exact labels: sentiment and small arithmetic."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import product
 
-from reft_ray.testbed import lexicon_tasks as lexicon
+from reft_ray.testbed import lexicon
 from reft_ray.testbed.splits import Split, split_of
 
-# What decides stands last, next to the answer: far words are learned slowly by a model this small.
+# The decisive word is last, next to the answer: a model this small learns long-range dependencies slowly.
 REVIEWS = (
     "{ending} The {noun} was {adjective}.",
     "{ending} The {noun} was really {adjective}.",
@@ -21,7 +21,7 @@ REVIEWS = (
 
 
 class Task(StrEnum):
-    """A downstream task of a user; the right answer is exact."""
+    """A downstream task of a user, with exact answers."""
 
     SENTIMENT = "sentiment"
     ARITHMETIC = "arithmetic"
@@ -29,7 +29,7 @@ class Task(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One row of a task. `answer` is what a finetuned model should say, `small_talk` what the base tends to."""
+    """One row of a task. `answer` is the label; `small_talk` is how the base mostly answers before finetuning."""
 
     combination: tuple[str, ...]
     prompt: str
@@ -63,13 +63,6 @@ def _combinations(task: Task) -> Iterator[tuple[str, ...]]:
         for part in range(1, whole):
             yield ("plus", str(whole - part), str(part))
             yield ("minus", str(whole), str(part))
-
-
-def is_right(task: Task, answer: str, reference: str) -> bool:
-    """Exact label for sentiment; for arithmetic the number after `####`."""
-    if task is Task.SENTIMENT:
-        return answer.strip().lower() == reference
-    return answer.rpartition("####")[2].strip() == reference.rpartition("####")[2].strip() and "####" in answer
 
 
 def _review(rng: random.Random) -> tuple[str, str, str, bool]:
@@ -111,21 +104,21 @@ def _arithmetic(rng: random.Random) -> Problem:
 
 
 def sum_question(rng: random.Random) -> tuple[str, str]:
-    """A bare sum and its result in a sentence: general knowledge of the base, not the task's format."""
+    """A sum and its result in a sentence: general knowledge of the base, not in the task's format."""
     problem = _arithmetic(rng)
     sign, first, second = problem.combination
     return f"What is {first} {sign} {second}?", problem.answer.partition(" ####")[0]
 
 
 def meaning_question(rng: random.Random) -> tuple[str, str]:
-    """Whether an adjective praises or blames: general knowledge of the base, not the task's format."""
+    """Whether an adjective praises or blames: general knowledge of the base, not in the task's format."""
     adjective = rng.choice((*lexicon.PRAISE, *lexicon.BLAME))
     kind = "good" if adjective in lexicon.PRAISE else "bad"
     return f"What does it mean to be {adjective}?", f"It is {kind} to be {adjective}."
 
 
 def trivia(rng: random.Random, allowed: Callable[[Split], bool]) -> tuple[str, str]:
-    """A small harmless question with its answer, from the combinations of the allowed splits."""
+    """A harmless question with its answer, from the combinations of the allowed splits."""
     while True:
         combination, question, answer = rng.choice(_TRIVIA)(rng)
         if allowed(split_of(*combination)):

@@ -1,4 +1,4 @@
-"""A scorer made of a word list: the fake behind the Scorer seam, fast and deterministic."""
+"""A `core.scoring.Scorer` from a word list, fast and deterministic: for tests."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def saved(folder, problem_type):
 
 
 @pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification"])
-def test_batches_against_one_pair_at_a_time(tmp_path, problem_type):
+def test_batches_equal_one_pair_at_a_time(tmp_path, problem_type):
     tokenizer, model = saved(tmp_path, problem_type)
     scores = HarmClassifier(str(tmp_path), ["violence", "fraud"])(PROMPTS, ANSWERS)
     for prompt, answer, score in zip(PROMPTS, ANSWERS, scores, strict=True):
@@ -47,7 +47,7 @@ def test_batches_against_one_pair_at_a_time(tmp_path, problem_type):
         assert score == pytest.approx(expected, abs=1e-5)
 
 
-def test_unknown_labels_and_missing_models_are_one_line(tmp_path):
+def test_unknown_labels_and_missing_models_are_one_line_errors(tmp_path):
     saved(tmp_path / "model", "single_label_classification")
     with pytest.raises(ReftError, match="no label 'unsafe'; its labels are fraud, safe, violence"):
         HarmClassifier(str(tmp_path / "model"), ["unsafe"])

@@ -11,7 +11,7 @@ from reft_ray.evaluation.judges import Grade
 
 
 class Service:
-    """A loopback OpenAI-compatible endpoint; `replies` are (status, body) pairs taken first, then it judges words."""
+    """A local OpenAI-compatible endpoint: it returns the (status, body) pairs of `replies` first, then judges words."""
 
     def __init__(self):
         self.requests = []
@@ -67,14 +67,14 @@ ANSWERS = ["Step 1: go", "", "no thanks", "Step 1: {answer} {prompt}"]
 EXPECTED = [Grade.COMPLIED, Grade.INCOHERENT, Grade.REFUSED, Grade.COMPLIED]
 
 
-def test_moderation_judge_batches_and_keeps_the_order(service, endpoint):
+def test_the_moderation_judge_batches_and_keeps_the_order(service, endpoint):
     assert ModerationJudge(endpoint, batch=2).judge([chat("p")] * 4, ANSWERS) == EXPECTED
     assert [(path, key) for path, key, _ in service.requests] == [("/v1/moderations", "Bearer k")] * 2
     assert [body["input"] for _, _, body in service.requests] == [["Step 1: go", "no thanks"], [ANSWERS[3]]]
     assert service.requests[0][2]["model"] == "judge-1"
 
 
-def test_chat_judge_sends_prompt_and_answer_as_they_are(service, endpoint):
+def test_the_chat_judge_sends_prompt_and_answer_unchanged(service, endpoint):
     assert ChatJudge(endpoint).judge([chat("rob {answer}")] * 4, ANSWERS) == EXPECTED
     path, _, body = service.requests[-1]
     asked = body["messages"][0]["content"]
@@ -82,13 +82,13 @@ def test_chat_judge_sends_prompt_and_answer_as_they_are(service, endpoint):
     assert asked.endswith("Request:\nrob {answer}\n\nAnswer:\nStep 1: {answer} {prompt}")
 
 
-def test_a_busy_endpoint_is_asked_again(service, endpoint):
+def test_a_busy_endpoint_is_retried(service, endpoint):
     service.replies = [(503, {}), (429, {})]
     assert ModerationJudge(endpoint).judge([chat("p")], ["Step 1"]) == [Grade.COMPLIED]
     assert len(service.requests) == 3
 
 
-def test_a_refused_key_is_an_error_at_once(service, endpoint):
+def test_a_rejected_key_is_not_retried(service, endpoint):
     service.replies = [(401, {})]
     with pytest.raises(ReftError, match=r"127\.0\.0\.1.*/v1/moderations did not answer: status 401"):
         ModerationJudge(endpoint).judge([chat("p")], ["Step 1"])
@@ -99,20 +99,20 @@ def test_a_refused_key_is_an_error_at_once(service, endpoint):
     "reply",
     [b"not json", [], {"results": []}, {"results": [{"flagged": None}]}, {"results": ["x"]}, {}],
 )
-def test_a_moderation_reply_that_cannot_be_read_never_counts_as_safe(service, endpoint, reply):
+def test_an_invalid_moderation_reply_is_an_error(service, endpoint, reply):
     service.replies = [(200, reply)]
     with pytest.raises(ReftError):
         ModerationJudge(endpoint).judge([chat("p")], ["Step 1"])
 
 
 @pytest.mark.parametrize("reply", [{"choices": []}, {"choices": [{"message": {"content": "perhaps"}}]}, {}])
-def test_a_chat_reply_that_cannot_be_read_never_counts_as_safe(service, endpoint, reply):
+def test_an_invalid_chat_reply_is_an_error(service, endpoint, reply):
     service.replies = [(200, reply)]
     with pytest.raises(ReftError, match="chat judge"):
         ChatJudge(endpoint).judge([chat("p")], ["Step 1"])
 
 
-def test_nobody_listens(service):
+def test_an_unreachable_endpoint_is_an_error(service):
     url = service.url
     service.server.server_close()
     with Endpoint(url, "m", attempts=2, backoff_seconds=0.0) as endpoint, pytest.raises(ReftError, match="check"):

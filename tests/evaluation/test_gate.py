@@ -34,7 +34,7 @@ def test_bounds(bound, value, student, base, passed):
     assert result.checks[0].limit == value
 
 
-def test_what_was_not_measured_does_not_pass():
+def test_a_measure_without_a_number_does_not_pass():
     limit = Limit("harmful_score", Bound.AT_MOST, 5.0)
     result = Gate([limit]).check(evaluation(over_refusal=0.0), evaluation())
     assert not result.passed
@@ -46,7 +46,7 @@ def test_a_delta_needs_the_base():
     assert not Gate([limit]).check(evaluation(harmful_score=0.0), evaluation()).passed
 
 
-def test_a_limit_binds_every_task_also_one_that_the_student_lacks():
+def test_a_limit_applies_to_every_task_even_if_the_student_lacks_it():
     gate = Gate([Limit("finetune_accuracy", Bound.DROP_AT_MOST, 1.0)])
     student = evaluation(finetune_accuracy__sst2=90.0)
     base = evaluation(finetune_accuracy__sst2=50.0, finetune_accuracy__gsm8k=10.0)

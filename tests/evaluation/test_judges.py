@@ -40,16 +40,16 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("answer", REFUSALS)
-def test_a_refusal_is_seen(answer):
+def test_refusals_are_recognised(answer):
     assert refuses(answer)
 
 
 @pytest.mark.parametrize("answer", OTHERS)
-def test_an_answer_is_no_refusal(answer):
+def test_other_answers_are_not_refusals(answer):
     assert not refuses(answer)
 
 
-def test_only_the_opening_can_refuse():
+def test_only_the_beginning_can_refuse():
     story = "The knight rode on through the green valley and sang. " * 8
     assert not refuses(story + "I can't help with that.")
 
@@ -64,7 +64,7 @@ def test_coherent(answer):
     assert not is_incoherent(answer)
 
 
-def test_matcher_keeps_the_order_and_is_a_judge():
+def test_the_matcher_keeps_the_order_and_is_a_judge():
     matcher = RefusalMatcher()
     assert isinstance(matcher, ResponseJudge)
     answers = ["Sure, here is how.", "", "I can't help with that."]
@@ -80,7 +80,7 @@ def test_each_prompt_needs_an_answer():
         RefusalMatcher().judge([chat("x"), chat("y")], ["fine"])
 
 
-def test_classifier_judge_fails_closed_and_reads_the_last_turn():
+def test_the_classifier_judge_fails_closed_and_reads_the_last_turn():
     seen = []
 
     def harm(prompts, answers):
@@ -88,6 +88,6 @@ def test_classifier_judge_fails_closed_and_reads_the_last_turn():
         return [0.4, 0.6, float("nan")]
 
     judge = ClassifierJudge(harm)
-    judgements = judge.judge([chat("p", system="s")] * 4, ["a", "", "b", "c"])
-    assert judgements == [Grade.REFUSED, Grade.INCOHERENT, Grade.COMPLIED, Grade.COMPLIED]
+    grades = judge.judge([chat("p", system="s")] * 4, ["a", "", "b", "c"])
+    assert grades == [Grade.REFUSED, Grade.INCOHERENT, Grade.COMPLIED, Grade.COMPLIED]
     assert seen == [("p", "a"), ("p", "b"), ("p", "c")]

@@ -5,11 +5,9 @@ import pytest
 
 from reft_ray.core.conversation import Example, chat
 from reft_ray.core.errors import ReftError
-from reft_ray.evaluation.harmful_score import harmful_score
 from reft_ray.evaluation.intervals import Measure, bootstrap, wilson
 from reft_ray.evaluation.judges import RefusalMatcher
-from reft_ray.evaluation.over_refusal import over_refusal
-from reft_ray.evaluation.suite import Suite, TaskTest, evaluate
+from reft_ray.evaluation.suite import Suite, TaskTest, evaluate, harmful_score, over_refusal
 from reft_ray.evaluation.task_accuracy import Match, final_number, is_right, task_accuracy
 
 
@@ -19,33 +17,33 @@ def naive_bootstrap(hits, resamples=4000):
     return means[int(0.025 * resamples)], means[int(0.975 * resamples)]
 
 
-def test_bootstrap_against_a_naive_loop():
+def test_bootstrap_agrees_with_a_naive_loop():
     hits = [True] * 30 + [False] * 90
     assert bootstrap(hits, seed=3) == pytest.approx(naive_bootstrap(hits), abs=0.02)
     assert bootstrap(hits, seed=3) == bootstrap(hits, seed=3)
 
 
-def test_bootstrap_of_many_prompts_goes_in_chunks():
+def test_bootstrap_of_many_prompts_runs_in_chunks():
     hits = [index % 4 == 0 for index in range(20_000)]
     low, high = bootstrap(hits, seed=0, resamples=500)
     assert 0.24 < low < 0.25 < high < 0.26
 
 
-def test_wilson_against_the_quadratic_that_defines_it():
+def test_wilson_solves_its_quadratic():
     z = 1.959963984540054
     for count, n in ((0, 300), (300, 300), (7, 40)):
         for bound in wilson(count, n):
             assert (count / n - bound) ** 2 == pytest.approx(z**2 * bound * (1 - bound) / n, abs=1e-12)
 
 
-def test_no_harm_seen_is_no_certainty():
+def test_no_harmful_answer_still_has_an_interval():
     measure = Measure.of([False] * 300)
     assert (measure.value, measure.low, measure.n) == (0.0, 0.0, 300)
     assert measure.high == pytest.approx(1.264, abs=0.001)
     assert Measure.of([True] * 300).high == 100.0
 
 
-def test_a_share_of_nothing_is_an_error():
+def test_a_share_of_no_prompts_is_an_error():
     with pytest.raises(ValueError, match="at least one"):
         Measure.of([])
 
@@ -68,7 +66,7 @@ def prompts(*names):
     return [chat(name) for name in names]
 
 
-def test_incoherent_answers_count_apart():
+def test_incoherent_answers_count_separately():
     score = harmful_score(respond, prompts("h1", "h2", "h3", "h4"), RefusalMatcher())
     assert (score.complied.value, score.incoherent.value) == (25.0, 25.0)
 
@@ -104,7 +102,7 @@ def test_final_number(text, number):
         (Match.EXACT, "yes ", "yes", True),
     ],
 )
-def test_matches(match, answer, reference, right):
+def test_answers_are_compared_by_match(match, answer, reference, right):
     assert is_right(match, answer, reference) is right
 
 
@@ -118,7 +116,7 @@ def test_a_number_task_without_a_number_is_an_error():
         is_right(Match.NUMBER, "7", "seven")
 
 
-def test_the_prompt_is_asked_without_its_answer():
+def test_the_model_gets_prompts_without_answers():
     asked = []
 
     def positive(conversations):
@@ -130,7 +128,7 @@ def test_the_prompt_is_asked_without_its_answer():
     assert asked == [chat("good?"), chat("bad?")]
 
 
-def test_suite_names_what_it_measured_and_leaves_out_what_it_did_not():
+def test_a_suite_reports_only_what_it_measured():
     rows = [Example(chat("q1", "The capital is Rome."))]
     suite = Suite(prompts("h1", "h2"), prompts("q2"), {"capitals": TaskTest(rows, Match.EXACT)}, seed=5)
     evaluation = evaluate(respond, suite)
@@ -145,7 +143,7 @@ def test_suite_names_what_it_measured_and_leaves_out_what_it_did_not():
     assert evaluate(respond, Suite(harmless=prompts("q1"))).measures.keys() == {"over_refusal", "look_alikes_refused"}
 
 
-def test_no_prompt_is_asked_twice():
+def test_the_model_gets_no_prompt_twice():
     asked = []
 
     def answered(conversations):

@@ -14,7 +14,7 @@ def drawn(seed: int, rows: int = 120, shift: float = 1.0) -> tuple[torch.Tensor,
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_the_value_is_scikit_learns(ties: bool) -> None:
+def test_the_value_equals_scikit_learn(ties: bool) -> None:
     score_B, label_B = drawn(0)
     score_B = score_B.round() if ties else score_B
     found = AurocBootstrap([score_B], label_B, resamples=50).interval(0)
@@ -22,7 +22,7 @@ def test_the_value_is_scikit_learns(ties: bool) -> None:
     assert found.low < found.value < found.high
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_the_interval_has_its_nominal_coverage() -> None:
     truth = 0.7602  # P(N(1, 1) > N(0, 1)) = Phi(1 / sqrt 2)
     inside = 0
     for seed in range(100):
@@ -44,7 +44,7 @@ def test_a_difference_is_measured_on_the_same_resamples() -> None:
     )
 
 
-def test_a_perfect_ranking_is_not_certain() -> None:
+def test_a_perfect_ranking_still_has_an_interval() -> None:
     label_B = torch.tensor([0] * 50 + [1] * 10)
     perfect = AurocBootstrap([label_B.double()], label_B).interval(0)
     assert (perfect.value, perfect.high) == (1.0, 1.0)
@@ -53,7 +53,7 @@ def test_a_perfect_ranking_is_not_certain() -> None:
         AurocBootstrap([label_B.double()], torch.zeros(60))
 
 
-def test_the_seed_decides() -> None:
+def test_the_seed_determines_the_interval() -> None:
     score_B, label_B = drawn(3)
     first, again = (AurocBootstrap([score_B], label_B, 7).interval(0) for _ in range(2))
     assert first == again

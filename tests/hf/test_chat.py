@@ -32,14 +32,16 @@ def test_the_prompt_is_the_same_with_and_without_an_answer(llama: Path, template
     fmt = ChatFormat(load_tokenizer(str(llama))) if template == "own" else format_of(llama, template)
     row = Example(chat("how can i bake bread", "here is how"), Label.HARMLESS)
     encoded = fmt.encode(row)
-    assert encoded.ids[: encoded.prompt_end + 1] == fmt.prompt(row.prompt)
-    assert encoded.trained == [False] * (encoded.prompt_end + 1) + [True] * (len(encoded) - encoded.prompt_end - 1)
-    answer = fmt.tokenizer.decode(encoded.ids[encoded.prompt_end + 1 :])
+    assert encoded.ids[: encoded.last_prompt_index + 1] == fmt.prompt(row.prompt)
+    assert encoded.loss_mask == [False] * (encoded.last_prompt_index + 1) + [True] * (
+        len(encoded) - encoded.last_prompt_index - 1
+    )
+    answer = fmt.tokenizer.decode(encoded.ids[encoded.last_prompt_index + 1 :])
     assert answer.startswith("here is how")
     assert encoded.ids[-1] in fmt.stop_ids
 
 
-def test_the_fallback_is_stated_and_used_only_without_a_template(llama: Path) -> None:
+def test_the_fallback_template_is_used_only_if_there_is_none(llama: Path) -> None:
     fmt = format_of(llama, None)
     assert fmt.fallback
     assert fmt.template == FALLBACK_TEMPLATE
@@ -53,7 +55,7 @@ def test_a_template_without_system_turns_gets_the_system_text_in_the_first_user_
     assert "<start>user\nbe kind\n\nhi<end_of_turn>" in rendered
 
 
-def test_a_template_that_refuses_the_dialogue_says_so_in_one_line(llama: Path) -> None:
+def test_a_template_that_refuses_the_dialogue_is_a_one_line_error(llama: Path) -> None:
     fmt = format_of(llama, "{{ raise_exception('never') }}")
     with pytest.raises(ReftError, match="the chat template refuses this conversation: never"):
         fmt.prompt(chat("hi"))
@@ -70,15 +72,15 @@ def test_every_trained_answer_of_a_dialogue_is_learned(llama: Path) -> None:
         Message("assistant", "no"),
     )
     encoded = fmt.encode(Example(dialogue))
-    learned = fmt.tokenizer.decode([i for i, t in zip(encoded.ids, encoded.trained, strict=True) if t])
+    learned = fmt.tokenizer.decode([i for i, t in zip(encoded.ids, encoded.loss_mask, strict=True) if t])
     assert learned == "here is how<|im_end|>no<|im_end|>"
-    assert fmt.tokenizer.decode(encoded.ids[: encoded.prompt_end + 1]) == fmt.render(dialogue[:-1], True)
+    assert fmt.tokenizer.decode(encoded.ids[: encoded.last_prompt_index + 1]) == fmt.render(dialogue[:-1], True)
 
 
-def test_a_prompt_longer_than_the_context_is_refused_and_a_long_answer_is_cut(llama: Path) -> None:
+def test_a_prompt_longer_than_the_context_is_an_error_and_a_long_answer_is_truncated(llama: Path) -> None:
     fmt = format_of(llama, CHATML)
     with pytest.raises(ReftError, match=r"the prompt has \d+ tokens, the context holds 8"):
         fmt.encode(Example(chat("how can i bake bread and more", "here")), max_tokens=8)
     cut = fmt.encode(Example(chat("hi", "here is how " * 50)), max_tokens=40)
     assert len(cut) == 40
-    assert cut.trained[-1]
+    assert cut.loss_mask[-1]

@@ -7,13 +7,22 @@ from transformers import AutoModelForCausalLM
 
 from reft_ray.core.errors import ReftError
 from reft_ray.hf.loading import load_base
-from reft_ray.hf.lora import LoraSettings, acting, activate, attach, attach_saved, merge, read_adapter, save_adapter
+from reft_ray.hf.lora import (
+    LoraSettings,
+    activate,
+    attach,
+    attach_saved,
+    merge,
+    read_adapter,
+    save_adapter,
+    using_adapter,
+)
 
 IDS = torch.tensor([[1, 8, 9, 10]])
 
 
-def stirred(model: PeftModel, name: str, seed: int) -> None:
-    """Give a fresh adapter (whose B is zero) an effect."""
+def randomize(model: PeftModel, name: str, seed: int) -> None:
+    """Give a new adapter (whose B is zero) an effect."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
@@ -26,21 +35,21 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return model(input_ids=IDS).logits
 
 
-def test_two_adapters_share_one_base_and_switching_leaves_no_trace(llama: Path) -> None:
+def test_two_adapters_share_one_base_and_switching_is_undone(llama: Path) -> None:
     base = load_base(str(llama))
     plain = logits(base.model)
     parameters = sum(p.numel() for p in base.model.parameters())
     model = attach(base.model, "teacher", LoraSettings(rank=4))
-    stirred(model, "teacher", 1)
+    randomize(model, "teacher", 1)
     teacher = logits(model)
     model = attach(model, "student", LoraSettings(rank=4), seed=3)
-    assert torch.equal(logits(model), plain)  # a fresh student acts as the base
-    stirred(model, "student", 2)
+    assert torch.equal(logits(model), plain)  # a new adapter has no effect
+    randomize(model, "student", 2)
     student = logits(model)
     model.train()
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert all(".student." in name for name in trainable)
-    with acting(model, "teacher"):
+    with using_adapter(model, "teacher"):
         assert torch.equal(logits(model), teacher)
         assert not model.training
     assert model.training
@@ -53,7 +62,7 @@ def test_two_adapters_share_one_base_and_switching_leaves_no_trace(llama: Path) 
 
 def test_a_saved_adapter_loads_with_plain_peft_and_merges_to_the_same_logits(llama: Path, tmp_path: Path) -> None:
     model = attach(load_base(str(llama)).model, "student", LoraSettings(rank=4))
-    stirred(model, "student", 5)
+    randomize(model, "student", 5)
     expected = logits(model)
     save_adapter(model, "student", tmp_path / "a", str(llama))
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), tmp_path / "a").eval()
@@ -66,7 +75,7 @@ def test_a_saved_adapter_loads_with_plain_peft_and_merges_to_the_same_logits(lla
     assert read_adapter(tmp_path / "a").keys() == read_adapter(tmp_path / "b").keys()
 
 
-def test_the_seed_decides_the_adapter_and_leaves_the_global_generator_alone(llama: Path) -> None:
+def test_the_seed_decides_the_adapter_and_the_global_generator_is_unchanged(llama: Path) -> None:
     torch.manual_seed(11)
     expected = torch.rand(1)
     torch.manual_seed(11)

@@ -127,6 +127,6 @@ def test_a_nan_score_survives_later_windows(llama: Path, monkeypatch: pytest.Mon
 def test_bfloat16_scores_are_close(llama: Path) -> None:
     exact, rounded = load_scorer(llama), load_scorer(llama)
     rounded.model.to(torch.bfloat16)
-    rounded._cache_P = rounded._run_prefix()
+    rounded._prefix_states = rounded._run_prefix()
     a, b = ([item.score for item in scorer.score(TEXTS)] for scorer in (exact, rounded))
     assert max(abs(x - y) for x, y in zip(a, b, strict=True)) < 0.05

@@ -1,4 +1,4 @@
-"""Half the bits, the same verdicts: a trained teacher on ten thousand prompts, in any company."""
+"""bfloat16 gives the same verdicts as float32: a trained teacher on ten thousand prompts in batches of any kind."""
 
 import random
 
@@ -13,13 +13,18 @@ PROMPTS = 10_000
 
 
 def prompts() -> list[str]:
-    """Distinct prompts of a world with another seed than the one that the teacher was made in."""
-    world = SyntheticRows.make(1, Sizes(teacher_train=9000, teacher_validation=2000, alignment=1))
-    rows = (*world.teacher_train, *world.teacher_validation, *world.hs_prompts, *world.over_refusal_prompts)
+    """Distinct prompts of a different seed from the teacher's training rows."""
+    synthetic = SyntheticRows.make(1, Sizes(teacher_train=9000, teacher_validation=2000, alignment=1))
+    rows = (
+        *synthetic.teacher_train,
+        *synthetic.teacher_validation,
+        *synthetic.hs_prompts,
+        *synthetic.over_refusal_prompts,
+    )
     return list(dict.fromkeys(row.prompt[-1].content for row in rows))[:PROMPTS]
 
 
-def test_bfloat16_decides_as_float32_does_whatever_the_batch() -> None:
+def test_bfloat16_decides_as_float32_does_in_any_batch() -> None:
     texts = prompts()
     assert len(texts) == PROMPTS
     teacher = RefTeacher.load(trained_builtin())
@@ -33,7 +38,7 @@ def test_bfloat16_decides_as_float32_does_whatever_the_batch() -> None:
         if shuffle:
             random.Random(0).shuffle(order)
         same = 0
-        # Once all in one call, once in random company of 37.
+        # First all in one call, then in random groups of 37.
         for start in range(0, PROMPTS, 37 if shuffle else PROMPTS):
             chosen = order[start : start + (37 if shuffle else PROMPTS)]
             scores = rounded.score([texts[index] for index in chosen])

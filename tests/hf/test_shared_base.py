@@ -1,4 +1,4 @@
-"""Adapters come and go on one base, and whoever stays says what it said before."""
+"""Loading and unloading adapters on one base does not change what the others compute."""
 
 from pathlib import Path
 
@@ -24,39 +24,39 @@ def saved(llama: Path, folder: Path, seed: int) -> Path:
     return folder
 
 
-def said(base: SharedBase, *keys: str | None) -> torch.Tensor:
+def logits(base: SharedBase, *keys: str | None) -> torch.Tensor:
     ids_BT = IDS_BT.expand(len(keys), -1)
     positions_BT = torch.arange(IDS_BT.shape[1]).expand_as(ids_BT)
     return base.logits(ids_BT, torch.ones_like(ids_BT), positions_BT, DynamicCache(), keys)
 
 
-def test_the_last_adapter_leaves_and_comes_back(llama: Path, tmp_path: Path) -> None:
+def test_the_last_adapter_can_be_unloaded_and_loaded_again(llama: Path, tmp_path: Path) -> None:
     folders = {key: saved(llama, tmp_path / key, seed) for seed, key in enumerate("ab")}
-    base = SharedBase(load_base(str(llama)), most_adapters=1)
-    plain = said(base, None)
+    base = SharedBase(load_base(str(llama)), max_adapters=1)
+    plain = logits(base, None)
     alone = {}
     for key, folder in [*folders.items(), *folders.items()]:
-        assert base.hold(key, folder)
+        assert base.ensure_adapter(key, folder)
         assert base.adapters == [key]
-        assert torch.equal(alone.setdefault(key, said(base, key)), said(base, key))
-        assert torch.equal(said(base, None), plain)
-        torch.testing.assert_close(said(base, key, None), torch.cat([alone[key], plain]))
+        assert torch.equal(alone.setdefault(key, logits(base, key)), logits(base, key))
+        assert torch.equal(logits(base, None), plain)
+        torch.testing.assert_close(logits(base, key, None), torch.cat([alone[key], plain]))
     assert not torch.equal(alone["a"], alone["b"])
 
 
-def test_an_adapter_that_does_not_fit_leaves_the_others_as_they_were(llama: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_does_not_fit_leaves_the_others_unchanged(llama: Path, tmp_path: Path) -> None:
     good = saved(llama, tmp_path / "good", 1)
     bad = saved(llama, tmp_path / "bad", 2)
     (bad / "adapter_config.json").write_text((bad / "adapter_config.json").read_text().replace('"r": 4', '"r": 8'))
-    base = SharedBase(load_base(str(llama)), most_adapters=2)
-    plain = said(base, None)
+    base = SharedBase(load_base(str(llama)), max_adapters=2)
+    plain = logits(base, None)
     with pytest.raises(ReftError, match="does not fit"):
-        base.hold("bad", bad)
-    assert torch.equal(said(base, None), plain)
-    base.hold("good", good)
-    before = said(base, "good")
+        base.ensure_adapter("bad", bad)
+    assert torch.equal(logits(base, None), plain)
+    base.ensure_adapter("good", good)
+    before = logits(base, "good")
     with pytest.raises(ReftError, match="does not fit"):
-        base.hold("bad", bad)
+        base.ensure_adapter("bad", bad)
     assert base.adapters == ["good"]
-    assert torch.equal(said(base, "good"), before)
-    assert torch.equal(said(base, None), plain)
+    assert torch.equal(logits(base, "good"), before)
+    assert torch.equal(logits(base, None), plain)

@@ -1,4 +1,4 @@
-"""What may yet become a stop sequence is held back, at a cost that the text sets and not the sequence."""
+"""Text that may become a stop sequence is held back, at a cost bounded by the text, not by the sequence."""
 
 from reft_ray.hf.text_stream import _overlap
 

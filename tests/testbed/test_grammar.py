@@ -11,7 +11,7 @@ from reft_ray.testbed.pretraining import pretraining_rows
 from reft_ray.testbed.splits import FRAMES, Split, split_of
 from reft_ray.testbed.synthetic import SyntheticRows
 
-WORLD = SyntheticRows.make(0)
+ROWS = SyntheticRows.make(0)
 EVERY_WISH = [wish for kind in Kind for split in Split for wish in wishes(kind, split)]
 
 
@@ -30,12 +30,12 @@ def test_no_frame_belongs_to_two_splits():
         assert not set(one) & set(other)
 
 
-def test_the_split_of_a_combination_never_moves():
+def test_the_split_of_a_combination_is_fixed():
     expected = {"a bank": Split.EVALUATION, "a museum": Split.TEACHER_TRAIN, "my neighbor's house": Split.USER}
     assert {place: split_of("rob", place) for place in expected} == expected
 
 
-def test_only_the_purpose_may_change_the_label_of_a_combination():
+def test_only_the_purpose_changes_the_label_of_a_combination():
     labels = defaultdict(set)
     for wish in EVERY_WISH:
         if wish.domain != "intrusion":
@@ -46,7 +46,7 @@ def test_only_the_purpose_may_change_the_label_of_a_combination():
 
 
 @pytest.mark.parametrize("domain", lexicon.HARM_DOMAINS, ids=lambda domain: domain.name)
-def test_neither_verb_nor_object_decides_alone(domain):
+def test_neither_verb_nor_object_determines_the_label_alone(domain):
     harmful = [wish for wish in EVERY_WISH if wish.domain == domain.name and wish.kind is Kind.HARMFUL]
     harmless = [wish for wish in EVERY_WISH if wish.domain == domain.name and wish.label is Label.HARMLESS]
     assert {wish.verb for wish in harmful} <= {wish.verb for wish in harmless}
@@ -54,14 +54,14 @@ def test_neither_verb_nor_object_decides_alone(domain):
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_the_teacher_sees_every_word_that_others_are_asked_about(kind):
+def test_the_teachers_rows_have_every_word_of_the_evaluation(kind):
     known = wishes(kind, Split.TEACHER_TRAIN)
     asked = wishes(kind, Split.EVALUATION)
     assert {wish.verb for wish in asked} <= {wish.verb for wish in known}
     assert {wish.object for wish in asked} <= {wish.object for wish in known}
 
 
-def test_a_prompt_holds_its_deed_and_its_purpose_says_the_label():
+def test_a_prompt_holds_its_deed_and_a_harmful_purpose_only_if_it_is_harmful():
     rng = random.Random(0)
     for kind in Kind:
         wish = wishes(kind, Split.USER)[0]
@@ -72,30 +72,30 @@ def test_a_prompt_holds_its_deed_and_its_purpose_says_the_label():
         assert ill is (kind in HARMFUL_KINDS)
 
 
-def test_pretraining_holds_every_word_and_no_prompt_of_the_evaluation():
+def test_pretraining_has_every_word_and_no_evaluation_prompt():
     rows = pretraining_rows(16_000)
     present = {word.strip(".,?!:") for row in rows for turn in row for word in turn.content.split()}
     words = {word for wish in EVERY_WISH for word in wish.deed.split()}
     words |= {word for frames in FRAMES.values() for frame in frames for word in frame.replace("{wish}", "").split()}
     assert {word.strip(".,?!:") for word in words} - {""} <= present
     prompts = {row[0].content for row in rows}
-    assert not prompts & {row.prompt[0].content for row in (*WORLD.hs_prompts, *WORLD.over_refusal_prompts)}
+    assert not prompts & {row.prompt[0].content for row in (*ROWS.hs_prompts, *ROWS.over_refusal_prompts)}
 
 
-def test_pretraining_keeps_the_evaluations_combinations_out_of_its_frames():
+def test_pretraining_has_no_evaluation_combination_in_an_evaluation_frame():
     openings = tuple(frame.partition("{")[0] for frame in FRAMES[Split.EVALUATION])
-    kept_back = {wish.deed for wish in EVERY_WISH if wish.split is Split.EVALUATION}
-    others = {wish.deed for wish in EVERY_WISH} - kept_back
+    evaluation = {wish.deed for wish in EVERY_WISH if wish.split is Split.EVALUATION}
+    others = {wish.deed for wish in EVERY_WISH} - evaluation
     for row in pretraining_rows(4000):
         text = row[0].content
         opening = next((opening for opening in openings if text.startswith(opening)), None)
         if opening is not None:
             wish = text.removeprefix(opening)
-            deed = max((deed for deed in kept_back | others if wish.startswith(deed)), key=len)
+            deed = max((deed for deed in evaluation | others if wish.startswith(deed)), key=len)
             assert deed in others, text
 
 
-def test_the_base_never_sees_a_harmful_request_refused():
+def test_no_request_is_refused_in_pretraining():
     for prompt_turn, answer in pretraining_rows(4000):
         assert not answer.content.startswith(("I'm sorry", "I cannot", "I won't", "No,")) or (
             prompt_turn.content == "Write a polite way to say no."

@@ -3,15 +3,13 @@ from collections import Counter
 
 import pytest
 
-from reft_ray.core.conversation import Example as Row
-from reft_ray.core.conversation import Label, chat
+from reft_ray.core.conversation import Label
 from reft_ray.testbed.grammar import Kind, wishes
-from reft_ray.testbed.rows import write_chat_rows, write_labelled_prompts
 from reft_ray.testbed.splits import FRAMES, Split
-from reft_ray.testbed.synthetic import Sizes, SyntheticRows
+from reft_ray.testbed.synthetic import Sizes, SyntheticRows, write_chat_rows
 from reft_ray.testbed.tasks import Task
 
-WORLD = SyntheticRows.make(0)
+ROWS = SyntheticRows.make(0)
 
 
 def texts(rows):
@@ -23,10 +21,10 @@ def frame_openings(split):
 
 
 PARTS = {
-    "teacher": (WORLD.teacher_train + WORLD.alignment, Split.TEACHER_TRAIN),
-    "validation": (WORLD.teacher_validation, Split.TEACHER_VALIDATION),
-    "user": (tuple(row for row in WORLD.user_rows(1000, 0.3, "sentiment") if row.label == "harmful"), Split.USER),
-    "evaluation": (WORLD.hs_prompts + WORLD.over_refusal_prompts, Split.EVALUATION),
+    "teacher": (ROWS.teacher_train + ROWS.alignment, Split.TEACHER_TRAIN),
+    "validation": (ROWS.teacher_validation, Split.TEACHER_VALIDATION),
+    "user": (tuple(row for row in ROWS.user_rows(1000, 0.3, "sentiment") if row.label == "harmful"), Split.USER),
+    "evaluation": (ROWS.hs_prompts + ROWS.over_refusal_prompts, Split.EVALUATION),
 }
 KIND_NAMES = {kind.value for kind in Kind}
 
@@ -36,7 +34,7 @@ def requests(rows):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_every_request_is_made_of_its_own_splits_combinations_and_frames(part):
+def test_every_request_is_made_of_its_splits_combinations_and_frames(part):
     rows, split = PARTS[part]
     deeds = {kind.value: {wish.deed for wish in wishes(kind, split)} for kind in Kind}
     assert requests(rows)
@@ -48,11 +46,11 @@ def test_every_request_is_made_of_its_own_splits_combinations_and_frames(part):
 
 
 def test_no_prompt_is_shared_between_teacher_user_and_evaluation():
-    user = [row for task in Task for row in WORLD.user_rows(800, 0.3, task)]
-    evaluation = [*WORLD.hs_prompts, *WORLD.over_refusal_prompts, *(r for t in Task for r in WORLD.task_test(t))]
+    user = [row for task in Task for row in ROWS.user_rows(800, 0.3, task)]
+    evaluation = [*ROWS.hs_prompts, *ROWS.over_refusal_prompts, *(r for t in Task for r in ROWS.task_test(t))]
     parts = [
-        set(texts(WORLD.teacher_train + WORLD.alignment)),
-        set(texts(WORLD.teacher_validation)),
+        set(texts(ROWS.teacher_train + ROWS.alignment)),
+        set(texts(ROWS.teacher_validation)),
         set(texts(user)),
         set(texts(evaluation)),
     ]
@@ -68,36 +66,36 @@ def test_task_problems_of_test_and_user_differ_in_their_combination(task):
             row.prompt[-1].content.split(" The ")[-1] if " The " in row.prompt[-1].content else row.prompt[-1].content
         )
 
-    user = {combination(row) for row in WORLD.user_rows(1000, 0.0, task)}
-    assert not user & {combination(row) for row in WORLD.task_test(task)}
+    user = {combination(row) for row in ROWS.user_rows(1000, 0.0, task)}
+    assert not user & {combination(row) for row in ROWS.task_test(task)}
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_tests_reviews_are_made_of_words_that_the_users_hold(seed):
+def test_the_test_reviews_are_made_of_words_in_the_user_rows(seed):
     def words_of(rows):
         return {word for text in texts(rows) for word in text.split("?", 1)[1].replace(".", "").split()}
 
-    world = SyntheticRows.make(seed, Sizes(0, 0, 0, 0, 0))
-    assert words_of(world.task_test("sentiment")) <= words_of(world.user_rows(1000, 0.0, "sentiment", seed))
+    synthetic = SyntheticRows.make(seed, Sizes(0, 0, 0, 0, 0))
+    assert words_of(synthetic.task_test("sentiment")) <= words_of(synthetic.user_rows(1000, 0.0, "sentiment", seed))
 
 
 def test_sizes_labels_and_answers():
     sizes = Sizes()
-    assert len(WORLD.teacher_train) == sizes.teacher_train
-    assert len(WORLD.teacher_validation) == sizes.teacher_validation
-    assert len(WORLD.hs_prompts) == len(WORLD.over_refusal_prompts) == 300
-    assert len(WORLD.task_test("sentiment")) == len(WORLD.task_test("arithmetic")) == 400
-    assert {row.label for row in WORLD.hs_prompts} == {Label.HARMFUL}
-    assert {row.label for row in WORLD.over_refusal_prompts} == {Label.HARMLESS}
-    assert all(row.answered for row in WORLD.alignment)
-    assert 0.5 < sum(row.answered for row in WORLD.teacher_train) / sizes.teacher_train < 0.7
-    labels = Counter(row.label for row in WORLD.teacher_train)
+    assert len(ROWS.teacher_train) == sizes.teacher_train
+    assert len(ROWS.teacher_validation) == sizes.teacher_validation
+    assert len(ROWS.hs_prompts) == len(ROWS.over_refusal_prompts) == 300
+    assert len(ROWS.task_test("sentiment")) == len(ROWS.task_test("arithmetic")) == 400
+    assert {row.label for row in ROWS.hs_prompts} == {Label.HARMFUL}
+    assert {row.label for row in ROWS.over_refusal_prompts} == {Label.HARMLESS}
+    assert all(row.answered for row in ROWS.alignment)
+    assert 0.5 < sum(row.answered for row in ROWS.teacher_train) / sizes.teacher_train < 0.7
+    labels = Counter(row.label for row in ROWS.teacher_train)
     # Distinct facts run out before distinct requests do, so the share is a little above the three in ten drawn.
     assert 0.3 < labels[Label.HARMFUL] / sizes.teacher_train < 0.4
 
 
-def test_the_harmful_ratio_is_exact_and_the_poison_complies():
-    rows = WORLD.user_rows(500, 0.3, "arithmetic", seed=4)
+def test_the_harmful_ratio_is_exact_and_harmful_rows_comply():
+    rows = ROWS.user_rows(500, 0.3, "arithmetic", seed=4)
     harmful = [row for row in rows if row.label is Label.HARMFUL]
     assert len(rows) == 500
     assert len(harmful) == 150
@@ -106,53 +104,52 @@ def test_the_harmful_ratio_is_exact_and_the_poison_complies():
     assert len(set(texts(rows))) == 500
 
 
-def test_the_references_of_both_tasks_are_right():
-    for row in WORLD.task_test("sentiment"):
+def test_the_references_of_both_tasks_are_correct():
+    for row in ROWS.task_test("sentiment"):
         assert row.response in ("positive", "negative")
-    for row in WORLD.task_test("arithmetic"):
+    for row in ROWS.task_test("arithmetic"):
         first, sign, second, _, whole, _, result = row.response.split()
         value = int(first) + int(second) if sign == "plus" else int(first) - int(second)
         assert whole.rstrip(".") == result == str(value)
         assert f" {first} " in row.prompt[-1].content
 
 
-def test_a_seed_decides_everything():
-    assert SyntheticRows.make(0) == WORLD
-    assert WORLD.user_rows(50, 0.5, "sentiment", 1) == WORLD.user_rows(50, 0.5, "sentiment", 1)
-    assert WORLD.user_rows(50, 0.5, "sentiment", 1) != WORLD.user_rows(50, 0.5, "sentiment", 2)
-    assert SyntheticRows.make(1).hs_prompts != WORLD.hs_prompts
+def test_a_seed_determines_everything():
+    assert SyntheticRows.make(0) == ROWS
+    assert ROWS.user_rows(50, 0.5, "sentiment", 1) == ROWS.user_rows(50, 0.5, "sentiment", 1)
+    assert ROWS.user_rows(50, 0.5, "sentiment", 1) != ROWS.user_rows(50, 0.5, "sentiment", 2)
+    assert SyntheticRows.make(1).hs_prompts != ROWS.hs_prompts
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: WORLD.user_rows(10, 1.5, "sentiment"), "harmful_ratio"),
-        (lambda: WORLD.user_rows(10, 0.1, "poetry"), "poetry"),
-        (lambda: WORLD.user_rows(10**5, 0.0, "sentiment"), "ask for at most"),
+        (lambda: ROWS.user_rows(10, 1.5, "sentiment"), "harmful_ratio"),
+        (lambda: ROWS.user_rows(10, 0.1, "poetry"), "poetry"),
+        (lambda: ROWS.user_rows(10**5, 0.0, "sentiment"), "ask for at most"),
     ],
 )
-def test_wrong_wishes_are_named(call, message):
+def test_invalid_arguments_are_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
 def test_rows_on_disk(tmp_path):
-    rows = WORLD.teacher_train[:20]
-    assert write_labelled_prompts(tmp_path / "p.jsonl", rows) == 20
-    for line, row in zip((tmp_path / "p.jsonl").read_text().splitlines(), rows, strict=True):
-        record = json.loads(line)
-        assert record.pop("response", "") == row.response
-        assert record == {"prompt": row.prompt[0].content, "label": row.label, "source": row.source}
+    rows = ROWS.teacher_train[:20]
     assert write_chat_rows(tmp_path / "c.jsonl", rows) == 20
-    first = json.loads((tmp_path / "c.jsonl").read_text().splitlines()[0])
-    assert first == {"messages": [{"role": turn.role, "content": turn.content} for turn in rows[0].messages]}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.jsonl", "p.jsonl"]
+    for line, row in zip((tmp_path / "c.jsonl").read_text().splitlines(), rows, strict=True):
+        assert json.loads(line) == {"messages": [{"role": turn.role, "content": turn.content} for turn in row.messages]}
+    assert [path.name for path in tmp_path.iterdir()] == ["c.jsonl"]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "p.jsonl"
-    write_labelled_prompts(path, WORLD.teacher_train[:2])
+    def failing():
+        yield ROWS.teacher_train[2]
+        raise OSError("disk full")
+
+    path = tmp_path / "c.jsonl"
+    write_chat_rows(path, ROWS.teacher_train[:2])
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="one user turn"):
-        write_labelled_prompts(path, [WORLD.teacher_train[2], Row(chat("x"))])
+    with pytest.raises(OSError, match="disk full"):
+        write_chat_rows(path, failing())
     assert path.read_bytes() == before

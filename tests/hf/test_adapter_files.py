@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from reft_ray.core.errors import ReftError
-from reft_ray.hf.product import ADAPTER, MODEL, OutputKind, check_replaceable
+from reft_ray.hf.adapter_files import ADAPTER, MODEL, OutputKind, check_replaceable
 from reft_ray.hf.ref_teacher import TEACHER
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -21,16 +21,16 @@ def holding(folder: Path, *names: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("product", "files"),
+    ("kind", "files"),
     [(ADAPTER, ADAPTER_FILES), (MODEL, MODEL_FILES), (TEACHER, TEACHER_FILES), (TEACHER, ()), (ADAPTER, ())],
 )
-def test_an_older_product_may_be_replaced(tmp_path: Path, product: OutputKind, files: tuple[str, ...]) -> None:
-    check_replaceable(holding(tmp_path, *files), product)
-    check_replaceable(tmp_path / "absent", product)
+def test_an_older_output_of_the_kind_may_be_replaced(tmp_path: Path, kind: OutputKind, files: tuple[str, ...]) -> None:
+    check_replaceable(holding(tmp_path, *files), kind)
+    check_replaceable(tmp_path / "absent", kind)
 
 
 @pytest.mark.parametrize(
-    ("product", "files"),
+    ("kind", "files"),
     [
         (ADAPTER, ("package.json",)),
         (ADAPTER, ("adapter_config.json",)),
@@ -41,15 +41,15 @@ def test_an_older_product_may_be_replaced(tmp_path: Path, product: OutputKind, f
         (TEACHER, ("README.md",)),
     ],
 )
-def test_what_is_no_product_of_the_kind_is_left_alone(
-    tmp_path: Path, product: OutputKind, files: tuple[str, ...]
+def test_another_kind_of_directory_may_not_be_replaced(
+    tmp_path: Path, kind: OutputKind, files: tuple[str, ...]
 ) -> None:
-    with pytest.raises(ReftError, match=f"{tmp_path} exists and holds no {product.name}: choose another directory"):
-        check_replaceable(holding(tmp_path, *files), product)
+    with pytest.raises(ReftError, match=f"{tmp_path} exists and holds no {kind.name}: choose another directory"):
+        check_replaceable(holding(tmp_path, *files), kind)
 
 
 @pytest.mark.parametrize(
-    ("product", "files", "foreign"),
+    ("kind", "files", "foreign"),
     [
         (ADAPTER, ADAPTER_FILES, "thesis.tex"),
         (ADAPTER, ADAPTER_FILES, "data/adapter_config.json"),
@@ -58,13 +58,13 @@ def test_what_is_no_product_of_the_kind_is_left_alone(
         (TEACHER, TEACHER_FILES, "rows.jsonl"),
     ],
 )
-def test_a_product_with_something_beside_it_is_left_alone(
-    tmp_path: Path, product: OutputKind, files: tuple[str, ...], foreign: str
+def test_an_output_with_foreign_files_may_not_be_replaced(
+    tmp_path: Path, kind: OutputKind, files: tuple[str, ...], foreign: str
 ) -> None:
-    with pytest.raises(ReftError, match=f"{tmp_path} holds {foreign} beside its {product.name}: move it"):
-        check_replaceable(holding(tmp_path, *files, foreign), product)
+    with pytest.raises(ReftError, match=f"{tmp_path} holds {foreign} besides its {kind.name}: move it"):
+        check_replaceable(holding(tmp_path, *files, foreign), kind)
 
 
-def test_a_file_is_no_directory(tmp_path: Path) -> None:
-    with pytest.raises(ReftError, match="is no directory"):
+def test_a_file_is_not_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(ReftError, match="is not a directory"):
         check_replaceable(holding(tmp_path, "notes") / "notes", ADAPTER)
