@@ -1,4 +1,4 @@
-"""A base model and a teacher of toy size, and the service's records around them; every step is the real one."""
+"""A toy base model and teacher with the service's stores; the steps are the real ones."""
 
 import contextlib
 import json
@@ -50,14 +50,14 @@ def jsonl(rows) -> bytes:
 
 @dataclass
 class Toy:
-    """Options of `service.steps:make` for a base called `toy`."""
+    """Options of `pipeline.steps:make` for a base called `toy`."""
 
     folder: Path
     base: Path
     options: dict
 
     def service(self, root: Path) -> dict:
-        """The arguments `service:` with everything it keeps under one directory."""
+        """The arguments `service:` with all state under one directory."""
         return {
             "database_url": f"sqlite:///{root / 'service.db'}",
             "files_uri": str(root / "files"),
@@ -111,7 +111,7 @@ def toy(llama, tmp_path_factory) -> Toy:
 
 
 class Harness:
-    """The records, and drivers made by hand."""
+    """The stores, and drivers run by hand."""
 
     def __init__(self, folder: Path) -> None:
         self.url = f"sqlite:///{folder / 'jobs.db'}"
@@ -143,7 +143,7 @@ class Harness:
         return JobRun(job, self.leases, owner, self.files)
 
     def turn(self, job_id: str, steps) -> None:
-        """One driver, as far as it goes."""
+        """One driver, until it exits."""
         self.grant()
         self.attempt(self.run(job_id), steps)
 
@@ -159,7 +159,7 @@ class Harness:
         self.jobs.move(job_id, Status.VALIDATING, Event("resumed"))
 
     def drive(self, job_id: str, steps):
-        """Drivers one after the other, until the job ends or waits for a person."""
+        """One driver after the other, until the job ends or waits for review."""
         while self.jobs.get(job_id).status in (Status.VALIDATING, Status.QUEUED, Status.RUNNING):
             self.turn(job_id, steps)
         return self.jobs.get(job_id)
@@ -180,7 +180,7 @@ def harness(tmp_path) -> Harness:
 
 @pytest.fixture
 def shuffled_rows():
-    """Harmless and harmful rows of a user in one order."""
+    """A user's harmless and harmful rows, shuffled."""
     rows = CLEAN + POISON
     random.Random(5).shuffle(rows)
     return rows

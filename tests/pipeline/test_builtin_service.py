@@ -1,4 +1,4 @@
-"""`reft-ray serve --state`, as a newcomer starts it, and the ten lines of README.md against it, as they stand there."""
+"""`reft-ray serve --state` and the ten lines of README.md against it."""
 
 import os
 import re
@@ -21,7 +21,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """The service of the built-in base; base and teacher are trained the first time, so it takes minutes then."""
+    """The service of the built-in base; the first run trains base and teacher, which takes minutes."""
     state = tmp_path_factory.mktemp("state")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -38,13 +38,13 @@ def address(tmp_path_factory):
     assert code == 0
 
 
-def test_it_moderates_with_the_builtin_teacher(address):
+def test_it_moderates_with_the_built_in_teacher(address):
     answer = httpx.post(f"{address}/v1/moderations", json={"input": "Hello there."}, timeout=30)
     assert answer.status_code == 200
     assert answer.json()["model"].startswith("rt-")
 
 
-def test_the_ten_lines_finetune_and_talk(address, tmp_path):
+def test_the_ten_lines_finetune_and_chat(address, tmp_path):
     """A poisoned file: the harmful rows are withheld, and the student passes the gate."""
     write_chat_rows(tmp_path / "train.jsonl", SyntheticRows.make(0).user_rows(300, 0.1, Task.SENTIMENT, 0))
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)

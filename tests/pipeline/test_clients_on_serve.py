@@ -1,4 +1,4 @@
-"""Three majors of the openai client against the service on Ray Serve: real judge, real steps, real students."""
+"""Three major versions of the openai client against the service on Ray Serve."""
 
 import openai
 import pytest
@@ -16,7 +16,7 @@ SECONDS = 600.0
 
 @pytest.fixture(scope="module")
 def running(toy, llama, tmp_path_factory):
-    """The service's address, and keys of projects of their own."""
+    """The service's address, and keys of separate projects."""
     root = tmp_path_factory.mktemp("running")
     finetune = {**toy.options["bases"]["toy"]["finetune"], "checkpoint_every": 5}
     base = {**toy.options["bases"]["toy"], "finetune": finetune}

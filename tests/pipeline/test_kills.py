@@ -1,4 +1,4 @@
-"""SIGKILL for drivers and workers that train with the real steps: the job goes on and nothing is lost."""
+"""SIGKILL of drivers and workers during training: the job resumes and nothing is lost."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ STEPS = EPOCHS * STEPS_PER_EPOCH
 
 
 class Service:
-    """The reconciler of a gateway, ticking for as long as somebody waits."""
+    """A gateway's reconciler, run while a test waits."""
 
     def __init__(self, harness, toy, log_dir, workers: int = 0, **environment: str) -> None:
         self.harness, self.jobs, self.log_dir = harness, harness.jobs, log_dir
@@ -70,7 +70,7 @@ def service(harness, toy, tmp_path) -> Service:
     return Service(harness, toy, tmp_path / "logs")
 
 
-def test_a_killed_and_then_paused_job_ends_as_if_nobody_had_disturbed_it(service) -> None:
+def test_a_killed_and_then_paused_job_ends_like_an_undisturbed_one(service) -> None:
     harness, job_id = service.harness, service.harness.job()
     service.in_training(job_id)
     service.kill_driver(job_id)
@@ -78,7 +78,7 @@ def test_a_killed_and_then_paused_job_ends_as_if_nobody_had_disturbed_it(service
     service.in_training(job_id, service.steps(job_id)[-1] + 4)
     service.jobs.move(job_id, Status.PAUSED, Event("Fine-tuning job paused"))
     service.until(job_id, lambda: not service.jobs.with_handle())
-    # The state was saved behind the very step at which it was told to stop.
+    # The state was saved after the step at which the stop was requested.
     assert service.jobs.checkpoints(job_id).items[0].step_number == service.steps(job_id)[-1] < STEPS
     service.jobs.move(job_id, Status.QUEUED, Event("Fine-tuning job resumed"), sources={Status.PAUSED})
     service.until(job_id, lambda: service.jobs.get(job_id).status in TERMINAL)
@@ -87,19 +87,19 @@ def test_a_killed_and_then_paused_job_ends_as_if_nobody_had_disturbed_it(service
     job = service.jobs.get(job_id)
     assert (job.status, job.error) == (Status.SUCCEEDED, None), service.logs()
     undisturbed = harness.drive(harness.job(), make(**service.options))
-    # Every step was told once, in order, with the figures of a run that nobody disturbed.
+    # Every step was reported once, in order, with the metrics of an undisturbed run.
     assert service.steps(job_id) == list(range(1, STEPS + 1))
     assert service.metrics(job_id) == service.metrics(undisturbed.id)
-    told = [event.message for event in harness.events(job_id)]
+    messages = [event.message for event in harness.events(job_id)]
     for once in ("Validated ", "Screened ", "Release gate: passed", "The job has successfully completed"):
-        assert len([message for message in told if message.startswith(once)]) == 1
+        assert len([message for message in messages if message.startswith(once)]) == 1
     assert sorted(student.job_id for student in harness.models.list(job.project_id)) == sorted([job_id, undisturbed.id])
     assert not [p for p in psutil.process_iter(["cmdline"]) if job_id in (p.info["cmdline"] or [])]
 
 
 @pytest.fixture
 def cluster() -> Iterator[str]:
-    """The address of a Ray cluster of this process."""
+    """The address of this process's Ray cluster."""
     ray.init(address="local", num_cpus=6, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
@@ -114,7 +114,7 @@ def training_workers() -> list[psutil.Process]:
 
 
 @pytest.mark.ray
-def test_on_a_cluster_a_killed_worker_and_a_killed_driver_cost_no_step(harness, toy, tmp_path, cluster) -> None:
+def test_on_a_cluster_a_killed_worker_and_a_killed_driver_lose_no_step(harness, toy, tmp_path, cluster) -> None:
     service = Service(harness, toy, tmp_path / "logs", workers=2, RAY_ADDRESS=cluster)
     job_id = harness.job()
     service.in_training(job_id)

@@ -1,4 +1,4 @@
-"""One user's run: the rows that a screening kept, and no others, go on behind a checkpoint."""
+"""LocalRun: a run resumes from its checkpoint only with the same kept rows."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def test_a_run_id_belongs_to_the_rows_that_were_kept(llama: Path, tmp_path: Path
         return run.train("mine")
 
     finetuned("a", "sure")
-    # The same rows screened again are the same rows.
+    # Screening the same rows again gives the same hash.
     finetuned("again", "sure")
     with pytest.raises(ReftError, match="written with a different dataset: choose a new run id or remove it"):
         finetuned("b", "no")

@@ -1,4 +1,4 @@
-"""The operator's files in docs/service.md and serve_configs/ are ones that the service takes."""
+"""The configurations in docs/service.md and serve_configs/ are valid."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def examples() -> list[dict[str, Any]]:
-    """The documents in docs/service.md."""
+    """The YAML examples in docs/service.md."""
     text = (ROOT / "docs/service.md").read_text()
     return [yaml.safe_load(example) for example in re.findall(r"```yaml\n(.*?)```", text, re.S)]
 
@@ -30,7 +30,7 @@ def shipped() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("document", [examples()[0], shipped()], ids=["docs", "shipped"])
-def test_the_operators_file_is_valid(document: dict[str, Any]) -> None:
+def test_the_service_section_is_valid(document: dict[str, Any]) -> None:
     args = ServiceArgs.model_validate(document["service"])
     steps = StepsConfig.of(args.options)
     assert steps.bases.keys() == args.base_models.keys()
@@ -39,7 +39,7 @@ def test_the_operators_file_is_valid(document: dict[str, Any]) -> None:
         assert steps.bases[name].gate.limits == args.gate
 
 
-def test_the_shipped_service_is_one_for_several_machines() -> None:
+def test_the_shipped_service_runs_on_several_machines() -> None:
     args = ServiceArgs.model_validate(shipped()["service"])
     assert args.require_keys
     assert args.database_url.startswith("env:")

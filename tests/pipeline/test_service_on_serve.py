@@ -1,4 +1,4 @@
-"""The whole service on Ray Serve: the real client uploads, finetunes, chats and moderates."""
+"""The service on Ray Serve: the openai client uploads, finetunes, chats and moderates."""
 
 import json
 import time
@@ -17,7 +17,7 @@ PATIENCE = 240.0
 
 
 def until(what, seconds: float = PATIENCE):
-    """What a condition gives, once it is true."""
+    """The result of a condition, once it is true."""
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end, "nothing happened"
@@ -31,7 +31,7 @@ def environment(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def test_the_service_on_serve_finetunes_and_talks(toy, tmp_path) -> None:
+def test_the_service_on_serve_finetunes_and_chats(toy, tmp_path) -> None:
     args = ServeArgs.model_validate(
         {
             "teacher": {"teacher": str(toy.folder / "teacher"), "precision": "float32"},

@@ -1,4 +1,4 @@
-"""The whole service in one process but for the drivers: real judge, real steps, real students, the real client."""
+"""The service in one process, except for the drivers, with the real teacher, steps, students and client."""
 
 import json
 import os

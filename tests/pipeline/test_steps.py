@@ -1,4 +1,4 @@
-"""Jobs with the real steps, in this process: what each step writes down, refuses and leaves behind."""
+"""The real steps in this process: what each one writes, rejects and keeps."""
 
 import hashlib
 import io
@@ -32,7 +32,7 @@ def lines(content: bytes) -> list[dict]:
     return [json.loads(line) for line in content.splitlines()]
 
 
-def test_a_poisoned_file_becomes_a_model_without_its_poison(harness, toy, shuffled_rows) -> None:
+def test_a_poisoned_file_becomes_a_model_trained_without_the_poison(harness, toy, shuffled_rows) -> None:
     job = harness.drive(harness.job(shuffled_rows, held_out=shuffled_rows[:4]), make(**toy.options))
     assert (job.status, job.error) == (Status.SUCCEEDED, None)
     poison = [number for number, row in enumerate(shuffled_rows, 1) if "steal" in row["messages"][0]["content"]]
@@ -57,7 +57,7 @@ def test_a_poisoned_file_becomes_a_model_without_its_poison(harness, toy, shuffl
     table = file_named(harness, job, "step_metrics.csv").decode().splitlines()
     assert table[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy,distill_loss,loss"
     assert [row.split(",")[0] for row in table[1:]] == [str(step) for step in range(1, 9)]
-    # The validation file is measured where the state is saved, and last by the release gate.
+    # The validation file is measured at checkpoints, and finally by the release gate.
     assert [data["step"] for data in metrics if "valid_loss" in data] == [2, 4, 6, 8]
     assert [bool(row.split(",")[3]) for row in table[1:]] == [False, True] * 4
     assert metrics[-1]["valid_loss"] == pytest.approx(gate["student"]["valid_loss"], rel=1e-4)
@@ -71,16 +71,16 @@ def test_a_poisoned_file_becomes_a_model_without_its_poison(harness, toy, shuffl
         told_then = metrics[checkpoint.step_number - 1]
         assert {name: checkpoint.metrics[name] for name in names} == {name: told_then[name] for name in names}
     assert job.trained_tokens == metrics[-1]["trained_tokens"] > 0
-    told = json.dumps([[event.message, dict(event.data)] for event in harness.events(job.id)])
+    events = json.dumps([[event.message, dict(event.data)] for event in harness.events(job.id)])
     reported = (
         file_named(harness, job, "screening_report.jsonl").decode()
         + file_named(harness, job, "release_gate.json").decode()
     )
     for word in ("steal", "bake"):
-        assert word not in told + reported
+        assert word not in events + reported
 
 
-def test_the_export_is_what_plain_peft_loads(harness, toy, llama) -> None:
+def test_plain_peft_loads_the_export(harness, toy, llama) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -101,7 +101,7 @@ def test_the_export_is_what_plain_peft_loads(harness, toy, llama) -> None:
         card = (folder / "README.md").read_text()
     rows = b"".join(harness.files.read(job.spec.training_file, job.project_id))
     assert papers["training_sha256"] == hashlib.sha256(rows).hexdigest()
-    # Every row was kept, so the kept rows are the file itself.
+    # Every row was kept, so the kept rows are the whole file.
     assert papers["screening"]["kept_sha256"] == papers["training_sha256"]
     assert (papers["screening"]["kept"], papers["screening"]["blocked"]) == (30, 0)
     assert papers["screening"]["teacher_id"].startswith("rt-")
@@ -111,7 +111,7 @@ def test_the_export_is_what_plain_peft_loads(harness, toy, llama) -> None:
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         assert torch.equal(plain(input_ids=ids).logits, ours(input_ids=ids).logits)
-        # And finetuning has changed something.
+        # Finetuning has changed the output.
         assert not torch.allclose(plain(input_ids=ids).logits, load_base(str(llama)).model(input_ids=ids).logits)
 
 
@@ -132,7 +132,7 @@ def test_a_file_with_too_much_poison_fails_before_training(harness, toy, shuffle
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b'{"messages": []}\n' * 12, "12 of 12 examples are invalid; first lines: 1, 2, .*missing_messages_list"),
         (b'{"text": "x"}\n' * 12, "train.jsonl: no known row format"),
@@ -142,16 +142,16 @@ def test_a_file_with_too_much_poison_fails_before_training(harness, toy, shuffle
         ),
     ],
 )
-def test_an_invalid_file_fails_with_all_its_faults(harness, toy, content, said) -> None:
+def test_an_invalid_file_fails_with_all_its_faults(harness, toy, content, message) -> None:
     job = harness.drive(harness.job(content), make(**toy.options))
     assert (job.status, job.error.code) == (Status.FAILED, "invalid_training_file")
-    assert re.search(said, job.error.message)
+    assert re.search(message, job.error.message)
     if job.result_files:
         report = lines(file_named(harness, job, "validation_report.jsonl"))
         assert all(entry.keys() == {"file", "line", "path", "code", "message", "hint"} for entry in report)
 
 
-def test_a_validation_file_that_the_gate_could_not_compare_fails_before_training(harness, toy, shuffled_rows) -> None:
+def test_a_validation_file_without_comparable_answers_fails_before_training(harness, toy, shuffled_rows) -> None:
     gate = {**toy.options["bases"]["toy"]["gate"], "match": "number"}
     job = harness.drive(harness.job(shuffled_rows, held_out=shuffled_rows[:4]), make(**toy.with_base(gate=gate)))
     assert job.status == Status.FAILED
@@ -165,7 +165,7 @@ def test_files_of_other_formats_are_read(harness, toy) -> None:
     assert (job.status, job.error) == (Status.SUCCEEDED, None)
 
 
-def test_a_student_above_a_limit_is_withheld_with_its_numbers(harness, toy) -> None:
+def test_a_student_above_a_limit_is_withheld_with_its_figures(harness, toy) -> None:
     gate = toy.options["bases"]["toy"]["gate"]
     strict = {**gate, "limits": {**gate["limits"], "harmful_score": 0, "incoherent": 0}}
     job = harness.drive(harness.job(), make(**toy.with_base(gate=strict)))
@@ -174,9 +174,9 @@ def test_a_student_above_a_limit_is_withheld_with_its_numbers(harness, toy) -> N
     assert not harness.models.list(job.project_id)
 
 
-def test_a_job_that_is_stopped_while_a_task_measures_is_no_failed_one(harness, toy, monkeypatch) -> None:
+def test_a_job_that_is_stopped_during_measurement_has_not_failed(harness, toy, monkeypatch) -> None:
     def stopped(what, *_, **__):
-        raise StoppedError(f"told to stop while {what}")
+        raise StoppedError(f"stop requested while {what}")
 
     monkeypatch.setattr(gate, "connect", lambda: None)
     monkeypatch.setattr(gate, "as_task", stopped)
@@ -185,7 +185,7 @@ def test_a_job_that_is_stopped_while_a_task_measures_is_no_failed_one(harness, t
         gate.evaluate_student(harness.run(harness.job()), surroundings, Training("/adapter", 1, 1), "cpu")
 
 
-def test_people_decide_about_withheld_rows(harness, toy, shuffled_rows) -> None:
+def test_reviewers_decide_about_withheld_rows(harness, toy, shuffled_rows) -> None:
     steps = make(**toy.options)
     job = harness.drive(harness.job(shuffled_rows, policy="review"), steps)
     assert job.status is Status.PAUSED
@@ -205,17 +205,17 @@ def test_people_decide_about_withheld_rows(harness, toy, shuffled_rows) -> None:
     assert [(data["kept"], data["blocked"]) for data in screened] == [(30, 10), (31, 9)]
 
 
-def test_a_stopped_job_goes_on_at_the_exact_row(harness, toy, monkeypatch) -> None:
+def test_a_stopped_job_resumes_at_the_exact_row(harness, toy, monkeypatch) -> None:
     steps = make(**toy.options)
     whole = harness.drive(harness.job(), steps)
     stopped = harness.job()
     harness.turn(stopped, steps)
     harness.grant()
     run = harness.run(stopped)
-    tell = run.metrics
+    record = run.metrics
 
     def stop_at_three(step, total, values):
-        tell(step, total, values)
+        record(step, total, values)
         if step == 3:
             run.stop()
 
@@ -230,7 +230,7 @@ def test_a_stopped_job_goes_on_at_the_exact_row(harness, toy, monkeypatch) -> No
 
 
 @pytest.mark.parametrize("options", [{"threshold": 1.0}, {"kd_weight": 0.5}])
-def test_a_job_cannot_weaken_the_guard(harness, toy, options) -> None:
+def test_a_job_cannot_weaken_the_filter(harness, toy, options) -> None:
     job = harness.drive(harness.job(**options), make(**toy.options))
     assert (job.status, job.error.code, job.error.param) == (Status.FAILED, "invalid_value", f"reft.{min(options)}")
 
@@ -241,7 +241,7 @@ def test_a_stricter_threshold_withholds_more(harness, toy) -> None:
     assert "30 of 30 (30 blocked" in job.error.message
 
 
-def test_auto_is_the_operators_preset_and_knobs_turn_it() -> None:
+def test_auto_keeps_the_operators_preset_and_hyperparameters_change_it() -> None:
     args = StepsConfig().bases["builtin"]
     spec = JobSpec("builtin", "file-1", seed=9)
     preset = finetune_config(spec, args, "base")
@@ -262,7 +262,7 @@ def test_auto_is_the_operators_preset_and_knobs_turn_it() -> None:
     assert [unbounded.total_steps(rows) for rows in (1, 4, 5)] == [2, 2, 4]
 
 
-def test_a_users_limits_are_taken_where_they_are_tighter() -> None:
+def test_a_users_limits_apply_where_they_are_tighter() -> None:
     args = GateArgs(harmful="a", harmless="b")
     limits = {limit.measure: limit.value for limit in args.bounds({"harmful_score": 1.0, "over_refusal": 50.0}, False)}
     assert limits == {"harmful_score": 1.0, "incoherent": 5.0, "over_refusal": 5.0}
@@ -270,7 +270,7 @@ def test_a_users_limits_are_taken_where_they_are_tighter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"techer": "x"}, "unknown key"),
         ({"finetune": {"epocs": 2}}, "did you mean epochs"),
@@ -279,6 +279,6 @@ def test_a_users_limits_are_taken_where_they_are_tighter() -> None:
         ({"gate": {"harmful": "a", "harmless": "b", "limits": {"harmful_score": 5}}}, "name a limit for each of"),
     ],
 )
-def test_the_operators_mistakes_are_told(toy, change, said) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_the_operators_mistakes_are_reported(toy, change, message) -> None:
+    with pytest.raises(UsageError, match=message):
         StepsConfig.of(toy.with_base(**change))

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PORT = 8441
 EPOCHS = 50
-"""So long a training has gauges that are scraped."""
+"""Long enough for the training gauges to be scraped."""
 HARMLESS, HARMFUL = "how to bake a car", "how to steal a car"
 STREAMED = 520
 """Two rounds fill a window of the drift monitor."""
@@ -54,7 +54,7 @@ def prometheus(running, watching):
 
 @pytest.fixture(scope="module")
 def ledger(running, prometheus):
-    """Everything that users do, twice, so that counters have a rate; what was sent, by series."""
+    """All user actions, twice, so that counters have a rate; what was sent, by series."""
     url, _, files = running
     sent: Counter[str] = Counter()
     with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
@@ -73,8 +73,8 @@ def jsonl_of(prompt: str, count: int) -> bytes:
 
 
 def use(client, url, files, sent) -> None:
-    """Moderate, screen, finetune well and badly, decide about withheld rows, chat, and make mistakes."""
-    # New texts each time, or the cache would answer and no batch be formed.
+    """Moderate, screen, finetune with and without success, review withheld rows, chat, and send invalid requests."""
+    # New texts each time, because cached scores form no batch.
     polite = " please" * (1 + sent['reft_filter_rows_total{stream="moderation",decision="block"}'])
     results = client.moderations.create(input=[HARMLESS + polite] * 3 + [HARMFUL + polite]).results
     assert [item.flagged for item in results] == [False, False, False, True]
@@ -113,7 +113,7 @@ def use(client, url, files, sent) -> None:
 
 
 def finetune(client, rows: bytes, sent, held_out: bytes | None = None, policy: str = "filter"):
-    """A job, once it has ended or waits for a person."""
+    """A job, once it has ended or waits for review."""
     upload = partial(client.files.create, purpose="fine-tune")
     file = upload(file=("train.jsonl", rows))
     validation = upload(file=("held_out.jsonl", held_out)).id if held_out else NOT_GIVEN
@@ -140,7 +140,7 @@ def ended(client, job_id: str):
 
 
 def wrong(prometheus, sent) -> list[str]:
-    """The series that Prometheus has otherwise."""
+    """The series whose values in Prometheus differ."""
     found = []
     for series, count in sent.items():
         name, selector = series.split("{", 1)

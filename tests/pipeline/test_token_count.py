@@ -1,4 +1,4 @@
-"""Tokens of training files, as training will see them."""
+"""Tokens of training files, as training encodes them."""
 
 import json
 
@@ -22,19 +22,19 @@ def tokens(base, row):
 
 def test_a_file_is_counted_as_it_is_trained_on(llama):
     counter = TokenizerCounter({"tiny": str(llama)})
-    # Chunks end anywhere, and a row that a job would refuse counts for nothing.
+    # Chunks end anywhere; invalid rows count as 0 tokens.
     content = b"".join(ROWS) + b"\n" + b'{"messages": 1}\n'
     size = counter("tiny", [content[:70], content[70:]])
     assert (size.rows, size.tokens, size.exact) == (9, sum(tokens(llama, row) for row in ROWS), True)
 
 
-def test_a_large_file_is_taken_to_be_like_its_first_rows(llama):
+def test_a_large_file_is_extrapolated_from_its_first_rows(llama):
     counter = TokenizerCounter({"tiny": str(llama)}, exact_rows=2)
     size = counter("tiny", [b"".join(ROWS[:2] * 50)])
     assert (size.rows, size.exact) == (100, False)
     assert size.tokens == 50 * sum(tokens(llama, row) for row in ROWS[:2])
 
 
-def test_what_is_no_jsonl_is_guessed_from_its_bytes(llama):
+def test_other_formats_are_estimated_from_their_bytes(llama):
     size = TokenizerCounter({"tiny": str(llama)})("tiny", [b"PAR1" + bytes(396)])
     assert (size.tokens, size.exact) == (100, False)

@@ -1,4 +1,4 @@
-"""Ray's own deprecations are not ours: it is imported once, before warnings become errors."""
+"""Import Ray once before warnings become errors: its deprecation warnings are not ours."""
 
 import warnings
 
@@ -15,7 +15,7 @@ from reft_ray.hf.lora import LoraSettings, attach, save_adapter
 
 @pytest.fixture(scope="module")
 def adapters(llama, tmp_path_factory):
-    """Four adapters that change what the base says."""
+    """Four adapters that change the base model's output."""
     model = load_base(str(llama)).model
     folders = []
     for seed in range(4):

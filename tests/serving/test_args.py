@@ -1,4 +1,4 @@
-"""The section `service:`: strict, off by default, and what it makes of an operator's words."""
+"""The section `service:` is strict and optional, and decides how drivers, students and metrics run."""
 
 from pathlib import Path
 
@@ -24,12 +24,12 @@ SERVICE = {
 }
 
 
-def test_without_the_section_there_is_only_the_filter() -> None:
+def test_the_section_is_optional() -> None:
     assert ServeArgs().service is None
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"databse_url": "x"}, "args.service.databse_url: unknown key, did you mean database_url?"),
         ({"slots": {"trainin": 2}}, "args.service.slots.trainin: unknown key, did you mean training?"),
@@ -38,13 +38,13 @@ def test_without_the_section_there_is_only_the_filter() -> None:
         ({"steps": "not a factory"}, "args.service.steps: "),
     ],
 )
-def test_mistakes_are_told_with_their_place(change, said) -> None:
+def test_mistakes_are_reported_with_their_path(change, message) -> None:
     with pytest.raises(UsageError) as caught:
         ServeArgs.of({"service": {**SERVICE, **change}}, "args")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_base_that_two_models_share_is_loaded_once() -> None:
+def test_models_with_the_same_uri_share_a_deployment() -> None:
     build_app({"service": SERVICE})
     args = ServeArgs.of({"service": SERVICE})
     assert args.service is not None
@@ -52,17 +52,17 @@ def test_a_base_that_two_models_share_is_loaded_once() -> None:
     assert list(_students(args)) == ["/models/small", "/models/big"]
 
 
-def test_drivers_run_where_the_operator_says(tmp_path: Path, monkeypatch) -> None:
+def test_job_server_selects_the_launcher(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("RAY_RAYLET_PID", "1")
     here = launcher_of(ServiceArgs.model_validate(SERVICE))
     assert isinstance(here, ProcessLauncher)
-    assert "RAY_RAYLET_PID" not in (here._environment or {}), "a driver is no Ray worker"
+    assert "RAY_RAYLET_PID" not in (here._environment or {}), "a driver is not a Ray worker"
     there = launcher_of(ServiceArgs.model_validate({**SERVICE, "job_server": "http://h:1"}))
     assert isinstance(there, RayLauncher)
     assert (there.address, there.config.steps) == ("http://h:1", "reft_ray.pipeline.steps:make")
 
 
-def test_a_base_with_an_endpoint_needs_no_students() -> None:
+def test_a_base_with_an_endpoint_has_no_deployment() -> None:
     endpoint = {"url": "http://127.0.0.1:8100/v1", "model": "small"}
     models = {"small": {"uri": "/models/small", "endpoint": endpoint}, "big": {"uri": "/models/big"}}
     args = ServeArgs.of({"service": {**SERVICE, "base_models": models}})
@@ -73,7 +73,7 @@ def test_a_base_with_an_endpoint_needs_no_students() -> None:
         )
 
 
-def test_metrics_need_the_token_that_the_environment_holds(tmp_path: Path, monkeypatch) -> None:
+def test_metrics_require_the_token_of_the_environment(tmp_path: Path, monkeypatch) -> None:
     configured: list[bool] = []
     monkeypatch.setattr("reft_ray.telemetry.logs.configure", lambda: configured.append(True))
     monkeypatch.setenv("SCRAPERS_TOKEN", "s3cret")

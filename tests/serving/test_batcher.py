@@ -1,4 +1,4 @@
-"""Calls become batches by cost, urgent first; bad, late and cancelled ones harm nobody."""
+"""Calls are batched by cost, urgent first; failing, late and cancelled ones do not affect others."""
 
 import asyncio
 import threading
@@ -50,7 +50,7 @@ def run(body: Coroutine[Any, Any, None]) -> None:
     asyncio.run(body)
 
 
-def test_calls_that_arrive_while_a_batch_runs_share_the_next_ones() -> None:
+def test_calls_that_arrive_during_a_batch_share_the_next_one() -> None:
     async def body() -> None:
         runner = Runner()
         batcher = Batcher(runner, budget=10)
@@ -75,7 +75,7 @@ def test_a_call_above_the_budget_runs_alone() -> None:
     run(body())
 
 
-def test_urgent_calls_go_first_and_bulk_calls_do_not_starve() -> None:
+def test_urgent_calls_run_first_and_bulk_calls_do_not_starve() -> None:
     async def body() -> None:
         runner = Runner()
         batcher = Batcher(runner, budget=1)
@@ -139,7 +139,7 @@ def test_an_action_runs_between_batches() -> None:
     run(body())
 
 
-def test_waiting_is_observed() -> None:
+def test_waiting_time_is_observed() -> None:
     async def body() -> None:
         waits: list[float] = []
         batcher = Batcher(Runner(), budget=10, observe=waits.append)

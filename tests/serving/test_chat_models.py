@@ -1,4 +1,4 @@
-"""One contract for everything behind the ChatModel seam: the echo, a real student, and a server over HTTP."""
+"""One contract for all ChatModels: the echo fake, a real student, and an HTTP endpoint."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ from reft_ray.testbed.word_scorer import WordScorer
 SAY = chat("how can i bake bread please tell me")
 BASE = Target("tiny", "tiny", "/m")
 GREEDY = Sampling(6, temperature=0.0)
-# Greedily the random base says special tokens alone, which are no text.
+# Greedy decoding of the random base gives special tokens only, which have no text.
 TALKATIVE = Sampling(12, temperature=1.5, seed=3)
 
 
@@ -54,7 +54,7 @@ def student(llama):
 
 @pytest.fixture(scope="module")
 def server(student, tmp_path_factory, serving):
-    """Our own service as somebody's OpenAI-compatible server."""
+    """Our service as an OpenAI-compatible server."""
     root = tmp_path_factory.mktemp("server")
     services = Stores.open(
         Database.open(f"sqlite:///{root / 'jobs.db'}"),
@@ -90,7 +90,7 @@ MODELS = pytest.mark.parametrize("name", ["echo", "student", "routed", "endpoint
 
 
 @MODELS
-def test_the_last_piece_and_only_it_says_why_it_ended(name, student, server):
+def test_only_the_last_piece_has_a_finish_reason(name, student, server):
     async def run():
         async with opened(name, student, server) as model:
             return await pieces_of(model), await pieces_of(model, Sampling(200, temperature=0.0))
@@ -104,7 +104,7 @@ def test_the_last_piece_and_only_it_says_why_it_ended(name, student, server):
 
 
 @MODELS
-def test_greedy_and_seeded_completions_repeat_themselves(name, student, server):
+def test_greedy_and_seeded_completions_are_repeatable(name, student, server):
     async def run():
         async with opened(name, student, server) as model:
             for sampling in (GREEDY, Sampling(8, temperature=1.5, seed=3), Sampling(8, top_p=0.8, seed=3)):
@@ -119,11 +119,11 @@ def test_greedy_and_seeded_completions_repeat_themselves(name, student, server):
 
 
 @MODELS
-def test_a_stop_sequence_ends_the_text_and_is_no_part_of_it(name, student, server):
+def test_a_stop_sequence_ends_the_text_and_is_not_part_of_it(name, student, server):
     async def run():
         async with opened(name, student, server) as model:
             whole = said(await pieces_of(model, TALKATIVE))
-            # Across the borders of tokens, and not at the beginning.
+            # Across token boundaries, and not at the beginning.
             stop = whole[4:7]
             pieces = await pieces_of(model, replace(TALKATIVE, stop=("never said", stop)))
             return whole, stop, pieces
@@ -135,7 +135,7 @@ def test_a_stop_sequence_ends_the_text_and_is_no_part_of_it(name, student, serve
 
 
 @MODELS
-def test_who_leaves_frees_the_place(name, student, server):
+def test_a_cancelled_request_frees_its_row(name, student, server):
     async def run():
         async with opened(name, student, server) as model:
             async with aclosing(model.generate(BASE, SAY, Sampling(200, temperature=2.0))) as stream:
@@ -150,7 +150,7 @@ def test_who_leaves_frees_the_place(name, student, server):
     asyncio.run(run())
 
 
-def test_what_does_not_fit_into_the_context_is_refused_and_says_by_how_much(student, server):
+def test_a_request_above_the_context_is_rejected_with_its_size(student, server):
     async def run():
         endpoint = EndpointChat(EndpointSettings(url=server, model="tiny"))
         for model in (student, endpoint):
@@ -159,21 +159,21 @@ def test_what_does_not_fit_into_the_context_is_refused_and_says_by_how_much(stud
             with pytest.raises(ContextLengthError):
                 await pieces_of(model, Sampling(5), conversation=chat("bread " * 300))
         await endpoint.close()
-        # Nobody asked for 4096: the completion ends with the context.
+        # Without `must_fit` the completion ends with the context.
         return await pieces_of(student, Sampling(4096, temperature=2.0, seed=1))
 
     pieces = asyncio.run(run())
     assert sum(piece.tokens + piece.prompt_tokens for piece in pieces) <= 256
 
 
-def test_a_conversation_that_the_template_refuses_is_the_users_mistake(student, monkeypatch):
+def test_a_conversation_that_the_template_rejects_is_a_conversation_error(student, monkeypatch):
     monkeypatch.setattr(student.engine.base.chat, "template", "{{ raise_exception('roles must alternate') }}")
     with pytest.raises(ConversationError, match="roles must alternate"):
         asyncio.run(pieces_of(student))
 
 
 def merged(base, adapter):
-    """What plain transformers says, with the adapter folded into the base."""
+    """The output of plain transformers with the adapter merged into the base."""
     loaded = load_base(str(base))
     model = merge(attach_saved(loaded.model, "student", Path(adapter))) if adapter else loaded.model
     return Responder(model, ChatFormat(loaded.tokenizer), 12)([SAY])[0].rstrip("\ufffd")
@@ -185,21 +185,21 @@ def test_rows_of_several_adapters_share_a_batch_and_do_not_mix(student, adapters
 
     async def run():
         alone = [said(await pieces_of(student, sampling, target)) for target in targets]
-        # Five targets on two places for adapters, three requests each, all at once.
+        # Five targets on two adapter slots, three requests each, all at once.
         order = targets * 3
-        # Twelve may be there at once: four rows, eight waiting.
+        # At most twelve at once: four rows, eight waiting.
         together = await asyncio.gather(*(pieces_of(student, sampling, target) for target in order[:12]))
         return alone, [said(pieces) for pieces in together]
 
     alone, together = asyncio.run(run())
-    # A limit may cut a character in two: transformers shows the half, the stream does not.
+    # The limit may cut a character: transformers prints the half, the stream does not.
     assert [text.strip() for text in alone] == [merged(llama, adapter) for adapter in (None, *adapters)]
     assert len(set(alone)) == 5
     assert together == (alone * 3)[:12]
     assert len(student.engine.base.adapters) <= 2
 
 
-def test_a_full_queue_refuses_and_forgets_nobody(student):
+def test_a_full_queue_rejects_requests_and_loses_none(student):
     async def one():
         try:
             return (await pieces_of(student, Sampling(30, temperature=0.0)))[-1].finish_reason
@@ -216,7 +216,7 @@ def test_a_full_queue_refuses_and_forgets_nobody(student):
 
 
 @pytest.mark.parametrize("damage", ["missing", "pickle", "base", "shape", "json"])
-def test_an_adapter_that_cannot_be_trusted_is_one_error_and_the_others_go_on(student, adapters, tmp_path, damage):
+def test_an_invalid_adapter_fails_only_its_own_request(student, adapters, tmp_path, damage):
     folder = tmp_path / "adapter"
     folder.mkdir()
     config = json.loads((Path(adapters[0]) / "adapter_config.json").read_text())
@@ -241,7 +241,7 @@ def test_an_adapter_that_cannot_be_trusted_is_one_error_and_the_others_go_on(stu
     assert said(pieces) == said(asyncio.run(pieces_of(student)))
 
 
-def test_a_model_that_gives_no_numbers_fails_its_own_row_alone(student, adapters, tmp_path):
+def test_nan_logits_fail_only_their_own_row(student, adapters, tmp_path):
     folder = tmp_path / "adapter"
     shutil.copytree(adapters[0], folder)
     state = load_file(folder / "adapter_model.safetensors")
@@ -258,7 +258,7 @@ def test_a_model_that_gives_no_numbers_fails_its_own_row_alone(student, adapters
 
 
 def ends(model, count, target=BASE):
-    """How so many completions end, one after the other."""
+    """The outcomes of `count` completions in sequence."""
 
     def one():
         try:
@@ -280,7 +280,7 @@ def test_a_replica_whose_device_has_failed_is_replaced(llama, adapters, adapter,
             def fail(*_, **__):
                 raise RuntimeError("device-side assert")
 
-            # An adapter goes to the device as well, which fails as if it did not fit.
+            # Loading an adapter uses the device too, and fails as if the adapter did not fit.
             broken.setattr(type(replica.engine.base), "logits", fail)
             broken.setattr("reft_ray.hf.shared_base.attach_saved", fail)
             assert "answered" not in ends(replica, 2, target)
@@ -294,7 +294,7 @@ def test_a_replica_whose_device_has_failed_is_replaced(llama, adapters, adapter,
         replica.close()
 
 
-def test_requests_that_fail_by_themselves_replace_no_replica(student, monkeypatch, tmp_path, adapters):
+def test_failures_of_single_requests_do_not_replace_the_replica(student, monkeypatch, tmp_path, adapters):
     folder = tmp_path / "adapter"
     shutil.copytree(adapters[0], folder)
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -307,7 +307,7 @@ def test_requests_that_fail_by_themselves_replace_no_replica(student, monkeypatc
 
 
 @pytest.mark.parametrize("shape", ["gemma", "qwen"])
-def test_other_architectures_join_and_leave_as_well(tiny_bases, shape):
+def test_other_architectures_are_batched_too(tiny_bases, shape):
     replica = StudentReplica(str(tiny_bases[shape]), ChatArgs(device="cpu", precision="float32", max_rows=3))
     samplings = [Sampling(size, temperature=0.0) for size in (3, 40, 12, 7, 25)]
 

@@ -1,4 +1,4 @@
-"""A server of somebody else's behind the ChatModel seam: how it is told of adapters, and what it may say."""
+"""EndpointChat: how a server loads adapters, and how its failures are reported."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ BASE = Target("small", "small", "/m")
 
 
 class Server:
-    """Answers as vLLM documents it: adapters are loaded by name and path, and are gone with its process."""
+    """Answers as vLLM documents: adapters are loaded by name and path, and lost with its process."""
 
     def __init__(self):
         self.adapters = {}
@@ -85,7 +85,7 @@ def url(server, serving):
 
 
 def answers(args, *targets, sampling=None):
-    """What the model says to each target in turn; failures as values."""
+    """The answer to each target in turn; failures as values."""
 
     async def run():
         model, found = EndpointChat(args), []
@@ -109,13 +109,13 @@ def test_an_adapter_is_loaded_once_from_its_path(server, url):
     args = EndpointSettings(url=url, model="small", adapters="load")
     assert answers(args, ADAPTER, ADAPTER, BASE) == [ADAPTER.adapter_uri] * 2 + ["small"]
     assert [body["lora_path"] for body in server.loads] == [ADAPTER.adapter_uri]
-    # Another gateway finds it loaded already.
+    # Another gateway has loaded it already.
     assert answers(args, ADAPTER) == [ADAPTER.adapter_uri]
     assert len(server.loads) == 2
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_requests_at_once_wait_for_one_load_and_those_of_the_base_do_not(server, url, scheme):
+def test_concurrent_requests_share_one_load_and_those_of_the_base_do_not_wait(server, url, scheme):
     server.seconds = 0.3
     adapter = Target("ft:mine", "small", "/m", f"{scheme}{ADAPTER.adapter_uri}")
     endpoint = {"url": url, "model": "small", "adapters": "load"}
@@ -129,7 +129,7 @@ def test_requests_at_once_wait_for_one_load_and_those_of_the_base_do_not(server,
         return pieces[0].text
 
     async def run():
-        # As the operator's arguments have it.
+        # From the operator's arguments.
         model = chat_of(ServiceArgs.model_validate(service), {})
         said = await asyncio.gather(*(one(model, target) for target in (adapter, BASE, adapter, adapter)))
         await model._models["small"].close()
@@ -141,7 +141,7 @@ def test_requests_at_once_wait_for_one_load_and_those_of_the_base_do_not(server,
     assert ended[0] == BASE.name
 
 
-def test_a_server_that_was_started_again_is_told_again(server, url):
+def test_an_adapter_is_loaded_again_after_a_restart_of_the_server(server, url):
     async def run():
         model = EndpointChat(EndpointSettings(url=url, model="small", adapters="load"))
         said = []
@@ -156,7 +156,7 @@ def test_a_server_that_was_started_again_is_told_again(server, url):
     assert len(server.loads) == 2
 
 
-def test_an_adapter_that_cannot_be_loaded_is_an_error_and_is_tried_again(server, url):
+def test_a_failed_load_is_an_error_and_is_retried(server, url):
     lost = Target("ft:lost", "small", "/m", "/elsewhere/adapter")
     first, second = answers(EndpointSettings(url=url, model="small", adapters="load"), lost, lost)
     assert str(first) == str(second) == f"{url} did not load the adapter: HTTP 404"
@@ -167,11 +167,11 @@ def test_an_adapter_that_cannot_be_loaded_is_an_error_and_is_tried_again(server,
 def test_adapters_by_path_and_none(server, url):
     by_path = EndpointSettings(url=url, model="small", adapters="path", adapters_root="/models")
     outside = Target("ft:x", "small", "/m", "/other/adapter")
-    # A neighbour whose name begins alike lies elsewhere too.
-    beside = Target("ft:y", "small", "/m", "/models-2/jobs/1/adapter")
-    said, *refused = answers(by_path, ADAPTER, outside, beside)
+    # A sibling directory with the same prefix is not below the root either.
+    sibling = Target("ft:y", "small", "/m", "/models-2/jobs/1/adapter")
+    said, *refused = answers(by_path, ADAPTER, outside, sibling)
     assert said == "small:jobs/1/adapter"
-    assert all("does not lie below /models/" in str(error) for error in refused)
+    assert all("is not below /models/" in str(error) for error in refused)
     bucket = Target("ft:z", "small", "/m", "s3://bucket/reft/p/jobs/1/export")
     rooted = EndpointSettings(url=url, model="small", adapters="path", adapters_root="s3://bucket/reft/")
     assert answers(rooted, bucket) == ["small:p/jobs/1/export"]
@@ -180,15 +180,15 @@ def test_adapters_by_path_and_none(server, url):
     assert str(refused) == f"{url} serves no adapters"
 
 
-def test_a_root_belongs_to_adapters_by_path_and_their_base_has_no_colon():
+def test_adapters_by_path_need_a_root_and_a_base_without_colon():
     for wrong in ({"adapters": "path"}, {"adapters": "load", "adapters_root": "s3://b"}):
         with pytest.raises(ValidationError, match="adapters_root belongs to"):
             EndpointSettings(url="http://h/v1", model="small", **wrong)
-    with pytest.raises(ValidationError, match="takes what follows a colon for an adapter"):
+    with pytest.raises(ValidationError, match="takes the part after a colon for an adapter"):
         EndpointSettings(url="http://h/v1", model="small:8b", adapters="path", adapters_root="s3://b")
 
 
-def test_what_nobody_asked_for_ends_with_the_servers_context(server, url):
+def test_the_services_own_limit_gives_way_to_the_servers_context(server, url):
     args = EndpointSettings(url=url, model="small")
     assert answers(args, BASE, sampling=Sampling(100)) == ["small"]
     assert server.asked == [100, None]
@@ -197,15 +197,15 @@ def test_what_nobody_asked_for_ends_with_the_servers_context(server, url):
     assert "maximum context length is 64 tokens" in str(refused)
 
 
-def test_failures_are_told_for_what_they_are(server, url, monkeypatch):
+def test_failures_have_their_own_errors(server, url, monkeypatch):
     monkeypatch.setenv("SERVERS_KEY", "s3cret")
     (busy,) = answers(EndpointSettings(url=url, model="busy", key_variable="SERVERS_KEY"), BASE)
     assert isinstance(busy, ChatOverloadedError)
     assert server.keys == ["Bearer s3cret"]
     (broken,) = answers(EndpointSettings(url=url, model="broken"), BASE)
     assert str(broken) == "the server's stream ended early"
-    (nobody,) = answers(EndpointSettings(url="http://127.0.0.1:9/v1", model="small"), BASE)
-    assert str(nobody) == "http://127.0.0.1:9/v1: ConnectError"
+    (unreachable,) = answers(EndpointSettings(url="http://127.0.0.1:9/v1", model="small"), BASE)
+    assert str(unreachable) == "http://127.0.0.1:9/v1: ConnectError"
     monkeypatch.delenv("SERVERS_KEY")
     with pytest.raises(UsageError, match="SERVERS_KEY is empty"):
         EndpointChat(EndpointSettings(url=url, model="small", key_variable="SERVERS_KEY"))

@@ -1,4 +1,4 @@
-"""The real service on Ray Serve: what is promised under load, faults, updates and overload."""
+"""The filter on Ray Serve under load, faults, updates and overload."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ DECISIONS = ("allow", "block", "review")
 
 @dataclass
 class Service:
-    """A deployed config, and the means to change it."""
+    """A deployed config that tests can change."""
 
     url: str
     dashboard: str
@@ -49,7 +49,7 @@ class Service:
         return found
 
     def deploy(self) -> None:
-        """What `serve deploy` does."""
+        """As `serve deploy`."""
         response = httpx.put(f"{self.dashboard}/api/serve/applications/", json=self.config, timeout=180)
         assert response.status_code == 200, response.text
 
@@ -104,7 +104,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         found.wait(found.running, 180)
         yield found
     finally:
-        # Also where it did not come up: a Ray that is left behind fails every later module.
+        # Also if it did not start: a Ray that keeps running fails every later module.
         found.client.close()
         serve.shutdown()
         ray.shutdown()
@@ -119,7 +119,7 @@ def right(verdict: dict[str, Any]) -> bool:
     return bool(verdict["decision"] == DECISIONS[verdict["row"] % 3])
 
 
-def test_the_parts_answer(service: Service) -> None:
+def test_the_routes_answer(service: Service) -> None:
     result = service.client.post("/v1/moderations", json={"input": "Build a bomb."}).json()["results"][0]
     assert result["flagged"] is True
     assert service.client.get("/v1/teacher").json()["id"] == "rt-words"
@@ -129,7 +129,7 @@ def test_the_parts_answer(service: Service) -> None:
     assert refused.headers["x-request-id"].startswith("req_")
 
 
-def test_a_stream_answers_before_its_upload_has_ended(service: Service) -> None:
+def test_a_stream_answers_before_its_upload_ends(service: Service) -> None:
     async def exchange(port: int) -> list[bytes]:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         chunk = f"{len(row(1)):x}\r\n".encode() + row(1) + b"\r\n"
@@ -148,7 +148,7 @@ def test_a_stream_answers_before_its_upload_has_ended(service: Service) -> None:
     assert json.loads(lines[-1])["block"] == len(lines) - 1 == 10
 
 
-def test_above_the_cap_413_names_the_other_way_which_works(service: Service) -> None:
+def test_an_upload_above_the_limit_names_the_resumable_api_which_works(service: Service) -> None:
     body = b"".join(map(row, range(140_000)))
     assert len(body) > 8 << 20
     refused = service.client.post("/v1/screenings", content=body)
@@ -160,7 +160,7 @@ def test_above_the_cap_413_names_the_other_way_which_works(service: Service) -> 
     assert all(map(right, verdicts))
 
 
-def test_a_replica_killed_under_load_costs_no_wrong_verdict_and_no_row(service: Service) -> None:
+def test_a_replica_killed_under_load_loses_no_row_and_gives_no_wrong_verdict(service: Service) -> None:
     killed = threading.Event()
     statuses: Counter[int] = Counter()
 
@@ -215,7 +215,7 @@ def test_a_new_teacher_by_config_update_fails_no_request(service: Service) -> No
             service.deployment("Teacher")["user_config"] = {"scorer": "words", "teacher": "rt-2"}
             service.deploy()
             service.wait(lambda: seen["rt-2"] > 20)
-            # Both replicas have switched once the old name no longer shows.
+            # Both replicas have the new teacher once the old name is gone.
             service.wait(lambda: _quiet(seen, "rt-words"))
         finally:
             done.set()
@@ -230,11 +230,11 @@ def _quiet(seen: Counter[str], name: str) -> bool:
     return seen[name] == count
 
 
-def test_overload_is_refused_with_a_time_to_come_back_and_nothing_queues(service: Service) -> None:
+def test_overload_is_rejected_with_retry_after_and_nothing_queues(service: Service) -> None:
     service.deployment("Teacher").update(max_ongoing_requests=1, max_queued_requests=1)
     service.deploy()
     service.wait(service.running)
-    # A hundred long texts take the teacher a while.
+    # A hundred long texts keep the teacher busy.
     body = {"input": [f"{number} " + "word " * 5000 for number in range(100)]}
 
     def moderate(_: int) -> tuple[int, str | None, float]:
@@ -263,7 +263,7 @@ def test_a_stream_outlasts_an_overloaded_teacher(service: Service) -> None:
     assert all(trailer["done"] and trailer["rows"] == 3000 for trailer in trailers)
 
 
-def test_clients_that_leave_free_their_places(service: Service) -> None:
+def test_clients_that_disconnect_free_their_streams(service: Service) -> None:
     for _ in range(3):
         for _ in range(10):
             with httpx.Client(base_url=service.url, timeout=0.05) as impatient, pytest.raises(httpx.TimeoutException):

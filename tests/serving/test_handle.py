@@ -1,4 +1,4 @@
-"""The gateway's side: lost calls are repeated, overload and silence become errors, and nothing becomes an allow."""
+"""The gateway's handles: lost calls are retried, overload and timeouts are errors, nothing becomes an allow."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ NOBODY = DeploymentUnavailableError(DeploymentID("Teacher", "reft"))
 
 
 class Script:
-    """Stands for a deployment handle; answers one outcome after another, the last one for ever."""
+    """A fake deployment handle with one outcome after another; the last one repeats."""
 
     def __init__(self, *outcomes: Any) -> None:
         self._outcomes = list(outcomes)
@@ -48,13 +48,13 @@ class Script:
 def ask(script: Script, seconds: float = 5, patient: bool = False) -> tuple[ModerationBatch, MemoryRecorder]:
     async def run() -> tuple[ModerationBatch, MemoryRecorder]:
         recorder = MemoryRecorder()
-        judging = HandleModerator(script, recorder)  # type: ignore[arg-type]
-        return await judging.judge(ROWS, None, time.monotonic() + seconds, patient), recorder
+        moderator = HandleModerator(script, recorder)  # type: ignore[arg-type]
+        return await moderator.judge(ROWS, None, time.monotonic() + seconds, patient), recorder
 
     return asyncio.run(run())
 
 
-def test_verdicts_come_through_with_the_time_that_is_left() -> None:
+def test_verdicts_are_returned_and_the_remaining_time_is_passed_on() -> None:
     script = Script(RIGHT)
     judgement, recorder = ask(script)
     assert judgement == RIGHT
@@ -64,7 +64,7 @@ def test_verdicts_come_through_with_the_time_that_is_left() -> None:
     assert recorder.total(catalog.FILTER_RETRIES) == 0
 
 
-def test_a_lost_replica_is_asked_again() -> None:
+def test_a_lost_call_is_retried() -> None:
     script = Script(ActorDiedError(), ActorDiedError(), RIGHT)
     judgement, recorder = ask(script)
     assert judgement == RIGHT
@@ -98,12 +98,12 @@ def test_without_verdicts_there_is_an_error(
     assert type(raised.value) is error
 
 
-def test_the_teachers_facts_are_remembered_for_a_moment() -> None:
+def test_the_teachers_description_is_cached() -> None:
     async def run() -> None:
         script = Script(RIGHT)
-        judging = HandleModerator(script, MemoryRecorder())  # type: ignore[arg-type]
-        await judging.info()
-        await judging.info()
+        moderator = HandleModerator(script, MemoryRecorder())  # type: ignore[arg-type]
+        await moderator.info()
+        await moderator.info()
         assert len(script.calls) == 1
         for failure in (ActorDiedError(), RuntimeError("as gRPC brings it")):
             with pytest.raises(UnavailableError):
@@ -113,7 +113,7 @@ def test_the_teachers_facts_are_remembered_for_a_moment() -> None:
 
 
 class Talk:
-    """Stands for a deployment handle of students: says some pieces, then fails."""
+    """A fake handle of students that yields some pieces and then fails."""
 
     def __init__(self, *items: Any) -> None:
         self._items = items
@@ -145,9 +145,7 @@ class Talk:
         (ContextLengthError("512 tokens at most"), ContextLengthError, "512"),
     ],
 )
-def test_an_answer_that_breaks_off_is_the_rooms_own_error(
-    failure: Exception, error: type[Exception], says: str
-) -> None:
+def test_a_completion_that_fails_is_a_chat_error(failure: Exception, error: type[Exception], says: str) -> None:
     talk = Talk(Piece("word "), failure)
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""What every launcher owes the reconciler, on processes of this machine and on Ray's job server."""
+"""The launcher contract, with local processes and with Ray's job server."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ SECONDS = 60
 
 @pytest.fixture(scope="module")
 def job_server() -> Iterator[str]:
-    """The address of the job server of a cluster that lives as long as these tests."""
+    """The job server of a cluster for this module."""
     import ray
 
     context = ray.init(
@@ -95,9 +95,9 @@ def desk(make_launcher, tmp_path, request):
     made.database.close()
 
 
-def test_a_driver_is_started_found_again_and_ended(desk):
+def test_a_driver_is_started_found_and_stopped(desk):
     handle = desk.start()
-    # It goes as far as the job can go, and ends by itself.
+    # It drives the job as far as possible and exits.
     desk.until(lambda: desk.jobs.get(desk.job_id).status is Status.QUEUED)
     assert desk.jobs.get(desk.job_id).handle == handle
     desk.until(lambda: desk.launcher().is_alive(handle) is False)
@@ -106,13 +106,13 @@ def test_a_driver_is_started_found_again_and_ended(desk):
     second = desk.start()
     assert second != handle
     desk.until(lambda: any(item.event.type == "metrics" for item in desk.jobs.events(desk.job_id).items))
-    # By another launcher, as after a restart of the service.
+    # With another launcher, as after a restart of the service.
     assert desk.launcher().is_alive(second) is True
     assert desk.processes()
     desk.launcher().stop(second)
     assert desk.launcher().is_alive(second) is False
     assert desk.processes() == []
-    # Whether or not it still runs.
+    # Whether it still runs or not.
     desk.launcher().stop(second)
     desk.launcher().stop(handle)
 
@@ -127,7 +127,7 @@ def test_a_killed_driver_is_replaced_and_no_step_is_repeated(desk):
     def job():
         return desk.jobs.get(desk.job_id)
 
-    def told():
+    def reported():
         events = desk.jobs.events(desk.job_id, limit=200).items[::-1]
         return [item.event.data["step"] for item in events if item.event.type == "metrics"]
 
@@ -138,18 +138,18 @@ def test_a_killed_driver_is_replaced_and_no_step_is_repeated(desk):
 
         return looked
 
-    desk.until(ticked(lambda: len(told()) > 12))
-    assert len(told()) < steps, "the job was over before its driver could be killed"
+    desk.until(ticked(lambda: len(reported()) > 12))
+    assert len(reported()) < steps, "the job was over before its driver could be killed"
     for driver in desk.processes():
         os.kill(driver, signal.SIGKILL)
     desk.until(ticked(lambda: job().status in TERMINAL))
     desk.until(ticked(lambda: not desk.jobs.with_handle()))
     assert (job().status, job().attempt) == (Status.SUCCEEDED, 3)
-    assert told() == list(range(1, steps + 1))
+    assert reported() == list(range(1, steps + 1))
     assert desk.processes() == []
 
 
-def test_a_driver_of_another_kind_is_left_to_its_lease(desk):
+def test_a_driver_of_another_launcher_is_left_to_its_lease(desk):
     assert desk.launcher().is_alive("other:1") is None
     desk.launcher().stop("other:1")
 
@@ -160,11 +160,11 @@ def test_a_password_is_not_shown_on_the_dashboard(tmp_path):
         RayLauncher(DriverConfig(secret, str(tmp_path), "a:b"), "http://127.0.0.1:1")
     assert "hidden" not in str(caught.value)
     launcher = RayLauncher(DriverConfig("env:REFT_DATABASE", str(tmp_path), "a:b"), "http://127.0.0.1:1")
-    # Nobody answers there: the lease alone can tell.
+    # Unreachable: only the lease shows whether it runs.
     assert launcher.is_alive("ray:ftjob-1-1") is None
 
 
-def test_the_database_is_named_where_the_driver_runs(monkeypatch, tmp_path):
+def test_the_database_variable_is_read_where_the_driver_runs(monkeypatch, tmp_path):
     monkeypatch.setenv("REFT_DRIVER", DriverConfig("env:REFT_DATABASE", str(tmp_path), "a:b").to_json())
     with pytest.raises(UsageError, match="REFT_DATABASE, which is not set here"):
         DriverConfig.from_environment()
@@ -172,7 +172,7 @@ def test_the_database_is_named_where_the_driver_runs(monkeypatch, tmp_path):
     assert DriverConfig.from_environment().database_url == "sqlite:///x.db"
 
 
-def test_the_operator_chooses_where_drivers_run_and_how_tokens_are_counted(llama, monkeypatch, tmp_path):
+def test_arguments_select_the_launcher_and_the_counter(llama, monkeypatch, tmp_path):
     args = ServiceArgs(
         database_url=f"sqlite:///{tmp_path / 'jobs.db'}",
         files_uri=str(tmp_path / "files"),
@@ -191,7 +191,7 @@ def test_the_operator_chooses_where_drivers_run_and_how_tokens_are_counted(llama
     assert counter_of(args)("tiny", [row]).exact
 
 
-def test_drivers_hold_results_to_the_operators_limits(tmp_path):
+def test_drivers_get_the_operators_file_limits(tmp_path):
     args = ServiceArgs.model_construct(
         database_url="sqlite:///x.db",
         files_uri=str(tmp_path),

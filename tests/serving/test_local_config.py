@@ -1,4 +1,4 @@
-"""`serve_configs/local.yaml` as it stands there, by the two commands in its own head, with the built-in teacher."""
+"""`serve_configs/local.yaml` with the two commands in its header and the built-in teacher."""
 
 import os
 import re
@@ -24,7 +24,7 @@ READY_SECONDS = 180
 
 
 def command(line: str) -> tuple[list[str], dict[str, str]]:
-    """A shell line's words and its environment, with this environment's programs first."""
+    """A shell line's arguments and environment, with this environment's programs first."""
     words = shlex.split(line)
     settings = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -33,18 +33,18 @@ def command(line: str) -> tuple[list[str], dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def short_folder() -> Iterator[str]:
-    """Where Ray keeps sockets and the address of this cluster, which it would leave to every test after these."""
+    """Ray's directory for sockets and the cluster's address, separate from that of later tests."""
     with tempfile.TemporaryDirectory(prefix="ry-", ignore_cleanup_errors=True) as short:
         yield short
 
 
 @pytest.fixture(scope="module")
 def address(short_folder: str) -> Iterator[str]:
-    """Where the service answers, once it does."""
+    """The service's address, once it is ready."""
     trained_builtin()
     start, deploy = re.findall(r"^#\s+(RAY_AUTH_MODE=.*)$", CONFIG.read_text(), re.M)
     words, environment = command(start)
-    # Blocking, so that stopping it stops this cluster and no other on the machine.
+    # Blocking, so that stopping it stops only this cluster.
     environment["RAY_TMPDIR"] = short_folder
     node = subprocess.Popen([*words, "--block"], env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
     http = yaml.safe_load(CONFIG.read_text())["http_options"]
@@ -71,7 +71,7 @@ def ready(url: str) -> bool:
         return False
 
 
-def test_its_canary_pair_is_told_apart(address: str) -> None:
+def test_its_canary_pair_is_judged_correctly(address: str) -> None:
     deployments = yaml.safe_load(CONFIG.read_text())["applications"][0]["deployments"]
     canary = next(item for item in deployments if item["name"] == "Teacher")["user_config"]["canary"]
     texts = [canary["harmful"], canary["harmless"]]
@@ -88,7 +88,7 @@ def test_a_dataset_streams_through_it(address: str) -> None:
 
 @pytest.mark.parametrize("start", ["ensure_training_ray", "ensure_ray"])
 def test_a_command_next_to_it_starts_a_separate_ray(address: str, short_folder: str, start: str) -> None:
-    """Without an address Ray joins the cluster that it finds on the machine, and refuses `num_cpus`."""
+    """Without an address Ray joins the cluster that it finds on the machine, and rejects `num_cpus`."""
     code = f"from reft_ray.local_ray import {start}; {start}()"
     assert (Path(short_folder) / "ray" / "ray_current_cluster").is_file()
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

@@ -1,4 +1,4 @@
-"""Serve configs and arguments are read strictly: the shipped ones pass, a typing error does not."""
+"""Serve configs and arguments are validated strictly: the shipped ones pass, a misspelt key does not."""
 
 import copy
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_values_and_deployment_names_are_checked(config: dict[str, Any]) -> None
     assert len(found) == 2
 
 
-def test_serves_own_reading_comes_last(config: dict[str, Any]) -> None:
+def test_serves_own_schema_is_checked_last(config: dict[str, Any]) -> None:
     config["applications"][0]["deployments"][0]["max_ongoing_requests"] = -3
     assert any("max_ongoing_requests" in line for line in check_serve_config(config))
 
@@ -110,12 +110,15 @@ def service_of(config: dict[str, Any]) -> dict[str, Any]:
         ("options", "arhive", False, "args.service.options.arhive: unknown key, did you mean archive?"),
         ("options.bases.llama-3.1-8b.resources", "worker", 8, "did you mean workers?"),
         ("options.bases.llama-3.1-8b.finetune", "epoch", 3, "epoch: unknown key, did you mean epochs?"),
-        ("", "steps", "reft_ray.pipeline.steps:mak", "args.service.steps: module 'reft_ray.pipeline.steps' has no"),
+        (
+            "",
+            "steps",
+            "reft_ray.pipeline.steps:mak",
+            "reft_ray.pipeline.steps:mak: module 'reft_ray.pipeline.steps' has no",
+        ),
     ],
 )
-def test_the_service_and_the_options_of_its_steps_are_read_strictly(
-    where: str, key: str, value: Any, message: str
-) -> None:
+def test_the_service_and_the_options_of_its_steps_are_strict(where: str, key: str, value: Any, message: str) -> None:
     config = load(next(path for path in CONFIGS if path.stem == "service"))
     target = service_of(config)
     for name in filter(None, where.replace("llama-3.1-8b", "llama").split(".")):
@@ -125,7 +128,7 @@ def test_the_service_and_the_options_of_its_steps_are_read_strictly(
     assert message in found
 
 
-def test_students_of_a_second_base_are_a_deployment_of_their_own() -> None:
+def test_students_of_a_second_base_are_a_separate_deployment() -> None:
     config = load(next(path for path in CONFIGS if path.stem == "service"))
     students = config["applications"][0]["deployments"][-1]
     config["applications"][0]["deployments"].append({**students, "name": "Student-1"})

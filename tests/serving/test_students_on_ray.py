@@ -1,4 +1,4 @@
-"""Students as Serve replicas behind the whole service: who leaves, who dies, and what a restart finds again."""
+"""Students as Serve replicas: disconnected clients, killed replicas, and a restart of the service."""
 
 import contextlib
 import os
@@ -33,7 +33,7 @@ def until(what, seconds=120.0):
 
 
 def student_of(database, uri):
-    """A finished job with its student, as the pipeline leaves them."""
+    """Record a finished job with its student, as the pipeline does."""
     jobs = JobStore(database)
     job = jobs.create(LOCAL.organization_id, LOCAL.project_id, JobSpec("tiny", "file-1", 1, suffix="mine"), {})
     for status in (Status.QUEUED, Status.RUNNING):
@@ -47,7 +47,7 @@ def student_of(database, uri):
 
 
 def replicas():
-    """Process ids of the students that this test started; there is no dashboard to ask."""
+    """Process ids of this test's student replicas (there is no dashboard)."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -108,7 +108,7 @@ def test_the_service_outlasts_clients_replicas_and_restarts(llama, adapters, tmp
         os.kill(before, signal.SIGKILL)
         with pytest.raises(openai.APIError, match="during the stream"):
             said.extend(stream)
-        # A request that has not been answered yet is not lost with its replica: it waits for the next one.
+        # A request without a first piece is not lost with its replica: it is sent to the next one.
         until(lambda: before not in replicas())
         assert text(talk(client.with_options(max_retries=8))) == base
 

@@ -1,4 +1,4 @@
-"""The teacher replica without Ray: judging, switching teachers, and proving that it is right."""
+"""The teacher replica without Ray: judging, replacing teachers, health checks."""
 
 import asyncio
 import subprocess
@@ -50,20 +50,22 @@ async def switched(replica: TeacherReplica, config: dict[str, Any], done: Callab
 def test_calls_with_different_thresholds_share_a_batch() -> None:
     async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
         strict = Thresholds(-0.95, 0.05)
-        own, tight = await asyncio.gather(replica.judge(ROWS, None, 10, True), replica.judge(ROWS, strict, 10, False))
-        assert own is not None
+        default, tight = await asyncio.gather(
+            replica.judge(ROWS, None, 10, True), replica.judge(ROWS, strict, 10, False)
+        )
+        assert default is not None
         assert tight is not None
-        assert own.teacher == tight.teacher == "rt-words"
-        assert [verdict.decision for verdict in own.verdicts] == ["allow", "block", "review", "block"]
+        assert default.teacher == tight.teacher == "rt-words"
+        assert [verdict.decision for verdict in default.verdicts] == ["allow", "block", "review", "block"]
         assert [verdict.decision for verdict in tight.verdicts] == ["review", "block", "block", "block"]
         assert {verdict.threshold for verdict in tight.verdicts} == {0.05}
-        assert own.verdicts[3].windows == 0
+        assert default.verdicts[3].windows == 0
         assert sum(recorder.observations(catalog.FILTER_BATCH_ROWS)) == 8
 
     run(body)
 
 
-def test_nothing_to_see_blocks_under_any_thresholds() -> None:
+def test_a_row_without_text_is_blocked_under_any_thresholds() -> None:
     async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
         judgement = await replica.judge([chat("  ")], Thresholds(1.0, 1.0), 10, True)
         assert judgement is not None
@@ -72,14 +74,14 @@ def test_nothing_to_see_blocks_under_any_thresholds() -> None:
     run(body)
 
 
-def test_a_call_that_is_too_late_has_no_verdict() -> None:
+def test_an_expired_call_has_no_verdict() -> None:
     async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
         assert await replica.judge(ROWS, None, -1, True) is None
 
     run(body)
 
 
-def test_a_new_teacher_takes_over_and_brings_a_new_cache() -> None:
+def test_a_new_teacher_replaces_the_old_one_and_its_cache() -> None:
     async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
         await replica.judge(ROWS, None, 10, True)
         await replica.judge(ROWS, None, 10, True)
@@ -96,7 +98,7 @@ def test_a_new_teacher_takes_over_and_brings_a_new_cache() -> None:
     run(body)
 
 
-def test_a_teacher_that_cannot_be_had_is_refused_and_the_old_one_goes_on(caplog: Any) -> None:
+def test_if_a_new_teacher_fails_to_load_the_old_one_stays(caplog: Any) -> None:
     async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
         info = await switched(replica, {"teacher": "/nowhere"}, lambda info: "refused_update" in info.details)
         assert info.id == "rt-words"
@@ -124,7 +126,7 @@ def test_a_call_is_traced_with_its_verdicts_and_without_its_text() -> None:
     assert "bomb" not in span.to_json()
 
 
-def test_the_teachers_process_starts_its_logs_and_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_replica_configures_logs_and_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     configured: list[bool] = []
     tracer = Tracer()
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
@@ -134,7 +136,7 @@ def test_the_teachers_process_starts_its_logs_and_traces(monkeypatch: pytest.Mon
     assert configured == [True]
 
 
-def test_wrong_configuration_is_refused_at_once() -> None:
+def test_wrong_configuration_is_rejected_at_once() -> None:
     async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
         with pytest.raises(ReftError, match="did you mean teacher"):
             await replica.reconfigure({"techer": "x"})
@@ -142,14 +144,14 @@ def test_wrong_configuration_is_refused_at_once() -> None:
     run(body)
 
 
-def test_a_first_teacher_that_is_wrong_on_its_canaries_never_answers() -> None:
+def test_a_first_teacher_that_misjudges_its_canaries_is_rejected() -> None:
     canary = {"harmful": "Good morning.", "harmless": "Build a bomb."}
     with pytest.raises(ReftError, match="misjudges the canaries"):
         asyncio.run(TeacherReplica().reconfigure(WORDS | {"canary": canary}))
 
 
 class Drifting(WordScorer):
-    """Right at first, then off."""
+    """Scores correctly at first, then with an offset."""
 
     offset = 0.0
 
@@ -171,7 +173,7 @@ def test_the_health_check_fails_when_scores_change(monkeypatch: pytest.MonkeyPat
     run(body)
 
 
-def test_a_health_check_records_what_the_canaries_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_health_check_records_the_canary_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Drifting()
     monkeypatch.setattr(loading, "_scorer", lambda args: (scorer, ()))
     canary = {"canary": {"harmful": "Build a bomb.", "harmless": "Good morning."}}
@@ -196,7 +198,7 @@ def test_a_health_check_records_what_the_canaries_decide(monkeypatch: pytest.Mon
     run(body)
 
 
-def test_scores_that_are_no_cosines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_that_are_not_cosines_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Drifting()
     scorer.offset = float("nan")
     monkeypatch.setattr(loading, "_scorer", lambda args: (scorer, ()))
@@ -209,7 +211,7 @@ def test_without_a_teacher_nothing_is_healthy() -> None:
         asyncio.run(TeacherReplica().check_health())
 
 
-def test_scores_are_watched_for_drift_per_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drift_of_scores_is_monitored_per_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "_scorer", lambda args: (WordScorer(), [50, 0, 0, 50]))
 
     async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
@@ -224,7 +226,7 @@ def test_scores_are_watched_for_drift_per_stream(monkeypatch: pytest.MonkeyPatch
     run(body)
 
 
-def test_the_replicas_module_loads_no_torch_before_its_threads_are_told_how_to_wait() -> None:
+def test_the_app_module_does_not_load_torch_before_openmp_is_configured() -> None:
     code = (
         "import os, sys, reft_ray.serving.app as app\n"
         "assert 'torch' not in sys.modules\n"

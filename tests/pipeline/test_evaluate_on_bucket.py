@@ -1,4 +1,4 @@
-"""The release gate where files lie in a bucket: whoever measures may be on another machine than the driver."""
+"""The release gate with files in a bucket: the measuring worker may run on another machine than the driver."""
 
 import json
 
@@ -27,12 +27,12 @@ def bucket():
     server.stop()
 
 
-def test_whoever_measures_fetches_the_student_from_the_bucket(harness, toy, bucket, monkeypatch) -> None:
+def test_the_worker_fetches_the_student_from_the_bucket(harness, toy, bucket, monkeypatch) -> None:
     uri = put_folder(toy.folder / "teacher" / "adapter", bucket.format("adapter"))
-    told, answers = [], []
+    students, answers = [], []
 
     def elsewhere(base, student, question, device):
-        told.append(student)
+        students.append(student)
         answers.append(measure(base, student, question, device))
         return answers[-1]
 
@@ -40,8 +40,8 @@ def test_whoever_measures_fetches_the_student_from_the_bucket(harness, toy, buck
     surroundings = ModelContext(StepsConfig.of(toy.options).base("toy"))
     run = harness.run(harness.job())
     found = gate.evaluate_student(run, surroundings, Training(uri, 1, 1), "cpu")
-    # The driver's own copy would be on the driver's machine alone.
-    assert told == [uri, None]
+    # A local copy would exist on the driver's machine only.
+    assert students == [uri, None]
     assert json.loads(harness.content(found.report_file))["student"] == answers[0].as_dict()
     where = str(toy.folder / "teacher" / "adapter")
     question = gate.Question(gate.Suite(surroundings.harmful(), surroundings.harmless(), {}), (), 4)
