@@ -78,7 +78,7 @@ class BaseArgs(Settings):
     - `base` and `teacher` are directories (`builtin`: those that `reft-ray serve` trains); without `base` it is the
       model that the teacher was trained from. Exported adapters name the base by its public name, `published`.
     - `alignment` maps names to sets; a job that names none uses `default_alignment`.
-    - `finetune` is the preset, in keys of FinetuneConfig: the values that `auto` stands for.
+    - `finetune` is the preset, in keys of FinetuneConfig; `auto` in a job means its values.
     """
 
     teacher: str
