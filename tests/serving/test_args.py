@@ -6,6 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from reft_ray.core.errors import UsageError
+from reft_ray.jobs.estimate import Speed
 from reft_ray.jobs.launcher import ProcessLauncher
 from reft_ray.serving.app import _students, build_app
 from reft_ray.serving.args import ServeArgs, ServiceArgs
@@ -50,6 +51,20 @@ def test_models_with_the_same_uri_share_a_deployment() -> None:
     assert args.service is not None
     assert set(args.service.base_models) == {"small", "alias", "big"}
     assert list(_students(args)) == ["/models/small", "/models/big"]
+
+
+def test_a_base_model_has_what_estimates_need() -> None:
+    speed = {"training_tokens": 1000, "screening_rows": 50}
+    models = {"small": {"uri": "/models/small", "preset": "h200", "min_steps": 350, "speed": speed}}
+    args = ServeArgs.of({"service": {**SERVICE, "base_models": models}})
+    assert args.service is not None
+    base = args.service.base_models["small"]
+    assert (base.preset, base.n_epochs, base.batch_size, base.min_steps) == ("h200", 3, 16, 350)
+    assert base.speed == Speed(training_tokens=1000, screening_rows=50)
+    with pytest.raises(UsageError, match=r"base_models\.small\.speed\.screening_rows: "):
+        ServeArgs.of(
+            {"service": {**SERVICE, "base_models": {"small": {"uri": "/m", "speed": speed | {"screening_rows": 0}}}}}
+        )
 
 
 def test_job_server_selects_the_launcher(tmp_path: Path, monkeypatch) -> None:
