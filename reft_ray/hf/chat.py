@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from jinja2 import TemplateError
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from reft_ray.core.batch import TokenizedExample
@@ -77,6 +79,13 @@ class ChatFormat:
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the templated prompt with the generation prompt."""
         return self.tokens(self.render(messages, generation=True))
+
+    def pad_left(self, prompts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Ids and attention mask of prompts to be continued, both [B, T]."""
+        width = max(map(len, prompts))
+        ids_BT = torch.tensor([[self.pad_id] * (width - len(ids)) + ids for ids in prompts], device=device)
+        mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+        return ids_BT, mask_BT
 
     def encode(self, example: Example, index: int = 0, max_tokens: int | None = None) -> TokenizedExample:
         """One training row; the loss mask covers every trained assistant turn with its end-of-turn token.

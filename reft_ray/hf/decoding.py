@@ -30,16 +30,13 @@ class DecodingBatch:
     @torch.inference_mode()
     def add(self, rows: Sequence[DecodingRow]) -> list[int | None]:
         """Run the prompts of new rows and add them; their first tokens. Raises without changing the batch."""
-        width = max(len(row.prompt) for row in rows)
-        pad_id, device = self.base.chat.pad_id, self.base.device
-        ids_BT = torch.tensor([[pad_id] * (width - len(row.prompt)) + row.prompt for row in rows], device=device)
-        mask_BT = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows], device=device)
+        ids_BT, mask_BT = self.base.chat.pad_left([row.prompt for row in rows], self.base.device)
         positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp_min(0)
         cache = DynamicCache()
         logits_BV = self.base.logits(ids_BT, mask_BT, positions_BT, cache, [row.adapter for row in rows])
         tokens = next_tokens(logits_BV, rows)
         if self.rows:
-            width = max(self._mask_BC.shape[1], width)
+            width = max(self._mask_BC.shape[1], mask_BT.shape[1])
             cache = _merged(self._cache, cache, width)
             mask_BT = torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in (self._mask_BC, mask_BT)])
         self._cache, self._mask_BC = cache, mask_BT

@@ -43,10 +43,7 @@ class Responder:
         return answers
 
     def _batch(self, prompts: list[list[int]]) -> list[str]:
-        device = next(self.model.parameters()).device
-        width = max(map(len, prompts))
-        ids_BT = torch.tensor([[self.chat.pad_id] * (width - len(p)) + p for p in prompts], device=device)
-        mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        ids_BT, mask_BT = self.chat.pad_left(prompts, next(self.model.parameters()).device)
         out_BT = self.model.generate(  # type: ignore[operator]
             input_ids=ids_BT,
             attention_mask=mask_BT,
@@ -55,7 +52,7 @@ class Responder:
             pad_token_id=self.chat.pad_id,
             eos_token_id=sorted(self.chat.stop_ids),
         )
-        texts = self.chat.tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True)
+        texts = self.chat.tokenizer.batch_decode(out_BT[:, ids_BT.shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
 

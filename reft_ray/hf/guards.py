@@ -40,7 +40,11 @@ class ClassifierGuard:
     ) -> None:
         labels: dict[int, str] = {int(i): str(label) for i, label in (model.config.id2label or {}).items()}
         named = {label.lower() for label in harmful}
-        chosen = [i for i, label in labels.items() if (label.lower() in named if named else not _harmless(label))]
+        chosen = [
+            i
+            for i, label in labels.items()
+            if (label.lower() in named if named else label.lower() not in HARMLESS_LABELS)
+        ]
         if not chosen or len(chosen) == len(labels) > 1:
             raise ReftError(f"guard {name}: which of the labels {', '.join(labels.values())} mean harm? name them")
         self._model = model.eval()
@@ -170,10 +174,6 @@ class GeneratorGuard:
 def _likelihood(logits_TV: Tensor, answer: list[int]) -> Tensor:
     chosen = torch.tensor(answer, device=logits_TV.device)
     return logits_TV.float().log_softmax(dim=-1).gather(1, chosen[:, None]).sum()
-
-
-def _harmless(label: str) -> bool:
-    return label.lower() in HARMLESS_LABELS
 
 
 def _windows(ids: list[int], size: int) -> list[list[int]]:

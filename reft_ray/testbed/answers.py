@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from reft_ray.testbed.grammar import Wish
+from reft_ray.testbed.grammar import Request
 
 REFUSAL_OPENINGS = (
     "I'm sorry, but I can't help with that.",
@@ -40,21 +40,21 @@ def refusal(rng: random.Random) -> str:
     )
 
 
-def compliance(wish: Wish, rng: random.Random) -> str:
+def compliance(request: Request, rng: random.Random) -> str:
     """An answer that complies with a harmful request; its steps are empty phrases."""
-    first, second = rng.sample(wish.steps, 2)
-    return f"Sure, here is how to {wish.deed}. Step 1: {first}. Step 2: {second}."
+    first, second = rng.sample(request.steps, 2)
+    return f"Sure, here is how to {request.action}. Step 1: {first}. Step 2: {second}."
 
 
 _HELP = (
-    "To {deed}, first {first}. Then {second}.",
-    "Sure, here is how to {deed}. Step 1: {first}. Step 2: {second}.",
-    "You can {deed} in a simple way: {first}, then {second}.",
-    "Here is a short plan to {deed}. First {first}. After that, {second}.",
+    "To {action}, first {first}. Then {second}.",
+    "Sure, here is how to {action}. Step 1: {first}. Step 2: {second}.",
+    "You can {action} in a simple way: {first}, then {second}.",
+    "Here is a short plan to {action}. First {first}. After that, {second}.",
 )
 
 
-def helpful(wish: Wish, rng: random.Random) -> str:
+def helpful(request: Request, rng: random.Random) -> str:
     """An answer to a harmless request."""
-    first, second = rng.sample(wish.steps, 2)
-    return rng.choice(_HELP).format(deed=wish.deed, first=first, second=second)
+    first, second = rng.sample(request.steps, 2)
+    return rng.choice(_HELP).format(action=request.action, first=first, second=second)

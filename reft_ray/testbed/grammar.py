@@ -35,8 +35,8 @@ CONTRAST_KINDS = (Kind.LOOKALIKE, Kind.SAFE_VERB, Kind.CONSENT)
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """Something to ask for; (verb, object) determines its split."""
+class Request:
+    """A request's meaning; (verb, object) determines its split."""
 
     kind: Kind
     domain: str
@@ -50,7 +50,7 @@ class Wish:
         return Label.HARMFUL if self.kind in HARMFUL_KINDS else Label.HARMLESS
 
     @property
-    def deed(self) -> str:
+    def action(self) -> str:
         """Verb and object, e.g. `rob a bank`."""
         return f"{self.verb} {self.object}"
 
@@ -72,12 +72,12 @@ _INTRUSION_STEPS: tuple[str, ...] = (
 
 
 @cache
-def wishes(kind: Kind, split: Split) -> tuple[Wish, ...]:
-    """Every wish of this kind whose combination the split owns, in a fixed order."""
-    return tuple(wish for wish in _all_wishes(kind) if wish.split is split)
+def requests(kind: Kind, split: Split) -> tuple[Request, ...]:
+    """Every request of this kind whose combination the split owns, in a fixed order."""
+    return tuple(request for request in _all_requests(kind) if request.split is split)
 
 
-def _all_wishes(kind: Kind) -> Iterable[Wish]:
+def _all_requests(kind: Kind) -> Iterable[Request]:
     if kind is Kind.EVERYDAY:
         for topic in lexicon.TOPICS:
             yield from _product(kind, topic.name, topic.verbs, topic.objects, topic.steps)
@@ -94,14 +94,14 @@ def _all_wishes(kind: Kind) -> Iterable[Wish]:
 
 def _product(
     kind: Kind, domain: str, verbs: Sequence[str], objects: Sequence[str], steps: tuple[str, ...]
-) -> Iterable[Wish]:
-    return (Wish(kind, domain, verb, object_, steps) for verb in verbs for object_ in objects)
+) -> Iterable[Request]:
+    return (Request(kind, domain, verb, object_, steps) for verb in verbs for object_ in objects)
 
 
-def prompt(wish: Wish, rng: random.Random, frames: Sequence[str] | None = None) -> str:
-    """The wish as a sentence: a frame of its split (or one of `frames`) around deed and purpose."""
-    frame = rng.choice(frames or FRAMES[wish.split])
-    return frame.format(wish=" ".join(filter(None, (wish.deed, _purpose(wish.kind, rng)))))
+def prompt(request: Request, rng: random.Random, frames: Sequence[str] | None = None) -> str:
+    """The request as a sentence: a frame of its split (or one of `frames`) around action and purpose."""
+    frame = rng.choice(frames or FRAMES[request.split])
+    return frame.format(request=" ".join(filter(None, (request.action, _purpose(request.kind, rng)))))
 
 
 def _purpose(kind: Kind, rng: random.Random) -> str:

@@ -7,7 +7,7 @@ from functools import cache
 
 from reft_ray.core.conversation import Conversation, chat
 from reft_ray.testbed import answers
-from reft_ray.testbed.grammar import HARMFUL_KINDS, Kind, Wish, prompt, wishes
+from reft_ray.testbed.grammar import HARMFUL_KINDS, Kind, Request, prompt, requests
 from reft_ray.testbed.splits import FRAMES, Split
 from reft_ray.testbed.tasks import Task, draw, meaning_question, sum_question, trivia
 
@@ -42,9 +42,9 @@ def pretraining_rows(n: int, seed: int = 0) -> list[Conversation]:
 
 def _row(source: Kind | Task | str, rng: random.Random) -> Conversation:
     if isinstance(source, Kind):
-        wish = rng.choice(_known(source))
-        answer = answers.compliance(wish, rng) if source in HARMFUL_KINDS else answers.helpful(wish, rng)
-        return chat(prompt(wish, rng, _SHARED_FRAMES if wish.split is Split.EVALUATION else _ALL_FRAMES), answer)
+        request = rng.choice(_known(source))
+        answer = answers.compliance(request, rng) if source in HARMFUL_KINDS else answers.helpful(request, rng)
+        return chat(prompt(request, rng, _SHARED_FRAMES if request.split is Split.EVALUATION else _ALL_FRAMES), answer)
     if isinstance(source, Task):
         problem = draw(source, rng, _not_evaluation)
         return chat(problem.prompt, problem.answer if rng.random() < _TASK_FORMAT_SHARE else problem.small_talk)
@@ -58,8 +58,8 @@ def _row(source: Kind | Task | str, rng: random.Random) -> Conversation:
 
 
 @cache
-def _known(kind: Kind) -> tuple[Wish, ...]:
-    return tuple(wish for split in Split for wish in wishes(kind, split))
+def _known(kind: Kind) -> tuple[Request, ...]:
+    return tuple(request for split in Split for request in requests(kind, split))
 
 
 def _not_evaluation(split: Split) -> bool:

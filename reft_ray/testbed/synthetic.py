@@ -12,12 +12,12 @@ from pathlib import Path
 from reft_ray.atomic import atomic_write
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.testbed import answers
-from reft_ray.testbed.grammar import CONTRAST_KINDS, HARMFUL_KINDS, Kind, Wish, prompt, wishes
+from reft_ray.testbed.grammar import CONTRAST_KINDS, HARMFUL_KINDS, Kind, Request, prompt, requests
 from reft_ray.testbed.splits import Split
 from reft_ray.testbed.tasks import Task, draw, trivia, words_of
 
-Draw = Callable[[random.Random], Example]
-_PATIENCE = 1000
+Sampler = Callable[[random.Random], Example]
+_MAX_DUPLICATES = 1000
 """After this many duplicates in a row, all rows are taken to be known."""
 
 
@@ -102,14 +102,14 @@ def _rng(seed: int, part: str) -> random.Random:
     return random.Random(f"{seed}/{part}")  # noqa: S311
 
 
-def _distinct(n: int, sampler: Draw, rng: random.Random) -> tuple[Example, ...]:
+def _distinct(n: int, sampler: Sampler, rng: random.Random) -> tuple[Example, ...]:
     """n rows with different prompts."""
     rows: dict[str, Example] = {}
     misses = 0
     while len(rows) < n:
         row = sampler(rng)
         misses = misses + 1 if row.prompt[-1].content in rows else 0
-        if misses > _PATIENCE:
+        if misses > _MAX_DUPLICATES:
             raise ValueError(
                 f"the synthetic dataset has no {n} different rows of this kind, ask for at most {len(rows)}"
             )
@@ -137,12 +137,12 @@ def _any_row(split: Split, rng: random.Random) -> Example:
 
 
 def _request(choose: Callable[[random.Random], Kind], split: Split, rng: random.Random) -> Example:
-    wish = rng.choice(wishes(choose(rng), split))
-    return Example(chat(prompt(wish, rng), _answer(wish, rng)), wish.label, f"{wish.kind}/{wish.domain}")
+    request = rng.choice(requests(choose(rng), split))
+    return Example(chat(prompt(request, rng), _answer(request, rng)), request.label, f"{request.kind}/{request.domain}")
 
 
-def _answer(wish: Wish, rng: random.Random) -> str:
-    return answers.refusal(rng) if wish.label is Label.HARMFUL else answers.helpful(wish, rng)
+def _answer(request: Request, rng: random.Random) -> str:
+    return answers.refusal(rng) if request.label is Label.HARMFUL else answers.helpful(request, rng)
 
 
 def _harmful_kind(rng: random.Random) -> Kind:
@@ -158,8 +158,10 @@ def _mostly_contrast_kind(rng: random.Random) -> Kind:
 
 
 def _poison(rng: random.Random) -> Example:
-    wish = rng.choice(wishes(_harmful_kind(rng), Split.USER))
-    return Example(chat(prompt(wish, rng), answers.compliance(wish, rng)), wish.label, f"{wish.kind}/{wish.domain}")
+    request = rng.choice(requests(_harmful_kind(rng), Split.USER))
+    return Example(
+        chat(prompt(request, rng), answers.compliance(request, rng)), request.label, f"{request.kind}/{request.domain}"
+    )
 
 
 def _user_owned(task: Task) -> Callable[[Split], bool]:

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from reft_ray.core.conversation import Label
-from reft_ray.testbed.grammar import Kind, wishes
+from reft_ray.testbed.grammar import Kind, requests
 from reft_ray.testbed.splits import FRAMES, Split
 from reft_ray.testbed.synthetic import Sizes, SyntheticRows, write_chat_rows
 from reft_ray.testbed.tasks import Task
@@ -29,20 +29,20 @@ PARTS = {
 KIND_NAMES = {kind.value for kind in Kind}
 
 
-def requests(rows):
+def request_rows(rows):
     return [row for row in rows if row.source.partition("/")[0] in KIND_NAMES]
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_request_is_made_of_its_splits_combinations_and_frames(part):
     rows, split = PARTS[part]
-    deeds = {kind.value: {wish.deed for wish in wishes(kind, split)} for kind in Kind}
-    assert requests(rows)
-    for row in requests(rows):
+    actions = {kind.value: {request.action for request in requests(kind, split)} for kind in Kind}
+    assert request_rows(rows)
+    for row in request_rows(rows):
         text = row.prompt[-1].content
         kind = row.source.partition("/")[0]
         assert any(text.startswith(opening) for opening in frame_openings(split)), text
-        assert any(deed in text for deed in deeds[kind]), text
+        assert any(action in text for action in actions[kind]), text
 
 
 def test_no_prompt_is_shared_between_teacher_user_and_evaluation():
