@@ -30,7 +30,7 @@ class Speed(Settings):
 
 
 class Defaults(Settings):
-    """The values that `auto` stands for in estimates: those of the operator's preset."""
+    """The values of `auto` in estimates: those of the operator's preset."""
 
     n_epochs: int = Field(3, ge=1)
     batch_size: int = Field(16, ge=1)

@@ -103,7 +103,7 @@ def refuse_invalid_files(validation: Validation) -> None:
 
 
 def refuse_unsafe_data(screening: Screening, options: Options) -> None:
-    """Raise JobFailedError when so many rows are withheld that the kept ones are likely harmful too."""
+    """Raise JobFailedError above the share of withheld rows at which the kept ones are suspect too."""
     if screening.lost_rows:
         raise RuntimeError(f"screening lost rows: {screening}")
     most = 0.0 if options.policy == "fail" else options.max_reject_ratio

@@ -29,7 +29,7 @@ def start(sqlite_database, content, monkeypatch, capsys):
         config = DriverConfig(url, content.uri("x").removesuffix("/x"), f"{__name__}:failing_steps")
         monkeypatch.setenv(CONFIG_VARIABLE, config.to_json())
         monkeypatch.setattr(sys, "argv", ["driver", job_id, str(attempt)])
-        monkeypatch.setattr(driver, "named", lambda _: failing_steps)
+        monkeypatch.setattr(driver, "load_factory", lambda _: failing_steps)
         monkeypatch.setattr(driver, "_stop_on_signals", lambda _: None)
         code = driver.main()
         return code, [json.loads(line) for line in capsys.readouterr().err.splitlines()]
@@ -56,4 +56,4 @@ def test_a_superfluous_driver_logs_that(start, sqlite_database, spec):
     jobs.move(job.id, Status.CANCELLED, Event("cancelled"))
     code, (line,) = start(job.id, attempt)
     assert (code, line["level"], line["job_id"]) == (0, "info", job.id)
-    assert "not wanted" in line["message"]
+    assert "no longer current" in line["message"]
