@@ -21,7 +21,7 @@ from reft_ray.baselines.vaccine import captured
 from reft_ray.core.batch import Batch
 from reft_ray.core.forward import AllReduce, Forward, single_rank
 from reft_ray.core.guided import GuidedTerms
-from reft_ray.core.losses import cross_entropy_sum, detached_sum, label_counts
+from reft_ray.core.losses import cross_entropy_sum, label_counts, terms_sum
 
 
 class Ldifs(Step):
@@ -66,8 +66,8 @@ class Ldifs(Step):
             drift = torch.stack(gaps).sum() / tokens
             loss = task + self.weight * drift
             loss.backward()
-            terms.append(torch.stack([task, drift, loss]))
-        task, drift, total = detached_sum(terms)
+            terms.append(torch.stack([task, drift, loss]).detach())
+        task, drift, total = terms_sum(terms)
         return GuidedTerms(task, drift, total, tokens, 0)
 
     @contextmanager

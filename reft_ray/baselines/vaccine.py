@@ -23,7 +23,7 @@ from reft_ray.baselines.step import Step, Streams
 from reft_ray.core.batch import Batch
 from reft_ray.core.forward import AllReduce, Forward, single_rank
 from reft_ray.core.guided import GuidedTerms
-from reft_ray.core.losses import cross_entropy_sum, detached_sum, label_counts
+from reft_ray.core.losses import cross_entropy_sum, label_counts, terms_sum
 
 
 class Vaccine(Step):
@@ -51,8 +51,8 @@ class Vaccine(Step):
                 loss = cross_entropy_sum(self.student.logits(batch), batch.labels_N) / tokens
                 # Under gradient checkpointing the blocks run again in here, and must be shifted as before.
                 loss.backward()
-            losses.append(loss)
-        task = detached_sum(losses)
+            losses.append(loss.detach())
+        task = terms_sum(losses)
         return GuidedTerms(task, torch.zeros_like(task), task, tokens, 0)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reft_ray.core.batch import Batch
 from reft_ray.core.forward import AllReduce, Forward, single_rank
-from reft_ray.core.losses import correct_sum, cross_entropy_sum, detached_sum, divergence_sum, label_counts
+from reft_ray.core.losses import correct_sum, cross_entropy_sum, divergence_sum, label_counts, terms_sum
 from reft_ray.core.targets import SoftTargets, TargetSource
 
 
@@ -134,13 +134,13 @@ def guided_step(
         none_NV = user_NV[:0].detach()
         loss, task, distill = guided_loss(user_NV, batch.labels_N, none_NV, none_NV, *settings)
         loss.backward()
-        parts.append(torch.stack([loss, task, distill, correct_sum(user_NV, batch.labels_N)]))
+        parts.append(torch.stack([loss, task, distill, correct_sum(user_NV, batch.labels_N)]).detach())
     for batch in alignment:
         alignment_NV = student.logits(batch)
         none_NV = alignment_NV[:0].detach()
         teacher = distillation.labels(batch)
         loss, task, distill = guided_loss(none_NV, batch.labels_N[:0], alignment_NV, teacher, *settings)
         loss.backward()
-        parts.append(torch.stack([loss, task, distill, torch.zeros_like(loss)]))
-    total, task, distill, correct = detached_sum(parts)
+        parts.append(torch.stack([loss, task, distill, torch.zeros_like(loss)]).detach())
+    total, task, distill, correct = terms_sum(parts)
     return GuidedTerms(task, distill, total, user_tokens, alignment_tokens, correct)

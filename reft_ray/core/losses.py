@@ -45,9 +45,9 @@ def label_counts(*streams: Sequence[Batch], all_reduce: AllReduce) -> tuple[int,
     return tuple(int(count) for count in all_reduce(torch.tensor(counts, dtype=torch.float64)).tolist())
 
 
-def detached_sum(parts: Sequence[Tensor]) -> Tensor:
-    """The sum of the terms of micro-batches in float64, for logs: on their device, without waiting for it."""
-    return torch.stack([part.detach().to(parts[-1].device, torch.float64) for part in parts]).sum(0)
+def terms_sum(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of detached terms of micro-batches in float64: on their device, without waiting for it."""
+    return torch.stack([part.to(parts[-1].device, torch.float64) for part in parts]).sum(0)
 
 
 def kl_sum(teacher_NV: Tensor, student_NV: Tensor, temperature: float = 1.0) -> Tensor:

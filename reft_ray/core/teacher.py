@@ -20,7 +20,7 @@ from torch import Tensor
 
 from reft_ray.core.batch import Batch
 from reft_ray.core.forward import AllReduce, Forward, single_rank
-from reft_ray.core.losses import detached_sum, separation_sums
+from reft_ray.core.losses import separation_sums, terms_sum
 from reft_ray.core.refusal import ClassSums
 
 
@@ -47,7 +47,7 @@ class TeacherCounts:
             )
             for batch in batches
         ]
-        return cls(*(max(int(count), 1) for count in all_reduce(detached_sum(counts)).tolist()))
+        return cls(*(max(int(count), 1) for count in all_reduce(terms_sum(counts)).tolist()))
 
 
 def teacher_loss(
@@ -64,7 +64,7 @@ def teacher_loss(
     if refusal_D is not None:
         harmful, harmless = separation_sums(feature_BD, refusal_D, batch.label_B)
         separation = harmful / counts.harmful_rows + harmless / counts.harmless_rows
-    terms = torch.stack([entropy_N[harmful_N].sum(), entropy_N[~harmful_N].sum(), separation])
+    terms = torch.stack([entropy_N[harmful_N].sum(), entropy_N[~harmful_N].sum(), separation]).detach()
     return entropy_N.sum() + weight * separation, terms
 
 
@@ -115,10 +115,9 @@ def teacher_step(
             loss.backward()
         sums.append(ClassSums(feature_BD, batch.label_B))
         parts.append(terms)
-    refusal, helpful, separation = detached_sum(parts)
-    return TeacherTerms(refusal, helpful, separation, refusal + helpful + separation_weight * separation), reduce(
-        add, sums
-    )
+    refusal, helpful, separation = terms_sum(parts)
+    total = refusal + helpful + separation_weight * separation
+    return TeacherTerms(refusal, helpful, separation, total), reduce(add, sums)
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def test_a_call_larger_than_the_cache_is_answered() -> None:
     assert CachedScorer(WordScorer(), capacity=3).score(texts) == WordScorer().score(texts)
 
 
-def test_it_is_a_scorer_with_the_inner_ones_facts() -> None:
+def test_it_is_a_scorer_with_the_properties_of_the_inner_one() -> None:
     inner = WordScorer("rt-1")
     scorer = CachedScorer(inner)
     assert isinstance(scorer, Scorer)
@@ -58,6 +58,6 @@ def test_a_lone_surrogate_is_a_text_like_any_other() -> None:
     assert len(CachedScorer(WordScorer()).score(["\ud800"])) == 1
 
 
-def test_no_room_is_refused() -> None:
+def test_a_capacity_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="capacity=0"):
         CachedScorer(WordScorer(), capacity=0)

@@ -50,7 +50,7 @@ def test_thresholds_meet_their_targets_on_the_rows_they_were_chosen_on(ties: boo
     assert operating_point(score, label, by_fpr.block).fpr <= 0.05
 
 
-def test_a_threshold_lies_in_the_middle_of_a_clean_margin() -> None:
+def test_a_threshold_is_in_the_middle_of_a_clean_margin() -> None:
     score, label = torch.tensor([-0.9, -0.8, 0.6, 0.8, 0.9, 1.0]), torch.tensor([0, 0, 1, 1, 1, 1])
     chosen = choose_thresholds(score, label, Targets(block_recall=0.75, review_recall=1.0))
     assert chosen.block == pytest.approx(-0.1)  # between 0.6 and -0.8: more than was asked for comes free

@@ -33,7 +33,7 @@ def test_the_highest_part_decides_and_is_named() -> None:
     assert verdict.windows == 4
 
 
-def test_an_answer_must_reach_further_up_than_a_prompt() -> None:
+def test_an_answer_must_score_higher_than_a_prompt() -> None:
     scorer = WordScorer()
     scorer.response_offset = 0.85
     block, review = judge(scorer, [chat("a knife, please", "we sell a bomb"), chat("hi", "tactical")])
@@ -52,12 +52,12 @@ def test_each_distinct_text_is_scored_once_and_encoded_text_is_read() -> None:
     assert verdicts[2].encoding == "base64"
 
 
-def test_a_row_without_text_and_a_score_that_is_no_number_are_blocked() -> None:
+def test_a_row_without_text_and_a_nan_score_are_blocked() -> None:
     assert judge(WordScorer(), [(), chat("  ")])[0].decision is Decision.BLOCK
     assert Thresholds(0.0, 0.5).decide(float("nan")) is Decision.BLOCK
 
 
-def test_a_part_whose_score_is_no_number_decides_wherever_it_stands() -> None:
+def test_a_part_with_a_nan_score_decides_at_any_position() -> None:
     class Broken(WordScorer):
         def score(self, texts: Sequence[str]) -> list[TextScore]:
             return [TextScore(float("nan")) if "odd" in text else TextScore(-0.9) for text in texts]
@@ -84,7 +84,7 @@ def test_the_row_id_follows_content_alone() -> None:
     assert isinstance(WordScorer(), Scorer)
 
 
-def test_a_row_that_was_not_read_to_its_end_is_for_a_person_to_see() -> None:
+def test_a_row_that_was_not_read_to_its_end_needs_review() -> None:
     scorer = WordScorer()
     scorer.score = lambda texts: [TextScore(-0.9, 512, truncated=True) for _ in texts]  # type: ignore[method-assign]
     (verdict,) = judge(scorer, [chat("tea")])

@@ -1,4 +1,4 @@
-"""The gradients of both stages are bit-equal to those of this plain implementation, kept apart from `reft_ray.core`.
+"""The gradients of both stages are bit-equal to those of this plain implementation, separate from `reft_ray.core`.
 
 It divides each term by its count and calls `backward` once per micro-batch; the sums are torch's own functions.
 """

@@ -67,7 +67,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
-def test_soft_labels_that_are_there_need_no_model(
+def test_existing_soft_labels_need_no_model(
     teacher: RefTeacher, llama: Path, tmp_path: Path, monkeypatch
 ) -> None:
     made = ensure_soft_targets(finetune_config(llama), teacher, HARMFUL + HARMLESS, tmp_path)
@@ -83,7 +83,7 @@ def test_soft_labels_that_are_there_need_no_model(
         (False, "auto", (torch.float32, "cpu")),
     ],
 )
-def test_a_worker_makes_soft_labels_on_its_own_accelerator(
+def test_a_worker_makes_soft_labels_on_its_accelerator(
     teacher: RefTeacher, llama: Path, tmp_path: Path, monkeypatch, gpu: bool, precision: str, loaded: tuple
 ) -> None:
     def base(self: RefTeacher, name: str, dtype: torch.dtype, device: str) -> None:
@@ -157,7 +157,7 @@ def test_resuming_is_bit_equal_to_running_through(
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(again)[name])
     state = json.loads((max(broken.glob("checkpoint-*")) / "state.json").read_text())
-    assert state["rows_done"] == 2 * len(USER)
+    assert state["state"]["rows_done"] == 2 * len(USER)
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(llama: Path, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_teacher_trains_on_more_workers_than_a_step_has_rows(llama: Path) -> N
     class Last(LocalRuntime):
         rank, world_size = 7, 8
 
-    # Two prompts a step and none of them for this rank; before, it left the others waiting for its sums.
+    # Two prompts a step and none of them for this rank; it must still take part in their sums.
     reports: list[Mapping[str, Any]] = []
     config = teacher_config(llama, batch_rows=2, epochs=1, log_every=1)
     train_teacher(Last(progress=reports.append), config, TeacherData(HARMFUL + HARMLESS, UNANSWERED))
@@ -242,7 +242,7 @@ def test_cached_labels_train_like_the_live_teacher(teacher: RefTeacher, llama: P
         assert torch.allclose(tensor, out["live"][name], atol=2e-4)
 
 
-def test_what_is_missing_is_said_before_training(llama: Path, tmp_path: Path) -> None:
+def test_missing_inputs_are_reported_before_training(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(ReftError, match="needs a Ref-Teacher"):
         finetune(finetune_config(llama, method="guided"), FinetuneInputs(USER, 10), tmp_path / "x", LOCAL)
     with pytest.raises(ReftError, match="no rows to train on"):
@@ -259,7 +259,7 @@ def test_a_directory_with_anything_else_is_refused_before_training_and_keeps_its
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "package.json").write_text("{}")
-    # Neither base exists, so whoever began would stumble over that.
+    # Neither base exists, so a run that started would fail on that.
     with pytest.raises(ReftError, match="mine exists and holds no adapter"):
         finetune(finetune_config(Path("/none"), method="sft"), FinetuneInputs(USER, len(USER)), mine, LOCAL)
     with pytest.raises(ReftError, match="mine exists and holds no Ref-Teacher"):
@@ -351,7 +351,7 @@ def test_the_teachers_gradient_reaches_only_its_adapter(teacher: RefTeacher, lla
 LONG = "how " * 300
 
 
-def test_rows_that_do_not_fit_are_left_out_and_named(llama: Path, teacher: RefTeacher, tmp_path: Path) -> None:
+def test_rows_that_do_not_fit_are_skipped_and_named(llama: Path, teacher: RefTeacher, tmp_path: Path) -> None:
     reports: list[dict] = []
     long = Example(chat(LONG, "sorry i cannot"), Label.HARMFUL, "a", place="rows.jsonl:9")
     data = TeacherData([*HARMFUL, *HARMLESS, long, long], [*HARMFUL, *HARMLESS, long])
@@ -412,7 +412,7 @@ def test_a_teacher_may_keep_the_features_of_its_base(llama: Path, tmp_path: Path
     data = TeacherData(HARMFUL + HARMLESS + UNANSWERED, HARMFUL + HARMLESS)
     made = prepare_teacher(teacher_config(llama, feature="base"), data, tmp_path / "teacher", LOCAL)
     layer = made.manifest.layer
-    # The teacher answers with an adapter on every layer; the filter reads the base beside it.
+    # The teacher answers with an adapter on every layer; the filter reads the base without it.
     assert all(tensor.any() for tensor in weights(made.folder / "adapter").values())
     base = load_base(str(llama))
     texts = [row.prompt[-1].content for row in data.validation]
@@ -486,7 +486,7 @@ def test_the_filter_reads_as_much_as_ranks_other_sources_no_worse(
     monkeypatch.setattr(FilterSelection, "ranking", lambda *_: {0.0: 0.95, **ranking}[swept_at[-1]])
     made = prepare_teacher(teacher_config(llama), data, tmp_path / "teacher", LOCAL)
     assert made.manifest.feature_mix == read
-    # What lies below the share that serves is not looked at, but for the base, once.
+    # Shares below the chosen one are not measured, except the base, once.
     assert min(swept_at[1:]) == read
     scorer = made.scorer(precision="float32")
     found = [item.score for item in scorer.score([row.prompt[-1].content for row in HARMFUL])]
@@ -494,7 +494,7 @@ def test_the_filter_reads_as_much_as_ranks_other_sources_no_worse(
     assert blocked == pytest.approx(made.manifest.quality.recall)
 
 
-def test_a_stopped_run_goes_on_at_the_exact_row(llama: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_at_the_exact_row(llama: Path, tmp_path: Path) -> None:
     config = finetune_config(llama, method="sft", log_every=1)
     inputs = FinetuneInputs(USER, len(USER))
     whole = weights(finetune(config, inputs, tmp_path / "whole", LOCAL, "whole"))
@@ -508,7 +508,7 @@ def test_a_stopped_run_goes_on_at_the_exact_row(llama: Path, tmp_path: Path) -> 
             LOCAL,
             "stopped",
             lambda metrics: seen.append(metrics["rows"]),
-            # Asked before the step is reports: true behind the second step, and not again after the restart.
+            # Called before the step is reported: True after the second step, and not again after the restart.
             stop=lambda: len(seen) == 1,
         )
 
@@ -546,26 +546,26 @@ def test_a_small_file_gets_its_steps_from_alignment_rows(teacher: RefTeacher, ll
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_reports_that_nobody_heard_come_again_behind_a_restart(llama: Path, tmp_path: Path) -> None:
+def test_reports_that_were_lost_are_repeated_after_a_restart(llama: Path, tmp_path: Path) -> None:
     config = finetune_config(llama, method="sft", log_every=1, checkpoint_every=2)
     inputs = FinetuneInputs(USER, len(USER))
-    heard: list[Mapping[str, Any]] = []
+    received: list[Mapping[str, Any]] = []
 
-    def die_deaf(metrics: Mapping[str, Any]) -> None:
-        # The checkpoint of the second step is whole by now.
+    def die_at_the_second(metrics: Mapping[str, Any]) -> None:
+        # The checkpoint of the second step is complete by now.
         if metrics["step"] == 2:
             raise RuntimeError("the listener died")
-        heard.append(metrics)
+        received.append(metrics)
 
     with pytest.raises(RuntimeError, match="died"):
-        finetune(config, inputs, tmp_path / "out", LOCAL, "run", die_deaf)
-    before = len(heard)
-    finetune(config, inputs, tmp_path / "out", LOCAL, "run", heard.append)
-    first = heard[before]
+        finetune(config, inputs, tmp_path / "out", LOCAL, "run", die_at_the_second)
+    before = len(received)
+    finetune(config, inputs, tmp_path / "out", LOCAL, "run", received.append)
+    first = received[before]
     assert [report["step"] for report in first["earlier"]] == [1, 2]
-    assert first["earlier"][0] == heard[0]
-    assert {report["step"] for report in heard} | {2} == set(range(1, heard[-1]["step"] + 1))
-    assert not any("earlier" in report for report in heard[before + 1 :])
+    assert first["earlier"][0] == received[0]
+    assert {report["step"] for report in received} | {2} == set(range(1, received[-1]["step"] + 1))
+    assert not any("earlier" in report for report in received[before + 1 :])
 
 
 def test_validation_rows_are_measured_at_checkpoints_and_change_nothing(llama: Path, tmp_path: Path) -> None:
@@ -573,16 +573,16 @@ def test_validation_rows_are_measured_at_checkpoints_and_change_nothing(llama: P
         llama, method="sft", epochs=8, log_every=1, checkpoint_every=6, optimizer={"learning_rate": 0.01}
     )
     rows = [Example(chat(f"tell me {word}", "sure here is")) for word in ("how", "that", "bread")]
-    heard: list[Mapping[str, Any]] = []
+    received: list[Mapping[str, Any]] = []
     inputs = FinetuneInputs(USER, len(USER), validation=rows)
-    student = finetune(config, inputs, tmp_path / "measured", LOCAL, progress=heard.append)
-    assert [report["step"] for report in heard if "valid_loss" in report] == [6, 12, 18, 24]
-    assert all(0 <= report["accuracy"] <= 1 for report in heard)
-    first, last = heard[0], heard[-1]
+    student = finetune(config, inputs, tmp_path / "measured", LOCAL, progress=received.append)
+    assert [report["step"] for report in received if "valid_loss" in report] == [6, 12, 18, 24]
+    assert all(0 <= report["accuracy"] <= 1 for report in received)
+    first, last = received[0], received[-1]
     assert last["accuracy"] > first["accuracy"]
     assert last["valid_loss"] < first["task"]
     assert last["valid_accuracy"] > first["accuracy"]
-    # Dropout was on again behind each of them: the student is that of a run without.
+    # Dropout is on again after each of them: the student is that of a run without.
     unmeasured = finetune(config, FinetuneInputs(USER, len(USER)), tmp_path / "unmeasured", LOCAL)
     for name, tensor in weights(unmeasured).items():
         assert torch.equal(tensor, weights(student)[name])

@@ -74,8 +74,8 @@ def test_two_ranks_learn_what_one_process_learns(
     local = Resources(workers=0)
     alone = weights(finetune(config_of(llama), inputs, tmp_path / "alone", local, progress=reports["alone"].append))
     resources = Resources.of({"workers": 2, "strategy": strategy, "gpus_per_worker": 1 if strategy == "fsdp" else 0})
-    heard = reports[strategy].append
-    together = weights(finetune(config_of(llama), inputs, tmp_path / strategy, resources, progress=heard))
+    received = reports[strategy].append
+    together = weights(finetune(config_of(llama), inputs, tmp_path / strategy, resources, progress=received))
     assert together.keys() == alone.keys()
     for name, tensor in alone.items():
         assert torch.allclose(together[name], tensor, atol=1e-5), name
@@ -111,7 +111,7 @@ def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint_and_no_r
     restarts = [at for at in range(1, len(steps)) if steps[at] <= steps[at - 1]]
     assert len(restarts) == 1
     resumed, before = steps[restarts[0]], steps[restarts[0] - 1]
-    # Resumed right behind a checkpoint (even steps), at most the uncommitted one and the open interval before the kill.
+    # Resumed right after a checkpoint (even steps), at most the uncommitted one and the open interval before the kill.
     assert (resumed - 1) % 2 == 0
     assert before - resumed < 4
     final = {metrics["step"]: metrics["rows"] for metrics in seen}

@@ -27,18 +27,18 @@ class NoCluster:
 
 
 @pytest.mark.parametrize(
-    ("failure", "said"),
+    ("failure", "reason"),
     [
         (RayTaskError("work", "Traceback\n  line\nReftError: no rows", ReftError("no rows")), "no rows"),
         (WorkerCrashedError(), ".+"),
     ],
 )
-def test_a_failed_task_says_why_in_one_line(monkeypatch: pytest.MonkeyPatch, failure: Exception, said: str) -> None:
+def test_a_failed_task_says_why_in_one_line(monkeypatch: pytest.MonkeyPatch, failure: Exception, reason: str) -> None:
     def get(_: object) -> None:
         raise failure
 
     monkeypatch.setattr(ray, "remote", NoCluster)
     monkeypatch.setattr(ray, "wait", lambda futures, timeout: (futures, []))
     monkeypatch.setattr(ray, "get", get)
-    with pytest.raises(ReftError, match=f"^making soft labels failed: {said}$"):
+    with pytest.raises(ReftError, match=f"^making soft labels failed: {reason}$"):
         as_task("making soft labels", soft_targets_on_worker, resources=Resources())

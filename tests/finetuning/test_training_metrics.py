@@ -57,21 +57,21 @@ def test_what_is_done_again_after_a_loss_is_counted_once() -> None:
 class Longer(list):
     """Rows that turn out to be more, or fewer, than their number says."""
 
-    said = 0
+    claimed = 0
 
     def __len__(self) -> int:
-        return self.said
+        return self.claimed
 
 
 @pytest.mark.parametrize(
-    ("said", "metric"), [(4, catalog.UNSCREENED_ROWS), (9, catalog.UNACCOUNTED_ROWS)], ids=["more", "fewer"]
+    ("claimed", "metric"), [(4, catalog.UNSCREENED_ROWS), (9, catalog.UNACCOUNTED_ROWS)], ids=["more", "fewer"]
 )
-def test_rows_that_the_screening_did_not_count_stop_the_run(llama: Path, tmp_path: Path, said: int, metric) -> None:
+def test_rows_that_the_screening_did_not_count_stop_the_run(llama: Path, tmp_path: Path, claimed: int, metric) -> None:
     recorder = MemoryRecorder()
     rows = Longer(Example(chat(f"tell me {i}", "sure here is")) for i in range(6))
-    rows.said = said
+    rows.claimed = claimed
     config = FinetuneConfig.of({"base": str(llama), "method": "sft", "batch_rows": 2, "lora": {"rank": 2}, "epochs": 2})
     with pytest.raises(ReftError, match="screened"):
-        finetune(config, FinetuneInputs(rows, said), tmp_path / "student", LOCAL, recorder=recorder)
+        finetune(config, FinetuneInputs(rows, claimed), tmp_path / "student", LOCAL, recorder=recorder)
     assert recorder.total(metric) > 0
     assert recorder.total(catalog.UNSCREENED_ROWS) + recorder.total(catalog.UNACCOUNTED_ROWS) == recorder.total(metric)
