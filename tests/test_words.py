@@ -41,6 +41,7 @@ ORDINARY = (
 )
 # English sentences as data.
 DATA_FILES = {
+    "reft_ray/experiments/attacks/datasets.py",
     "reft_ray/testbed/answers.py",
     "reft_ray/testbed/grammar.py",
     "reft_ray/testbed/lexicon.py",
