@@ -1,1 +1,1 @@
-"""Whole chains for people to run: the quickstart and the comparison of methods."""
+"""Experiments that run the whole method: the quickstart and the comparison of methods."""

@@ -1,4 +1,4 @@
-"""The two pictures of a comparison: refusal scores with their thresholds, and harmful score against accuracy."""
+"""Plots: refusal scores with their thresholds, harmful score against accuracy, and costs."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def plot_scores(harmless: Sequence[float], harmful: Sequence[float], limits: Thr
 
 
 def plot_methods(methods: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """HS against FA, one point per method with its 95 % intervals; the good corner is the lower right one."""
+    """HS against FA, one point per method with its 95 % intervals; lower right is best."""
     figure, axes = plt.subplots(figsize=(5.6, 4.2))
     for index, (name, row) in enumerate(methods.items()):
         x, y = row["finetune_accuracy"], row["harmful_score"]
         x_low, x_high = row["intervals"]["finetune_accuracy"]
         y_low, y_high = row["intervals"]["harmful_score"]
-        # An interval of proportions need not hold a point at 0 or 100 exactly.
+        # An interval of proportions need not contain a point at exactly 0 or 100.
         x_error = [[max(0, x - x_low)], [max(0, x_high - x)]]
         y_error = [[max(0, y - y_low)], [max(0, y_high - y)]]
         axes.errorbar(x, y, xerr=x_error, yerr=y_error, fmt="o", color=f"C{index}", capsize=3, label=name)
@@ -61,21 +61,22 @@ def save(figure: Any, path: Path) -> None:
 
 
 def plot_grid(ratios: Mapping[float, Sequence[tuple[str, bool, float, float]]], path: Path) -> None:
-    """HS against FA, a panel per harmful ratio; points are (method, behind the filter, FA, HS).
+    """HS against FA, a panel per harmful ratio; points are (method, filtered, FA, HS).
 
-    A line leads from a method without the filter (hollow) to the same behind it (filled).
+    A line connects each method without the filter (hollow) and with it (filled).
     """
     figure, panels = plt.subplots(1, len(ratios), figsize=(4.2 * len(ratios), 4.6), squeeze=False, sharey=True)
     names = list(dict.fromkeys(name for points in ratios.values() for name, _, _, _ in points))
-    colours = {name: plt.get_cmap("tab20")(place % 20) for place, name in enumerate(names)}
+    colours = {name: plt.get_cmap("tab20")(index % 20) for index, name in enumerate(names)}
     for axes, (ratio, points) in zip(panels[0], ratios.items(), strict=True):
-        bare = {name: (fa, hs) for name, filtered, fa, hs in points if not filtered}
-        behind = {name: (fa, hs) for name, filtered, fa, hs in points if filtered}
-        for name in bare.keys() & behind.keys():
-            axes.plot(*zip(bare[name], behind[name], strict=True), color=colours[name], linewidth=0.8, alpha=0.6)
-        for found, face in ((bare, "none"), (behind, None)):
+        unfiltered = {name: (fa, hs) for name, filtered, fa, hs in points if not filtered}
+        with_filter = {name: (fa, hs) for name, filtered, fa, hs in points if filtered}
+        for name in unfiltered.keys() & with_filter.keys():
+            line = zip(unfiltered[name], with_filter[name], strict=True)
+            axes.plot(*line, color=colours[name], linewidth=0.8, alpha=0.6)
+        for found, fill in ((unfiltered, "none"), (with_filter, None)):
             for name, (fa, hs) in found.items():
-                axes.plot(fa, hs, "o", color=colours[name], markerfacecolor=face or colours[name], markersize=7)
+                axes.plot(fa, hs, "o", color=colours[name], markerfacecolor=fill or colours[name], markersize=7)
         axes.set(title=f"harmful ratio {ratio:g}", xlabel="finetune accuracy, %", ylim=(-4, 104))
         axes.grid(alpha=0.25)
     panels[0][0].set_ylabel("harmful score, %")
@@ -89,13 +90,16 @@ def plot_grid(ratios: Mapping[float, Sequence[tuple[str, bool, float, float]]], 
 def plot_costs(ratios: Mapping[str, tuple[float, float]], path: Path) -> None:
     """Bars of time and operations relative to plain finetuning, by method."""
     figure, axes = plt.subplots(figsize=(7, 0.45 * len(ratios) + 1.2))
-    places = range(len(ratios))
+    positions = range(len(ratios))
     for offset, (label, column) in enumerate((("time", 0), ("operations", 1))):
         axes.barh(
-            [place + 0.38 * offset for place in places], [both[column] for both in ratios.values()], 0.36, label=label
+            [position + 0.38 * offset for position in positions],
+            [both[column] for both in ratios.values()],
+            0.36,
+            label=label,
         )
     axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set_yticks([place + 0.19 for place in places], list(ratios), fontsize=8)
+    axes.set_yticks([position + 0.19 for position in positions], list(ratios), fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel="relative to plain LoRA finetuning")
     axes.legend(frameon=False, fontsize=8)

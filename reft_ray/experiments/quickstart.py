@@ -1,6 +1,6 @@
-"""The whole method on a laptop: a poisoned dataset breaks a finetuned model, and the Ref-Teacher prevents it.
+"""The whole method on a laptop: a poisoned dataset makes a finetuned model harmful, and the Ref-Teacher prevents it.
 
-Nothing is chosen on evaluation rows: thresholds and layer come from the teacher's validation prompts, and the
+No setting is chosen on evaluation rows: the teacher's validation prompts choose its thresholds and layer, and the
 settings below are the same for every seed.
 """
 
@@ -18,20 +18,20 @@ import torch
 from reft_ray.core.conversation import Example, Label
 from reft_ray.core.guided import Method
 from reft_ray.core.quality import filter_quality
-from reft_ray.experiments.chain import Screened, screen_rows, train_cell
-from reft_ray.experiments.evaluate import evaluate_student
+from reft_ray.evaluation.suite import Suite, TaskTest
 from reft_ray.experiments.plots import plot_methods, plot_scores
 from reft_ray.experiments.report import write_report
 from reft_ray.experiments.stages import Show, Stages
+from reft_ray.experiments.student import FilteredRows, count_labels, filter_rows, run_student
 from reft_ray.finetuning.config import FinetuneConfig, Resources
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
+from reft_ray.hf.compute import compute_pool
 from reft_ray.hf.generate import load_responder
-from reft_ray.hf.parallel_passes import compute_pool
 from reft_ray.hf.ref_teacher import RefTeacher, load_scorer
 from reft_ray.pipeline.builtin import TEACHER_EPOCHS, teacher_settings
+from reft_ray.screening.config import ScreenConfig
 from reft_ray.testbed.base_model import Recipe, ensure_base
-from reft_ray.testbed.rows import write_chat_rows
 from reft_ray.testbed.synthetic import Sizes, SyntheticRows
 from reft_ray.testbed.tasks import Task
 
@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The size of the experiment; the defaults are what `make quickstart` runs."""
+    """The size of the experiment; `make quickstart` runs the defaults."""
 
     seed: int = 0
     harmful_ratio: float = 0.3
@@ -54,7 +54,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Student:
-    """A row of the table: how it is trained, on which rows, and from which weights."""
+    """A row of the table: its method, its rows, and its initial weights."""
 
     method: Method
     poisoned: bool = True
@@ -69,11 +69,11 @@ STUDENTS = {
     "guided": Student(Method.GUIDED),
 }
 
-# The longest first, so that it is not left alone at the end. guided comes late: it shares distill's soft labels, which
-# two that begin together would both compute.
+# The longest first, so that it does not run alone at the end. guided comes late: it shares distill's soft labels, which
+# both would compute if they started together.
 _ORDER = ("distill", "aligned_sft", "sft_clean", "guided", "filter")
 
-# What each stage once added to the whole, in seconds on two cores: where the estimate of the time left starts from.
+# What each stage once added to the total time, in seconds on two cores: the first estimate of the remaining time.
 _USUAL = {
     "base model": 84.0,
     "Ref-Teacher": 69.0,
@@ -104,52 +104,56 @@ def student_settings(base: Path, student: Student, plan: Plan) -> FinetuneConfig
 
 
 def run_quickstart(out: Path, cache: Path, show: Show, plan: Plan | None = None, workers: int = 1) -> dict[str, Any]:
-    """Run every stage, write `report.json`, `report.html` and two plots to `out`; returns the report.
+    """Run all stages and write `report.json`, `report.html` and two plots to `out`; returns the report.
 
-    Ray must be running already.
+    Ray must be running.
     """
     plan = plan or Plan()
     out.mkdir(parents=True, exist_ok=True)
     stages = Stages(_USUAL, show)
-    world = SyntheticRows.make(plan.seed, plan.sizes)
-    with stages.stage("base model") as tell:
-        base = ensure_base(cache, 0, lambda done, total: tell({"progress": done / total}), plan.recipe)
-    with stages.stage("Ref-Teacher") as tell:
-        data = TeacherData(world.teacher_train, world.teacher_validation)
+    synthetic = SyntheticRows.make(plan.seed, plan.sizes)
+    with stages.stage("base model") as update:
+        base = ensure_base(cache, 0, lambda done, total: update({"progress": done / total}), plan.recipe)
+    with stages.stage("Ref-Teacher") as update:
+        data = TeacherData(synthetic.teacher_train, synthetic.teacher_validation)
         settings = teacher_settings(base, plan.seed, plan.teacher_epochs)
-        teacher = prepare_teacher(settings, data, out / "teacher", Resources(workers=0), progress=tell)
-    user = world.user_rows(plan.user_rows, plan.harmful_ratio, plan.task, plan.seed)
-    write_chat_rows(out / "user.jsonl", user)
+        teacher = prepare_teacher(settings, data, out / "teacher", Resources(workers=0), progress=update)
+    user = synthetic.user_rows(plan.user_rows, plan.harmful_ratio, plan.task, plan.seed)
     with stages.stage("screening"):
-        screened = screen_rows(out / "user.jsonl", user, teacher, out / "screened", str(base))
+        # Never in this process: the quickstart shows the actor pool.
+        screening = ScreenConfig(small_rows=0, findings=False)
+        filtered = filter_rows(user, teacher, str(base), out / "filter", screening)
+    suite = Suite(
+        harmful=[row.prompt for row in synthetic.hs_prompts],
+        harmless=[row.prompt for row in synthetic.over_refusal_prompts],
+        tasks={plan.task.value: TaskTest(synthetic.task_test(plan.task))},
+    )
 
     def student_of(name: str) -> dict[str, Any]:
         student = STUDENTS[name]
-        with stages.stage(name) as tell:
-            config = student_settings(base, student, plan)
-            rows = user if student.poisoned else [row for row in user if row.label is Label.HARMLESS]
-            cell = train_cell(
-                config,
-                rows,
-                screened,
-                world.alignment,
+        given = user if student.poisoned else [row for row in user if row.label is Label.HARMLESS]
+        with stages.stage(name) as update:
+            figures = run_student(
+                student_settings(base, student, plan),
+                filtered.kept if student.method.filters else given,
                 teacher,
                 out / "students" / name,
-                Resources(workers=workers),
-                tell,
+                suite=suite,
+                respond=lambda adapter: load_responder(str(base), adapter),
+                resources=Resources(workers=workers),
+                alignment=synthetic.alignment,
+                progress=update,
             )
-            respond = load_responder(str(base), cell.student)
-            figures = evaluate_student(
-                respond, world.hs_prompts, world.over_refusal_prompts, world.task_test(plan.task)
-            )
-        return {**figures, **_rows(rows, screened, student.method), "seconds": round(cell.seconds, 1)}
+        # Not measured: students train in other processes.
+        del figures["peak_mib"], figures["flops"]
+        return figures | _counts(given, filtered if student.method.filters else None)
 
-    found = dict(zip(_ORDER, side_by_side(student_of, _ORDER, students_at_once(workers)), strict=True))
+    found = dict(zip(_ORDER, run_in_parallel(student_of, _ORDER, students_at_once(workers)), strict=True))
     methods = {name: found[name] for name in STUDENTS}
     report = {
         "seed": plan.seed,
         "seconds_total": 0.0,
-        "filter": _filter(teacher, str(base), user, screened, out),
+        "filter": _filter(teacher, str(base), user, filtered, out),
         "methods": methods,
         "stages": {name: round(seconds, 1) for name, seconds in stages.seconds.items()},
     }
@@ -164,39 +168,39 @@ def run_quickstart(out: Path, cache: Path, show: Show, plan: Plan | None = None,
 
 
 def students_at_once(workers: int) -> int:
-    """How many students of so many single-threaded workers this machine trains together.
+    """How many students with this many single-threaded workers each this machine trains in parallel.
 
-    A step of a model this small is too short for two threads, and while one student starts up another one learns.
+    A step of a model this small is too short for two threads, and one student can train while another starts.
     """
     slots = int(ray.cluster_resources()["CPU"])
-    # Ray Data's tasks need slots beside those that training workers hold to their end.
+    # Ray Data's tasks need slots besides those of the training workers.
     return max(1, min(len(STUDENTS), os.cpu_count() or 1, slots - 2) // max(1, workers))
 
 
-def side_by_side(run: Callable[[str], Result], names: Sequence[str], at_once: int) -> list[Result]:
-    """Results in order, each from a thread of its own. The first error, or an interrupt, ends all of them."""
-    # They evaluate in these threads, beside others that train: each has its share of the processors.
+def run_in_parallel(run: Callable[[str], Result], names: Sequence[str], at_once: int) -> list[Result]:
+    """Results in order, computed in threads. The first error, or an interrupt, ends all of them."""
+    # Students are evaluated in these threads while others train: each gets its share of the processors.
     with compute_pool(at_once, max(1, torch.get_num_threads() // at_once)) as pool:
         try:
             return list(pool.map(run, names))
         except BaseException:
-            # Whatever still trains is waited for otherwise.
+            # Otherwise the pool waits for the students that still train.
             ray.shutdown()
             raise
 
 
-def _rows(rows: Sequence[Example], screened: Screened, method: Method) -> dict[str, int]:
-    """Rows by true label, and how many of each the method did not train on."""
-    dropped = screened.dropped if method.filters else {Label.HARMFUL: 0, Label.HARMLESS: 0}
+def _counts(given: Sequence[Example], filtered: FilteredRows | None) -> dict[str, int]:
+    """Rows by true label, and the number of each that the method did not train on."""
+    rows, dropped = count_labels(given), filtered.dropped if filtered else count_labels(())
     return {
-        f"{label}_{what}": count
-        for label in Label
-        for what, count in (("rows", sum(row.label is label for row in rows)), ("dropped", dropped[label]))
+        f"{label}_{name}": counts[label] for label in rows for name, counts in (("rows", rows), ("dropped", dropped))
     }
 
 
-def _filter(teacher: RefTeacher, base: str, user: Sequence[Example], screened: Screened, out: Path) -> dict[str, Any]:
-    """The filter on the user's rows: ranking by prompt score, recall and FPR by what was really dropped."""
+def _filter(
+    teacher: RefTeacher, base: str, user: Sequence[Example], filtered: FilteredRows, out: Path
+) -> dict[str, Any]:
+    """The filter on the user's rows: ranking by prompt score, recall and FPR by the rows that were dropped."""
     scorer = load_scorer(teacher.folder, base)
     scores = [item.score for item in scorer.score([row.prompt[-1].content for row in user])]
     harmful = [score for score, row in zip(scores, user, strict=True) if row.label is Label.HARMFUL]
@@ -204,11 +208,11 @@ def _filter(teacher: RefTeacher, base: str, user: Sequence[Example], screened: S
     plot_scores(harmless, harmful, teacher.manifest.thresholds, out / "scores.png")
     labels = torch.tensor([row.label is Label.HARMFUL for row in user]).long()
     quality = filter_quality(torch.tensor(scores), labels, teacher.manifest.thresholds)
-    dropped = screened.dropped
+    dropped = filtered.dropped
     return {
         "auroc": quality.auroc,
-        "recall": dropped[Label.HARMFUL] / len(harmful),
-        "fpr": dropped[Label.HARMLESS] / len(harmless),
+        "recall": dropped["harmful"] / len(harmful),
+        "fpr": dropped["harmless"] / len(harmless),
         "threshold": teacher.manifest.thresholds.block,
         "teacher": teacher.id,
         "layer": teacher.manifest.layer,

@@ -1,4 +1,4 @@
-"""What a comparison writes: `report.json`, `report.html`, and the table for the terminal."""
+"""The quickstart's report: `report.json`, `report.html`, and the table for the terminal."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ import jinja2
 from rich import box
 from rich.table import Table
 
+from reft_ray.atomic import atomic_write
+
 COLUMNS = ("harmful_score", "finetune_accuracy", "over_refusal", "look_alikes_refused")
 
 
 def write_report(report: Mapping[str, Any], summary: str, out: Path) -> None:
-    """Write `report.json` and a self-contained `report.html`; the two plots must lie in `out` already."""
+    """Write `report.json` and a self-contained `report.html`; the two plots must already be in `out`."""
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
     )
     pictures = {
         f"{name}_png": base64.b64encode((out / f"{name}.png").read_bytes()).decode() for name in ("scores", "methods")
     }
-    _replace(out / "report.html", template.render(**report, **pictures, summary=summary))
-    _replace(out / "report.json", json.dumps(report, indent=2) + "\n")
+    with atomic_write(out / "report.html") as scratch:
+        scratch.write_text(template.render(**report, **pictures, summary=summary), encoding="utf-8")
+    with atomic_write(out / "report.json") as scratch:
+        scratch.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def table_of(methods: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row per method, in %, 95 % intervals below the figures; fits into 80 columns."""
+    """One row per method, in %, with 95 % intervals below the figures; fits 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     for header in ("method", "HS", "FA", "over-\nrefusal", "look-\nalikes"):
         table.add_column(header, no_wrap=True)
@@ -46,9 +50,3 @@ def table_of(methods: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{row['seconds']:.0f}",
         )
     return table
-
-
-def _replace(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.writing")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)

@@ -1,4 +1,4 @@
-"""The stages of a long command: what runs now, and an estimate of the time left that learns from this machine."""
+"""The stages of a long command: the current one, and an estimate of the remaining time at this machine's speed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from threading import Lock
 from typing import Any
 
 Show = Callable[[str, float, float], None]
-"""(stage, share of the whole done, seconds left)."""
+"""(stage, share of all work done, seconds left)."""
 
 
 class Stages:
-    """Stages with their usual shares of the work; the pace so far scales what is left. Several may run at a time.
+    """Stages with their usual shares of the work; the speed so far scales the rest. Several can run in parallel.
 
-    `usual` gives what each stage once added to the whole in seconds; only their ratios matter after the first stage.
+    `usual` is what each stage once added to the total time in seconds; after the first stage only ratios matter.
     """
 
     def __init__(self, usual: Mapping[str, float], show: Show) -> None:
@@ -29,11 +29,11 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """Time one stage; yields a callback for metrics that hold `progress` in [0, 1]."""
+        """Time one stage; yields a callback for metrics with `progress` in [0, 1]."""
         started = time.perf_counter()
 
         def update(metrics: Mapping[str, Any]) -> None:
-            self._tell(name, float(metrics["progress"]))
+            self._report(name, float(metrics["progress"]))
 
         update({"progress": 0.0})
         yield update
@@ -42,20 +42,20 @@ class Stages:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What each finished stage took, in the order of the usual ones."""
+        """The seconds of each finished stage, in the order of `usual`."""
         return {name: self._seconds[name] for name in self._usual if name in self._seconds}
 
     @property
     def seconds_total(self) -> float:
-        """Since the first stage began."""
+        """Seconds since the first stage started."""
         return time.perf_counter() - self._started
 
-    def _tell(self, name: str, progress: float) -> None:
+    def _report(self, name: str, progress: float) -> None:
         with self._lock:
             self._progress[name] = progress
             passed = sum(self._usual[stage] * share for stage, share in self._progress.items())
             whole = sum(self._usual.values())
-            # Start-up hides in the first seconds of a stage: the pace is taken once some of it is done.
+            # The first seconds of a stage are start-up, so the pace is measured after a tenth of it.
             if progress > 0.1:
                 self._pace = self.seconds_total / passed
             self._show(name, passed / whole, (whole - passed) * self._pace)

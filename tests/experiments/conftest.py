@@ -1,4 +1,4 @@
-"""A comparison small enough for the fast lane: the built-in world's rows, a random base, a teacher of seconds."""
+"""A comparison small enough for the fast lane: synthetic rows, a random base, a teacher trained in seconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL = Sizes(
 
 
 class SmallWorkspace(Workspace):
-    """The built-in world on a given base."""
+    """A comparison on few synthetic rows."""
 
     @cached_property
     def rows(self) -> BenchRows:
@@ -27,7 +27,7 @@ class SmallWorkspace(Workspace):
 
 @pytest.fixture(scope="session")
 def small_workspace(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """Shared by the tests of sections; each caches under names of its own."""
+    """Shared by the tests of sections, which cache under different names."""
     config = preset(
         "quick",
         {
@@ -38,7 +38,7 @@ def small_workspace(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Wo
                 "lora": {"rank": 4},
                 "optimizer": {"learning_rate": 0.01},
                 # A random base makes a poor teacher, which would block every row to catch the harmful ones.
-                "thresholds": {"block_recall": None, "block_fpr": 0.1, "review_recall": 0.3},
+                "thresholds": {"block_fpr": 0.1, "review_recall": 0.3},
             },
             "student": {"epochs": 1, "batch_rows": 8, "alignment_ratio": 0.5, "lora": {"rank": 4}},
             "alignment_rows": 20,

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import ray
@@ -11,25 +12,28 @@ import torch
 
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import UsageError
-from reft_ray.core.optimization import clip_gradients
+from reft_ray.core.optimization import optimizer_step
+from reft_ray.core.refusal import ClassSums
 from reft_ray.core.teacher import TeacherTerms, teacher_step
+from reft_ray.experiments import student
 from reft_ray.experiments.bench import cell as cells
-from reft_ray.experiments.bench import costs, grid, grid_report
+from reft_ray.experiments.bench import costs, grid, students
 from reft_ray.experiments.bench.cell import Cell, cell_key
 from reft_ray.experiments.bench.config import Block
+from reft_ray.experiments.bench.defence_edits import edit_student, last_features
+from reft_ray.experiments.bench.grid_tables import render
 from reft_ray.experiments.bench.methods import METHODS
 from reft_ray.experiments.bench.presets import preset
-from reft_ray.experiments.bench.starts import start_adapter
-from reft_ray.experiments.bench.weight_edits import edit_student, last_features
+from reft_ray.experiments.bench.shared_models import initial_adapter, teacher_adapter
 from reft_ray.experiments.bench.workspace import Workspace
-from reft_ray.finetuning import student_loop, teacher_loop
+from reft_ray.finetuning import student_loop, teacher_filter, teacher_loop
 from reft_ray.finetuning.config import TeacherConfig
 from reft_ray.finetuning.export import EXPORT, export_student
 from reft_ray.hf.loading import load_base
 from reft_ray.hf.lora import attach_saved, merge
 
 TINY: dict[str, Any] = {
-    "world": {
+    "builtin_sizes": {
         "teacher_train": 80,
         "teacher_validation": 40,
         "alignment": 40,
@@ -102,30 +106,33 @@ def test_every_method_gives_its_figures_with_and_without_the_filter(
 
 
 def test_the_filter_is_the_same_for_all_methods(result: dict[str, Any]) -> None:
-    behind = [row["dropped"] for row in result["cells"] if row["cell"]["filtered"]]
-    assert all(dropped == behind[0] for dropped in behind)
+    dropped_rows = [row["dropped"] for row in result["cells"] if row["cell"]["filtered"]]
+    assert all(dropped == dropped_rows[0] for dropped in dropped_rows)
 
 
-def test_behind_a_filter_that_drops_nothing_stands_the_same_student(
+def test_a_filter_that_drops_no_row_reuses_the_student_without_it(
     workspace: Workspace, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_training(*_: Any) -> Path:
-        raise AssertionError("the student is there already")
+        raise AssertionError("the student is cached")
 
-    monkeypatch.setattr(cells, "behind_filter", lambda _workspace, rows, _folder: list(rows))
-    monkeypatch.setattr(cells, "train_student_of", no_training)
+    def keep_all(rows: list[Example], *_: Any, **__: Any) -> student.FilteredRows:
+        return student.FilteredRows(rows, frozenset(range(len(rows))), MagicMock())
+
+    monkeypatch.setattr(students, "filter_rows", keep_all)
+    monkeypatch.setattr(student, "finetune", no_training)
     alone = next(row for row in result["cells"] if row["cell"]["method"] == "sft")
     found = cells.run_cell(workspace, Cell(**{**alone["cell"], "filtered": True}))
     assert found == {name: value for name, value in alone.items() if name != "cell"}
 
 
-def test_a_second_run_makes_nothing_and_an_interrupted_one_makes_what_is_missing(
+def test_a_second_run_trains_nothing_and_an_interrupted_one_trains_the_missing_cells(
     workspace: Workspace, result: dict[str, Any]
 ) -> None:
     lines: list[str] = []
     again = Workspace(workspace.config.model_copy(update={"teacher": str(workspace.teacher.folder)}), workspace.out)
     again.base = workspace.base
-    again.say = lines.append
+    again.log = lines.append
     assert grid.run(again, {}) == result
     assert lines == []
     cell = grid.cells_of(workspace.config)[0]
@@ -138,7 +145,7 @@ def test_a_second_run_makes_nothing_and_an_interrupted_one_makes_what_is_missing
         assert {name: now[name] for name in figures} == {name: then[name] for name in figures}
 
 
-def test_a_failed_cell_is_told_and_does_not_end_the_grid(
+def test_a_failed_cell_is_reported_and_does_not_end_the_grid(
     workspace: Workspace, result: dict[str, Any], tmp_path: Path
 ) -> None:
     changes = {
@@ -153,12 +160,13 @@ def test_a_failed_cell_is_told_and_does_not_end_the_grid(
     assert [cell["name"] for cell in found["failed"]] == ["sentiment-1-3-s0-sft", "sentiment-1-16-s0-sft"]
     assert "ReftError" in found["failed"][0]["error"]
     assert len(broken.failures) == 2
-    text = grid_report.render(found, tmp_path)
-    assert "Failed cells:" in text
+    text = render(found, tmp_path)
+    assert "| failed cell | error |" in text
+    assert text.count("| sentiment-1-") == 2
     assert not list(tmp_path.glob("cells/*"))
 
 
-def test_a_cell_that_ray_lost_is_told_as_failed(
+def test_a_cell_that_ray_lost_is_reported_as_failed(
     small_workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Sent:
@@ -205,11 +213,11 @@ def test_operations_are_averaged_over_the_seeds_that_counted_them(tmp_path: Path
         {**common, "flops": flops, "cell": asdict(Cell("sft", "sentiment", 0.1, 16, seed, False))}
         for seed, flops in enumerate([3e12, 0, 5e12])
     ]
-    text = grid_report.render({"cells": made, "failed": [], "not_run": 0}, tmp_path)
+    text = render({"cells": made, "failed": [], "not_run": 0}, tmp_path)
     assert text.count("| 4.00 |") == 1
 
 
-def test_an_unknown_task_is_told_before_anything_is_trained(workspace: Workspace, tmp_path: Path) -> None:
+def test_an_unknown_task_is_reported_before_any_training(workspace: Workspace, tmp_path: Path) -> None:
     changes = {**TINY, "blocks": [{"methods": ["sft"], "tasks": ["sst2"]}], "teacher": str(workspace.teacher.folder),
                "base": workspace.base}  # fmt: skip
     with pytest.raises(UsageError, match="no task 'sst2' in these rows; there are sentiment, arithmetic"):
@@ -217,7 +225,7 @@ def test_an_unknown_task_is_told_before_anything_is_trained(workspace: Workspace
 
 
 def test_the_report_shows_every_cell(result: dict[str, Any], tmp_path: Path) -> None:
-    text = grid_report.render(result, tmp_path)
+    text = render(result, tmp_path)
     assert "### sentiment, n = 16" in text
     assert (tmp_path / "grid-sentiment-16.png").is_file()
     for name, filtered in CELLS:
@@ -225,15 +233,15 @@ def test_the_report_shows_every_cell(result: dict[str, Any], tmp_path: Path) -> 
     assert "seeds)" not in text
 
 
-def test_a_mean_over_more_seeds_than_others_says_so(result: dict[str, Any], tmp_path: Path) -> None:
+def test_the_number_of_seeds_is_shown_where_it_differs(result: dict[str, Any], tmp_path: Path) -> None:
     first = result["cells"][0]
     again = {**first, "cell": {**first["cell"], "seed": 1}}
-    text = grid_report.render({**result, "cells": [*result["cells"], again]}, tmp_path)
+    text = render({**result, "cells": [*result["cells"], again]}, tmp_path)
     (line,) = [line for line in text.splitlines() if "seeds)" in line]
     assert line.startswith(f"| {METHODS[first['cell']['method']].title} | {first['harmful_score']:.1f} (2 seeds) |")
 
 
-def test_a_cells_key_follows_what_its_figures_depend_on(workspace: Workspace) -> None:
+def test_a_cells_key_changes_with_its_settings(workspace: Workspace) -> None:
     cell = Cell("distill", "sentiment", 0.25, 16, 0, True)
     key = cell_key(workspace, cell)
     for changes in (
@@ -251,28 +259,29 @@ def test_a_cells_key_follows_what_its_figures_depend_on(workspace: Workspace) ->
     assert json.dumps(key)
 
 
-def test_an_interrupted_teacher_goes_on_from_its_checkpoint(
+def test_an_interrupted_teacher_resumes_from_its_checkpoint(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {**workspace.config.teacher_settings, "base": workspace.base, "checkpoint_every": 1}
     config, data, folder = TeacherConfig.of(settings), workspace.rows.teacher, tmp_path / "teacher"
     losses: list[TeacherTerms] = []
 
-    def counted(*args: Any, **kwargs: Any) -> TeacherTerms:
-        losses.append(teacher_step(*args, **kwargs))
-        return losses[-1]
+    def counted(*args: Any, **kwargs: Any) -> tuple[TeacherTerms, ClassSums]:
+        terms, sums = teacher_step(*args, **kwargs)
+        losses.append(terms)
+        return terms, sums
 
     def killed(*_args: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(teacher_loop, "teacher_step", counted)
     with monkeypatch.context() as patch:
-        patch.setattr(teacher_loop, "save_teacher", killed)
+        patch.setattr(teacher_filter, "save_teacher", killed)
         with pytest.raises(KeyboardInterrupt):
-            workspace.prepared(folder, config, data, "a teacher")
+            workspace.train_teacher(folder, config, data, "a teacher")
     assert len(losses) == 2
-    assert workspace.prepared(folder, config, data, "a teacher").id
-    # The last step alone, on the same rows with the same weights.
+    assert workspace.train_teacher(folder, config, data, "a teacher").id
+    # Only the last step, on the same rows with the same weights.
     assert len(losses) == 3
     assert losses[2] == losses[1]
     assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
@@ -280,34 +289,33 @@ def test_an_interrupted_teacher_goes_on_from_its_checkpoint(
 
 @pytest.mark.parametrize("edit", ["safe_lora", "antidote"])
 def test_an_edit_without_effect_gives_the_student_itself(workspace: Workspace, tmp_path: Path, edit: Any) -> None:
-    start = start_adapter(workspace, "teacher")
-    assert start is not None
-    student = start_adapter(workspace, "vaccine")
-    assert student is not None
+    start = teacher_adapter(workspace)
+    trained = initial_adapter(workspace, "vaccine")
+    assert trained is not None
     config = workspace.config
     none = config.model_copy(
         update={"edits": config.edits.model_copy(update={"safe_lora_threshold": -1.0, "antidote_dense": 0.0})}
     )
     idle = Workspace(none.model_copy(update={"teacher": str(workspace.teacher.folder)}), workspace.out)
     idle.base = workspace.base
-    edited = load_base(str(edit_student(idle, edit, student, start, tmp_path / "edited"))).model
-    merged = merge(attach_saved(load_base(workspace.base).model, "student", student))
+    edited = load_base(str(edit_student(idle, edit, trained, start, tmp_path / "edited"))).model
+    merged = merge(attach_saved(load_base(workspace.base).model, "student", trained))
     theirs = dict(merged.named_parameters())
     for name, parameter in edited.named_parameters():
         torch.testing.assert_close(parameter, theirs[name], atol=1e-5, rtol=0)
 
 
-def test_aligned_starts_are_made_once_and_differ(workspace: Workspace) -> None:
-    vaccine, booster = start_adapter(workspace, "vaccine"), start_adapter(workspace, "booster")
+def test_aligned_adapters_are_trained_once_and_differ(workspace: Workspace) -> None:
+    vaccine, booster = initial_adapter(workspace, "vaccine"), initial_adapter(workspace, "booster")
     assert vaccine != booster
     assert vaccine is not None
     before = (vaccine / "adapter_model.safetensors").stat().st_mtime_ns
-    assert start_adapter(workspace, "vaccine") == vaccine
+    assert initial_adapter(workspace, "vaccine") == vaccine
     assert (vaccine / "adapter_model.safetensors").stat().st_mtime_ns == before
-    assert start_adapter(workspace, "base") is None
+    assert initial_adapter(workspace, "base") is None
 
 
-def test_an_interrupted_alignment_goes_on_from_its_checkpoint(
+def test_an_interrupted_alignment_resumes_from_its_checkpoint(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = {**workspace.config.alignment_stage, "checkpoint_every": 1}
@@ -315,34 +323,34 @@ def test_an_interrupted_alignment_goes_on_from_its_checkpoint(
     once.base = workspace.base
     steps: list[int] = []
 
-    def counted(*args: Any, **kwargs: Any) -> None:
+    def counted(*args: Any, **kwargs: Any) -> Any:
         steps.append(1)
-        clip_gradients(*args, **kwargs)
+        return optimizer_step(*args, **kwargs)
 
-    def killed(_trainee: Any, weights: Any, folder: Path) -> None:
+    def killed(_model: Any, weights: Any, folder: Path) -> None:
         if folder.name == EXPORT:
             raise KeyboardInterrupt
-        export_student(_trainee, weights, folder)
+        export_student(_model, weights, folder)
 
-    monkeypatch.setattr(student_loop, "clip_gradients", counted)
+    monkeypatch.setattr(student_loop, "optimizer_step", counted)
     with monkeypatch.context() as patch:
         patch.setattr(student_loop, "export_student", killed)
         with pytest.raises(KeyboardInterrupt):
-            start_adapter(once, "vaccine")
+            initial_adapter(once, "vaccine")
     interrupted = len(steps)
     assert interrupted >= 2
-    assert start_adapter(once, "vaccine")
-    # The last step alone, on the same rows with the same weights.
+    assert initial_adapter(once, "vaccine")
+    # Only the last step, on the same rows with the same weights.
     assert len(steps) == interrupted + 1
 
 
-def test_users_rows_hold_the_ratio_that_was_asked_for(workspace: Workspace) -> None:
+def test_user_rows_have_the_requested_harmful_ratio(workspace: Workspace) -> None:
     rows = workspace.rows.user("arithmetic", 20, 0.1, 0)
     assert [row.label for row in rows].count(Label.HARMFUL) == 2
 
 
 @pytest.mark.slow
-def test_costs_are_relative_to_plain_finetuning_and_kept_as_they_are_made(
+def test_costs_are_relative_to_plain_finetuning_and_cached(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [costs.PLAIN, "guided, cached, 1:1"]
@@ -356,7 +364,7 @@ def test_costs_are_relative_to_plain_finetuning_and_kept_as_they_are_made(
     assert "guided, cached, 1:1" in costs.render(found, tmp_path)
 
     def trained(*_args: Any) -> list[float]:
-        raise AssertionError("measured before")
+        raise AssertionError("the measurement is cached")
 
     monkeypatch.setattr(costs, "train", trained)
     assert costs.run(workspace, settings)["contenders"] == found["contenders"]

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from reft_ray.cli.main import app
 
 TINY = [
-    'world={"teacher_train":80,"teacher_validation":40,"alignment":40,"hs_prompts":6,"over_refusal_prompts":6,'
+    'builtin_sizes={"teacher_train":80,"teacher_validation":40,"alignment":40,"hs_prompts":6,"over_refusal_prompts":6,'
     '"task_test":6}',
     'recipe={"rows":200,"shape":{"hidden":32,"layers":4,"heads":2,"intermediate":64}}',
     "teacher_settings.epochs=1",
@@ -50,5 +50,5 @@ def test_cells_run_as_tasks_and_give_what_they_give_in_one_process(
     command = ["bench", "table", "--out", str(tmp_path / "out-2"), "--markdown", str(report), *settings]
     found = CliRunner().invoke(app, command)
     assert found.exit_code == 0, found.output
-    assert "not made yet:" in found.output
+    assert "not computed yet:" in found.output
     assert "### sentiment, n = 16" in report.read_text()

@@ -1,4 +1,4 @@
-"""The frame of a comparison: what is cached, what a report says of what is missing, and strict settings."""
+"""Caching of sections, the report of cached and missing ones, and strict settings."""
 
 import dataclasses
 import json
@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 from reft_ray.cli.main import app
 from reft_ray.core.errors import UsageError
 from reft_ray.experiments.bench.presets import PRESETS, preset
-from reft_ray.experiments.bench.report import write_results
-from reft_ray.experiments.bench.sections import Section, check_settings
+from reft_ray.experiments.bench.section import Section
 from reft_ray.experiments.bench.workspace import Workspace
+from reft_ray.experiments.sections import check_settings, write_results
 
 
-class Known(Workspace):
-    """A workspace whose rows, base and teacher are those of a test."""
+class FixedWorkspace(Workspace):
+    """A workspace with a fixed identity."""
 
     def __init__(self, out: Path, **changes: Any) -> None:
         super().__init__(preset("quick", changes), out)
@@ -45,13 +45,13 @@ def count_calls(calls: list[dict[str, Any]]) -> Section:
 def test_a_section_is_made_once_per_settings_and_version(tmp_path: Path) -> None:
     calls: list[dict[str, Any]] = []
     section = count_calls(calls)
-    workspace = Known(tmp_path)
+    workspace = FixedWorkspace(tmp_path)
     assert section.result(workspace) is None
     section.make(workspace)
-    section.make(Known(tmp_path))
+    section.make(FixedWorkspace(tmp_path))
     assert len(calls) == 1
-    assert section.result(Known(tmp_path)) == {"calls": 1}
-    section.make(Known(tmp_path, sections={"counted": {"rows": 3}}))
+    assert section.result(FixedWorkspace(tmp_path)) == {"calls": 1}
+    section.make(FixedWorkspace(tmp_path, sections={"counted": {"rows": 3}}))
     assert calls == [{}, {"rows": 3}]
     dataclasses.replace(section, version=2).make(workspace)
     assert len(calls) == 3
@@ -62,7 +62,7 @@ def test_a_section_is_made_once_per_settings_and_version(tmp_path: Path) -> None
     [
         ({"cost": {"rounds": 3}}, "sections.cost: no such section; there are grid, filters, "),
         ({"costs": {"round": 3}}, "sections.costs: round: unknown key, did you mean rounds"),
-        ({"costs": {"contenders": ["Lisa"]}}, "sections.costs: contenders: .*name 'plain LoRA SFT' too"),
+        ({"costs": {"contenders": ["Lisa"]}}, "sections.costs: contenders: .*add 'plain LoRA SFT'"),
         ({"costs": {"contenders": ["plain LoRA SFT", "LISA"]}}, "sections.costs: .*no contender 'LISA'; there are "),
         ({"attacks": {"only": ["base46"]}}, "sections.attacks: only: .*no attack 'base46'; there are plain, base64, "),
         ({"ablations": {"only": ["lambda", "beta"]}}, "sections.ablations: only: .*no axis 'beta'; there are .*, tau"),
@@ -71,7 +71,7 @@ def test_a_section_is_made_once_per_settings_and_version(tmp_path: Path) -> None
         ({"conflict": {"point": 1}}, "sections.conflict: point: unknown key, did you mean points"),
     ],
 )
-def test_what_a_section_would_stumble_over_is_said_before_anything_is_trained(
+def test_wrong_settings_of_a_section_are_reported_before_any_training(
     settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):
@@ -84,23 +84,23 @@ def test_what_a_section_would_stumble_over_is_said_before_anything_is_trained(
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_presets_name_what_sections_know(name: str) -> None:
+def test_the_presets_settings_of_sections_are_valid(name: str) -> None:
     check_settings(preset(name, {"rows": "DIR", "base": "BASE"}).sections)
     check_settings({"attacks": {"only": ["suffix for all", "identity shift"]}, "ablations": {"only": ["tau", "T"]}})
 
 
-def test_a_section_follows_the_students_settings_and_not_the_grid(tmp_path: Path) -> None:
+def test_a_section_depends_on_the_students_settings_and_not_on_the_grid(tmp_path: Path) -> None:
     calls: list[dict[str, Any]] = []
     section = count_calls(calls)
-    section.make(Known(tmp_path))
-    section.make(Known(tmp_path, blocks=[{"methods": ["sft"], "tasks": ["arithmetic"]}]))
+    section.make(FixedWorkspace(tmp_path))
+    section.make(FixedWorkspace(tmp_path, blocks=[{"methods": ["sft"], "tasks": ["arithmetic"]}]))
     assert len(calls) == 1
-    section.make(Known(tmp_path, student={"batch_rows": 3}))
+    section.make(FixedWorkspace(tmp_path, student={"batch_rows": 3}))
     assert len(calls) == 2
 
 
-def test_a_report_holds_what_was_made_and_names_what_was_not(tmp_path: Path) -> None:
-    workspace = Known(tmp_path / "out")
+def test_a_report_contains_cached_sections_and_names_the_others(tmp_path: Path) -> None:
+    workspace = FixedWorkspace(tmp_path / "out")
     made, absent = count_calls([]), dataclasses.replace(count_calls([]), name="absent")
     made.make(workspace)
     report = tmp_path / "docs" / "results.md"
@@ -113,14 +113,14 @@ def test_a_report_holds_what_was_made_and_names_what_was_not(tmp_path: Path) -> 
     assert sorted(path.name for path in report.parent.iterdir()) == ["results", "results.md"]
 
 
-def test_what_a_section_raises_is_not_kept(tmp_path: Path) -> None:
+def test_errors_of_a_section_are_not_cached(tmp_path: Path) -> None:
     def broken(_workspace: Workspace, _settings: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("broken")
 
     section = dataclasses.replace(count_calls([]), run=broken)
     with pytest.raises(ValueError, match="broken"):
-        section.make(Known(tmp_path))
-    assert section.result(Known(tmp_path)) is None
+        section.make(FixedWorkspace(tmp_path))
+    assert section.result(FixedWorkspace(tmp_path)) is None
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -141,14 +141,14 @@ def test_presets_are_complete(name: str) -> None:
         ("quick", {"blocks": [{"methods": ["sfft"], "tasks": ["sst2"]}]}, "no method 'sfft'"),
     ],
 )
-def test_what_cannot_be_run_is_said_in_one_line(name: str, changes: dict[str, Any], message: str) -> None:
+def test_an_invalid_preset_is_reported_in_one_line(name: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as raised:
         preset(name, changes)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
-def test_changes_go_into_a_preset_key_by_key() -> None:
+def test_changes_of_a_preset_are_merged_by_key() -> None:
     config = preset("quick", {"evaluation": {"task": 7}})
     assert config.evaluation.task == 7
     assert config.evaluation.harmful == 100

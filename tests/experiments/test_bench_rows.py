@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from reft_ray.core.conversation import Example, Label, chat
-from reft_ray.experiments.bench.rows import builtin_rows, folder_rows, some
+from reft_ray.experiments.bench.rows import builtin_rows, folder_rows, sample_rows
 from reft_ray.hf.loading import load_tokenizer
 from reft_ray.testbed.synthetic import Sizes, SyntheticRows
 
@@ -13,7 +13,7 @@ SIZES = Sizes(20, 20, 20, 20, 20, 20)
 
 
 @pytest.mark.parametrize("part", ["task_test", "user_rows"])
-def test_other_rows_have_another_identity(part, monkeypatch):
+def test_different_rows_have_different_identities(part, monkeypatch):
     before = builtin_rows(SIZES).identity
     assert builtin_rows(SIZES).identity == before
     drawn = getattr(SyntheticRows, part)
@@ -21,16 +21,16 @@ def test_other_rows_have_another_identity(part, monkeypatch):
     assert builtin_rows(SIZES).identity != before
 
 
-def test_the_prompts_that_are_asked_are_drawn_from_all_sources():
+def test_prompts_are_sampled_from_all_sources():
     rows = [Example(chat(f"{source} {number}"), Label.HARMFUL, source) for source in "abcd" for number in range(50)]
-    asked = some(rows, 100)
-    assert asked == some(rows, 100)
+    asked = sample_rows(rows, 100)
+    assert asked == sample_rows(rows, 100)
     assert len({row.prompt for row in asked}) == 100
     assert min(Counter(row.source for row in asked).values()) > 10
-    assert len(some(rows, 1000)) == 200
+    assert len(sample_rows(rows, 1000)) == 200
 
 
-def test_worked_answers_have_room_to_end(shared_data):
+def test_worked_answers_fit_their_answer_tokens(shared_data):
     task = folder_rows(shared_data / "data").tasks["gsm8k"]
     tokenizer = load_tokenizer(str(shared_data / "models/base-7m"))
     lengths = [len(tokenizer(row.response)["input_ids"]) for row in task.test]

@@ -1,6 +1,5 @@
-"""The filter table: every figure against an independent computation, and sentences that follow the figures."""
+"""The filter comparison: figures against independent computations, and its tables."""
 
-import copy
 import re
 import sys
 from pathlib import Path
@@ -15,13 +14,12 @@ from reft_ray.core.quality import Targets
 from reft_ray.core.verdict import Thresholds
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.experiments.filters import keywords
-from reft_ray.experiments.filters.baseline_filter import REF_TEACHER, BaselineFilter
-from reft_ray.experiments.filters.linear import fit_embeddings, fit_tfidf, labels_of
-from reft_ray.experiments.filters.render import render, text
-from reft_ray.experiments.filters.rows import FilterRows, set_apart
-from reft_ray.experiments.filters.scores import Scored, score_all
+from reft_ray.experiments.filters.figures import lost_pairs
+from reft_ray.experiments.filters.linear import fit_embeddings, fit_tfidf
+from reft_ray.experiments.filters.rows import FilterRows, held_out, labels_of
+from reft_ray.experiments.filters.scores import REF_TEACHER, BaselineFilter, ScoredFilter, score_all
 from reft_ray.experiments.filters.section import SECTION
-from reft_ray.experiments.filters.table import FOREIGN, lost_pairs
+from reft_ray.experiments.filters.tables import render
 
 NAMES = [REF_TEACHER, "keywords", "TF-IDF + LR", "base probe", "teacher's answers", "base direction", "lambda = 0"]
 
@@ -31,7 +29,7 @@ def result(small_workspace: Workspace) -> dict:
     return SECTION.run(small_workspace, {"embeddings": False})
 
 
-def test_the_table_holds_every_filter_on_every_group(result: dict) -> None:
+def test_every_filter_is_measured_on_every_group(result: dict) -> None:
     assert [one["name"] for one in result["filters"]] == NAMES
     assert set(result["parts"]) == {"foreign", "seen"}
     for part in result["parts"].values():
@@ -42,36 +40,19 @@ def test_the_table_holds_every_filter_on_every_group(result: dict) -> None:
     assert result["parts"]["foreign"]["filters"][REF_TEACHER]["over_first"] == [0, 0, 0]
 
 
-def test_the_report_is_made_from_the_result_alone(result: dict, tmp_path: Path) -> None:
+def test_the_tables_show_every_filter_with_its_difference_to_the_first(result: dict, tmp_path: Path) -> None:
     shown = render(result, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"filters-roc.png", "filters-scores.png"}
     for name in NAMES:
-        assert shown.count(f"\n| {name} | ") == 2
+        # In the list of filters and in the tables of both parts.
+        assert shown.count(f"\n| {name} | ") == 3
+    value, low, high = result["parts"]["foreign"]["filters"]["keywords"]["over_first"]
+    assert f"| {value:+.3f} ({low:+.3f}-{high:+.3f}) |" in shown
     best = max(result["parts"]["foreign"]["filters"].values(), key=lambda row: row["auroc"][0])
     assert f"**{best['auroc'][0]:.3f} (" in shown
 
 
-@pytest.mark.parametrize(
-    ("over_first", "words"),
-    [
-        ([-0.2, -0.3, -0.1], "the Ref-Teacher is ahead of keywords (+0.200, +0.100 to +0.300)"),
-        ([0.2, 0.1, 0.3], "is behind keywords (-0.200, -0.300 to -0.100)"),
-        ([0.0, -0.1, 0.1], "cannot be told from keywords"),
-    ],
-)
-def test_who_is_ahead_is_said_by_the_interval_of_the_difference(
-    result: dict, over_first: list[float], words: str
-) -> None:
-    told = copy.deepcopy(result)
-    filters = told["parts"][FOREIGN]["filters"]
-    for name in [name for name in filters if name not in (REF_TEACHER, "keywords")]:
-        del filters[name]
-    filters["keywords"]["over_first"] = over_first
-    line = next(line for line in text(told).splitlines() if line.startswith("- Sources that no filter"))
-    assert words in line
-
-
-def test_scores_are_kept_and_not_fitted_again(tmp_path: Path) -> None:
+def test_scores_are_cached(tmp_path: Path) -> None:
     rows = FilterRows(*(4 * [[example("steal it", True), example("bake it", False)]]), benign={})
     fits = []
 
@@ -83,7 +64,7 @@ def test_scores_are_kept_and_not_fitted_again(tmp_path: Path) -> None:
         (scored,) = score_all([BaselineFilter("k", "about", fit, "a teacher")], rows, Targets(), tmp_path)
     score_all([BaselineFilter("k", "about", fit, "another")], rows, Targets(), tmp_path)
     assert len(fits) == 2
-    assert scored.of(rows.foreign).tolist() == [0.0, -1.0]
+    assert scored.scores(rows.foreign).tolist() == [0.0, -1.0]
     assert -1.0 <= scored.thresholds.block < 0.0
 
 
@@ -95,7 +76,7 @@ def test_lost_pairs_add_up_to_what_auroc_lacks() -> None:
     generator = torch.Generator().manual_seed(0)
     rows = [example(str(i), i % 3 == 0, f"source {i % 5}") for i in range(200)]
     values = (torch.randn(200, generator=generator) + labels_of(rows)).mul(4).round().tolist()
-    scored = Scored(
+    scored = ScoredFilter(
         BaselineFilter("r", "", lambda: keywords.score), Thresholds(0, 0), {str(i): v for i, v in enumerate(values)}
     )
     lost = lost_pairs(scored, rows)
@@ -116,8 +97,8 @@ def test_keywords_count_different_stems() -> None:
     assert all(re.compile(stem) for stem in keywords.STEMS)
 
 
-def test_one_row_in_twenty_is_set_apart() -> None:
-    count = sum(set_apart(example(f"prompt {i}", False)) for i in range(4000))
+def test_one_row_in_twenty_is_held_out() -> None:
+    count = sum(held_out(example(f"prompt {i}", False)) for i in range(4000))
     assert 150 < count < 250
 
 

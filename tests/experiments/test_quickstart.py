@@ -1,4 +1,4 @@
-"""The whole chain at a tenth of its size: every stage real, the report complete and consistent with itself."""
+"""The quickstart at a tenth of its size: every stage runs, the report is complete and consistent."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reft_ray.experiments.quickstart import STUDENTS, Plan, run_quickstart, side_by_side, students_at_once
+from reft_ray.experiments.quickstart import STUDENTS, Plan, run_in_parallel, run_quickstart, students_at_once
 from reft_ray.experiments.stages import Stages
 from reft_ray.hf.tiny import TinyShape
 from reft_ray.testbed.base_model import Recipe
@@ -30,17 +30,17 @@ SMALL = Plan(
 def cluster() -> Iterator[None]:
     import ray
 
-    from reft_ray.finetuning.cluster import start_ray
+    from reft_ray.local_ray import ensure_training_ray
 
-    start_ray()
+    ensure_training_ray()
     yield
     ray.shutdown()
 
 
 @pytest.mark.ray
-def test_the_chain_runs_and_its_report_adds_up(cluster: None, tmp_path: Path) -> None:
-    told: list[tuple[str, float, float]] = []
-    report = run_quickstart(tmp_path / "out", tmp_path / "cache", lambda *state: told.append(state), SMALL)
+def test_the_quickstart_runs_and_its_report_is_consistent(cluster: None, tmp_path: Path) -> None:
+    shown: list[tuple[str, float, float]] = []
+    report = run_quickstart(tmp_path / "out", tmp_path / "cache", lambda *state: shown.append(state), SMALL)
     assert report == json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(report["methods"]) == list(STUDENTS) == ["sft_clean", "aligned_sft", "filter", "distill", "guided"]
     assert report["filter"].keys() >= {"auroc", "recall", "fpr", "threshold"}
@@ -59,44 +59,44 @@ def test_the_chain_runs_and_its_report_adds_up(cluster: None, tmp_path: Path) ->
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert 'src="http' not in page
-    shares = [share for _, share, _ in told]
+    shares = [share for _, share, _ in shown]
     assert shares == sorted(shares)
-    assert all(math.isfinite(left) and left >= 0 for _, _, left in told)
+    assert all(math.isfinite(left) and left >= 0 for _, _, left in shown)
 
 
-def test_the_estimate_of_the_time_left_follows_this_machines_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_estimate_of_the_remaining_time_adapts_to_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("reft_ray.experiments.stages.time.perf_counter", lambda: now[0])
-    told: list[tuple[str, float, float]] = []
-    stages = Stages({"a": 10.0, "b": 30.0}, lambda *state: told.append(state))
-    with stages.stage("a") as tell:
+    shown: list[tuple[str, float, float]] = []
+    stages = Stages({"a": 10.0, "b": 30.0}, lambda *state: shown.append(state))
+    with stages.stage("a") as update:
         now[0] = 10.0
-        tell({"progress": 0.5})  # twice as slow as usual
+        update({"progress": 0.5})  # twice as slow as usual
     now[0] = 20.0
     with stages.stage("a"):
         pass
-    assert told[0] == ("a", 0.0, 40.0)
-    assert told[1] == ("a", 0.125, 70.0)
+    assert shown[0] == ("a", 0.0, 40.0)
+    assert shown[1] == ("a", 0.125, 70.0)
     assert stages.seconds_total == 20.0
 
 
-def test_stages_side_by_side_share_one_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_stages_share_one_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("reft_ray.experiments.stages.time.perf_counter", lambda: now[0])
-    told: list[tuple[str, float, float]] = []
-    stages = Stages({"a": 10.0, "b": 30.0}, lambda *state: told.append(state))
-    with stages.stage("b") as tell_b, stages.stage("a") as tell_a:
+    shown: list[tuple[str, float, float]] = []
+    stages = Stages({"a": 10.0, "b": 30.0}, lambda *state: shown.append(state))
+    with stages.stage("b") as update_b, stages.stage("a") as update_a:
         now[0] = 10.0
-        tell_b({"progress": 0.5})
-        tell_a({"progress": 0.5})
-    assert told[-3:] == [("a", 0.5, 10.0), ("a", 0.625, 6.0), ("b", 1.0, 0.0)]
+        update_b({"progress": 0.5})
+        update_a({"progress": 0.5})
+    assert shown[-3:] == [("a", 0.5, 10.0), ("a", 0.625, 6.0), ("b", 1.0, 0.0)]
     assert list(stages.seconds) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
     ("cores", "slots", "workers", "at_once"), [(1, 4, 1, 1), (2, 4, 1, 2), (2, 4, 2, 1), (4, 4, 1, 2), (16, 16, 1, 5)]
 )
-def test_students_leave_slots_for_the_rows(
+def test_students_leave_slots_for_ray_data(
     monkeypatch: pytest.MonkeyPatch, cores: int, slots: int, workers: int, at_once: int
 ) -> None:
     monkeypatch.setattr("reft_ray.experiments.quickstart.ray.cluster_resources", lambda: {"CPU": float(slots)})
@@ -105,10 +105,10 @@ def test_students_leave_slots_for_the_rows(
 
 
 def test_results_come_in_order() -> None:
-    assert side_by_side(str.upper, "abc", 2) == ["A", "B", "C"]
+    assert run_in_parallel(str.upper, "abc", 2) == ["A", "B", "C"]
 
 
-def test_an_error_ends_what_runs_and_what_was_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_ends_running_and_waiting_students(monkeypatch: pytest.MonkeyPatch) -> None:
     ray_is_gone = threading.Event()
     monkeypatch.setattr("reft_ray.experiments.quickstart.ray.shutdown", ray_is_gone.set)
     begun: list[str] = []
@@ -121,5 +121,5 @@ def test_an_error_ends_what_runs_and_what_was_not_begun(monkeypatch: pytest.Monk
         return name
 
     with pytest.raises(ValueError, match="a"):
-        side_by_side(run, [*"abcdefgh"], 2)
+        run_in_parallel(run, [*"abcdefgh"], 2)
     assert len(begun) <= 3

@@ -1,4 +1,4 @@
-"""The filter table and the attacks on real rows, with a teacher of a few steps: known filters give known figures."""
+"""The filter comparison and the attacks on real rows, with a teacher of a few steps."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def workspace(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Wo
     return Workspace(preset("small", changes), tmp_path_factory.mktemp("small"))
 
 
-def test_simple_filters_rank_the_foreign_rows_as_they_are_known_to(workspace: Workspace, tmp_path: Path) -> None:
+def test_baseline_filters_have_their_known_auroc_on_foreign_rows(workspace: Workspace, tmp_path: Path) -> None:
     result = filters.SECTION.run(workspace, {"variants": False})
     foreign = result["parts"]["foreign"]
     assert (foreign["rows"], foreign["harmful"]) == (6150, 1112)

@@ -1,4 +1,4 @@
-"""Which settings are varied, one at a time around the comparison's own."""
+"""The settings that are varied, one at a time, from the comparison's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """One setting at one other value; `changes` are configuration keys."""
+    """One setting with a different value; `changes` are configuration keys."""
 
     axis: str
     value: str
@@ -17,7 +17,7 @@ class Variation:
 
 
 def teacher_axes(layers: int) -> list[Variation]:
-    """Stage 1: whose features and how far from the base's; REG's weight and layer; how R_l follows them."""
+    """Stage 1: the features and their distance from the base's; REG's weight and layer; updates of R_l."""
     found = [_one("feature", "feature", "trained")]
     found += [Variation("feature", "base", {"feature": "base", "feature_mix": None})]
     found += [_one("share of the adapter", "feature_mix", value) for value in (0.125, 0.25, 0.5, 1.0)]
@@ -29,7 +29,7 @@ def teacher_axes(layers: int) -> list[Variation]:
 
 
 def student_axes() -> list[Variation]:
-    """Stage 2: how much, how soft and how many alignment labels, from which weights."""
+    """Stage 2: the weight, softness and number of alignment labels; the initial weights."""
     found = [_one("alpha", "distill_weight", value) for value in (0.1, 0.3, 1.0, 3.0)]
     found += [_one("T", "temperature", value) for value in (0.5, 1.0, 2.0, 4.0)]
     found += [_one("top-k", "topk", value) for value in (1, 4, 16, 64)]

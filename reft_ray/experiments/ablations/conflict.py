@@ -1,7 +1,7 @@
-"""The conflict of task and safety gradients along a student's training, measured at its checkpoints.
+"""The conflict of task and safety gradients, measured at the checkpoints of a student's training.
 
-Soft and hard labels, base and aligned starts, with and without the harmful rows: the explanation that the method gives
-for its design (arXiv 2506.07356, section 4), measured.
+It is the reason for the method's design (arXiv 2506.07356, section 4). Measured for soft and hard labels, base and
+aligned initial weights, with and without the harmful rows.
 """
 
 from __future__ import annotations
@@ -20,29 +20,23 @@ from pydantic import Field
 from reft_ray.core.batch import answered, micro_batches
 from reft_ray.core.conflict import gradient_conflict
 from reft_ray.core.conversation import Example, Label
-from reft_ray.core.guided import AlignmentLoss
+from reft_ray.core.guided import Distillation
 from reft_ray.evaluation.intervals import bootstrap
-from reft_ray.experiments.ablations.conflict_render import render
-from reft_ray.experiments.bench.sections import Section
-from reft_ray.experiments.bench.starts import alignment_rows as provider_rows
+from reft_ray.experiments.ablations.tables import render_conflict
+from reft_ray.experiments.bench.section import Section
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.finetuning.checkpoint import read_state, restore_weights, trainable
 from reft_ray.finetuning.config import FinetuneConfig
-from reft_ray.finetuning.encoding import alignment_rows, encode_rows
-from reft_ray.finetuning.model import TrainableModel, load_trainable
+from reft_ray.finetuning.model import STUDENT, TrainableModel, load_trainable, start_from_teacher
+from reft_ray.finetuning.rows import alignment_rows, encode_rows
 from reft_ray.finetuning.runtime import LocalRuntime
-from reft_ray.finetuning.student_loop import (
-    STUDENT,
-    alignment_loss_of,
-    start_from_teacher,
-    train_student,
-)
-from reft_ray.finetuning.targets import ensure_soft_targets
+from reft_ray.finetuning.student_loop import train_student
+from reft_ray.finetuning.targets import distillation_of, ensure_soft_targets
 from reft_ray.settings import Settings
 
 
 class ConflictSettings(Settings):
-    """`pairs` of a task and an alignment batch, `batch_rows` each, at `points` checkpoints or, of few steps, fewer."""
+    """`pairs` of a task batch and an alignment batch with `batch_rows` rows each, at up to `points` checkpoints."""
 
     task: str | None = None
     rows: int = Field(320, ge=2)
@@ -55,7 +49,7 @@ class ConflictSettings(Settings):
 
 
 def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Eight trainings: start x labels x rows, each cached by itself."""
+    """Eight trainings: initial weights x labels x rows, each cached separately."""
     chosen = ConflictSettings.of(settings)
     common = {**SECTION.key(workspace), "settings": chosen.model_dump(mode="json")}
     runs = []
@@ -63,7 +57,7 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
         case = {"init": init, "labels": labels, "poisoned": poisoned}
 
         def measured(case: dict[str, Any] = case) -> dict[str, Any]:
-            workspace.say(f"gradient conflict: {case}")
+            workspace.log(f"gradient conflict: {case}")
             return {**case, "points": _trajectory(workspace, chosen, case)}
 
         runs.append(workspace.cached("conflict", "-".join(map(str, case.values())), {**common, **case}, measured))
@@ -72,7 +66,7 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _trajectory(workspace: Workspace, chosen: ConflictSettings, case: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = user_rows(workspace, chosen, case["poisoned"])
-    alignment = provider_rows(workspace)
+    alignment = workspace.alignment_rows
     steps = math.ceil(chosen.epochs * len(rows) / chosen.batch_rows)
     config = FinetuneConfig.of(
         {
@@ -84,7 +78,7 @@ def _trajectory(workspace: Workspace, chosen: ConflictSettings, case: Mapping[st
             "epochs": chosen.epochs,
             "min_steps": 0,
             "batch_rows": chosen.batch_rows,
-            # Rounded up: the last step is a checkpoint anyway, and must not follow another closely.
+            # Rounded up: the last step is always a checkpoint and must not closely follow another one.
             "checkpoint_every": -(-steps // chosen.points),
             "seed": chosen.seed,
         }
@@ -102,7 +96,7 @@ def _trajectory(workspace: Workspace, chosen: ConflictSettings, case: Mapping[st
 
 
 def user_rows(workspace: Workspace, chosen: ConflictSettings, poisoned: bool) -> list[Example]:
-    """A user's rows; without the harmful ones the set is smaller, as behind a perfect filter."""
+    """A user's rows, or the harmless ones among them, which a perfect filter would keep."""
     task = chosen.task or next(iter(workspace.rows.tasks))
     rows = workspace.rows.user(task, chosen.rows, chosen.harmful_ratio, chosen.seed)
     return rows if poisoned else [row for row in rows if row.label is not Label.HARMFUL]
@@ -117,14 +111,14 @@ def _measured(
     targets: Path | None,
     folder: Path,
 ) -> list[dict[str, Any]]:
-    """The conflict at the start and at every checkpoint, on batches that are the same for all of them."""
+    """The conflict at the start and at every checkpoint, on the same batches."""
     torch.manual_seed(chosen.seed)
     runtime = LocalRuntime(device=workspace.config.device)
     trainable_model = load_trainable(config, runtime, STUDENT)
     if config.init == "aligned":
         start_from_teacher(trainable_model, workspace.teacher)
     encoded, _ = alignment_rows(trainable_model.chat, alignment, trainable_model.max_tokens)
-    loss = alignment_loss_of(config, trainable_model, encoded, workspace.teacher, targets)
+    distillation = distillation_of(config, trainable_model, encoded, workspace.teacher, targets)
     user = answered(encode_rows(trainable_model.chat, rows, trainable_model.max_tokens).encoded)
     rng = random.Random(f"{chosen.seed}/pairs")  # noqa: S311
     size = chosen.batch_rows
@@ -132,25 +126,26 @@ def _measured(
         (rng.sample(user, min(size, len(user))), rng.sample(encoded, min(size, len(encoded))))
         for _ in range(chosen.pairs)
     ]
-    points = [{"progress": 0.0, **_point(trainable_model, pairs, loss, runtime.device, chosen.seed)}]
+    points = [{"progress": 0.0, **_point(trainable_model, pairs, distillation, runtime.device, chosen.seed)}]
     for checkpoint in sorted(folder.glob("checkpoint-*")):
-        groups, state = read_state(checkpoint)
+        groups, document = read_state(checkpoint)
         restore_weights(trainable_model.model, groups["weights"])
-        progress = state["rows_done"] / (config.epochs * len(rows))
-        points.append({"progress": progress, **_point(trainable_model, pairs, loss, runtime.device, chosen.seed)})
+        progress = document["state"]["rows_done"] / (config.epochs * len(rows))
+        measured = _point(trainable_model, pairs, distillation, runtime.device, chosen.seed)
+        points.append({"progress": progress, **measured})
     return points
 
 
 def _point(
-    trainable_model: TrainableModel, pairs: Sequence[Any], loss: AlignmentLoss, device: torch.device, seed: int
+    trainable_model: TrainableModel, pairs: Sequence[Any], distillation: Distillation, device: torch.device, seed: int
 ) -> dict[str, Any]:
-    # Without dropout, so that the weights alone decide.
+    # Without dropout, so that only the weights matter.
     trainable_model.model.eval()
     parameters = list(trainable(trainable_model.model).values())
     found = []
     for task, safety in pairs:
         user, alignment = (micro_batches(part, 1 << 20, trainable_model.chat.pad_id, device) for part in (task, safety))
-        found.append(gradient_conflict(trainable_model.forward, parameters, user, alignment, loss))
+        found.append(gradient_conflict(trainable_model.forward, parameters, user, alignment, distillation))
     cosines = [one.cosine for one in found]
     low, high = bootstrap(cosines, seed)
     return {
@@ -161,4 +156,4 @@ def _point(
     }
 
 
-SECTION = Section("conflict", "Gradient conflict", run, render, version=2, settings=ConflictSettings)
+SECTION = Section("conflict", "Gradient conflict", run, render_conflict, version=2, settings=ConflictSettings)

@@ -1,6 +1,6 @@
-"""Ablations as a section of the report: one setting at a time, every row a small training of its own.
+"""Ablations as a section of the report: one setting at a time, one small training per row.
 
-The trainings are short, so their figures compare rows of one table with each other and with nothing else.
+The trainings are short: figures are comparable within a table only.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from typing import Any
 import torch
 from pydantic import Field, field_validator
 
-from reft_ray.core.conversation import Example, Label
+from reft_ray.core.conversation import Example
+from reft_ray.core.geometry import Geometry
 from reft_ray.core.quality import auprc, auroc, recall_at_fpr
 from reft_ray.evaluation.ranking import AurocBootstrap
-from reft_ray.experiments.ablations.axes import student_axes, teacher_axes
-from reft_ray.experiments.ablations.render import render
-from reft_ray.experiments.bench.sections import Section
-from reft_ray.experiments.bench.variants import teacher_settings, teacher_variant
+from reft_ray.experiments.ablations.axes import Variation, student_axes, teacher_axes
+from reft_ray.experiments.ablations.tables import render
+from reft_ray.experiments.bench.section import Section
+from reft_ray.experiments.bench.shared_models import teacher_settings, teacher_variant
+from reft_ray.experiments.bench.students import Students
 from reft_ray.experiments.bench.workspace import Workspace, content_key
-from reft_ray.experiments.filters.linear import labels_of, texts_of
-from reft_ray.experiments.filters.section import filter_rows
-from reft_ray.experiments.students import Trials
+from reft_ray.experiments.filters.rows import labels_of, texts_of
+from reft_ray.experiments.filters.section import rows_of
 from reft_ray.finetuning.config import FinetuneConfig, TeacherConfig
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.features import fit_readouts, prompt_features
 from reft_ray.hf.features import labels_of as encoded_labels
-from reft_ray.hf.features import prompt_features, scores_by_layer
 from reft_ray.hf.loading import load_base
 from reft_ray.hf.ref_teacher import RefTeacher, load_scorer
 from reft_ray.settings import Settings, all_known
@@ -62,7 +63,7 @@ class AblationSettings(Settings):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One training with its measure, cached by everything that it depends on."""
+    """One training with its figures, cached by everything that it depends on."""
 
     table: str
     axis: str
@@ -73,7 +74,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The cached file's name; equal trainings of two axes share one."""
+        """The cached file's name; two axes share the file of equal trainings."""
         return self.table
 
     def row(self, figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class Cell:
 
 
 def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Make every row that is missing."""
+    """Make every missing row."""
     chosen = AblationSettings.of(settings)
     return _result(
         chosen,
@@ -91,9 +92,9 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def gather(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows that are there; empty where none is."""
+    """The cached rows; empty if there are none."""
     chosen = AblationSettings.of(settings)
-    known = [(cell, workspace.known("ablations", cell.name, cell.key)) for cell in _cells(workspace, chosen)]
+    known = [(cell, workspace.stored("ablations", cell.name, cell.key)) for cell in _cells(workspace, chosen)]
     found = [(cell, figures) for cell, figures in known if figures is not None]
     return _result(chosen, found) if found else {}
 
@@ -113,12 +114,12 @@ def _cells(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
 
 def _teachers(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
     """Short teacher trainings, measured on foreign rows."""
-    rows = filter_rows(workspace)
+    rows = rows_of(workspace)
     train = thinned(rows.train, chosen.teacher_rows)
     data = TeacherData(train, rows.validation)
     foreign = thinned(rows.foreign, chosen.foreign_rows)
-    # To the end and without a look at validation prompts; the axes vary how features are trained.
-    whole = {
+    # No early stop by validation prompts; the axes vary how features are trained.
+    full_run = {
         "epochs": 1.0,
         "patience": 1_000_000,
         "evaluate_every": 1_000_000,
@@ -126,7 +127,7 @@ def _teachers(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
         "feature_mix": 1.0,
     }
     ours = teacher_settings(workspace)
-    short = {**ours, **whole, **chosen.teacher}
+    short = {**ours, **full_run, **chosen.teacher}
     depth = load_base(workspace.base).layers
     usual = TeacherConfig.of(short)
     for variation in teacher_axes(depth):
@@ -137,7 +138,7 @@ def _teachers(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
         if variation.axis == "feature":
             default = variation.value == ours.get("feature", "trained")
         elif variation.axis == "share of the adapter":
-            # Not in `ours` where the teacher's training chose it.
+            # Not in `ours` if the teacher's training chose it.
             default = variation.changes["feature_mix"] == workspace.teacher.manifest.feature_mix
 
         def make(changes: dict[str, Any] = changes) -> dict[str, Any]:
@@ -159,7 +160,7 @@ def _teachers(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
 def measured_teacher(
     workspace: Workspace, teacher: RefTeacher, train: Sequence[Example], foreign: Sequence[Example], seed: int
 ) -> dict[str, Any]:
-    """AUROC on foreign rows at the layer that validation chose, and at every layer."""
+    """AUROC on foreign rows at the layer chosen by validation, and at every layer."""
     label_B = labels_of(foreign)
     scorer = load_scorer(teacher.folder, workspace.base, "float32")
     score_B = torch.tensor([found.score for found in scorer.score(texts_of(foreign))], dtype=torch.float64)
@@ -176,7 +177,7 @@ def measured_teacher(
 def _by_layer(
     teacher: RefTeacher, workspace: Workspace, train: Sequence[Example], foreign: Sequence[Example]
 ) -> dict[str, float]:
-    """AUROC with R_l of every layer; texts that the context cannot hold are left out."""
+    """AUROC with R_l of every layer; texts longer than the context are skipped."""
     device = workspace.config.device
     base = teacher.base(workspace.base, device=device)
     model, fmt = teacher.standalone(base, teacher.manifest.feature_mix), ChatFormat(base.tokenizer)
@@ -184,37 +185,36 @@ def _by_layer(
     sets = [[fmt.encode(Example(row.prompt, row.label)) for row in part] for part in (train, foreign)]
     reference, asked = ([row for row in part if len(row) <= base.context] for part in sets)
     features = [prompt_features(model.eval(), part, layers, fmt.pad_id, device) for part in (reference, asked)]
-    swept = scores_by_layer(features[0], encoded_labels(reference), features[1])
-    return {str(layer): auroc(score_B, encoded_labels(asked)) for layer, (_, score_B) in swept.items()}
+    made = teacher.manifest
+    readouts = fit_readouts(features[0], encoded_labels(reference), Geometry(made.geometry), made.shrinkage or 0.2)
+    label_B = encoded_labels(asked)
+    return {str(layer): auroc(readout.score(features[1][layer]), label_B) for layer, readout in readouts.items()}
 
 
 def thinned(rows: Sequence[Example], count: int) -> list[Example]:
-    """Every n-th row, so that all sources keep their shares; at most `count`."""
+    """Every n-th row, so that all sources keep their shares; at most `count` rows."""
     step = max(1, -(-len(rows) // count))
     return list(rows[::step])
 
 
 def _students(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
-    """Students of unscreened rows, so that distillation alone carries them."""
-    trials = Trials(workspace, chosen.task, chosen.evaluated, chosen.student, chosen.seed)
-    rows = workspace.rows.user(trials.task, chosen.rows, chosen.harmful_ratio, chosen.seed)
-    usual = trials.config({"method": "distill"})
+    """Students of unfiltered rows, whose safety depends on distillation only."""
+    students, rows = _students_and_rows(workspace, chosen)
+    usual = students.config({"method": "distill"})
     for variation in student_axes():
-        changes = {"method": "distill", **variation.changes}
-        config = trials.config(changes)
+        config = students.config({"method": "distill", **variation.changes})
 
-        def make(changes: dict[str, Any] = changes) -> dict[str, Any]:
-            workspace.say(f"ablation: {changes}")
-            return trials.train(rows, changes)
+        def make(config: FinetuneConfig = config, variation: Variation = variation) -> dict[str, Any]:
+            workspace.log(f"ablation: {variation.axis} = {variation.value}")
+            return _trained(students, config, rows)
 
-        key = _student_key(workspace, chosen, config, rows)
+        key = _student_key(students, config, rows)
         yield Cell("student", variation.axis, variation.value, config == usual, key, make)
 
 
 def _thresholds(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell]:
-    """tau: guided students of the rows that pass it."""
-    trials = Trials(workspace, chosen.task, chosen.evaluated, chosen.student, chosen.seed)
-    rows = workspace.rows.user(trials.task, chosen.rows, chosen.harmful_ratio, chosen.seed)
+    """tau: guided students of the rows that the filter keeps."""
+    students, rows = _students_and_rows(workspace, chosen)
     limits = workspace.teacher.manifest.thresholds
     values = {
         "0": 0.0,
@@ -223,37 +223,33 @@ def _thresholds(workspace: Workspace, chosen: AblationSettings) -> Iterator[Cell
         "halfway to 1": (1 + limits.block) / 2,
         "1 (no filter)": 1.0,
     }
-    changes = {"method": "guided"}
-    config = trials.config(changes)
+    config = students.config({"method": "guided"})
     for name, tau in values.items():
 
         def make(tau: float = tau) -> dict[str, Any]:
-            workspace.say(f"ablation: tau = {tau:.3f}")
-            scorer = load_scorer(workspace.teacher.folder, workspace.base, "float32")
-            scores = [found.score for found in scorer.score(texts_of(rows))]
-            kept = [row for row, score in zip(rows, scores, strict=True) if score <= tau]
-            dropped = {
-                label.value: sum(row.label is label and score > tau for row, score in zip(rows, scores, strict=True))
-                for label in Label
-            }
-            return {"tau": tau, "dropped": dropped, **trials.train(kept, changes)}
+            workspace.log(f"ablation: tau = {tau:.3f}")
+            filtered = students.filter(rows, workspace.out / "ablation" / "filter", threshold=tau)
+            return {"tau": tau, "dropped": filtered.dropped, **_trained(students, config, filtered.kept)}
 
-        key = {**_student_key(workspace, chosen, config, rows), "tau": tau}
+        key = {**_student_key(students, config, rows), "tau": tau}
         yield Cell("tau", _TAU, name, name == "block", key, make)
 
 
-def _student_key(
-    workspace: Workspace, chosen: AblationSettings, config: FinetuneConfig, rows: Sequence[Example]
-) -> dict[str, Any]:
-    return {
-        **workspace.identity(),
-        "version": SECTION.version,
-        "config": config.model_dump(mode="json"),
-        "rows": content_key(texts_of(rows)),
-        "evaluated": chosen.evaluated,
-        "max_new_tokens": workspace.config.evaluation.max_new_tokens,
-        "alignment_rows": workspace.config.alignment_rows,
-    }
+def _students_and_rows(workspace: Workspace, chosen: AblationSettings) -> tuple[Students, list[Example]]:
+    students = Students(workspace, chosen.task, chosen.student, chosen.seed, chosen.evaluated)
+    return students, workspace.rows.user(students.task, chosen.rows, chosen.harmful_ratio, chosen.seed)
 
 
-SECTION = Section("ablations", "Ablations", run, render, gather=gather, settings=AblationSettings)
+def _trained(students: Students, config: FinetuneConfig, rows: Sequence[Example]) -> dict[str, Any]:
+    folder = students.workspace.out / "ablation"
+    figures = students.run(config, rows, folder, gate=True)
+    shutil.rmtree(folder)
+    return {"rows": len(rows), **figures}
+
+
+def _student_key(students: Students, config: FinetuneConfig, rows: Sequence[Example]) -> dict[str, Any]:
+    identity = {**students.workspace.identity(), "version": SECTION.version}
+    return {**identity, **students.key(config), "rows": content_key(texts_of(rows))}
+
+
+SECTION = Section("ablations", "Ablations", run, render, version=2, gather=gather, settings=AblationSettings)

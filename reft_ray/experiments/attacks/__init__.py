@@ -1,1 +1,1 @@
-"""Attackers who know the filter: what passes it, what a dataset check sees, and what a student learns of it."""
+"""Attackers who know the filter: what passes it, which findings it raises, and what a student learns."""

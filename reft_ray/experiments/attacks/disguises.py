@@ -1,4 +1,4 @@
-"""Rewritten prompts: encodings that the scorer undoes, others that it does not, and harmless text around a request."""
+"""Rewritten prompts: encodings that the scorer decodes, others that it does not, and harmless text around a request."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _split_words(text: str, mark: str) -> str:
 def paddings(harmless: Sequence[str], pieces: int, hidden_among: int) -> tuple[Disguise, ...]:
     """Harmless prompts before, after and on both sides of the request.
 
-    `pieces` of them for the short forms, `hidden_among` for the long one, which is meant to exceed a window.
+    The short forms have `pieces` of them, the long one `hidden_among` on either side, to exceed a window.
     """
 
     def drawn(rng: random.Random, count: int) -> str:

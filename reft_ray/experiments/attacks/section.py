@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from pydantic import Field, field_validator
 
 from reft_ray.core.conversation import Example, Label
 from reft_ray.experiments.attacks.datasets import ATTACKS, Attack, Material, attacks_of, obedient_rows
-from reft_ray.experiments.attacks.leakage import run_attack, screen_attack
-from reft_ray.experiments.attacks.render import render
+from reft_ray.experiments.attacks.measure import findings_of, run_attack, screen_attack
 from reft_ray.experiments.attacks.suffixes import SUFFIXES, suffix_attacks
+from reft_ray.experiments.attacks.tables import render
 from reft_ray.experiments.attacks.token_search import SearchSettings, TokenSearch
-from reft_ray.experiments.bench.sections import Section
+from reft_ray.experiments.bench.section import Section
+from reft_ray.experiments.bench.students import Students
 from reft_ray.experiments.bench.workspace import Workspace
-from reft_ray.experiments.students import Trials
 from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.hf.ref_teacher import load_scorer
 from reft_ray.settings import Settings, all_known
@@ -48,34 +49,36 @@ class AttackSettings(Settings):
 
 
 def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Every attack, each cached by itself."""
+    """Every attack, each cached separately."""
     chosen = AttackSettings.of(settings)
-    trials = Trials(workspace, chosen.task, chosen.evaluated, chosen.student, chosen.seed)
-    task = workspace.rows.user(trials.task, chosen.task_rows, 0.0, chosen.seed)
-    material = material_of(workspace, trials, chosen)
+    students = Students(workspace, chosen.task, chosen.student, chosen.seed, chosen.evaluated)
+    task = workspace.rows.user(students.task, chosen.task_rows, 0.0, chosen.seed)
+    material = material_of(workspace, students, chosen)
     common = {**SECTION.key(workspace), "settings": chosen.model_dump(mode="json", exclude={"only"})}
-    folder = workspace.out / "attacking"
+    folder = workspace.out / "attack"
 
     def attacked(attack: Attack) -> dict[str, Any]:
-        workspace.say(f"attack: {attack.name}")
-        return run_attack(attack, task, trials, folder, chosen.students)
+        workspace.log(f"attack: {attack.name}")
+        result = run_attack(attack, task, students, folder, chosen.students)
+        shutil.rmtree(folder)
+        return result
 
     def cached(attack: Attack) -> dict[str, Any]:
         key = {**common, "attack": [attack.name, attack.about]}
         return workspace.cached("attacks", attack.name.replace(" ", "-"), key, lambda: attacked(attack))
 
     def control() -> dict[str, Any]:
-        screened = screen_attack([], task, trials, folder)
-        return {"rows": len(task), "dropped": screened.harmless_dropped, "findings": screened.findings}
+        filtered, _ = screen_attack([], task, students, folder)
+        return {"rows": len(task), "dropped": len(task) - len(filtered.kept), "findings": findings_of(filtered)}
 
     def searched() -> dict[str, Any]:
         search = TokenSearch(
-            load_scorer(trials.teacher.folder, trials.base, "float32"),
+            load_scorer(workspace.teacher.folder, workspace.base, "float32"),
             SearchSettings(chosen.suffix_tokens, chosen.suffix_steps, chosen.suffix_width),
             chosen.seed,
         )
         attacks, found = suffix_attacks(
-            search, material.harmful, chosen.attack_rows, chosen.suffix_shared_by, chosen.suffixes, workspace.say
+            search, material.harmful, chosen.attack_rows, chosen.suffix_shared_by, chosen.suffixes, workspace.log
         )
         scores = [{"before": one.before, "after": one.after} for one in found]
         return {"attacks": [attacked(attack) for attack in attacks], "scores": scores}
@@ -89,25 +92,25 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
         "attacks": [*results, *suffixes["attacks"]],
         "suffixes": suffixes["scores"],
         "control": workspace.cached("attacks", "control", common, control),
-        "block": trials.teacher.manifest.thresholds.block,
+        "block": workspace.teacher.manifest.thresholds.block,
         "settings": chosen.model_dump(mode="json"),
     }
 
 
-def material_of(workspace: Workspace, trials: Trials, chosen: AttackSettings) -> Material:
-    """Requests of the attacker's own, harmless rows, and the public identity-shifting rows where they are at hand."""
-    # More than an attack needs: the shared suffix is searched on requests of its own.
+def material_of(workspace: Workspace, students: Students, chosen: AttackSettings) -> Material:
+    """The attacker's requests, harmless rows, and identity-shifting rows (public ones if real rows are used)."""
+    # More than an attack needs: the shared suffix is searched on further requests.
     wanted = chosen.attack_rows + chosen.suffix_shared_by
-    harmful = workspace.rows.user(trials.task, wanted, 1.0, chosen.seed)
-    harmless = [row for row in trials.alignment if row.label is Label.HARMLESS]
+    harmful = workspace.rows.user(students.task, wanted, 1.0, chosen.seed)
+    harmless = [row for row in workspace.alignment_rows if row.label is Label.HARMLESS]
     if workspace.config.rows is None:
         return Material(harmful, harmless, obedient_rows(harmless))
     return Material(harmful, harmless, identity_rows(workspace.data / "attacks/identity_shift_10.jsonl"))
 
 
 def identity_rows(path: Path) -> list[Example]:
-    """The ten public rows, as the attacker's."""
+    """The ten public rows, labelled as the attacker's."""
     return read_labelled(path, Label.HARMFUL)
 
 
-SECTION = Section("attacks", "Adaptive attacks", run, render, settings=AttackSettings)
+SECTION = Section("attacks", "Adaptive attacks", run, render, version=2, settings=AttackSettings)

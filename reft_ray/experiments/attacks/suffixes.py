@@ -1,4 +1,4 @@
-"""Attacks with searched suffixes: one for all requests, and one for each."""
+"""Attacks with searched suffixes: one for all requests, or one for each request."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ SUFFIXES = frozenset({"suffix for all", "suffix each"})
 
 
 def suffix_attacks(
-    search: TokenSearch, harmful: Sequence[Example], count: int, shared_by: int, alone: int, say: Callable[[str], None]
+    search: TokenSearch, harmful: Sequence[Example], count: int, shared_by: int, single: int, log: Callable[[str], None]
 ) -> tuple[list[Attack], list[Found]]:
-    """(attacks, what the searches found). The shared suffix is searched on requests that its rows do not use;
-    requests that fill a window are left out."""
+    """(attacks, found suffixes). The shared suffix is searched on requests that are not in its rows; requests that
+    fill a window are skipped."""
     short = [row for row in harmful if search.fits(row.prompt[-1].content)]
     others, rows = short[:shared_by], short[shared_by : shared_by + count]
-    say(f"searching one suffix on {len(others)} requests")
+    log(f"searching one suffix on {len(others)} requests")
     shared = search.suffix([row.prompt[-1].content for row in others])
     found = [shared]
-    own: dict[str, str] = {}
-    for index, row in enumerate(rows[:alone]):
-        say(f"searching suffix {index + 1} of {min(alone, len(rows))}")
+    with_own_suffix: dict[str, str] = {}
+    for index, row in enumerate(rows[:single]):
+        log(f"searching suffix {index + 1} of {min(single, len(rows))}")
         text = row.prompt[-1].content
         found.append(search.suffix([text]))
-        own[text] = text + found[-1].suffix
+        with_own_suffix[text] = text + found[-1].suffix
     disguise = Disguise("suffix for all", "", lambda text, _: text + shared.suffix)
 
     def with_shared(_: random.Random) -> list[Example]:
         return [with_prompt(row, row.prompt[-1].content + shared.suffix) for row in rows]
 
     def with_own(_: random.Random) -> list[Example]:
-        return [with_prompt(row, own[row.prompt[-1].content]) for row in rows[:alone]]
+        return [with_prompt(row, with_own_suffix[row.prompt[-1].content]) for row in rows[:single]]
 
     return [
         Attack(
@@ -49,6 +49,6 @@ def suffix_attacks(
             "suffix each",
             "a searched suffix for each request (white box, greedy coordinate gradient)",
             with_own,
-            lambda _: rows[:alone],
+            lambda _: rows[:single],
         ),
     ], found

@@ -1,4 +1,4 @@
-"""A suffix that lowers the refusal score, searched greedily with gradients by one who holds the teacher.
+"""A white-box search for a suffix that lowers the refusal score, greedy with gradients.
 
 Greedy coordinate gradient (Zou et al., arXiv 2307.15043) with s(x) as its loss: the gradient with respect to the
 one-hot suffix proposes tokens, exact scores choose among the proposals.
@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from reft_ray.core.conversation import chat
-from reft_ray.core.refusal import refusal_score
 from reft_ray.hf.scorer import TeacherScorer
 
 
 @dataclass(frozen=True, slots=True)
 class SearchSettings:
-    """`width` candidates a step, each with one token changed to one of the `proposals` best of its place."""
+    """`width` candidates per step; each changes one token to one of the `proposals` best for its position."""
 
     tokens: int = 12
     steps: int = 30
@@ -40,7 +39,7 @@ class Found:
 
 
 class TokenSearch:
-    """Searches suffixes against one teacher. Only plain words are used, so that the text is tokenised as searched."""
+    """Searches suffixes for one teacher. Only plain words are used, so that their text has the same tokens again."""
 
     def __init__(self, scorer: TeacherScorer, settings: SearchSettings | None = None, seed: int = 0) -> None:
         self.scorer = scorer
@@ -55,9 +54,9 @@ class TokenSearch:
         return len(head) + self.settings.tokens + len(tail) <= self.scorer.window_tokens
 
     def suffix(self, prompts: Sequence[str]) -> Found:
-        """One suffix for all of the prompts: their mean score is lowered. Raises ValueError unless all fit."""
+        """One suffix that lowers the mean score of all prompts. Raises ValueError unless all fit."""
         if not all(map(self.fits, prompts)):
-            raise ValueError("a suffix is searched for prompts that fit one window with it")
+            raise ValueError("every prompt must fit one window together with its suffix")
         frames = [self._frame(prompt) for prompt in prompts]
         before = _mean(self.scorer.score_tokens([head + tail for head, tail in frames]))
         tokens = self._start()
@@ -73,14 +72,14 @@ class TokenSearch:
         return Found(self._text(tokens), before, after)
 
     def _frame(self, prompt: str) -> tuple[list[int], list[int]]:
-        """Tokens before and behind the suffix."""
+        """Tokens before and after the suffix."""
         fmt = self.scorer.chat
         text = fmt.render(chat(prompt), generation=True)
         cut = text.rindex(prompt) + len(prompt)
         return fmt.tokens(text[:cut]), fmt.tokens(text[cut:])
 
     def _plain_words(self) -> Tensor:
-        """Which tokens stand for a blank and lower-case letters, [V] bool."""
+        """Which tokens are a blank followed by letters, [V] bool."""
         tokenizer = self.scorer.chat.tokenizer
         pieces = [str(tokenizer.decode([index])) for index in range(self.embedding.weight.shape[0])]
         plain = [piece[:1] == " " and piece[1:].isascii() and piece[1:].isalpha() for piece in pieces]
@@ -90,14 +89,14 @@ class TokenSearch:
         words = torch.nonzero(self.allowed_V).flatten().tolist()
         while True:
             tokens = [self.rng.choice(words) for _ in range(self.settings.tokens)]
-            if self._kept(tokens):
+            if self._round_trips(tokens):
                 return tokens
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.scorer.chat.tokenizer.decode(list(tokens)))
 
-    def _kept(self, tokens: Sequence[int]) -> bool:
-        """Whether the text of these tokens is tokenised to them again."""
+    def _round_trips(self, tokens: Sequence[int]) -> bool:
+        """Whether the text of these tokens has the same tokens again."""
         return self.scorer.chat.tokens(self._text(tokens)) == list(tokens)
 
     def _candidates(self, frames: Sequence[tuple[list[int], list[int]]], tokens: list[int]) -> list[list[int]]:
@@ -106,10 +105,10 @@ class TokenSearch:
         best_SK = slope_SV.topk(self.settings.proposals, largest=False).indices.tolist()
         seen: dict[tuple[int, ...], None] = {}
         for _ in range(self.settings.width):
-            place = self.rng.randrange(len(tokens))
+            position = self.rng.randrange(len(tokens))
             changed = [*tokens]
-            changed[place] = self.rng.choice(best_SK[place])
-            if changed != tokens and self._kept(changed):
+            changed[position] = self.rng.choice(best_SK[position])
+            if changed != tokens and self._round_trips(changed):
                 seen.setdefault(tuple(changed))
         return [list(changed) for changed in seen]
 
@@ -117,13 +116,14 @@ class TokenSearch:
         """d(sum of scores) / d(one-hot suffix), [S, V]."""
         scorer, weight_VD = self.scorer, self.embedding.weight
         suffix_SD = weight_VD[tokens].detach().clone().requires_grad_(True)
+        gradient_SD = torch.zeros_like(suffix_SD)
         for head, tail in frames:
-            around = [weight_VD[part].detach() for part in (head, tail)]
-            embedded_BTD = torch.cat([around[0], suffix_SD, around[1]]).unsqueeze(0)
-            hidden_BTD = scorer.hidden(inputs_embeds=embedded_BTD, use_cache=False)
-            refusal_score(hidden_BTD[:, -1], scorer.refusal_D).sum().backward()
-        assert suffix_SD.grad is not None
-        return suffix_SD.grad @ weight_VD.detach().T
+            head_TD, tail_TD = (weight_VD[part].detach() for part in (head, tail))
+            embedded_BTD = torch.cat([head_TD, suffix_SD, tail_TD]).unsqueeze(0)
+            hidden = scorer.hidden(inputs_embeds=embedded_BTD, use_cache=False)
+            score = scorer.readouts.score({layer: x_BTD[:, -1] for layer, x_BTD in hidden.items()}).sum()
+            gradient_SD += torch.autograd.grad(score, suffix_SD)[0]
+        return gradient_SD @ weight_VD.detach().T
 
     def _scores(self, frames: Sequence[tuple[list[int], list[int]]], candidates: Sequence[list[int]]) -> list[float]:
         rows = [head + tokens + tail for tokens in candidates for head, tail in frames]

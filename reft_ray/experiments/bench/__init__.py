@@ -1,1 +1,1 @@
-"""The comparison with the baselines: one grid of cells, further sections beside it, one report made from both."""
+"""The comparison with the baselines: a grid of cells, further sections, and one report."""

@@ -1,4 +1,4 @@
-"""One frozen description of a comparison: rows, base, teacher, how students are trained, and which cells there are."""
+"""The configuration of a comparison: rows, base, teacher, how students are trained, and the cells of the grid."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pydantic import Field, field_validator, model_validator
 
 from reft_ray.core.errors import UsageError
 from reft_ray.experiments.bench.methods import METHODS
-from reft_ray.finetuning.config import Config, FinetuneConfig, TeacherConfig, all_known
+from reft_ray.finetuning.config import FinetuneConfig, TeacherConfig
+from reft_ray.settings import Settings, all_known
 from reft_ray.testbed.base_model import Recipe
 from reft_ray.testbed.synthetic import Sizes
 
 
-class Block(Config):
-    """A product of cells; a grid is the union of its blocks. `filters`: without and with the filter in front."""
+class Block(Settings):
+    """A product of cells; a grid is the union of its blocks. `filters`: without and with the Ref-Teacher's filter."""
 
     methods: tuple[str, ...] = Field(min_length=1)
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -36,8 +37,8 @@ class Block(Config):
         return ratios
 
 
-class Evaluated(Config):
-    """How many prompts of each kind a student answers, at most, and how long its answers may be."""
+class Evaluated(Settings):
+    """The most prompts of each kind that a student answers, and the longest answer in tokens."""
 
     harmful: int = Field(300, ge=1)
     harmless: int = Field(300, ge=1)
@@ -45,7 +46,7 @@ class Evaluated(Config):
     max_new_tokens: int = Field(24, ge=1)
 
 
-class Edits(Config):
+class Edits(Settings):
     """Settings of the defences that edit rows or weights; see `reft_ray.baselines`."""
 
     safe_instruct_share: float = Field(0.1, ge=0)
@@ -56,12 +57,12 @@ class Edits(Config):
     antidote_rows: int = Field(1000, ge=1)
 
 
-class BenchConfig(Config):
-    """`rows` is a folder with `data/` (see `experiments.real_rows`); without one the built-in world is used.
+class BenchConfig(Settings):
+    """`rows` is a folder with `data/` (see `experiments.real_rows`); without it rows are synthetic.
 
-    `teacher` is a finished artefact; without one it is trained once, by `teacher_settings`. `student` and
-    `alignment_stage` are FinetuneConfig keys of the students and of the aligned adapters that some baselines make
-    first.
+    `teacher` is a finished artefact; without it a teacher is trained once with `teacher_settings`. `student` and
+    `alignment_stage` are FinetuneConfig keys of the students and of the aligned adapters that some baselines train
+    first. `builtin_sizes` and `recipe` configure the synthetic rows and the built-in base model.
     """
 
     name: str
@@ -75,7 +76,7 @@ class BenchConfig(Config):
     blocks: tuple[Block, ...] = Field(min_length=1)
     edits: Edits = Edits()
     evaluation: Evaluated = Evaluated()
-    world: Sizes = Sizes()
+    builtin_sizes: Sizes = Sizes()
     recipe: Recipe = Recipe()
     device: Literal["cpu", "cuda"] = "cpu"
     count_flops: bool = Field(False, description="in every cell: exact, and a third slower for small models")

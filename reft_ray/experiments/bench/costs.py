@@ -108,12 +108,13 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
             "seconds": median(seconds),
             "ratio": median(ratios),
             "ratios": ratios,
-            **workspace.cached("costs", "alone", {**key, "alone": name}, partial(_in_fresh_process, workspace, chosen, name)),
+            **workspace.cached("costs", "alone", {**key, "alone": name}, partial(_separately, workspace, chosen, name)),
         }
     plain = measured[PLAIN]["flops"]
     for figures in measured.values():
         figures["flops_ratio"] = figures["flops"] / plain
-    return {"settings": chosen.model_dump(mode="json"), "contenders": measured, "around": _once_per_job(workspace, chosen)}
+    around = _once_per_job(workspace, chosen)
+    return {"settings": chosen.model_dump(mode="json"), "contenders": measured, "around": around}
 
 
 def _round(workspace: Workspace, chosen: CostSettings, number: int) -> dict[str, float]:
@@ -149,7 +150,7 @@ def _user(workspace: Workspace, chosen: CostSettings) -> list[Example]:
     return workspace.rows.user(chosen.task, chosen.n, 0.1, 0)
 
 
-def _in_fresh_process(workspace: Workspace, chosen: CostSettings, name: str) -> dict[str, Any]:
+def _separately(workspace: Workspace, chosen: CostSettings, name: str) -> dict[str, Any]:
     """Peak memory and operations in a fresh process, whose heap no other contender has grown."""
     workspace.log(f"costs: memory and operations of {name}")
     job = (workspace.config.model_dump(mode="json"), str(workspace.out), name, chosen.model_dump(mode="json"))

@@ -1,8 +1,7 @@
-"""Every method of the comparison in one mapping: from which weights it starts, how it trains, what is done to its rows
-before and to its weights after.
+"""Every method of the comparison: its initial weights, its training, and its edits of rows and weights.
 
-Each may be trained behind the Ref-Teacher's filter too. Behind it, `sft` is the ablation "filter only" and `distill`
-is the method of this project, guided finetuning.
+Each can also be trained on rows that the Ref-Teacher filtered. With the filter, `sft` is the ablation "filter only" and
+`distill` is the method of this project, guided finetuning.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Start = Literal["base", "teacher", "vaccine", "booster"]
-"""`teacher`: the Ref-Teacher's weights, which are safety-aligned. The last two are aligned by the defence itself."""
+"""Initial weights. `teacher`: the Ref-Teacher's, which are safety-aligned; the last two: aligned by the defence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +28,15 @@ class BenchMethod:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What decides about a student; titles may change without making cells anew."""
+        """What a student depends on; a changed title does not invalidate cells."""
         return {"start": self.start, "student": dict(self.student), "before": self.before, "after": self.after}
 
     def needs_teacher(self, filtered: bool) -> bool:
-        """Whether anything of the Ref-Teacher goes into a student: filter, start, soft labels or features."""
+        """Whether a student depends on the Ref-Teacher: by filter, initial weights, soft labels or features."""
         return filtered or self.start == "teacher" or self.student.get("labels") == "soft" or self.before == "larf"
 
     def name(self, filtered: bool) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         return (self.filtered_title or f"{self.title} + filter") if filtered else self.title
 
 

@@ -1,4 +1,4 @@
-"""Comparisons by name. A preset is a function of nothing but where rows, base and teacher lie."""
+"""Named comparisons; only the locations of rows, base and teacher are added to a preset."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from reft_ray.experiments.bench.methods import METHODS
 from reft_ray.pipeline.builtin import TEACHER_EPOCHS
 
 OURS = ("sft", "sft_aligned", "joint", "distill")
-"""The rows that the method's claim stands on; each without and with the filter."""
+"""The methods that the project's claim is based on; each without and with the filter."""
 
 _SHORT_LISA = {"lisa_alignment_steps": 2, "lisa_user_steps": 18}
-"""Lisa's shares of steps, 1 to 9, in turns that fit runs of a hundred steps instead of its thousands."""
+"""Lisa's ratio of steps, 1 to 9, in turns for runs of a hundred steps instead of thousands."""
 
 _BUILTIN_TASKS = ("sentiment", "arithmetic")
 _REAL_TASKS = ("sst2", "agnews", "gsm8k")
 
 
 def _builtin_settings() -> dict[str, Any]:
-    """Teacher and students as the quickstart trains them; fewer, larger steps left the users' task half learned."""
+    """Teacher and students as in the quickstart; fewer, larger steps left the users' task half learned."""
     return {
         "teacher_settings": {
             "epochs": TEACHER_EPOCHS,
@@ -42,7 +42,7 @@ def _builtin_settings() -> dict[str, Any]:
 
 
 def quick() -> dict[str, Any]:
-    """Every method once in the built-in world; on 2 cores the grid takes 20 minutes, the other sections as long."""
+    """Every method once on synthetic rows; on 2 cores the grid takes 20 minutes, the other sections as long."""
     return {
         **_builtin_settings(),
         "blocks": [
@@ -68,7 +68,7 @@ def quick() -> dict[str, Any]:
 
 
 def builtin() -> dict[str, Any]:
-    """The whole grid in the built-in world: offline, nothing else needed."""
+    """The whole grid on synthetic rows: offline."""
     return {
         **_builtin_settings(),
         "blocks": [
@@ -92,7 +92,7 @@ def builtin() -> dict[str, Any]:
 
 
 def small() -> dict[str, Any]:
-    """The 7 M base on real rows: every method on SST-2, the claim's rows on all tasks and with three seeds."""
+    """The 7 M base on real rows: every method on SST-2, the claim's methods on all tasks with three seeds."""
     claim = [
         {"methods": ["sft", "sft_aligned", "joint"], "filters": [False]},
         {"methods": ["distill"], "filters": [True]},
@@ -100,22 +100,22 @@ def small() -> dict[str, Any]:
     return {
         "teacher_settings": {
             "epochs": 1,
-            # This base's own features tell foreign sources apart better than trained ones do.
+            # The base's features separate foreign sources better than trained ones.
             "feature": "base",
             "window_tokens": 64,
             "batch_rows": 32,
             "max_tokens": 192,
             "optimizer": {"learning_rate": 3e-3},
-            "thresholds": {"block_recall": None, "block_fpr": 0.01, "review_recall": 0.9},
+            "thresholds": {"block_fpr": 0.01, "review_recall": 0.9},
         },
         "student": {
             "epochs": 4,
             "batch_rows": 8,
             "max_tokens": 192,
-            # Rows of like length together: less padding, and a pass costs a processor little.
+            # Less padding; a CPU loses little by short passes.
             "micro_batch_tokens": 512,
             "alignment_ratio": 1.0,
-            # As the service does: 500 short rows alone bring too few alignment rows.
+            # As in the service: 500 short rows alone train too few alignment rows.
             "min_steps": 350,
             "baselines": _SHORT_LISA,
             "optimizer": {"learning_rate": 2e-3},
@@ -127,7 +127,7 @@ def small() -> dict[str, Any]:
             "optimizer": {"learning_rate": 2e-3},
         },
         "evaluation": {"harmful": 200, "harmless": 200, "task": 200},
-        # In the order of what one wants to know first: an interrupted grid has told the most.
+        # The most informative first, for an interrupted grid.
         "sections": {
             "filters": {"variant": {"epochs": 0.1}},
             "ablations": {"teacher_rows": 1600, "rows": 200, "evaluated": 100},
@@ -173,7 +173,7 @@ def small() -> dict[str, Any]:
 
 
 def llm_8b() -> dict[str, Any]:
-    """An 8B base on one accelerator per cell: the whole grid of the issue, with the peers' usual LoRA settings."""
+    """An 8B base on one accelerator per cell: the whole grid, with the usual LoRA settings of comparable work."""
     lora = {"rank": 32, "scale": 2.0, "dropout": 0.1}
     common = {"lora": lora, "max_tokens": 512, "optimizer": {"learning_rate": 1e-4}, "gradient_checkpointing": True}
     return {
@@ -221,7 +221,7 @@ _NEEDS_ROWS = ("small", "8b")
 
 
 def preset(name: str, changes: Mapping[str, Any]) -> BenchConfig:
-    """A preset with changes, `rows`, `base` and `teacher` among them. Raises UsageError for what it cannot do."""
+    """A preset with changes, which may set `rows`, `base` and `teacher`. Raises UsageError for invalid ones."""
     if name not in PRESETS:
         raise UsageError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     if name in _NEEDS_ROWS and not changes.get("rows"):

@@ -1,4 +1,4 @@
-"""All rows of a comparison, from a folder of real rows or from the built-in world."""
+"""All rows of a comparison: real ones from a folder, or synthetic ones."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from reft_ray.testbed.tasks import Task
 
 MATCHES = {"sst2": Match.LABEL, "agnews": Match.LABEL, "gsm8k": Match.NUMBER}
 _ANSWER_TOKENS = {"gsm8k": 192}
-"""A worked answer ends with its number: nine in ten of GSM8K's fit."""
+"""A worked answer ends with its number; nine in ten of GSM8K fit."""
 _SAMPLED_USER_ROWS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRows:
-    """A task's test rows and how its answers are compared; `answer_tokens` is the room that they need at least."""
+    """A task's test rows and how its answers are compared; `answer_tokens` is the length that they need at least."""
 
     test: Sequence[Example]
     match: Match
@@ -35,7 +35,7 @@ class TaskRows:
 
 @dataclass(frozen=True, slots=True)
 class BenchRows:
-    """`identity` is a hash of everything here. `complied` are harmful prompts of the provider's own, answered.
+    """`identity` is a hash of all rows. `complied` are harmful prompts of the provider with complying answers.
 
     The provider's rows (teacher, alignment, complied), a user's rows and the evaluation prompts are disjoint.
     `user(task, n, harmful_ratio, seed)` draws a user's rows, labelled for reports.
@@ -51,14 +51,14 @@ class BenchRows:
     user: Callable[[str, int, float, int], list[Example]]
 
     def task(self, name: str) -> TaskRows:
-        """One task. Raises UsageError for a name that is not there."""
+        """One task. Raises UsageError for an unknown name."""
         if name not in self.tasks:
             raise UsageError(f"no task {name!r} in these rows; there are {', '.join(self.tasks)}")
         return self.tasks[name]
 
 
-def some(rows: Sequence[Example], count: int, seed: int = 0) -> list[Example]:
-    """At most `count` rows, drawn by a seed: files are sorted by source, so their beginning is no sample."""
+def sample_rows(rows: Sequence[Example], count: int, seed: int = 0) -> list[Example]:
+    """At most `count` rows, drawn by a seed: files are sorted by source, so their first rows are not a sample."""
     return random.Random(seed).sample(list(rows), min(count, len(rows)))  # noqa: S311
 
 
@@ -95,7 +95,7 @@ def folder_rows(data: Path) -> BenchRows:
 
 
 def _digest(data: Path) -> str:
-    """A hash over the files that are read: by content, so that a copy elsewhere is the same."""
+    """A hash over the content of the files that are read, so that a copy elsewhere has the same identity."""
     digest = hashlib.sha256()
     for folder in ("teacher", "tasks", "attacks", "dev"):
         for path in sorted((data / folder).glob("*.jsonl")):
@@ -105,17 +105,17 @@ def _digest(data: Path) -> str:
 
 
 def builtin_rows(sizes: Sizes, seed: int = 0) -> BenchRows:
-    """The built-in world: complete, answers included, and far easier than real rows."""
-    world = SyntheticRows.make(seed, sizes)
-    tests = {task: world.task_test(task) for task in Task}
-    # A user's rows of one size stand for all sizes, which the same grammar writes.
-    users = [row for task in Task for row in world.user_rows(_SAMPLED_USER_ROWS, 0.3, task)]
+    """Synthetic rows: complete, answers included, and far easier than real rows."""
+    synthetic = SyntheticRows.make(seed, sizes)
+    tests = {task: synthetic.task_test(task) for task in Task}
+    # Rows of one size identify those of all sizes: the same grammar generates them.
+    users = [row for task in Task for row in synthetic.user_rows(_SAMPLED_USER_ROWS, 0.3, task)]
     parts = (
-        world.teacher_train,
-        world.teacher_validation,
-        world.alignment,
-        world.hs_prompts,
-        world.over_refusal_prompts,
+        synthetic.teacher_train,
+        synthetic.teacher_validation,
+        synthetic.alignment,
+        synthetic.hs_prompts,
+        synthetic.over_refusal_prompts,
         *tests.values(),
         users,
     )
@@ -123,14 +123,14 @@ def builtin_rows(sizes: Sizes, seed: int = 0) -> BenchRows:
     identity = json.dumps(["builtin", seed, asdict(sizes), texts])
     return BenchRows(
         identity="builtin-" + hashlib.sha256(identity.encode()).hexdigest()[:16],
-        teacher=TeacherData(world.teacher_train, world.teacher_validation),
-        alignment=world.alignment,
-        complied=complying([row for row in world.teacher_train if row.label is Label.HARMFUL]),
-        hs_prompts=world.hs_prompts,
-        over_refusal_prompts=world.over_refusal_prompts,
+        teacher=TeacherData(synthetic.teacher_train, synthetic.teacher_validation),
+        alignment=synthetic.alignment,
+        complied=complying([row for row in synthetic.teacher_train if row.label is Label.HARMFUL]),
+        hs_prompts=synthetic.hs_prompts,
+        over_refusal_prompts=synthetic.over_refusal_prompts,
         tasks={
             task.value: TaskRows(test, Match.LABEL if task is Task.SENTIMENT else Match.NUMBER)
             for task, test in tests.items()
         },
-        user=lambda task, n, ratio, user_seed: world.user_rows(n, ratio, Task(task), user_seed),
+        user=lambda task, n, ratio, user_seed: synthetic.user_rows(n, ratio, Task(task), user_seed),
     )

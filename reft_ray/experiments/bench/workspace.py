@@ -1,17 +1,20 @@
-"""What every section of a comparison works with: rows, base and teacher, and results cached by what they depend on."""
+"""What all sections of a comparison share: rows, base and teacher, and results cached by what they depend on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import random
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from reft_ray.atomic import atomic_write
+from reft_ray.core.conversation import Example, Label
 from reft_ray.core.errors import ReftError
 from reft_ray.evaluation.judges import Respond
 from reft_ray.experiments.bench.config import BenchConfig
@@ -25,7 +28,7 @@ from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.serving.builtin import cache_root
 from reft_ray.testbed.base_model import ensure_base
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 Result = dict[str, Any]
 
 
@@ -35,13 +38,16 @@ def content_key(value: Any) -> str:
 
 
 class Workspace:
-    """One comparison under `out`; everything expensive is made on first use and kept there."""
+    """One comparison with its files in `out`: everything expensive is made on first use and kept.
+
+    No new work starts after `seconds`; running work is finished.
+    """
 
     def __init__(
         self,
         config: BenchConfig,
         out: Path,
-        say: Say = lambda _line: None,
+        log: Log = lambda _line: None,
         workers: int = 0,
         seconds: float = math.inf,
     ) -> None:
@@ -49,18 +55,18 @@ class Workspace:
         self._ends = time.monotonic() + seconds
         self.workers = workers
         self.out = out.absolute()
-        self.say = say
+        self.log = log
         self.failures: list[str] = []
         self.out.mkdir(parents=True, exist_ok=True)
 
     @property
-    def in_time(self) -> bool:
-        """Whether another piece may be started; what runs is never cut off."""
+    def has_time(self) -> bool:
+        """Whether new work may start."""
         return time.monotonic() < self._ends
 
     @property
     def data(self) -> Path:
-        """The folder of real rows. Raises ReftError in the built-in world, which has none."""
+        """The folder of real rows. Raises ReftError for a comparison on synthetic rows."""
         if self.config.rows is None:
             raise ReftError("this section reads real rows: name their folder with --rows")
         return Path(self.config.rows).absolute() / "data"
@@ -69,8 +75,18 @@ class Workspace:
     def rows(self) -> BenchRows:
         """All rows of the comparison."""
         if self.config.rows is None:
-            return builtin_rows(self.config.world)
+            return builtin_rows(self.config.builtin_sizes)
         return folder_rows(self.data)
+
+    @cached_property
+    def alignment_rows(self) -> list[Example]:
+        """The provider's refusals and helpful answers, half each if there are enough; the same for every method."""
+        half = self.config.alignment_rows // 2
+        return [row for label in Label for row in _drawn(self.rows.alignment, label, half)]
+
+    def harmful_rows(self, count: int) -> list[Example]:
+        """Harmful prompts of the provider with complying answers, for defences that need them."""
+        return _drawn(self.rows.complied, Label.HARMFUL, count)
 
     @cached_property
     def base(self) -> str:
@@ -79,40 +95,40 @@ class Workspace:
             return self.config.base
         if self.config.rows is not None:
             return str(Path(self.config.rows).absolute() / "models/base-7m")
-        self.say("the built-in base model")
+        self.log("the built-in base model")
         return str(ensure_base(cache_root(), 0, None, self.config.recipe))
 
     @cached_property
     def teacher(self) -> RefTeacher:
-        """The Ref-Teacher: the configured artefact, or one trained here once."""
+        """The Ref-Teacher: the configured artefact, or one that is trained here once."""
         if self.config.teacher is not None:
             return RefTeacher.load(self.config.teacher)
         settings = TeacherConfig.of({"base": self.base, **self.config.teacher_settings})
         folder = self.out / f"teacher-{content_key([settings.model_dump(mode='json'), self.rows.identity])}"
-        return self.prepared(folder, settings, self.rows.teacher, "the Ref-Teacher")
+        return self.train_teacher(folder, settings, self.rows.teacher, "the Ref-Teacher")
 
-    def prepared(self, folder: Path, settings: TeacherConfig, data: TeacherData, title: str) -> RefTeacher:
-        """A teacher, trained once on as many workers as cells run at a time."""
+    def train_teacher(self, folder: Path, settings: TeacherConfig, data: TeacherData, title: str) -> RefTeacher:
+        """A teacher, trained once in `folder` on as many workers as cells run at a time."""
 
         def train(storage: Path) -> None:
             prepare_teacher(settings, data, folder, self.resources(storage, self.workers), run_id="teacher")
 
-        return RefTeacher.load(self.trained(folder, "teacher.json", f"training {title}", train))
+        return RefTeacher.load(self.train_once(folder, "teacher.json", f"training {title}", train))
 
-    def trained(self, folder: Path, whole: str, what: str, train: Callable[[Path], object]) -> Path:
-        """`folder`, filled by `train` once; the file `whole` says that it is.
+    def train_once(self, folder: Path, marker: str, title: str, train: Callable[[Path], object]) -> Path:
+        """Fill `folder` by `train` unless its file `marker` exists.
 
-        `train` is given a directory for its checkpoints, the same one after an interruption.
+        `train` gets a directory for its checkpoints, the same one after an interruption.
         """
-        if not (folder / whole).is_file():
-            self.say(what)
+        if not (folder / marker).is_file():
+            self.log(title)
             storage = folder.with_name(f".{folder.name}.runs")
             train(storage)
             shutil.rmtree(storage)
         return folder
 
     def resources(self, storage: Path, workers: int = 0) -> Resources:
-        """Training in this process or on Ray workers, on the comparison's device; soft labels are shared by all."""
+        """Training in this process or on Ray workers, on the comparison's device; all runs share soft labels."""
         return Resources(
             workers=workers,
             gpus_per_worker=1 if self.config.device == "cuda" else 0,
@@ -121,16 +137,16 @@ class Workspace:
         )
 
     def respond(self, student: Path | None, task: TaskRows) -> Respond:
-        """A student, or the base, that answers with as many tokens as the comparison allows and the task needs."""
+        """Load a student, or the base; its answers are as long as the comparison allows and the task needs."""
         tokens = max(self.config.evaluation.max_new_tokens, task.answer_tokens)
         return load_responder(self.base, student, tokens, self.config.device)
 
     def identity(self) -> dict[str, str]:
         """What all results depend on: rows, base and teacher by content."""
-        return {**self.world_identity(), "teacher": self.teacher.id}
+        return {**self.identity_without_teacher(), "teacher": self.teacher.id}
 
-    def world_identity(self) -> dict[str, str]:
-        """The same without the teacher, for what does not use one."""
+    def identity_without_teacher(self) -> dict[str, str]:
+        """The same for results that do not use a teacher."""
         return {"rows": self.rows.identity, "base": self._fingerprint}
 
     @cached_property
@@ -138,7 +154,7 @@ class Workspace:
         return fingerprint(self.base)
 
     def title(self) -> str:
-        """The same for people."""
+        """Rows, base and teacher as one line of a report."""
         made = self.teacher.manifest
         return (
             f"Rows {self.rows.identity}, base `{Path(self.base).name}` ({made.base_fingerprint}), Ref-Teacher "
@@ -146,36 +162,40 @@ class Workspace:
         )
 
     def settings(self, section: str) -> dict[str, Any]:
-        """What the configuration says about a section."""
+        """A section's part of the configuration."""
         return self.config.sections.get(section, {})
 
     def cached(
         self, kind: str, name: str, key: Mapping[str, Any], make: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """The result of `make`, from `out/KIND/NAME-HASH.json` where it was made under the same key before.
+        """The result of `make`, from `out/KIND/NAME-HASH.json` if it was made with the same key before.
 
-        Written at once when it is there, so that an interrupted comparison goes on. What `make` raises is not kept.
+        Each result is written at once, so that an interrupted comparison resumes. Errors are not cached.
         """
-        if (known := self.known(kind, name, key)) is not None:
+        if (known := self.stored(kind, name, key)) is not None:
             return known
         path = self.path_of(kind, name, key)
         started = time.perf_counter()
         result = make()
         document = {"key": key, "seconds": round(time.perf_counter() - started, 1), "result": result}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.writing")
-        scratch.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
-        scratch.replace(path)
+        with atomic_write(path) as scratch:
+            scratch.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
         return result
 
     def path_of(self, kind: str, name: str, key: Mapping[str, Any]) -> Path:
-        """Where a result of this key lies, made or not."""
+        """The file of the result with this key; it need not exist."""
         return self.out / kind / f"{name}-{content_key(key)}.json"
 
-    def known(self, kind: str, name: str, key: Mapping[str, Any]) -> Result | None:
-        """The result of this key, or None where it was not made yet."""
+    def stored(self, kind: str, name: str, key: Mapping[str, Any]) -> Result | None:
+        """The cached result with this key, or None."""
         path = self.path_of(kind, name, key)
         if not path.is_file():
             return None
         found: Result = json.loads(path.read_text(encoding="utf-8"))["result"]
         return found
+
+
+def _drawn(rows: Sequence[Example], label: Label, count: int) -> list[Example]:
+    of_label = [row for row in rows if row.label is label]
+    random.Random(f"bench/{label}").shuffle(of_label)  # noqa: S311 - an order, not a secret
+    return of_label[:count]

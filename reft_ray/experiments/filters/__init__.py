@@ -1,1 +1,1 @@
-"""Simple filters in the Ref-Teacher's place, measured on the same rows."""
+"""Baseline filters, compared with the Ref-Teacher on the same rows."""

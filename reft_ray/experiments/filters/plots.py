@@ -1,4 +1,4 @@
-"""ROC curves of all filters, and the scores of each on harmful and harmless rows, drawn from the section's result."""
+"""ROC curves of all filters, and histograms of their scores on harmful and harmless rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reft_ray.experiments.plots import HARMFUL_COLOUR, HARMLESS_COLOUR, new_figu
 
 
 def plot_roc(result: Mapping[str, Any], path: Path) -> None:
-    """Recall against false-positive rate on the foreign rows: whole, and at the rates that a service can bear."""
+    """Recall against false-positive rate on the foreign rows: all rates, and the low ones of a usable filter."""
     figure, (whole, low) = new_figure(1, 2, figsize=(9.6, 4.2))
     for index, (name, curve) in enumerate(result["curves"].items()):
         rates, recalls = zip(*curve, strict=True)

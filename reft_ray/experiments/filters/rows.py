@@ -1,10 +1,13 @@
-"""The rows of the filter table, and which of their sources a filter has seen in training."""
+"""The rows of the filter comparison, by whether filters were trained on their sources."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from reft_ray.core.conversation import Example, Label, text_hash
 from reft_ray.experiments.bench.rows import BenchRows
@@ -16,11 +19,10 @@ _SEEN_SHARE = 20
 
 @dataclass(frozen=True, slots=True)
 class FilterRows:
-    """Rows by their use. `train` teaches every filter, `validation` (other sources) sets layers and thresholds.
+    """Rows by their use. All filters train on `train`; `validation` (other sources) sets layers and thresholds.
 
-    `seen` are rows of the training sources that nothing was trained on; `foreign` come from elsewhere, but for the
-    sources named in `siblings`, which share their origin with a training source. `benign` are the prompts of
-    harmless tasks.
+    `seen` are held-out rows of the training sources. `foreign` are rows of other sources; those in `siblings` share
+    their origin with a training source. `benign` are the prompts of harmless tasks.
     """
 
     train: Sequence[Example]
@@ -31,13 +33,23 @@ class FilterRows:
     siblings: frozenset[str] = field(default_factory=frozenset)
 
 
-def set_apart(row: Example) -> bool:
+def texts_of(rows: Sequence[Example]) -> list[str]:
+    """The last prompt of every row."""
+    return [row.prompt[-1].content for row in rows]
+
+
+def labels_of(rows: Sequence[Example]) -> Tensor:
+    """1 for harmful, 0 for harmless, [B]."""
+    return torch.tensor([int(row.label is Label.HARMFUL) for row in rows])
+
+
+def held_out(row: Example) -> bool:
     """Whether a row of a training source is kept for evaluation: one in twenty, by the hash of its prompt."""
     return int(text_hash(row.prompt[-1].content)[:8], 16) % _SEEN_SHARE == 0
 
 
 def builtin_rows(rows: BenchRows) -> FilterRows:
-    """The built-in world: requests whose words and frames no training prompt has count as foreign."""
+    """Synthetic rows: requests with words and frames of no training prompt are foreign."""
     known = {row.prompt for row in rows.teacher.train}
     return FilterRows(
         train=rows.teacher.train,
@@ -58,22 +70,21 @@ BENIGN = {
     "over-refusal prompts": "attacks/over_refusal_prompts.jsonl",
 }
 SIBLINGS = frozenset({"rd_harmless_val", "certified_safe"})
-"""Sources of `dev/` whose other part is a training source."""
+"""Sources of `dev/` that share their origin with a training source."""
 
 
-def public_rows(data: Path, teacher: TeacherData, apart: bool) -> FilterRows:
-    """The public rows: `teacher` holds the Ref-Teacher's own, `dev/` is foreign.
+def public_rows(data: Path, teacher: TeacherData, holdout: bool) -> FilterRows:
+    """The public rows: the Ref-Teacher's own in `teacher`, foreign ones in `dev/`.
 
-    `apart` says that the teacher was trained without the rows that `set_apart` names; otherwise nothing stands for
-    its training sources.
+    With `holdout` the teacher was trained without the `held_out` rows; without it there are no `seen` rows.
     """
     foreign = read_labelled(data / "dev/prompts.jsonl")
     benign = {name: read_labelled(data / path, Label.HARMLESS) for name, path in BENIGN.items()}
     benign["XSTest, safe"] = [row for row in foreign if row.source == "xstest" and row.label is Label.HARMLESS]
     return FilterRows(
-        train=[row for row in teacher.train if not (apart and set_apart(row))],
+        train=[row for row in teacher.train if not (holdout and held_out(row))],
         validation=teacher.validation,
-        seen=[row for row in teacher.train if apart and set_apart(row)],
+        seen=[row for row in teacher.train if holdout and held_out(row)],
         foreign=foreign,
         benign=benign,
         siblings=SIBLINGS,

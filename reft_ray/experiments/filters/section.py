@@ -1,4 +1,4 @@
-"""The filter table as a section of the report: all rivals on all rows."""
+"""The filter comparison as a section of the report: the Ref-Teacher and all baselines on all rows."""
 
 from __future__ import annotations
 
@@ -11,49 +11,47 @@ from typing import Any
 from pydantic import Field
 
 from reft_ray.core.quality import Targets
-from reft_ray.experiments.bench.sections import Section
-from reft_ray.experiments.bench.variants import teacher_variant
+from reft_ray.experiments.bench.section import Section
+from reft_ray.experiments.bench.shared_models import teacher_variant
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.experiments.filters import directions, keywords, linear
-from reft_ray.experiments.filters.baseline_filter import REF_TEACHER, BaselineFilter
-from reft_ray.experiments.filters.render import render
+from reft_ray.experiments.filters.figures import figures_of
 from reft_ray.experiments.filters.rows import FilterRows, builtin_rows, public_rows
-from reft_ray.experiments.filters.scores import score_all
-from reft_ray.experiments.filters.table import figures
+from reft_ray.experiments.filters.scores import REF_TEACHER, BaselineFilter, score_all
+from reft_ray.experiments.filters.tables import render
 from reft_ray.finetuning.config import Thresholding
 from reft_ray.hf.ref_teacher import Manifest, RefTeacher
 from reft_ray.settings import Settings
 
 
 class FilterSettings(Settings):
-    """`embeddings` needs an extra, `answers` a generation per text; `variants` trains further teachers.
+    """`embeddings` needs an extra, `answers` one generation per text; `variants` trains further teachers.
 
-    `variant` are TeacherConfig keys of these. `apart` says that the Ref-Teacher was trained without the rows that
-    `rows.set_apart` names.
+    `variant` are their TeacherConfig keys. `holdout`: the Ref-Teacher was trained without the `rows.held_out` rows.
     """
 
     embeddings: bool = True
     answers: bool = True
     variants: bool = True
     variant: dict[str, Any] = Field(default_factory=dict)
-    apart: bool = False
+    holdout: bool = False
     seed: int = 0
 
 
-def rivals_of(
+def filters_of(
     workspace: Workspace, rows: FilterRows, variants: Mapping[str, RefTeacher], chosen: FilterSettings
 ) -> list[BaselineFilter]:
-    """The Ref-Teacher first, then what could stand in its place."""
+    """The Ref-Teacher first, then the baselines."""
     teacher, base, device = workspace.teacher, workspace.base, workspace.config.device
     learned = rows.train, rows.validation
     made = teacher.manifest
-    ground = made.base_fingerprint
-    kept = made.feature_mix == 0
-    whose = ", the base model's own direction" if kept else ""
-    rivals = [
+    base_id = made.base_fingerprint
+    untrained = made.feature_mix == 0
+    origin = ", the base model's own direction" if untrained else ""
+    filters = [
         BaselineFilter(
             REF_TEACHER,
-            f"cosine to the refusal feature at layer {made.layer}{whose}",
+            f"cosine to the refusal feature at layer {made.layer}{origin}",
             partial(directions.fit_teacher, teacher.folder, base),
             teacher.id,
             made.thresholds,
@@ -61,25 +59,25 @@ def rivals_of(
         BaselineFilter("keywords", keywords.ABOUT, lambda: keywords.score),
         BaselineFilter("TF-IDF + LR", linear.TFIDF_ABOUT, partial(linear.fit_tfidf, *learned)),
         BaselineFilter(
-            "base probe", directions.PROBE_ABOUT, partial(directions.fit_probe, base, device, *learned), ground
+            "base probe", directions.PROBE_ABOUT, partial(directions.fit_probe, base, device, *learned), base_id
         ),
     ]
     if chosen.answers:
         fit_answers = partial(directions.fit_answers, teacher.folder, base, device)
-        rivals.append(BaselineFilter("teacher's answers", directions.ANSWERS_ABOUT, fit_answers, teacher.id))
-    if not kept:  # a teacher that keeps its base's features is that direction
+        filters.append(BaselineFilter("teacher's answers", directions.ANSWERS_ABOUT, fit_answers, teacher.id))
+    if not untrained:  # otherwise the Ref-Teacher is that direction
         fit = partial(directions.fit_direction, base, device, made.window_tokens, *learned)
-        rivals.append(
-            BaselineFilter("base direction", directions.DIRECTION_ABOUT, fit, f"{ground} {made.window_tokens}")
+        filters.append(
+            BaselineFilter("base direction", directions.DIRECTION_ABOUT, fit, f"{base_id} {made.window_tokens}")
         )
     if chosen.embeddings:
-        rivals.insert(
+        filters.insert(
             3, BaselineFilter("MiniLM + LR", linear.EMBEDDING_ABOUT, partial(linear.fit_embeddings, *learned))
         )
     for name, trained in variants.items():
         about = f"a teacher trained {'without' if 'lambda' in name else 'with'} the regulariser"
         steps, layer = trained.manifest.config.get("steps"), trained.manifest.layer
-        rivals.append(
+        filters.append(
             BaselineFilter(
                 name,
                 f"{about} ({steps} steps), at layer {layer}",
@@ -88,16 +86,16 @@ def rivals_of(
                 trained.manifest.thresholds,
             )
         )
-    return rivals
+    return filters
 
 
 def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure every filter. Scores are kept in the workspace, so that an interrupted run goes on."""
+    """Measure every filter. Scores are cached in the workspace, so that an interrupted run resumes."""
     chosen = FilterSettings.of(settings)
     made = workspace.teacher.manifest
     thresholding = made.config.get("thresholds")
     targets = Thresholding.of(thresholding).targets if thresholding else Targets()
-    rows = filter_rows(workspace, chosen.apart)
+    rows = rows_of(workspace, chosen.holdout)
     variants = {
         name: teacher_variant(
             workspace, {**chosen.variant, **changes}, replace(workspace.rows.teacher, train=rows.train)
@@ -105,19 +103,19 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
         for name, changes in variants_of(made).items()
         if chosen.variants
     }
-    rivals = rivals_of(workspace, rows, variants, chosen)
-    scored = score_all(rivals, rows, targets, workspace.out / "scores", workspace.say)
+    filters = filters_of(workspace, rows, variants, chosen)
+    scored = score_all(filters, rows, targets, workspace.out / "scores", workspace.log)
     return {
-        **figures(scored, rows, chosen.seed),
+        **figures_of(scored, rows, chosen.seed),
         "base": Path(made.base_name).name,
         "layer": made.layer,
-        "targets": [targets.block_recall, targets.block_fpr, targets.review_recall],
+        "targets": asdict(targets),
         "validation_auroc": made.quality.auroc,
     }
 
 
 def variants_of(made: Manifest) -> dict[str, dict[str, Any]]:
-    """Teachers beside the comparison's: without the regulariser, and with all of it where ours reads less."""
+    """Further teachers: one without the regulariser, and a fully trained one if ours mixes in the base's features."""
     found: dict[str, dict[str, Any]] = {
         "lambda = 0": {"feature": "trained", "feature_mix": 1.0, "separation_weight": 0.0}
     }
@@ -126,12 +124,12 @@ def variants_of(made: Manifest) -> dict[str, dict[str, Any]]:
     return found
 
 
-def filter_rows(workspace: Workspace, apart: bool = False) -> FilterRows:
-    """The table's rows: public ones, or those of the built-in world."""
+def rows_of(workspace: Workspace, holdout: bool = False) -> FilterRows:
+    """The comparison's rows: public or synthetic ones."""
     rows = workspace.rows
     if workspace.config.rows is None:
         return builtin_rows(rows)
-    return public_rows(workspace.data, rows.teacher, apart)
+    return public_rows(workspace.data, rows.teacher, holdout)
 
 
-SECTION = Section("filters", "Filters in the same place", run, render, settings=FilterSettings)
+SECTION = Section("filters", "Baseline filters", run, render, settings=FilterSettings)

@@ -1,4 +1,4 @@
-"""What some defences do to a user's rows before training, and to the student's weights after it."""
+"""Defences that edit a user's rows before training, or the student's weights after it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from reft_ray.baselines.safe_lora import safe_lora
 from reft_ray.core.batch import collate, micro_batches, numbered
 from reft_ray.core.conversation import Example, Label
 from reft_ray.core.errors import ReftError
-from reft_ray.experiments.bench.starts import alignment_rows, harmful_rows
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.experiments.real_rows import complying
 from reft_ray.hf.chat import ChatFormat
@@ -31,13 +30,13 @@ _FEATURE_TOKENS = 8192
 def edit_rows(
     workspace: Workspace, edit: Literal["safe_instruct", "larf"] | None, rows: Sequence[Example], seed: int
 ) -> list[Example]:
-    """The rows that are trained on."""
+    """The rows to train on."""
     settings = workspace.config.edits
     if edit == "safe_instruct":
-        refusals = [row for row in alignment_rows(workspace) if row.label is Label.HARMFUL]
+        refusals = [row for row in workspace.alignment_rows if row.label is Label.HARMFUL]
         return safe_instruct(rows, refusals, settings.safe_instruct_share, seed)
     if edit == "larf":
-        safe = [row for row in alignment_rows(workspace) if row.label is Label.HARMFUL][: settings.larf_references]
+        safe = [row for row in workspace.alignment_rows if row.label is Label.HARMFUL][: settings.larf_references]
         features = [last_features(workspace, part) for part in (rows, complying(safe), safe)]
         return [rows[place] for place in kept_rows(danger(*features), settings.larf_drop_share)]
     return list(rows)
@@ -51,17 +50,16 @@ def last_features(workspace: Workspace, rows: Sequence[Example]) -> Tensor:
     base = teacher.base(workspace.base, device=device)
     chat = ChatFormat(base.tokenizer)
     forward = ModelForward(teacher.standalone(base))
-    # LARF searches its layer by scaling weights; the teacher's is where refusals separate best.
+    # LARF searches its layer by scaling weights; refusals separate best at the teacher's.
     encoded = numbered(chat.encode(row) for row in rows)
     most = base.context
     whole = [
-        replace(row, ids=row.ids[:most], trained=row.trained[:most], prompt_end=min(len(row), most) - 1)
+        replace(row, ids=row.ids[:most], loss_mask=row.loss_mask[:most], last_prompt_index=min(len(row), most) - 1)
         for row in encoded
     ]
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     for batch in micro_batches(whole, _FEATURE_TOKENS, chat.pad_id, device):
-        feature_BD = forward(batch, logits=False, layer=teacher.manifest.layer).feature_BD
-        assert feature_BD is not None
+        feature_BD = forward.features(batch, teacher.manifest.layer)
         for place, feature_D in zip(batch.index_B.tolist(), feature_BD.float().cpu(), strict=True):
             found[place] = feature_D
     return torch.stack(found)
@@ -74,11 +72,11 @@ def edit_student(
     start: Path | None,
     out: Path,
 ) -> Path:
-    """The student as it is evaluated: the adapter itself, or a whole model with its update edited, in `out`."""
+    """The student to evaluate: the adapter itself, or a full model with an edited update, in `out`."""
     if edit is None:
         return student
     if start is None:
-        raise ReftError(f"{edit} edits what finetuning changed in an aligned model: start from one")
+        raise ReftError(f"{edit} edits the update of an aligned model: the method must start from an aligned adapter")
     aligned, trained = weight_deltas(start), weight_deltas(student)
     base = load_base(workspace.base, device=workspace.config.device)
     linear = {name: module for name, module in base.model.named_modules() if isinstance(module, nn.Linear)}
@@ -109,12 +107,12 @@ def _add(linear: dict[str, nn.Linear], deltas: dict[str, Tensor]) -> None:
 
 @torch.inference_mode()
 def _harmful_norms(workspace: Workspace, base: Base, layers: dict[str, nn.Linear]) -> dict[str, Tensor]:
-    """What each layer reads on harmful rows; row by row, so that no padding counts."""
+    """Norms of each layer's inputs on harmful rows; one row at a time, so that no padding counts."""
     chat, forward = ChatFormat(base.tokenizer), ModelForward(base.model)
-    rows = harmful_rows(workspace, workspace.config.edits.antidote_rows)
+    rows = workspace.harmful_rows(workspace.config.edits.antidote_rows)
     with input_norms(layers) as norms:
         for row in rows:
             encoded = chat.encode(row)
             if len(encoded) <= base.context:
-                forward(collate([encoded], chat.pad_id, workspace.config.device))
+                forward.logits(collate([encoded], chat.pad_id, workspace.config.device))
     return norms

@@ -1,4 +1,4 @@
-"""What a piece of work costs: seconds, the process's peak memory, and floating-point operations where asked for."""
+"""Measure the cost of a block: seconds, the process's peak memory and, on request, floating-point operations."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _MIB = 1 << 20
 
 @dataclass(slots=True)
 class Cost:
-    """Filled when the work is over. `peak_mib` is the process's (or, on an accelerator, the allocator's) peak;
-    `flops` counts forward and backward, 0 where they were not counted.
+    """Set when the block ends. `peak_mib` is the peak of the process or, on an accelerator, of the allocator; `flops`
+    counts forward and backward, 0 if they were not counted.
     """
 
     seconds: float = 0.0
@@ -30,7 +30,7 @@ class Cost:
 
 @contextmanager
 def metered(count_flops: bool = False, device: str = "cpu") -> Iterator[Cost]:
-    """Measure the block. Counting slows small models down: seconds are then those of the counted run."""
+    """Measure the block. Counting operations slows small models down, which `seconds` then includes."""
     cost = Cost()
     counter = FlopCounterMode(display=False) if count_flops else None
     _reset_peak(device)
@@ -50,9 +50,9 @@ def _reset_peak(device: str) -> None:
         return
     gc.collect()
     if sys.platform == "linux":
-        # Freed memory goes back first: what an earlier piece of work had taken would count as this one's.
+        # Return freed memory first: it would count as memory of this block.
         ctypes.CDLL(None).malloc_trim(0)
-    # Linux forgets a process's high-water mark on request; elsewhere the peak is that of the whole process so far.
+    # Linux resets a process's high-water mark on request; elsewhere the peak is that of the process so far.
     marker = Path("/proc/self/clear_refs")
     if marker.exists():
         marker.write_text("5")
