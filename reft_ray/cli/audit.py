@@ -1,4 +1,4 @@
-"""`reft-ray audit`: what was done to the service, and whether the record of it is whole."""
+"""`reft-ray audit`: read the service's audit log and verify that it is complete."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reft_ray.cli.console import JsonOption, print_json, user_errors
-from reft_ray.cli.store import DEFAULT_DATABASE, DatabaseOption, open_database
+from reft_ray.cli.common import DEFAULT_DATABASE, DatabaseOption, JsonOption, open_database, print_json, user_errors
 
 app = typer.Typer(no_args_is_help=True, help="Read and verify the audit log.")
 
@@ -16,12 +15,12 @@ app = typer.Typer(no_args_is_help=True, help="Read and verify the audit log.")
 @app.command()
 def verify(
     head: Annotated[
-        str | None, typer.Option(help="A head noted at an earlier verification; it must still be in the chain.")
+        str | None, typer.Option(help="The head of an earlier verification; it must still be in the chain.")
     ] = None,
     database: DatabaseOption = DEFAULT_DATABASE,
     as_json: JsonOption = False,
 ) -> None:
-    """Recompute the chain of hashes; exit code 1 when an entry was changed, removed or cut off."""
+    """Recompute the hash chain; exit code 1 if an entry was changed or removed."""
     with user_errors(), open_database(database) as records:
         from dataclasses import asdict
 
@@ -35,7 +34,7 @@ def verify(
         else:
             print(
                 f"The audit log in {records.name} is broken: {result.fault}. "
-                f"The {result.entries} entries before it are whole."
+                f"The {result.entries} entries before it are intact."
             )
         if result.fault is not None:
             raise typer.Exit(1)
@@ -43,8 +42,8 @@ def verify(
 
 @app.command("list")
 def list_entries(
-    after: Annotated[int, typer.Option(min=0, help="Only entries behind this number.")] = 0,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    after: Annotated[int, typer.Option(min=0, help="Only entries after this number.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="The most entries to print.")] = 100,
     database: DatabaseOption = DEFAULT_DATABASE,
     as_json: JsonOption = False,
 ) -> None:

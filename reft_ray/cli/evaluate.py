@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from reft_ray.cli.console import JsonOption, print_json, user_errors
+from reft_ray.cli.common import JsonOption, print_json, user_errors
 
 
 def evaluate(
     base: Annotated[str, typer.Option(help="Base model: a directory or a hub id.")],
-    adapter: Annotated[Path | None, typer.Option(help="Finetuned adapter; without it the base itself.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Finetuned adapter; default: the base model itself.")] = None,
     harmful: Annotated[Path | None, typer.Option(help="Harmful prompts, JSONL: harmful score.")] = None,
     harmless: Annotated[Path | None, typer.Option(help="Harmless prompts, JSONL: over-refusal.")] = None,
     task: Annotated[Path | None, typer.Option(help="Answered test rows, JSONL of chat messages: accuracy.")] = None,
@@ -20,7 +20,7 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a model with the refusal matcher as judge; every figure with its 95 % interval."""
+    """Evaluate a model with the refusal matcher as judge; all figures with 95 % intervals."""
     with user_errors():
         from reft_ray.core.conversation import Label
         from reft_ray.core.errors import UsageError

@@ -1,4 +1,4 @@
-"""`reft-ray files`: the files of a running service."""
+"""`reft-ray files`: files of a running service."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from reft_ray.cli.console import JsonOption, print_json, user_errors
-from reft_ray.cli.store import DEFAULT_URL, KeyOption, UrlOption
+from reft_ray.atomic import atomic_write
+from reft_ray.cli.common import DEFAULT_URL, JsonOption, KeyOption, UrlOption, print_json, running_service
+from reft_ray.core.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Upload, list, fetch and delete files of a running service.")
 
@@ -18,17 +19,14 @@ FileArgument = Annotated[str, typer.Argument(help="The file's id, file-...")]
 @app.command()
 def upload(
     path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file of rows.")],
-    purpose: Annotated[str, typer.Option(help="What the file is for.")] = "fine-tune",
+    purpose: Annotated[str, typer.Option(help="Purpose of the file.")] = "fine-tune",
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = "none",
     as_json: JsonOption = False,
 ) -> None:
     """Upload a file and print its id."""
-    with user_errors(), path.open("rb") as content:
-        from reft_ray.cli.remote import Remote
-
-        with Remote(url, key) as remote:
-            made = remote.post("/files", data={"purpose": purpose}, files={"file": (path.name, content)})
+    with running_service(url, key) as service, path.open("rb") as content:
+        made = service.post("/files", data={"purpose": purpose}, files={"file": (path.name, content)})
         print_json(made) if as_json else print(made["id"])
 
 
@@ -40,11 +38,8 @@ def list_files(
     as_json: JsonOption = False,
 ) -> None:
     """List the project's files, newest first."""
-    with user_errors():
-        from reft_ray.cli.remote import Remote
-
-        with Remote(url, key) as remote:
-            files = list(remote.pages("/files", purpose=purpose))
+    with running_service(url, key) as service:
+        files = list(service.pages("/files", purpose=purpose))
         if as_json:
             print_json(files)
             return
@@ -55,32 +50,21 @@ def list_files(
 @app.command()
 def get(
     file: FileArgument,
-    out: Annotated[Path, typer.Option(help="Where to write it; never over a file that is there.")],
+    out: Annotated[Path, typer.Option(help="A new file.")],
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = "none",
 ) -> None:
     """Fetch a file's content."""
-    with user_errors():
-        from reft_ray.cli.remote import Remote
-        from reft_ray.core.errors import UsageError
-
+    with running_service(url, key) as service:
         if out.exists():
-            raise UsageError(f"{out} is there already; name another file")
-        part = out.with_name(out.name + ".part")
-        try:
-            with Remote(url, key) as remote, part.open("wb") as target:
-                for chunk in remote.download(f"/files/{file}/content"):
-                    target.write(chunk)
-            part.rename(out)
-        finally:
-            part.unlink(missing_ok=True)
+            raise UsageError(f"{out} exists; name a new file")
+        with atomic_write(out) as part, part.open("wb") as target:
+            for chunk in service.download(f"/files/{file}/content"):
+                target.write(chunk)
 
 
 @app.command()
 def delete(file: FileArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = "none") -> None:
-    """Delete a file and everything that was made from it."""
-    with user_errors():
-        from reft_ray.cli.remote import Remote
-
-        with Remote(url, key) as remote:
-            print(f"{remote.delete(f'/files/{file}')['id']} is deleted")
+    """Delete a file and everything derived from it."""
+    with running_service(url, key) as service:
+        print(f"{service.delete(f'/files/{file}')['id']} is deleted")

@@ -1,22 +1,26 @@
-"""`reft-ray jobs`: finetuning jobs of a running service, with the cost before the launch."""
+"""`reft-ray jobs`: finetuning jobs of a running service, with a cost estimate before the start."""
 
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reft_ray.cli.console import JsonOption, print_json, user_errors
-from reft_ray.cli.store import DEFAULT_URL, KeyOption, UrlOption
+from reft_ray.cli.common import DEFAULT_URL, JsonOption, KeyOption, UrlOption, print_json, running_service
 
-app = typer.Typer(no_args_is_help=True, help="Create, watch and end finetuning jobs of a running service.")
+if TYPE_CHECKING:
+    from reft_ray.cli.remote import Remote
+
+app = typer.Typer(no_args_is_help=True, help="Create, watch and control finetuning jobs of a running service.")
 
 JobArgument = Annotated[str, typer.Argument(help="The job's id, ftjob-...")]
 ModelOption = Annotated[str, typer.Option(help="The base model.")]
 FileOption = Annotated[str, typer.Option("--file", help="The training file's id, file-...")]
-EpochsOption = Annotated[int | None, typer.Option(min=1, max=50, help="Passes over the rows; chosen by the service.")]
-BatchOption = Annotated[int | None, typer.Option(min=1, max=256, help="Rows per step; chosen by the service.")]
+EpochsOption = Annotated[
+    int | None, typer.Option(min=1, max=50, help="Passes over the rows; default: chosen by the service.")
+]
+BatchOption = Annotated[int | None, typer.Option(min=1, max=256, help="Rows per step; default: chosen by the service.")]
 
 ENDED = ("succeeded", "failed", "cancelled")
 
@@ -30,12 +34,9 @@ def estimate(
     key: KeyOption = "none",
     as_json: JsonOption = False,
 ) -> None:
-    """Foretell a job's tokens, steps, time and device hours, from the speed measured on the service's devices."""
-    with user_errors():
-        from reft_ray.cli.remote import Remote
-
-        with Remote(url, key) as remote:
-            found = remote.post("/fine_tuning/jobs/estimate", json=_body(model, file, epochs, batch_size))
+    """Estimate a job's tokens, steps, time and device hours from the measured speed of the service's devices."""
+    with running_service(url, key) as service:
+        found = service.post("/fine_tuning/jobs/estimate", json=_body(model, file, epochs, batch_size))
         print_json(found) if as_json else print(_cost(found))
 
 
@@ -44,39 +45,35 @@ def create(
     model: ModelOption,
     file: FileOption,
     validation_file: Annotated[str | None, typer.Option(help="The validation file's id.")] = None,
-    suffix: Annotated[str | None, typer.Option(help="A part of the new model's name.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="For a repeatable run.")] = None,
+    suffix: Annotated[str | None, typer.Option(help="Part of the new model's name.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of a reproducible run.")] = None,
     epochs: EpochsOption = None,
     batch_size: BatchOption = None,
-    policy: Annotated[str, typer.Option(help="What flagged rows do: filter, review or fail.")] = "filter",
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask after showing the cost.")] = False,
+    policy: Annotated[str, typer.Option(help="Handling of flagged rows: filter, review or fail.")] = "filter",
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Create the job without showing the cost and asking.")
+    ] = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = "none",
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a job will cost, ask, and create it."""
-    with user_errors():
-        from reft_ray.cli.remote import Remote
-
-        body = _body(model, file, epochs, batch_size)
-        optional = {"validation_file": validation_file, "suffix": suffix, "seed": seed}
-        body |= {name: value for name, value in optional.items() if value is not None}
-        with Remote(url, key) as remote:
-            if not yes:
-                print(_cost(remote.post("/fine_tuning/jobs/estimate", json=body)))
-                typer.confirm("Create the job?", abort=True)
-            job = remote.post("/fine_tuning/jobs", json=body | {"reft": {"policy": policy}})
+    """Show a job's estimated cost, ask for confirmation, and create it."""
+    body = _body(model, file, epochs, batch_size)
+    optional = {"validation_file": validation_file, "suffix": suffix, "seed": seed}
+    body |= {name: value for name, value in optional.items() if value is not None}
+    with running_service(url, key) as service:
+        if not yes:
+            print(_cost(service.post("/fine_tuning/jobs/estimate", json=body)))
+            typer.confirm("Create the job?", abort=True)
+        job = service.post("/fine_tuning/jobs", json=body | {"reft": {"policy": policy}})
         print_json(job) if as_json else print(job["id"])
 
 
 @app.command("list")
 def list_jobs(url: UrlOption = DEFAULT_URL, key: KeyOption = "none", as_json: JsonOption = False) -> None:
     """List the project's jobs, newest first."""
-    with user_errors():
-        from reft_ray.cli.remote import Remote
-
-        with Remote(url, key) as remote:
-            jobs = list(remote.pages("/fine_tuning/jobs", limit=100))
+    with running_service(url, key) as service:
+        jobs = list(service.pages("/fine_tuning/jobs", limit=100))
         if as_json:
             print_json(jobs)
             return
@@ -86,27 +83,21 @@ def list_jobs(url: UrlOption = DEFAULT_URL, key: KeyOption = "none", as_json: Js
 
 @app.command()
 def show(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = "none") -> None:
-    """Print a job as the service tells it."""
-    with user_errors():
-        from reft_ray.cli.remote import Remote
-
-        with Remote(url, key) as remote:
-            print_json(remote.get(f"/fine_tuning/jobs/{job}"))
+    """Print a job as JSON."""
+    with running_service(url, key) as service:
+        print_json(service.get(f"/fine_tuning/jobs/{job}"))
 
 
 @app.command()
 def watch(
     job: JobArgument,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Polling interval.")] = 2.0,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = "none",
 ) -> None:
-    """Print a job's events as they come, until it ends; exit code 3 for unsafe data, 4 for the gate, 1 otherwise."""
-    with user_errors():
-        from reft_ray.cli.remote import Remote
-
-        with Remote(url, key) as remote:
-            record = _follow(remote, job, seconds)
+    """Print a job's events until it ends. Exit codes: 3 for unsafe data, 4 for the gate, 1 for any other failure."""
+    with running_service(url, key) as service:
+        record = _follow(service, job, seconds)
         if record["status"] != "succeeded":
             code = record["error"]["code"] if record["error"] else ""
             raise typer.Exit({"unsafe_training_data": 3, "unsafe_model": 4}.get(code, 1))
@@ -114,45 +105,42 @@ def watch(
 
 @app.command()
 def cancel(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = "none") -> None:
-    """End a job for good."""
+    """Cancel a job; it cannot be resumed."""
     _verb(job, "cancel", url, key)
 
 
 @app.command()
 def pause(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = "none") -> None:
-    """Save a job's state and give its devices back."""
+    """Save a job's state and release its devices."""
     _verb(job, "pause", url, key)
 
 
 @app.command()
 def resume(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = "none") -> None:
-    """Let a paused job go on."""
+    """Resume a paused job."""
     _verb(job, "resume", url, key)
 
 
 def _verb(job: str, verb: str, url: str, key: str) -> None:
-    with user_errors():
-        from reft_ray.cli.remote import Remote
-
-        with Remote(url, key) as remote:
-            print(f"{job} is {remote.post(f'/fine_tuning/jobs/{job}/{verb}')['status']}")
+    with running_service(url, key) as service:
+        print(f"{job} is {service.post(f'/fine_tuning/jobs/{job}/{verb}')['status']}")
 
 
-def _follow(remote: Any, job: str, seconds: float) -> Any:
-    """Print events until the job has ended; the job at its end."""
+def _follow(service: Remote, job: str, seconds: float) -> Any:
+    """Print events until the job has ended; returns the ended job."""
     seen: set[str] = set()
     while True:
-        record = remote.get(f"/fine_tuning/jobs/{job}")
-        for event in _unseen(remote, job, seen):
+        record = service.get(f"/fine_tuning/jobs/{job}")
+        for event in _unseen(service, job, seen):
             print(f"{event['level']:<5} {event['message']}", flush=True)
         if record["status"] in ENDED:
             return record
         time.sleep(seconds)
 
 
-def _unseen(remote: Any, job: str, seen: set[str]) -> list[dict[str, Any]]:
+def _unseen(service: Remote, job: str, seen: set[str]) -> list[dict[str, Any]]:
     fresh = []
-    for event in remote.pages(f"/fine_tuning/jobs/{job}/events", limit=100):
+    for event in service.pages(f"/fine_tuning/jobs/{job}/events", limit=100):
         if event["id"] in seen:
             break
         fresh.append(event)
@@ -161,11 +149,13 @@ def _unseen(remote: Any, job: str, seen: set[str]) -> list[dict[str, Any]]:
 
 
 def _body(model: str, file: str, epochs: int | None, batch_size: int | None) -> dict[str, Any]:
-    knobs = {name: value for name, value in (("n_epochs", epochs), ("batch_size", batch_size)) if value is not None}
+    hyperparameters = {
+        name: value for name, value in (("n_epochs", epochs), ("batch_size", batch_size)) if value is not None
+    }
     return {
         "model": model,
         "training_file": file,
-        "method": {"type": "supervised", "supervised": {"hyperparameters": knobs}},
+        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
     }
 
 

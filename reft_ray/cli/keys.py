@@ -1,4 +1,4 @@
-"""`reft-ray keys`: who may use the service."""
+"""`reft-ray keys`: API keys of the service."""
 
 from __future__ import annotations
 
@@ -9,32 +9,29 @@ from typing import Annotated
 
 import typer
 
-from reft_ray.cli.console import JsonOption, print_json, user_errors
-from reft_ray.cli.store import DEFAULT_DATABASE, DatabaseOption, open_database
+from reft_ray.cli.common import DEFAULT_DATABASE, DatabaseOption, JsonOption, open_database, print_json, user_errors
 from reft_ray.core.errors import UsageError
 
-app = typer.Typer(no_args_is_help=True, help="Make, list and end the API keys of the service.")
+app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys of the service.")
 
 _UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 @app.command()
 def create(
-    organization: Annotated[str, typer.Option("--org", help="The organisation; made if it is new.")] = "default",
-    project: Annotated[str, typer.Option(help="The project; made if it is new.")] = "default",
-    name: Annotated[str, typer.Option(help="What the key is for.")] = "key",
-    scope: Annotated[list[str] | None, typer.Option(help="May be repeated; all scopes by default.")] = None,
-    expires: Annotated[
-        str | None, typer.Option(help="Lifetime such as 12h, 90d or 8w; without end by default.")
-    ] = None,
+    organization: Annotated[str, typer.Option("--org", help="The organisation; created if it is new.")] = "default",
+    project: Annotated[str, typer.Option(help="The project; created if it is new.")] = "default",
+    name: Annotated[str, typer.Option(help="A description of the key.")] = "key",
+    scope: Annotated[list[str] | None, typer.Option(help="Can be repeated; default: all scopes.")] = None,
+    expires: Annotated[str | None, typer.Option(help="Lifetime such as 12h, 90d or 8w; default: unlimited.")] = None,
     limit: Annotated[
         list[str] | None,
-        typer.Option(help="A limit of the project, e.g. requests_per_minute=60; may be repeated. Others stay."),
+        typer.Option(help="A limit of the project, e.g. requests_per_minute=60; can be repeated. Other limits stay."),
     ] = None,
     database: DatabaseOption = DEFAULT_DATABASE,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a key and print its secret: this once, because only its hash is kept."""
+    """Create a key and print its secret once; only its hash is stored."""
     with user_errors(), open_database(database) as records:
         from reft_ray.jobs.tenants import SCOPES, Tenants
 
@@ -43,7 +40,7 @@ def create(
         if as_json:
             print_json({"id": key.id, "project_id": key.project_id, "secret": secret, "expires_at": key.expires_at})
         else:
-            print(f"{key.id} for project {key.project_id} in {records.name}; the secret is shown this once:\n{secret}")
+            print(f"{key.id} for project {key.project_id} in {records.name}; the secret is shown only once:\n{secret}")
 
 
 @app.command("list")
@@ -72,7 +69,7 @@ def list_keys(database: DatabaseOption = DEFAULT_DATABASE, as_json: JsonOption =
 def revoke(
     key: Annotated[str, typer.Argument(help="The key's id, key_...")], database: DatabaseOption = DEFAULT_DATABASE
 ) -> None:
-    """End a key now."""
+    """Revoke a key with immediate effect."""
     with user_errors(), open_database(database) as records:
         from reft_ray.jobs.tenants import Tenants
 
@@ -99,6 +96,6 @@ def _limits(items: list[str]) -> dict[str, int]:
 
 
 def _date(seconds: float) -> str:
-    # Older versions made keys that end behind the last year that there is.
+    # Older versions created keys that expire after the year 9999, which datetime cannot represent.
     last = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
     return datetime.fromtimestamp(min(seconds, last), UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,4 +1,4 @@
-"""`reft-ray`: every command by its noun. Nothing heavy is imported before a command runs."""
+"""`reft-ray`: all commands by noun. Heavy imports happen when a command runs."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ app.add_typer(manifests.app, name="manifests")
 
 
 def main() -> None:
-    """The console script. Set-up that libraries read when they are imported happens here."""
-    # A library's deprecations are for its callers, not for users of this command and the processes that it starts.
+    """The console script; sets what libraries read on import."""
+    # Deprecation warnings of libraries do not concern users of this command and of the processes that it starts.
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         os.environ["PYTHONWARNINGS"] = "ignore"
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    # Every command starts Ray itself: what still asks for it after an interrupt must not start another.
+    # Commands start Ray themselves: a late Ray call after an interrupt must not start a second cluster.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     app()

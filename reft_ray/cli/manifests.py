@@ -1,4 +1,4 @@
-"""`reft-ray manifests`: the Kubernetes documents that embed other files."""
+"""`reft-ray manifests`: Kubernetes manifests that embed other files."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-from reft_ray.cli.console import user_errors
+from reft_ray.cli.common import user_errors
 
-app = typer.Typer(help="Kubernetes manifests from their sources.", no_args_is_help=True)
+app = typer.Typer(help="Render and check Kubernetes manifests.", no_args_is_help=True)
 
 RootOption = Annotated[Path, typer.Option(help="A checkout of the project.")]
 
 
 @app.command()
 def render(root: RootOption = Path()) -> None:
-    """Write every manifest that embeds pods, a Serve config, dashboards or rules."""
+    """Write the manifests that embed pods, a Serve config, dashboards or rules."""
     with user_errors():
         from reft_ray.serving import manifests
 
@@ -26,7 +26,7 @@ def render(root: RootOption = Path()) -> None:
 
 @app.command()
 def config(file: Annotated[Path, typer.Argument(help="A Serve config, such as serve_configs/service.yaml.")]) -> None:
-    """Read a Serve config strictly: Serve itself drops keys that it does not know."""
+    """Validate a Serve config strictly; Serve itself ignores unknown keys."""
     with user_errors():
         import yaml
 
@@ -38,15 +38,15 @@ def config(file: Annotated[Path, typer.Argument(help="A Serve config, such as se
         except (OSError, yaml.YAMLError) as error:
             raise UsageError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
         if not isinstance(document, dict):
-            raise UsageError(f"{file} is no Serve config: it must hold keys, such as `applications`")
+            raise UsageError(f"{file} is not a Serve config: it must be a mapping with keys such as `applications`")
         if found := check_serve_config(document):
             raise UsageError("\n".join(f"{file}: {line}" for line in found))
-        print(f"{file} is in order")
+        print(f"{file} is valid")
 
 
 @app.command()
 def check(root: RootOption = Path()) -> None:
-    """Compare rendered manifests with their sources, and read every Serve config strictly; writes nothing."""
+    """Check that manifests match their sources and that all Serve configs are valid; writes no file."""
     with user_errors():
         import yaml
 
@@ -55,7 +55,7 @@ def check(root: RootOption = Path()) -> None:
         from reft_ray.serving.strict import check_serve_config
 
         found = [
-            f"{name} is not what its sources say: run `reft-ray manifests render`" for name in manifests.stale(root)
+            f"{name} does not match its sources: run `reft-ray manifests render`" for name in manifests.stale(root)
         ]
         for name, text in manifests.rendered(root).items():
             for document in yaml.safe_load_all(text):

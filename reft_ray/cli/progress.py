@@ -1,4 +1,4 @@
-"""Progress bars that say how much time is left, on a terminal only."""
+"""Progress bars with the remaining time on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 
 class Bar:
-    """One bar; `update` takes a run's metrics."""
+    """One bar, updated by a run's metrics."""
 
     def __init__(self, progress: Progress, task: TaskID, name: str, lines: bool) -> None:
         self._progress, self._task, self._name = progress, task, name
@@ -26,9 +26,9 @@ class Bar:
         loss = metrics.get("loss", metrics.get("total"))
         note = f"loss {loss:.3f}" if loss is not None else ""
         self._progress.update(self._task, completed=share, note=note)
-        if told := metrics.get("note"):
-            self._progress.console.print(f"note: {told}", markup=False, highlight=False, soft_wrap=True)
-        # Without a terminal a line every ten seconds tells a log that the run lives.
+        if message := metrics.get("note"):
+            self._progress.console.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
+        # Without a terminal: a line every ten seconds.
         if self._lines and (time.monotonic() >= self._next_line or share >= 1.0):
             self._next_line = time.monotonic() + 10.0
             print(f"{self._name}: {share:.0%} {note}", file=sys.stderr, flush=True)
@@ -36,7 +36,7 @@ class Bar:
 
 @contextmanager
 def bar(name: str, quiet: bool = False) -> Iterator[Bar]:
-    """A bar on stderr; none when quiet."""
+    """A bar on stderr; hidden if quiet."""
     console = Console(stderr=True, quiet=quiet)
     columns = (
         TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""`reft-ray quickstart`: what the project is for, on this machine, in minutes."""
+"""`reft-ray quickstart`: the whole method on this machine, in minutes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Annotated
 
 import typer
 
-from reft_ray.cli.console import JsonOption, print_json, user_errors
+from reft_ray.cli.common import JsonOption, print_json, user_errors
 
 
 def quickstart(
     out: Annotated[Path, typer.Option(help="Directory of the report, the teacher and the students.")] = Path(
         "out/quickstart"
     ),
-    seed: Annotated[int, typer.Option(help="Seed of the world's rows and of all training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the synthetic rows and of all training.")] = 0,
     workers: Annotated[int, typer.Option(help="Ray Train workers of each student.")] = 1,
-    cache: Annotated[Path | None, typer.Option(help="Where the built-in base model is kept.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Directory of the built-in base model.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Poison a dataset, finetune with and without the Ref-Teacher, and compare: offline, on CPU."""
@@ -28,7 +28,7 @@ def quickstart(
 
         from reft_ray.experiments.quickstart import Plan, run_quickstart
         from reft_ray.experiments.report import table_of
-        from reft_ray.finetuning.cluster import start_ray
+        from reft_ray.local_ray import ensure_training_ray
         from reft_ray.serving.builtin import cache_root
 
         console = Console(stderr=True)
@@ -39,7 +39,7 @@ def quickstart(
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
         )
-        start_ray()
+        ensure_training_ray()
         with Progress(*columns, console=console, disable=plain) as progress:
             task = progress.add_task("", total=1.0, left="")
             last_stage, last_time = "", 0.0
@@ -60,12 +60,12 @@ def quickstart(
         console.print(table_of(report["methods"]))
         quality = report["filter"]
         console.print(
-            "HS: harmful prompts answered; FA: task rows answered right; over-refusal: harmless prompts refused, and "
-            "the look-alikes of harmful ones alone. In %, with 95 % intervals."
+            "HS: harmful prompts answered; FA: task rows answered correctly; over-refusal: harmless prompts refused; "
+            "look-alikes: those among them that resemble harmful ones. In %, with 95 % intervals."
         )
         console.print(
             f"filter: AUROC {quality['auroc']:.4f}, {quality['recall']:.2%} of harmful and {quality['fpr']:.2%} of "
-            f"harmless rows dropped; {report['seconds_total']:.0f} s in all"
+            f"harmless rows dropped; {report['seconds_total']:.0f} s in total"
         )
         console.print(f"report: {out / 'report.html'}")
 

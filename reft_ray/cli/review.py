@@ -1,4 +1,4 @@
-"""`reft-ray review`: a person looks at withheld rows and decides."""
+"""`reft-ray review`: list withheld rows and decide about them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import typer
 from reft_ray.cli.common import JsonOption, print_json, recording, user_errors
 from reft_ray.core.errors import UsageError
 
-_JOBS_OWN = re.compile(r"/jobs/[^/]+/scratch/")
+_SCREENING_OF_A_JOB = re.compile(r"/jobs/[^/]+/scratch/")
 
-app = typer.Typer(no_args_is_help=True, help="Look at withheld rows and decide about them.")
+app = typer.Typer(no_args_is_help=True, help="Review withheld rows.")
 
 OutArgument = Annotated[str, typer.Argument(help="The output directory of a screening.")]
-RowsArgument = Annotated[list[int], typer.Argument(help="Row numbers as listed.")]
-ReasonOption = Annotated[str, typer.Option(help="Why; it is recorded with the decision.")]
+RowsArgument = Annotated[list[int], typer.Argument(help="Row numbers from the list.")]
+ReasonOption = Annotated[str, typer.Option(help="The reason; it is recorded with the decision.")]
 ReviewerOption = Annotated[str | None, typer.Option(help="Who decides [default: the user logged in].")]
 
 
@@ -28,7 +28,7 @@ ReviewerOption = Annotated[str | None, typer.Option(help="Who decides [default: 
 def list_rows(
     out: OutArgument,
     show: Annotated[Literal["pending", "decided", "all"], typer.Option(help="Which rows.")] = "pending",
-    limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="The most rows to print.")] = 50,
     as_json: JsonOption = False,
 ) -> None:
     """List withheld rows with their evidence, without their text."""
@@ -44,7 +44,9 @@ def list_rows(
             print_json({"summary": _summary(summary), "rows": rows})
             return
         _print_rows(rows)
-        rate = "" if summary.overturn_rate is None else f"; {summary.overturn_rate:.1%} of the decided were overturned"
+        rate = (
+            "" if summary.overturn_rate is None else f"; {summary.overturn_rate:.1%} of the decisions were overturned"
+        )
         print(
             f"{summary.withheld} withheld: {summary.pending} pending, {summary.approved} approved, "
             f"{summary.rejected} rejected{rate}"
@@ -54,10 +56,10 @@ def list_rows(
 @app.command()
 def show(
     out: OutArgument,
-    row: Annotated[int, typer.Argument(help="A row number as listed.")],
+    row: Annotated[int, typer.Argument(help="A row number from the list.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show one withheld row with its text. It may be disturbing."""
+    """Show one withheld row with its text, which may be disturbing."""
     with user_errors():
         from reft_ray.core.conversation import parts
         from reft_ray.rows.text import conversation_from
@@ -77,19 +79,19 @@ def show(
 
 @app.command()
 def approve(out: OutArgument, rows: RowsArgument, reason: ReasonOption, reviewer: ReviewerOption = None) -> None:
-    """Overturn the decision about rows: they rejoin the kept ones, with where they came from."""
+    """Overturn the filter's decision: the rows are added to the kept ones, with their provenance."""
     _decide(out, rows, "approve", reason, reviewer)
 
 
 @app.command()
 def reject(out: OutArgument, rows: RowsArgument, reason: ReasonOption, reviewer: ReviewerOption = None) -> None:
-    """Confirm that rows stay out."""
+    """Confirm that rows stay withheld."""
     _decide(out, rows, "reject", reason, reviewer)
 
 
 @app.command()
 def export(out: OutArgument, to: Annotated[Path, typer.Option(help="A new JSONL file.")]) -> None:
-    """Write decided rows with text and label: examples for the next teacher."""
+    """Write reviewed rows with text and label, as training data for the next teacher."""
     with user_errors():
         from reft_ray.screening.reviews import Reviews
 
@@ -104,8 +106,8 @@ def _decide(out: str, rows: list[int], action: str, reason: str, reviewer: str |
     with user_errors():
         from reft_ray.screening.reviews import Action, Reviews
 
-        # A job counts what was decided about its rows when it goes on.
-        with nullcontext() if _JOBS_OWN.search(out) else recording() as recorder:
+        # A job counts the decisions about its rows itself when it resumes.
+        with nullcontext() if _SCREENING_OF_A_JOB.search(out) else recording() as recorder:
             made = Reviews(out, recorder).decide(rows, Action(action), reviewer or getpass.getuser(), reason)
         print(f"{len(made)} rows: {action} by {made[0].reviewer}")
 
@@ -125,10 +127,10 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
         table.add_column(name, justify="right" if name in ("row", "score") else "left")
     for row in rows:
         review = row["review"]
-        said = f"{review['action']} by {review['reviewer']}" if review else "pending"
+        outcome = f"{review['action']} by {review['reviewer']}" if review else "pending"
         score = f"{row['score']:.3f}"
         table.add_row(
-            str(row["row_number"]), row["decision"], score, row["part"], row["reason"], row["decided_by"], said
+            str(row["row_number"]), row["decision"], score, row["part"], row["reason"], row["decided_by"], outcome
         )
     Console().print(table)
 

@@ -1,4 +1,4 @@
-"""`reft-ray screen`: keep the rows of a dataset that a Ref-Teacher finds harmless."""
+"""`reft-ray screen`: keep the rows of a dataset that a Ref-Teacher classifies as harmless."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from reft_ray.screening.guards import Guard, Teacher
     from reft_ray.screening.report import ScreenReport
 
-READING, DECIDING, GUARD, RUNNING = "Reading", "Deciding", "Second guard", "Running"
+READING, DECIDING, GUARD, RUNNING = "Reading", "Decisions", "Second guard", "Execution"
 
 
 def screen(
@@ -30,10 +30,12 @@ def screen(
     out: Annotated[str, typer.Option(help="A new directory, or one to resume.")],
     teacher: Annotated[Path | None, typer.Option(help="The Ref-Teacher's directory.")] = None,
     url: Annotated[
-        str | None, typer.Option(help="A running service that judges instead, e.g. http://127.0.0.1:8000.")
+        str | None, typer.Option(help="A running service that scores the rows instead, e.g. http://127.0.0.1:8000.")
     ] = None,
     key: KeyOption = "none",
-    base: Annotated[str | None, typer.Option(help="The base model, where it is not where the teacher says.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The base model, if it is not at the path that the teacher records.")
+    ] = None,
     row_format: Annotated[
         str | None, typer.Option("--format", help="Row format instead of detecting it.", rich_help_panel=READING)
     ] = None,
@@ -52,13 +54,14 @@ def screen(
     ] = None,
     policy: Annotated[
         Literal["filter", "review", "fail"],
-        typer.Option(help="What to do about withheld rows.", rich_help_panel=DECIDING),
+        typer.Option(help="Handling of withheld rows.", rich_help_panel=DECIDING),
     ] = "filter",
     max_reject_ratio: Annotated[
-        float | None, typer.Option(help="Refuse the dataset above this share.", rich_help_panel=DECIDING)
+        float | None,
+        typer.Option(help="Refuse the dataset above this share of withheld rows.", rich_help_panel=DECIDING),
     ] = None,
     review_threshold: Annotated[
-        float | None, typer.Option(help="Score above which a person is asked.", rich_help_panel=DECIDING)
+        float | None, typer.Option(help="Score above which a row needs review.", rich_help_panel=DECIDING)
     ] = None,
     block_threshold: Annotated[
         float | None, typer.Option(help="Score above which a row is blocked.", rich_help_panel=DECIDING)
@@ -66,35 +69,40 @@ def screen(
     language: Annotated[
         list[str] | None, typer.Option(help="Languages the teacher covers [default: en].", rich_help_panel=DECIDING)
     ] = None,
-    no_finding: Annotated[
-        list[str] | None, typer.Option(help="Findings not to report.", rich_help_panel=DECIDING)
-    ] = None,
-    findings: Annotated[bool, typer.Option(help="Look at the dataset as a whole.", rich_help_panel=DECIDING)] = True,
+    no_finding: Annotated[list[str] | None, typer.Option(help="Findings to omit.", rich_help_panel=DECIDING)] = None,
+    findings: Annotated[
+        bool, typer.Option(help="Report findings about the whole dataset.", rich_help_panel=DECIDING)
+    ] = True,
     guard: Annotated[
         str | None,
         typer.Option(help="URL of /v1/moderations, classifier:PATH or generator:PATH.", rich_help_panel=GUARD),
     ] = None,
     guard_combine: Annotated[
-        Literal["any", "all", "grey-band"], typer.Option(help="How two opinions become one.", rich_help_panel=GUARD)
+        Literal["any", "all", "grey-band"],
+        typer.Option(help="How the two verdicts are combined.", rich_help_panel=GUARD),
     ] = "any",
     guard_order: Annotated[
-        Literal["after", "before"], typer.Option(help="The guard's place.", rich_help_panel=GUARD)
+        Literal["after", "before"],
+        typer.Option(help="Whether the guard runs after or before the teacher.", rich_help_panel=GUARD),
     ] = "after",
     guard_threshold: Annotated[
-        float, typer.Option(help="The guard's probability of harm.", rich_help_panel=GUARD)
+        float,
+        typer.Option(help="The guard's probability of harm above which a row is withheld.", rich_help_panel=GUARD),
     ] = 0.5,
-    actors: Annotated[int, typer.Option(help="Scorers in parallel; with --url requests.", rich_help_panel=RUNNING)] = 1,
+    actors: Annotated[
+        int, typer.Option(help="Parallel scorers; with --url, parallel requests.", rich_help_panel=RUNNING)
+    ] = 1,
     gpus: Annotated[float, typer.Option(help="GPUs per scorer, fractions allowed.", rich_help_panel=RUNNING)] = 0.0,
     cpus: Annotated[float, typer.Option(help="CPUs per scorer.", rich_help_panel=RUNNING)] = 1.0,
     small_rows: Annotated[
-        int, typer.Option(help="Up to so many rows no cluster is started.", rich_help_panel=RUNNING)
+        int, typer.Option(help="The most rows that are screened without a cluster.", rich_help_panel=RUNNING)
     ] = 10_000,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.", rich_help_panel=RUNNING)] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Screen a dataset: kept rows, withheld rows with evidence, and a report.
 
-    Run it again over the same --out to resume. Exit codes: 0 done, 1 failed, 2 usage, 3 refused by the policy.
+    Run it again with the same --out to resume. Exit codes: 0 done, 1 failed, 2 usage, 3 refused by the policy.
     """
     with user_errors():
         from reft_ray.core.verdict import Thresholds
@@ -108,7 +116,7 @@ def screen(
         from reft_ray.screening.sources import Container
 
         if (review_threshold is None) != (block_threshold is None):
-            raise UsageError("--review-threshold and --block-threshold come together")
+            raise UsageError("--review-threshold and --block-threshold must be set together")
         factory = _factory(teacher, base, url, key)
         config = ScreenConfig(
             format=_named(Format, row_format, "--format"),
@@ -131,13 +139,13 @@ def screen(
             gpus_per_actor=gpus,
         )
         if url:
-            # A whole unit goes over at once, and the next one is read meanwhile.
+            # Each request sends a whole unit, while the next one is read.
             config = replace(config, threads=max(2, actors), batch_rows=config.limits.rows)
         refused: BlockedByPolicyError | None = None
         with recording() as recorder, _bar(shown=not (quiet or as_json)) as progress:
-            counting = ScreeningMetrics(recorder)
+            metrics = ScreeningMetrics(recorder)
             try:
-                report = run(inputs, out, factory, config, progress, counting)
+                report = run(inputs, out, factory, config, progress, metrics)
             except BlockedByPolicyError as error:
                 refused, report = error, load_report(out)
         print_json(report.to_dict()) if as_json else _print(report, config, out)
@@ -146,14 +154,14 @@ def screen(
 
 
 def load_scorer(teacher: str, base: str | None) -> Scorer:
-    """The scorer of a teacher on disk; runs in every process that judges."""
+    """The scorer of a teacher on disk; called in every scoring process."""
     from reft_ray.hf.ref_teacher import RefTeacher
 
     return RefTeacher.load(teacher).scorer(base)
 
 
 def remote_teacher(url: str, key: str) -> Teacher:
-    """The teacher behind a service."""
+    """The teacher of a running service."""
     from reft_ray.screening.remote import RemoteTeacher
 
     return RemoteTeacher(url, key)
@@ -161,10 +169,10 @@ def remote_teacher(url: str, key: str) -> Teacher:
 
 def _factory(teacher: Path | None, base: str | None, url: str | None, key: str) -> ScorerFactory:
     if (teacher is None) == (url is None):
-        raise UsageError("name who judges: --teacher DIRECTORY, or --url of a running service")
+        raise UsageError("name one scorer: --teacher DIRECTORY, or --url of a running service")
     if url is not None:
         if base is not None:
-            raise UsageError("--base belongs to --teacher: a service has its own base model")
+            raise UsageError("--base needs --teacher: a service has its own base model")
         return functools.partial(remote_teacher, url, key)
     if teacher is None or not teacher.is_dir():
         raise UsageError(f"no Ref-Teacher at {teacher}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reft_ray.cli.common import JsonOption, print_json, recording, user_errors
+from reft_ray.cli.common import JsonOption, parse_settings, print_json, recording, user_errors
 
 app = typer.Typer(help="Prepare and inspect Ref-Teachers.", no_args_is_help=True)
 
@@ -20,10 +20,11 @@ def train(
     refusals: Annotated[list[Path] | None, typer.Option(help="Refusals to harmful prompts (prompt, response).")] = None,
     helpful: Annotated[list[Path] | None, typer.Option(help="Answers to harmless prompts (prompt, response).")] = None,
     validation: Annotated[
-        list[Path] | None, typer.Option(help="Labelled prompts of other sources: they steer layer, stop, thresholds.")
+        list[Path] | None,
+        typer.Option(help="Labelled prompts of other sources; they choose layer, early stop and thresholds."),
     ] = None,
     holdout_source: Annotated[
-        list[str] | None, typer.Option(help="Sources of --prompts that validate instead of training.")
+        list[str] | None, typer.Option(help="Sources of --prompts to use for validation instead of training.")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any TeacherConfig key, e.g. epochs=2.")] = None,
     workers: Annotated[int, typer.Option(help="Ray Train workers; 0 trains in this process.")] = 0,
@@ -32,7 +33,6 @@ def train(
 ) -> None:
     """Train a Ref-Teacher for a base model (stage 1)."""
     with user_errors():
-        from reft_ray.cli.common import parse_settings
         from reft_ray.cli.progress import bar
         from reft_ray.core.conversation import Label
         from reft_ray.finetuning.config import Resources, TeacherConfig
@@ -58,17 +58,22 @@ def train(
             rows, held = hold_out_sources(rows, holdout_source)
             answers = [row for row in answers if row.source not in holdout_source]
         else:
-            typer.echo("note: no --validation and no --holdout-source: a tenth of the rows validates", err=True)
+            typer.echo(
+                "note: no --validation and no --holdout-source: a tenth of the rows is used for validation", err=True
+            )
             rows, held = hold_out_rows(rows, seed=config.seed)
-        apart, answers = without_prompts_of(rows, held), without_prompts_of(answers, held)
-        if len(apart) < len(rows):
-            typer.echo(f"note: {len(rows) - len(apart)} rows are left out, because their prompts validate", err=True)
+        train, answers = without_prompts_of(rows, held), without_prompts_of(answers, held)
+        if len(train) < len(rows):
+            typer.echo(
+                f"note: {len(rows) - len(train)} rows are skipped, because their prompts are validation prompts",
+                err=True,
+            )
         if workers:
             ensure_training_ray()
         with recording() as recorder, bar("Ref-Teacher", quiet=as_json) as progress:
             made = prepare_teacher(
                 config,
-                TeacherData(apart, held, answers),
+                TeacherData(train, held, answers),
                 out,
                 Resources(workers=workers),
                 run_id,
@@ -82,7 +87,7 @@ def train(
 def evaluate(
     teacher: Annotated[Path, typer.Option(help="Directory of the artefact.")],
     prompts: Annotated[list[Path], typer.Option(help="Labelled prompts, JSONL.")],
-    base: Annotated[str | None, typer.Option(help="The base model, where it moved.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base model, if it moved.")] = None,
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -105,7 +110,7 @@ def evaluate(
 def show(
     teacher: Annotated[Path, typer.Argument(help="Directory of the artefact.")], as_json: JsonOption = False
 ) -> None:
-    """Show what an artefact is."""
+    """Show a Ref-Teacher's model card or manifest."""
     with user_errors():
         _show(teacher, as_json)
 
@@ -131,4 +136,4 @@ def _print_quality(report: dict[str, Any]) -> None:
         figures = [row["auroc"], row["auprc"], row["recall_at_1_fpr"], row["blocked"]]
         table.add_row(name, str(row["rows"]), str(row["harmful"]), *(f"{value:.3f}" for value in figures))
     Console().print(table)
-    Console().print("A source of one label is ranked against all rows of the other label.", style="dim")
+    Console().print("A source with one label is ranked against all rows of the other label.", style="dim")

@@ -1,4 +1,4 @@
-"""`reft-ray telemetry`: dashboards and rules from the catalogue, and the catalogue itself."""
+"""`reft-ray telemetry`: the metrics catalogue, and dashboards and rules rendered from it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from reft_ray.cli.console import JsonOption, print_json, user_errors
+from reft_ray.cli.common import JsonOption, print_json, user_errors
 
-app = typer.Typer(help="Dashboards, alert rules and the catalogue of metrics.", no_args_is_help=True)
+app = typer.Typer(help="Dashboards, alert rules and the metrics catalogue.", no_args_is_help=True)
 
 
 @app.command()
@@ -17,7 +17,7 @@ def render(
     out: Annotated[Path, typer.Option(help="Directory for the dashboards; rules go to its `rules/`.")] = Path(
         "dashboards"
     ),
-    runbooks: Annotated[str, typer.Option(help="Where the runbooks are served.")] = "docs/runbooks",
+    runbooks: Annotated[str, typer.Option(help="Base address of the runbooks.")] = "docs/runbooks",
 ) -> None:
     """Write the Grafana dashboards and the Prometheus rules."""
     from reft_ray.telemetry import rendering

@@ -98,9 +98,9 @@ def test_thresholds_travel_and_the_operators_bounds_hold(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name who judges"),
-        (["--url", "http://127.0.0.1:9", "--teacher", "x"], "name who judges"),
-        (["--url", "http://127.0.0.1:9", "--base", "x"], "--base belongs to --teacher"),
+        ([], "name one scorer"),
+        (["--url", "http://127.0.0.1:9", "--teacher", "x"], "name one scorer"),
+        (["--url", "http://127.0.0.1:9", "--base", "x"], "--base needs --teacher"),
     ],
 )
 def test_one_judge_is_named(dataset: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

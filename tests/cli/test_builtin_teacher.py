@@ -1,4 +1,4 @@
-"""The built-in teacher is trained once, and again where it would not be trained the same way today."""
+"""The built-in teacher is trained once, and again if its settings or its format changed."""
 
 import json
 from functools import partial
@@ -17,11 +17,11 @@ SIZES = Sizes(teacher_train=48, teacher_validation=24, alignment=8, hs_prompts=8
 
 @pytest.fixture
 def cache(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own, a base of random weights and a hundredth of the rows."""
-    world = SyntheticRows.make(0, SIZES)
+    """An empty cache, a base with random weights and few rows."""
+    rows = SyntheticRows.make(0, SIZES)
     monkeypatch.setenv("REFT_CACHE", str(tmp_path))
     monkeypatch.setattr(base_model, "ensure_base", lambda *_args, **_settings: llama)
-    monkeypatch.setattr(SyntheticRows, "make", lambda _seed: world)
+    monkeypatch.setattr(SyntheticRows, "make", lambda _seed: rows)
     train_for(1.0, monkeypatch)
     return tmp_path
 
@@ -41,14 +41,14 @@ def test_it_is_trained_once(cache: Path) -> None:
     assert trained_at(folder) == before
 
 
-def test_changed_settings_train_it_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_trained_again_with_changed_settings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained_builtin()
     train_for(2.0, monkeypatch)
     folder = trained_builtin()
     assert json.loads((folder / "teacher.json").read_text())["config"]["epochs"] == 2.0
 
 
-def test_one_that_this_release_cannot_read_is_trained_again(cache: Path) -> None:
+def test_it_is_trained_again_if_its_format_is_unknown(cache: Path) -> None:
     manifest = trained_builtin() / "teacher.json"
     found = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**found, "format": 0}))

@@ -1,4 +1,4 @@
-"""The commands as a user meets them: quick help, one line per error, exit codes."""
+"""The commands: quick help, one line per error, exit codes."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from reft_ray.cli.common import parse_settings
 from reft_ray.cli.main import app
-from reft_ray.cli.settings import parsed
 from reft_ray.core.errors import UsageError
 
 RUN = CliRunner()
@@ -35,8 +35,8 @@ def test_help_imports_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_deprecations_of_libraries_are_not_the_users() -> None:
-    """In processes that a command starts, too."""
+def test_deprecation_warnings_of_libraries_are_hidden() -> None:
+    """Also in processes that a command starts."""
     warns = "import warnings; warnings.warn('soon gone', FutureWarning)"
     code = (
         "import subprocess, sys\n"
@@ -56,7 +56,7 @@ def test_deprecations_of_libraries_are_not_the_users() -> None:
     [
         (["teacher", "show", "/nowhere"], 1, "no Ref-Teacher at /nowhere"),
         (["teacher", "train", "--base", "/nowhere", "--prompts", "ROWS", "--out", "OUT"], 1, "no base model"),
-        (["teacher", "train", "--base", "B", "--prompts", "BAD", "--out", "OUT"], 1, "bad.jsonl:2: not JSON"),
+        (["teacher", "train", "--base", "B", "--prompts", "BAD", "--out", "OUT"], 1, "bad.jsonl:2: not valid JSON"),
         (["teacher", "train", "--base", "B", "--prompts", "ROWS", "--out", "OUT", "--set", "epoch=1"], 2,
          "epoch: unknown key, did you mean epochs?"),
         (["teacher", "train", "--base", "B", "--prompts", "absent.jsonl", "--out", "OUT"], 1,
@@ -87,7 +87,7 @@ def test_bad_input_gets_one_line_and_the_right_code(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_teacher_is_trained_measured_and_shown(llama: Path, tmp_path: Path) -> None:
+def test_a_teacher_is_trained_evaluated_and_shown(llama: Path, tmp_path: Path) -> None:
     prompts = jsonl(tmp_path / "prompts.jsonl", ROWS)
     rows = jsonl(tmp_path / "rows.jsonl", [{**row, "prompt": f"please {row['prompt']}"} for row in ROWS])
     out = tmp_path / "teacher"
@@ -108,13 +108,13 @@ def test_a_teacher_is_trained_measured_and_shown(llama: Path, tmp_path: Path) ->
     assert shown["id"] in RUN.invoke(app, ["teacher", "show", str(out)]).stdout
 
 
-def test_prompts_that_validate_are_not_trained_on(tmp_path: Path) -> None:
+def test_validation_prompts_are_not_trained_on(tmp_path: Path) -> None:
     prompts = jsonl(tmp_path / "prompts.jsonl", ROWS)
     held = jsonl(tmp_path / "held.jsonl", [row for row in ROWS if row["label"] == "harmless"])
     arguments = ["teacher", "train", "--base", "B", "--prompts", str(prompts), "--validation", str(held)]
     result = RUN.invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     note, error = result.stderr.splitlines()
-    assert note == "note: 4 rows are left out, because their prompts validate"
+    assert note == "note: 4 rows are skipped, because their prompts are validation prompts"
     assert error == "error: the training prompts hold no harmless row: both labels are needed"
 
 
@@ -130,6 +130,6 @@ def test_eval_prints_measures_with_intervals(llama: Path, tmp_path: Path) -> Non
 
 
 def test_settings_are_json_or_text_and_nest() -> None:
-    assert parsed(["a.b=1e-3", "a.c=text", "d=null"]) == {"a": {"b": 1e-3, "c": "text"}, "d": None}
+    assert parse_settings(["a.b=1e-3", "a.c=text", "d=null"]) == {"a": {"b": 1e-3, "c": "text"}, "d": None}
     with pytest.raises(UsageError, match="write it as key=value"):
-        parsed(["oops"])
+        parse_settings(["oops"])

@@ -193,4 +193,4 @@ def test_an_unreachable_service_is_one_line(tmp_path):
 @pytest.mark.parametrize("key", ["schlüssel", "two\nlines"])
 def test_a_key_that_cannot_be_sent_is_one_line_that_does_not_repeat_it(key):
     output = run(jobs.app, "list", "--url", "http://127.0.0.1:9/v1", "--key", key, code=2)
-    assert output == "error: --key: a key has printable ASCII characters only; copy it again\n"
+    assert output == "error: --key: a key contains only printable ASCII characters; copy it again\n"
