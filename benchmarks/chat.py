@@ -1,9 +1,9 @@
-"""How fast students talk: completions one by one, in one running batch, and on several adapters at once.
+"""Speed of chat completions: one by one, in one continuous batch, and with several adapters in a batch.
 
     python benchmarks/chat.py [--quick] [--shape small|medium|8b] [--json FILE]
 
-The same replica, prompts and number of tokens for every contender, by turns in one run: ratios compare them, rates
-belong to this machine. Random weights, whose answers never end by themselves before the limit is set.
+All contenders take turns in one run with the same replica, prompts and number of tokens; ratios are comparable between
+machines, rates are not. With random weights no answer ends before its token limit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stand_in import SHAPES, prompts, save_base
+from random_teacher import SHAPES, prompts, save_base
 
 from reft_ray.api.chat_model import Target
 from reft_ray.core.completion import Sampling
@@ -45,7 +45,7 @@ async def completed(student: StudentReplica, target: Target, prompt: str, sampli
 
 
 async def one_by_one(student: StudentReplica, asked: Sequence[tuple[Target, str]], sampling: Sampling) -> list[Any]:
-    """Each completion after the last."""
+    """One completion after another."""
     return [await completed(student, target, prompt, sampling) for target, prompt in asked]
 
 
@@ -55,7 +55,7 @@ async def together(student: StudentReplica, asked: Sequence[tuple[Target, str]],
 
 
 def made_adapters(base: Path, folder: Path, number: int) -> list[Target]:
-    """Targets with adapters of random weights on the base."""
+    """Targets with random adapters on the base."""
     model = load_base(str(base)).model
     targets = []
     for seed in range(number):
@@ -70,7 +70,7 @@ def made_adapters(base: Path, folder: Path, number: int) -> list[Target]:
 
 
 def measured(student: StudentReplica, adapters: list[Target], rows: int, tokens: int, rounds: int) -> dict[str, Any]:
-    """Tokens per second of every contender, the median over rounds, and the ratios that matter."""
+    """Tokens per second of every contender (median over rounds), and their ratios."""
     sampling = Sampling(tokens, temperature=1.0, seed=0)
     mixed = [adapters[index % len(adapters)] for index in range(rows)]
     contenders = {
@@ -82,7 +82,7 @@ def measured(student: StudentReplica, adapters: list[Target], rows: int, tokens:
     }
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     firsts: dict[str, list[float]] = {name: [] for name in contenders}
-    # Adapters are fetched and attached before the clock runs.
+    # Load all adapters before measuring.
     asyncio.run(together(student, [(target, "warm up") for target in (BASE, *adapters)], Sampling(2)))
     for turn in range(rounds):
         texts = prompts(rows, seed=turn)

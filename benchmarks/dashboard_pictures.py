@@ -1,9 +1,9 @@
-"""Pictures of the dashboards' main panels, from a running Prometheus, or from the built-in service with a few users.
+"""Pictures of the dashboards' main panels, from a running Prometheus or from a demo of the built-in service.
 
     python benchmarks/dashboard_pictures.py [--prometheus http://127.0.0.1:9090 --minutes 15] [--out docs/pictures]
 
-Draws the queries that the Grafana dashboards hold, with their units and thresholds, one PNG per dashboard. Without an
-address the whole service is started and used for some minutes: see `watched_service.py`.
+Draws the queries of the Grafana dashboards with their units and thresholds, one PNG per dashboard. Without an address
+the whole service is started and used for some minutes: see `watched_service.py`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def draw(board: Board, source: Range, path: Path) -> None:
 
 
 def time_series(panel: Panel, source: Range, axis: Axes) -> None:
-    """Lines with their legend, and the thresholds that lie within reach of the values."""
+    """Lines with their legend, and the thresholds near the values."""
     drawn = [(line, *found) for line in panel.lines for found in source.series(line.expr)]
     drawn.sort(key=lambda item: -np.nan_to_num(item[3]).max())
     for (style, color), (line, labels, minutes, values) in zip(cycle(product(STYLES, COLORS)), drawn, strict=False):
@@ -157,7 +157,7 @@ def draw_boards(prometheus: str, minutes: float, out: Path, only: list[str] | No
 
 
 def main() -> None:
-    """Draw what there is, or make something first."""
+    """Draw from a running Prometheus, or start the service first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prometheus", help="address of a running Prometheus")
     parser.add_argument("--out", type=Path, default=Path("docs/pictures"))
@@ -170,7 +170,7 @@ def main() -> None:
     with watched_service() as (service, prometheus):
         started = time.monotonic()
         use(service)
-        # Ray's agents tell what they have counted every ten seconds.
+        # Ray's agents export metrics every ten seconds.
         time.sleep(15)
         draw_boards(prometheus, (time.monotonic() - started) / 60, args.out, args.board)
 

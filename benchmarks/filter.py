@@ -1,17 +1,17 @@
-"""How fast the online filter is, each figure a ratio measured side by side in this run.
+"""Speed of the online filter, in ratios to contenders that run in turns with it.
 
     python benchmarks/filter.py [--quick] [--shape small|medium|8b] [--json FILE]
 
-Same weights (random), same prompts, same number format, same machine for all contenders: the filter's scorer, a plain
-transformers forward (all layers, LM head, batches of 32 in order of arrival, padded), the same model generating five
-tokens, and the whole service over HTTP on loopback.
+Contenders with the same (random) weights, prompts and number format: the filter's scorer, a plain transformers forward
+pass (all layers, LM head, padded batches of 32 in order of arrival), the same model generating five tokens, and the whole
+service over HTTP on loopback.
 """
 
 from __future__ import annotations
 
 import os
 
-# Before torch reads it, and for every contender alike: the service sets it for its replicas.
+# Before torch is imported, and for all contenders: the service sets it for its replicas.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import argparse
@@ -28,7 +28,7 @@ from typing import Any
 
 import httpx
 import torch
-from stand_in import SHAPES, prompts, save_stand_in
+from random_teacher import SHAPES, prompts, save_random_teacher
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reft_ray.api.context import FilterContext
@@ -62,7 +62,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def plain_forward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> None:
-    """What a first implementation does: every layer, every position's logits, padded batches as they come."""
+    """A simple implementation: all layers, logits of every position, padded batches in order of arrival."""
     for start in range(0, len(texts), BATCH):
         inputs = encoded(model, tokenizer, texts[start : start + BATCH], "right")
         with torch.inference_mode():
@@ -70,7 +70,7 @@ def plain_forward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
 
 
 def generating_guard(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> None:
-    """A guard that answers in words: five tokens per prompt."""
+    """A guard that generates its verdict: five tokens per prompt."""
     for start in range(0, len(texts), BATCH):
         inputs = encoded(model, tokenizer, texts[start : start + BATCH], "left")
         with torch.inference_mode():
@@ -89,12 +89,12 @@ def encoded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: l
 
 
 def scorer_against_others(teacher: RefTeacher, rounds: int, rows: int, guard_rows: int) -> tuple[Report, TeacherScorer]:
-    """Rows per second of the scorer, of a plain forward and of a generating guard, by turns on fresh prompts."""
+    """Rows per second of the scorer, a plain forward pass and a generating guard, in turns on new prompts."""
     scorer = teacher.scorer()
-    device = scorer.refusal_D.device
+    device = scorer.model.device
     base = load_base(teacher.manifest.base_name)
     model = base.model.to(device=device, dtype=resolve_dtype("auto", str(device))).eval()
-    # Both warm up before the clock runs.
+    # Warm up before measuring.
     scorer.score(prompts(64, seed=99))
     plain_forward(model, base.tokenizer, prompts(32, seed=99))
     generating_guard(model, base.tokenizer, prompts(8, seed=99))
@@ -129,13 +129,13 @@ def scorer_against_others(teacher: RefTeacher, rounds: int, rows: int, guard_row
 
 
 def matmul_weights(scorer: TeacherScorer) -> int:
-    """Weights that multiply every token: the cut body without its embedding; attention's own products are left out."""
+    """Weights that multiply every token: the truncated body without its embedding and without attention scores."""
     embedding = scorer.model.get_input_embeddings().weight
     return sum(weight.numel() for weight in scorer.model.parameters() if weight.dim() == 2) - embedding.numel()
 
 
 def service_against_scorer(teacher: RefTeacher, scorer: TeacherScorer, rows: int, rounds: int, clients: int) -> Report:
-    """The service over HTTP beside the scorer in this process, by turns; and single requests from many clients."""
+    """The service over HTTP and the scorer in this process, in turns; then single requests from many clients."""
     args = ServeArgs.model_validate(
         {
             "teacher": {"teacher": str(teacher.folder), "cache_texts": 0},
@@ -169,7 +169,7 @@ def service_against_scorer(teacher: RefTeacher, scorer: TeacherScorer, rows: int
 
 
 def stream(client: httpx.Client, texts: list[str]) -> None:
-    """Screen rows in one request; raises unless every row has its verdict."""
+    """Screen rows in one request. Raises RuntimeError unless every row has a verdict."""
     body = b"\n".join(json.dumps({"messages": [{"role": "user", "content": text}]}).encode() for text in texts)
     lines = client.post("/v1/screenings", content=body).text.splitlines()
     trailer = json.loads(lines[-1])
@@ -197,7 +197,7 @@ def requests(client: httpx.Client, texts: list[str], clients: int) -> Report:
 
 
 def summary(measured: Report, own: list[float]) -> Report:
-    """Percentiles in milliseconds beside the model's own time."""
+    """Percentiles in milliseconds, and the model's own time."""
     latencies = measured["latencies"]
     return {
         "p50_ms": round(1000 * latencies[len(latencies) // 2], 2),
@@ -209,7 +209,7 @@ def summary(measured: Report, own: list[float]) -> Report:
 
 
 def growth(sizes: list[int]) -> list[Report]:
-    """Time and peak memory of the streaming path (word scorer, so that the path itself shows) by number of rows."""
+    """Time and peak memory of the streaming path by number of rows; the word scorer costs almost nothing."""
 
     async def run(rows: int, scorer: Scorer) -> None:
         async def chunks() -> AsyncIterator[bytes]:
@@ -231,7 +231,7 @@ def growth(sizes: list[int]) -> list[Report]:
 
 
 def main() -> None:
-    """Measure, print, and write JSON where asked."""
+    """Measure, print, and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under five minutes")
     parser.add_argument("--shape", choices=SHAPES, default="small", help="the model's shape")
@@ -243,7 +243,7 @@ def main() -> None:
     report: Report = {"shape": options.shape, "quick": options.quick, "cpus": os.cpu_count()}
     with tempfile.TemporaryDirectory() as scratch:
         report["growth"] = growth([1000, 10_000, 100_000] if options.quick else [1000, 10_000, 100_000, 1_000_000])
-        teacher = save_stand_in(Path(scratch), options.shape)
+        teacher = save_random_teacher(Path(scratch), options.shape)
         figures, scorer = scorer_against_others(teacher, rounds, rows, guard_rows)
         report |= figures
         if not options.without_service:

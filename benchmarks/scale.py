@@ -1,17 +1,17 @@
-"""How many teacher replicas a load needs, what they cost, and how long a call waits: by simulation.
+"""A simulation: how many teacher replicas a load needs, their cost, and how long a call waits.
 
-    python benchmarks/scale.py --calibrate [--json FILE]          # measures the service times of a stand-in here
+    python benchmarks/scale.py --calibrate [--json FILE]          # measures the service times of a random teacher
     python benchmarks/scale.py --call-ms 12 --row-ms 0.8 --peak-rows 5000 [--price 2.5]
 
-A replica takes what waits as one batch of `call` + rows x `row` seconds; this is how serving/batcher.py works.
+A replica takes all waiting calls as one batch of `call` + rows x `row` seconds, as serving/batcher.py does.
 Two models use it, both under Serve's autoscaling rule (a test compares that rule with the installed Ray):
 
 - a day of diurnal load with bursts, as a fluid in steps of a second, for any number of replicas;
-- a tripled load out of the blue, as discrete events, call by call. Beyond 24 replicas a slice of 24 is simulated with
+- a load that suddenly triples, as discrete events, call by call. Beyond 24 replicas a slice of 24 is simulated with
   its share of the load: routing by two choices does not depend on the number of replicas.
 
-A screening of `--rows` is simulated by units that are judged, lost with their machine and judged again. Nothing here
-measures a network, a gateway, or an accelerator.
+A screening of `--rows` is simulated by units that are scored, lost with their machine and scored again. Networks,
+gateways and accelerators are not measured.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ UNIT_ROWS = 2_000
 
 @dataclass(frozen=True)
 class Service:
-    """Service times in seconds; `batch_rows` is the most that one turn of a teacher takes."""
+    """Service times in seconds; `batch_rows` is the largest batch of a teacher."""
 
     call: float
     row: float
@@ -51,14 +51,14 @@ class Service:
         return self.batch_rows / (self.call + self.row * self.batch_rows)
 
     def limit(self, rows_per_call: int) -> float:
-        """The same for calls of a size: no more calls than may be under way share a batch."""
+        """The same for calls of one size: a batch has at most `max_ongoing` calls."""
         rows = min(self.batch_rows, self.max_ongoing * rows_per_call)
         return rows / (self.call + self.row * rows)
 
     def wait(self, rows_per_second: float) -> float:
-        """Mean seconds of a call below capacity: half of the running batch, and the whole next one.
+        """Mean seconds of a call below capacity: half of the running batch and the whole next one.
 
-        In balance a batch holds what arrived during the last one: T = call + row x rate x T.
+        In equilibrium a batch holds the arrivals of the previous one: T = call + row x rate x T.
         """
         return 1.5 * self.call / (1 - self.row * rows_per_second)
 
@@ -80,7 +80,7 @@ class Rule:
     _direction: int = field(default=0, init=False)
 
     def decide(self, now: float, ongoing: float, running: int, wanted: int) -> int:
-        """The number of replicas that Serve wants, one look later."""
+        """The number of replicas that Serve wants after this observation."""
         self._seen.append(ongoing)
         if len(self._seen) > self.look_back:
             self._seen.popleft()
@@ -103,7 +103,7 @@ class Rule:
 
 
 class Fleet:
-    """Replicas that are wanted, started and ready."""
+    """Wanted, starting and ready replicas."""
 
     def __init__(self, ready: int, cold_start: float) -> None:
         self.ready = self.wanted = ready
@@ -112,11 +112,11 @@ class Fleet:
 
     @property
     def paid(self) -> int:
-        """Replicas that cost: the starting ones too."""
+        """Replicas that cost money, starting ones included."""
         return self.ready + len(self._starting)
 
     def move(self, now: float, wanted: int) -> None:
-        """Start or stop replicas; the ones that start are stopped first."""
+        """Start or stop replicas; starting ones are stopped first."""
         while self._starting and self._starting[0] <= now:
             self._starting.popleft()
             self.ready += 1
@@ -149,9 +149,9 @@ def day(service: Service, rate: Callable[[float], float], rows_per_call: int, ru
     for now in range(DAY):
         rows = rate(now)
         able = fleet.ready * limit
-        room = fleet.ready * service.max_ongoing * rows_per_call
+        queue_limit = fleet.ready * service.max_ongoing * rows_per_call
         backlog = max(0.0, backlog + rows - able)
-        lost = max(0.0, backlog - room)
+        lost = max(0.0, backlog - queue_limit)
         backlog -= lost
         load = min(0.98 * limit, rows / fleet.ready)
         seconds = service.wait(load) + backlog / able
@@ -224,7 +224,7 @@ def burst(
         elif kind == 1:
             ongoing = sum(map(len, queues)) + sum(running)
             wanted = bounded.decide(now, ongoing, fleet.ready, fleet.wanted) if scaling else fleet.wanted
-            # Nobody is sent home in the middle of a surge.
+            # No replica is stopped during a surge.
             fleet.move(now, max(wanted, fleet.ready))
             queues.extend(deque() for _ in range(fleet.ready - len(queues)))
             running.extend([0] * (fleet.ready - len(running)))
@@ -244,9 +244,9 @@ def burst(
 
 
 def screening(service: Service, rows: int, actors: int, losses_per_hour: float, seed: int = 0) -> dict[str, float]:
-    """A dataset in units over actors that vanish `losses_per_hour` times each; a lost unit is judged again."""
+    """A dataset in units on actors that are lost `losses_per_hour` times each; a lost unit is scored again."""
     source = random.Random(seed)
-    # Few enough to simulate at any size; a larger unit only makes the tail longer, and losses dearer.
+    # Limits the number of simulated units; larger ones make the tail longer and losses more expensive.
     unit_rows = max(UNIT_ROWS, rows // 200_000)
     left = units = -(-rows // unit_rows)
     seconds = unit_rows / service.capacity
@@ -268,11 +268,11 @@ def screening(service: Service, rows: int, actors: int, losses_per_hour: float, 
 
 
 def calibrate() -> Service:
-    """Service times of a stand-in teacher on this machine: the line through the medians of three batch sizes."""
-    from stand_in import prompts, save_stand_in
+    """Service times of a random teacher on this machine: a line through the medians of three batch sizes."""
+    from random_teacher import prompts, save_random_teacher
 
     with tempfile.TemporaryDirectory() as folder:
-        scorer = save_stand_in(Path(folder), "small").scorer()
+        scorer = save_random_teacher(Path(folder), "small").scorer()
         points = []
         for rows in (1, 8, 64):
             timings = []
@@ -283,7 +283,7 @@ def calibrate() -> Service:
                 timings.append(time.perf_counter() - started)
             points.append((rows, statistics.median(timings)))
     line = statistics.linear_regression([r for r, _ in points], [s for _, s in points])
-    # Never below what one row costs less its share: a fit through noise may cross zero.
+    # A fit through noise can cross zero.
     return Service(max(line.intercept, 1e-4), line.slope)
 
 
@@ -305,7 +305,7 @@ def _weighted(values: list[tuple[float, float]], share: float) -> float:
 def report(
     service: Service, peaks: Sequence[float], rows_per_call: int, price: float, rows: int, rule: Rule
 ) -> dict[str, Any]:
-    """Everything for loads in rows per second at the day's peak."""
+    """All results for loads given in rows per second at the day's peak."""
     fleets = []
     for peak in peaks:
         highest = 4 * max(1, math.ceil(peak / service.limit(rows_per_call)))
@@ -329,7 +329,9 @@ def report(
 def main() -> None:
     """Simulate and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calibrate", action="store_true", help="measure service times of a stand-in on this machine")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="measure service times of a random teacher on this machine"
+    )
     parser.add_argument("--call-ms", type=float, default=10.0, help="fixed time of a batch")
     parser.add_argument("--row-ms", type=float, default=1.0, help="time of a row in a batch")
     parser.add_argument("--rows-per-call", type=int, default=4)

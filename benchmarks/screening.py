@@ -1,8 +1,8 @@
-"""Speed and memory of dataset screening: against a plain loop, against reading alone, and over growing files.
+"""Speed and memory of dataset screening, compared with a plain loop and with reading only, for growing files.
 
     python benchmarks/screening.py [--quick] [--json FILE]
 
-Rows are short chat rows and the scorer counts words, so that what is measured is everything but the model. `--cost`
+Rows are short chat rows and the scorer counts words, so that everything but the model is measured. `--cost`
 adds a fixed time per text to the scorer, as a model would.
 """
 
@@ -77,7 +77,7 @@ def seconds_of(work: Callable[[], Any]) -> float:
 
 
 def plain_loop(path: Path, scorer: WordScorer, decode: Any) -> None:
-    """What one would write without a library: parse, judge in batches, write the allowed lines."""
+    """A program without the library: parse, judge in batches, write the allowed lines."""
     out = path.with_suffix(".kept")
     with path.open("rb") as file, out.open("wb") as kept:
         while lines := [line for _, line in zip(range(256), file, strict=False)]:
@@ -89,7 +89,7 @@ def plain_loop(path: Path, scorer: WordScorer, decode: Any) -> None:
 
 
 def read_only(path: Path) -> None:
-    """The plan and every unit, judged by nobody."""
+    """Plan and read all units without scoring."""
     for plan in plan_files(find_sources([str(path)]), Limits()):
         for ranges in groups(plan):
             for _ in read_units(plan, ranges):
@@ -98,14 +98,14 @@ def read_only(path: Path) -> None:
 
 @contextmanager
 def fresh(folder: Path) -> Iterator[str]:
-    """An output directory that does not outlive its run."""
+    """A temporary output directory."""
     out = folder / "out"
     yield str(out)
     shutil.rmtree(out, ignore_errors=True)
 
 
 def throughput(folder: Path, rows: int, cost: float) -> list[dict[str, Any]]:
-    """Rows per second of each way to screen the same file. Ray is started beforehand."""
+    """Rows per second of each way to screen the same file; starting Ray is not measured."""
     from reft_ray.core.decoding import readings
     from reft_ray.local_ray import ensure_ray
 
@@ -151,7 +151,7 @@ def validation_speed(folder: Path) -> dict[str, Any]:
 
 
 class PeakMemory(threading.Thread):
-    """Watches a process and its children: the highest sum of private memory, and of shared memory in use."""
+    """Samples a process and its children: the highest sum of private memory, and the highest shared memory."""
 
     def __init__(self, process: psutil.Process) -> None:
         super().__init__(daemon=True)
@@ -178,13 +178,13 @@ class PeakMemory(threading.Thread):
             self.largest = max(self.largest, largest)
 
     def stop(self) -> None:
-        """End the watch."""
+        """Stop sampling."""
         self._stopped.set()
         self.join()
 
 
 def memory(folder: Path, rows: int, row_bytes: int) -> dict[str, Any]:
-    """Peak memory of a whole run in a process tree of its own, Ray included."""
+    """Peak memory of a whole run in a separate process tree, Ray included."""
     path = folder / f"rows-{rows}.jsonl"
     write_rows(path, rows, row_bytes)
     command = [sys.executable, __file__, "--one", str(path), str(folder / "out")]
@@ -210,7 +210,7 @@ def memory(folder: Path, rows: int, row_bytes: int) -> dict[str, Any]:
 
 
 def one(path: str, out: str) -> None:
-    """One run on Ray with one actor; the process whose memory is watched."""
+    """One run on Ray with one actor: the process whose memory is sampled."""
     screen([path], out, WordScorer, ScreenConfig(small_rows=0, actors=1))
 
 

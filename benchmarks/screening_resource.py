@@ -1,10 +1,10 @@
-"""Memory of every process while a large dataset passes through the screening resource of a running service.
+"""Memory of every process while a large dataset is screened by the screening resource of a running service.
 
     python benchmarks/screening_resource.py [--mb 1024] [--json FILE]
 
-The client sends rows of about 2 KB, made on the way, in chunks of 1 MiB; the service runs here on loopback: proxy,
-controller, gateway, teacher (the word scorer: what is measured is what carries the rows). Memory is the proportional
-set size, so that shared pages count once. Constant means: as much at the end as after the first tenth.
+The client generates rows of about 2 KB and sends them in chunks of 1 MiB; the service runs on loopback: proxy,
+controller, gateway, and a teacher with the word scorer, since the transport is measured. Memory is the proportional set
+size, so that shared pages count once. Constant means: the same at the end as after the first tenth.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from stand_in import WORDS
+from random_teacher import WORDS
 
 from reft_ray.api.client import ScreeningClient
 from reft_ray.serving.args import ServeArgs
@@ -34,7 +34,7 @@ Report = dict[str, Any]
 
 
 def rows(total_bytes: int) -> Iterator[bytes]:
-    """Distinct chat rows with so many bytes together, every 50th of them harmful."""
+    """Distinct chat rows of `total_bytes` in total, every 50th of them harmful."""
     source = random.Random(0)
     pool = [" ".join(source.choices(WORDS, k=400)) for _ in range(64)]
     sent = number = 0
@@ -62,7 +62,7 @@ class Memory(threading.Thread):
         while not self._stopped.wait(SECONDS_BETWEEN_SAMPLES):
             for process in (own, *own.children(recursive=True)):
                 try:
-                    # The title of an actor tells its class only while it has one.
+                    # A process has its actor's title only while the actor lives.
                     self.names[process.pid] = "client" if process.pid == own.pid else _name(process)
                     pss = process.memory_full_info().pss / 1e6
                 except psutil.Error:
@@ -70,13 +70,13 @@ class Memory(threading.Thread):
                 self.samples[process.pid].append((self.sent, pss))
 
     def stop(self) -> None:
-        """End the watch."""
+        """Stop sampling."""
         self._stopped.set()
         self.join()
 
 
 def _name(process: psutil.Process) -> str:
-    """What a process is: the actor's class where it is one, else its program."""
+    """The class of an actor, or the program of another process."""
     title = (process.cmdline() or [process.name()])[0]
     if title.startswith("ray::"):
         return title.removeprefix("ray::").split("(")[0].split()[0].split(".")[0].rpartition(":")[2]
@@ -84,7 +84,7 @@ def _name(process: psutil.Process) -> str:
 
 
 def measure(megabytes: int) -> Report:
-    """One dataset through the service. Raises RuntimeError unless every row has its verdict."""
+    """Screen one dataset. Raises RuntimeError unless every row has a verdict."""
     total = megabytes << 20
     with tempfile.TemporaryDirectory() as store:
         args = ServeArgs.model_validate({"teacher": {"scorer": "words"}, "screenings_uri": store})
@@ -135,7 +135,7 @@ def grown(memory: Memory, total: int) -> list[Report]:
 
 
 def main() -> None:
-    """Measure, print, and write JSON where asked."""
+    """Measure, print, and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", type=int, default=1024, help="size of the dataset in MiB")
     parser.add_argument("--json", type=Path, help="write the report to this file")

@@ -1,8 +1,8 @@
-"""What a streamed row costs besides the model, step by step, in microseconds of processor time.
+"""Cost of a streamed row without the model, by step, in microseconds of processor time.
 
     python benchmarks/stream_path.py [--rows 2048] [--json FILE]
 
-Processor time, the best of five, so that other work on the machine does not count.
+Processor time, the best of five, so that other work on the machine has little effect.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from stand_in import prompts
+from random_teacher import prompts
 
 from reft_ray.api.context import FilterContext
 from reft_ray.api.moderations import evidence
@@ -31,7 +31,7 @@ REPEATS = 5
 
 
 def costs(rows: int) -> dict[str, float]:
-    """Microseconds per row of each step: first at the gateway, then on the way, then at the teacher."""
+    """Microseconds per row of each step: at the gateway, in transport, at the teacher."""
     texts = prompts(rows, seed=1)
     lines = [json.dumps({"messages": [{"role": "user", "content": text}]}).encode() for text in texts]
     parsed = [parse_row(number, line) for number, line in enumerate(lines)]
@@ -65,7 +65,7 @@ def _processor_seconds(step: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Measure, print, and write JSON where asked."""
+    """Measure, print, and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2048, help="rows of the stream")
     parser.add_argument("--json", type=Path, help="write the report to this file")

@@ -1,10 +1,10 @@
-"""What telemetry costs the filter, as a share of the time that judging a row takes.
+"""Cost of telemetry in the filter, as a share of the time for judging a row.
 
     python benchmarks/telemetry.py [--quick] [--json FILE] [--model PATH]
 
-Judges batches of 32 rows with and without recording, by turns, and times the recording alone. The word scorer is the
-worst case, a scorer that costs almost nothing; the teacher is a small random Llama cut at half its depth (speed needs
-no trained weights), or the model under --model.
+Judges batches of 32 rows with and without recording, in turns, and measures recording separately. The word scorer is
+the worst case, because it costs almost nothing; the teacher is a small random Llama truncated at half depth, or the model
+of --model.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WORDS = tuple("abcdefghijklmnopqrstuvwxyz"[n : n + 5] for n in range(20))
 
 
 def rows(count: int, seed: int = 0) -> list[Conversation]:
-    """Made-up prompts of 8 to 40 words."""
+    """Random prompts of 8 to 40 words."""
     rng = random.Random(seed)
     return [chat(" ".join(rng.choices(WORDS, k=rng.randint(8, 40)))) for _ in range(count)]
 
@@ -60,7 +60,7 @@ def teacher(model: str | None) -> TeacherScorer:
 
 
 def record(recorder: Recorder, verdicts: Sequence[Verdict], seconds: float) -> None:
-    """All that the service records for one batch."""
+    """Everything that the service records for one batch."""
     record_verdicts(
         recorder,
         [verdict.decision for verdict in verdicts],
@@ -83,7 +83,7 @@ def record(recorder: Recorder, verdicts: Sequence[Verdict], seconds: float) -> N
 
 
 def measure(scorer: Scorer, recorder: Recorder, count: int, rounds: int) -> dict[str, float]:
-    """Judging alone, judging and recording, and recording alone, by turns on every batch; medians over rounds."""
+    """Judging, judging with recording, and recording, in turns on every batch; medians over rounds."""
     sample = rows(count)
     batches = [sample[start : start + BATCH] for start in range(0, count, BATCH)]
     kept = judge(scorer, batches[0])
@@ -119,7 +119,7 @@ def measure(scorer: Scorer, recorder: Recorder, count: int, rounds: int) -> dict
 
 
 def main() -> None:
-    """Print the table, and write it as JSON where asked."""
+    """Print the table, and write it as JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rows and rounds")
     parser.add_argument("--json", type=Path, help="write the figures here")

@@ -1,6 +1,6 @@
-"""The built-in service with a few users, watched by a Prometheus: what the pictures of the dashboards show.
+"""A demo of the built-in service with a few users and a Prometheus, for pictures of the dashboards.
 
-Needs `prometheus` (Debian: `apt-get install prometheus`). Everything listens on loopback and ends with the context.
+Needs `prometheus` (Debian: `apt-get install prometheus`). All processes listen on loopback and stop with the context.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from reft_ray.telemetry import rendering
 from reft_ray.testbed.synthetic import SyntheticRows, write_chat_rows
 from reft_ray.testbed.tasks import Task
 
-PATIENCE_SECONDS = 600.0
+START_TIMEOUT_SECONDS = 600.0
 
 
 @contextmanager
@@ -54,8 +54,8 @@ def watched_service() -> Iterator[tuple[str, str]]:
         prometheus = ["prometheus", f"--config.file={home / 'prometheus.yml'}", f"--storage.tsdb.path={home / 'data'}"]
         prometheus += [f"--web.listen-address=127.0.0.1:{own_port}", "--log.level=error"]
         with _running(command, signal.SIGINT) as service, _running(prometheus, signal.SIGTERM) as watcher:
-            _answers(f"http://127.0.0.1:{port}/readyz", service)
-            _answers(f"http://127.0.0.1:{own_port}/-/ready", watcher)
+            _wait_for(f"http://127.0.0.1:{port}/readyz", service)
+            _wait_for(f"http://127.0.0.1:{own_port}/-/ready", watcher)
             yield f"http://127.0.0.1:{port}", f"http://127.0.0.1:{own_port}"
 
 
@@ -69,8 +69,8 @@ def _running(command: list[str], end: signal.Signals) -> Iterator[subprocess.Pop
             process.wait(120)
 
 
-def _answers(url: str, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + PATIENCE_SECONDS
+def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + START_TIMEOUT_SECONDS
     while time.monotonic() < until and process.poll() is None:
         with suppress(httpx.TransportError):
             if httpx.get(url, timeout=5).status_code == 200:
@@ -87,39 +87,39 @@ def _free_port() -> int:
 
 
 def use(url: str) -> None:
-    """Chats and screenings by the way, while one user finetunes on poisoned rows and another on an attack alone."""
-    world, stop = SyntheticRows.make(0), threading.Event()
+    """Moderate and screen rows in the background while users finetune on rows with few and with many harmful ones."""
+    synthetic, stop = SyntheticRows.make(0), threading.Event()
     with openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
-        by_the_way = [
-            threading.Thread(target=_again, args=(stop, 0.2, lambda rng: _moderate(client, world, rng))),
-            threading.Thread(target=_again, args=(stop, 2.0, lambda rng: _screen(url, world, rng))),
+        background = [
+            threading.Thread(target=_repeat, args=(stop, 0.2, lambda rng: _moderate(client, synthetic, rng))),
+            threading.Thread(target=_repeat, args=(stop, 2.0, lambda rng: _screen(url, synthetic, rng))),
         ]
-        for thread in by_the_way:
+        for thread in background:
             thread.start()
         try:
             for ratio in (0.1, 0.9, 0.2):
-                rows = world.user_rows(300, ratio, Task.SENTIMENT, round(100 * ratio))
-                _finetune(client, rows, world.task_test(Task.SENTIMENT)[:50])
+                rows = synthetic.user_rows(300, ratio, Task.SENTIMENT, round(100 * ratio))
+                _finetune(client, rows, synthetic.task_test(Task.SENTIMENT)[:50])
         finally:
             stop.set()
-            for thread in by_the_way:
+            for thread in background:
                 thread.join()
 
 
-def _again(stop: threading.Event, pause: float, act: Callable[[random.Random], None]) -> None:
+def _repeat(stop: threading.Event, pause: float, act: Callable[[random.Random], None]) -> None:
     rng = random.Random(0)
     while not stop.wait(pause):
         with suppress(openai.APIError, httpx.HTTPError):
             act(rng)
 
 
-def _moderate(client: openai.OpenAI, world: SyntheticRows, rng: random.Random) -> None:
-    rows = rng.choices(world.over_refusal_prompts, k=6) + rng.choices(world.hs_prompts, k=2)
+def _moderate(client: openai.OpenAI, synthetic: SyntheticRows, rng: random.Random) -> None:
+    rows = rng.choices(synthetic.over_refusal_prompts, k=6) + rng.choices(synthetic.hs_prompts, k=2)
     client.moderations.create(input=[row.prompt[-1].content for row in rows])
 
 
-def _screen(url: str, world: SyntheticRows, rng: random.Random) -> None:
-    rows = world.user_rows(60, rng.choice((0.0, 0.1, 0.3)), Task.SENTIMENT, rng.randrange(1000))
+def _screen(url: str, synthetic: SyntheticRows, rng: random.Random) -> None:
+    rows = synthetic.user_rows(60, rng.choice((0.0, 0.1, 0.3)), Task.SENTIMENT, rng.randrange(1000))
     httpx.post(f"{url}/v1/screenings", content=_jsonl(rows), timeout=60).raise_for_status()
 
 

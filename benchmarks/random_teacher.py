@@ -1,4 +1,4 @@
-"""A teacher of random weights, and prompts: speed does not need trained ones."""
+"""A Ref-Teacher with random weights, and prompts, for measurements of speed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHAPES = {
 
 
 def prompts(count: int, seed: int = 0) -> list[str]:
-    """Distinct prompts with the spread of lengths that chat prompts have: a few words mostly, some of hundreds."""
+    """Distinct prompts with the lengths of chat prompts: mostly a few words, some with hundreds."""
     source = random.Random(seed)
     return [
         f"{number} {' '.join(source.choices(WORDS, k=min(300, max(3, int(source.lognormvariate(3.2, 0.9))))))}"
@@ -41,7 +41,7 @@ def conversations(texts: list[str]) -> list[Conversation]:
 
 
 def save_base(folder: Path, shape: str, seed: int = 0) -> Path:
-    """A Llama of random weights with a tokenizer of its own, as a Hugging Face directory."""
+    """A Llama with random weights and its tokenizer, as a Hugging Face directory."""
     hidden, intermediate, layers, heads, kv_heads, vocabulary = SHAPES[shape]
     torch.manual_seed(seed)
     tokenizer = train_tokenizer([" ".join(WORDS)] * 50, vocab_size=2048, max_positions=4096)
@@ -62,8 +62,8 @@ def save_base(folder: Path, shape: str, seed: int = 0) -> Path:
     return folder
 
 
-def save_stand_in(folder: Path, shape: str) -> RefTeacher:
-    """A Ref-Teacher artefact at half depth over such a base, with full weights equal to the base's."""
+def save_random_teacher(folder: Path, shape: str) -> RefTeacher:
+    """A Ref-Teacher artefact at half depth with the full weights of such a base."""
     base = load_base(str(save_base(folder / "base", shape)))
     quality = FilterQuality(2, 1, 0.5, 0.5, 0.0, 0.0, 0.0, 0.5)
     manifest = Manifest(
