@@ -128,7 +128,7 @@ def test_a_repeated_request_with_a_key_makes_one_job(create, client):
     first = create(suffix="a", extra_headers=headers)
     assert create(suffix="a", extra_headers=headers).id == first.id
     assert create(suffix="a").id != first.id
-    with pytest.raises(openai.ConflictError, match="another request"):
+    with pytest.raises(openai.ConflictError, match="a different request"):
         create(suffix="b", extra_headers=headers)
 
 
