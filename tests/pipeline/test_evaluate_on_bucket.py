@@ -7,7 +7,7 @@ from pyarrow import fs
 
 from reft_ray.jobs.artefacts import put_folder
 from reft_ray.jobs.results import Training
-from reft_ray.pipeline import gate
+from reft_ray.pipeline import evaluate
 from reft_ray.pipeline.measure import measure
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.steps import StepsConfig
@@ -31,19 +31,19 @@ def test_the_worker_fetches_the_student_from_the_bucket(harness, toy, bucket, mo
     uri = put_folder(toy.folder / "teacher" / "adapter", bucket.format("adapter"))
     students, answers = [], []
 
-    def elsewhere(base, student, question, device):
+    def elsewhere(base, student, request, device):
         students.append(student)
-        answers.append(measure(base, student, question, device))
+        answers.append(measure(base, student, request, device))
         return answers[-1]
 
-    monkeypatch.setattr(gate, "measure", elsewhere)
-    surroundings = ModelContext(StepsConfig.of(toy.options).base("toy"))
+    monkeypatch.setattr(evaluate, "measure", elsewhere)
+    context = ModelContext(StepsConfig.of(toy.options).base("toy"))
     run = harness.run(harness.job())
-    found = gate.evaluate_student(run, surroundings, Training(uri, 1, 1), "cpu")
+    found = evaluate.evaluate_student(run, context, Training(uri, 1, 1), "cpu")
     # A local copy would exist on the driver's machine only.
     assert students == [uri, None]
     assert json.loads(harness.content(found.report_file))["student"] == answers[0].as_dict()
     where = str(toy.folder / "teacher" / "adapter")
-    question = gate.Question(gate.Suite(surroundings.harmful(), surroundings.harmless(), {}), (), 4)
-    assert measure(surroundings.base, where, question, "cpu").as_dict() == answers[0].as_dict()
+    request = evaluate.MeasureRequest(evaluate.Suite(context.harmful(), context.harmless(), {}), (), 4)
+    assert measure(context.base, where, request, "cpu").as_dict() == answers[0].as_dict()
     assert answers[0].as_dict() != answers[1].as_dict()

@@ -15,7 +15,7 @@ from reft_ray.jobs.artefacts import files_in, local_folder
 from reft_ray.jobs.files import scratch_key
 from reft_ray.jobs.job import Hyperparameters, JobSpec, Options, Status
 from reft_ray.jobs.results import Training
-from reft_ray.pipeline import gate
+from reft_ray.pipeline import evaluate
 from reft_ray.pipeline.config import GateArgs
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.run_config import finetune_config
@@ -34,7 +34,7 @@ def lines(content: bytes) -> list[dict]:
 
 def test_a_poisoned_file_becomes_a_model_trained_without_the_poison(harness, toy, shuffled_rows) -> None:
     job = harness.drive(harness.job(shuffled_rows, held_out=shuffled_rows[:4]), make(**toy.options))
-    assert (job.status, job.error) == (Status.SUCCEEDED, None)
+    assert (job.error, job.status) == (None, Status.SUCCEEDED)
     poison = [number for number, row in enumerate(shuffled_rows, 1) if "steal" in row["messages"][0]["content"]]
     report = lines(file_named(harness, job, "screening_report.jsonl"))
     assert report[0]["summary"] == {"rows": 40, "kept": 30, "review": 0, "blocked": 10, "invalid": 0}
@@ -162,7 +162,7 @@ def test_a_validation_file_without_comparable_answers_fails_before_training(harn
 def test_files_of_other_formats_are_read(harness, toy) -> None:
     csv = "prompt,response\n" + "".join(f"how to bake a bread {i},here is how\n" for i in range(12))
     job = harness.drive(harness.job(csv.encode(), name="rows.csv"), make(**toy.options))
-    assert (job.status, job.error) == (Status.SUCCEEDED, None)
+    assert (job.error, job.status) == (None, Status.SUCCEEDED)
 
 
 def test_a_student_above_a_limit_is_withheld_with_its_figures(harness, toy) -> None:
@@ -178,11 +178,11 @@ def test_a_job_that_is_stopped_during_measurement_has_not_failed(harness, toy, m
     def stopped(what, *_, **__):
         raise StoppedError(f"stop requested while {what}")
 
-    monkeypatch.setattr(gate, "connect", lambda: None)
-    monkeypatch.setattr(gate, "as_task", stopped)
-    surroundings = ModelContext(StepsConfig.of(toy.with_base(resources={"workers": 1})).base("toy"))
+    monkeypatch.setattr(evaluate, "ensure_training_ray", lambda **_: None)
+    monkeypatch.setattr(evaluate, "as_task", stopped)
+    context = ModelContext(StepsConfig.of(toy.with_base(resources={"workers": 1})).base("toy"))
     with pytest.raises(StoppedError, match="while measuring"):
-        gate.evaluate_student(harness.run(harness.job()), surroundings, Training("/adapter", 1, 1), "cpu")
+        evaluate.evaluate_student(harness.run(harness.job()), context, Training("/adapter", 1, 1), "cpu")
 
 
 def test_reviewers_decide_about_withheld_rows(harness, toy, shuffled_rows) -> None:
@@ -200,7 +200,7 @@ def test_reviewers_decide_about_withheld_rows(harness, toy, shuffled_rows) -> No
     Reviews(folder).decide(waiting[1:], Action.REJECT, "ann", "harmful")
     harness.resume(job.id)
     job = harness.drive(job.id, steps)
-    assert (job.status, job.error) == (Status.SUCCEEDED, None)
+    assert (job.error, job.status) == (None, Status.SUCCEEDED)
     screened = [event.data for event in harness.events(job.id) if "kept" in event.data]
     assert [(data["kept"], data["blocked"]) for data in screened] == [(30, 10), (31, 9)]
 

@@ -184,7 +184,7 @@ def test_adapters_by_path_need_a_root_and_a_base_without_colon():
     for wrong in ({"adapters": "path"}, {"adapters": "load", "adapters_root": "s3://b"}):
         with pytest.raises(ValidationError, match="adapters_root belongs to"):
             EndpointSettings(url="http://h/v1", model="small", **wrong)
-    with pytest.raises(ValidationError, match="takes the part after a colon for an adapter"):
+    with pytest.raises(ValidationError, match="takes the part after a colon as an adapter"):
         EndpointSettings(url="http://h/v1", model="small:8b", adapters="path", adapters_root="s3://b")
 
 
