@@ -8,7 +8,7 @@ import warnings
 
 import typer
 
-from reft_ray.cli import audit, bench, files, jobs, keys, manifests, review, teacher, telemetry
+from reft_ray.cli import audit, bench, files, jobs, keys, manifests, models, review, teacher, telemetry
 from reft_ray.cli.evaluate import evaluate
 from reft_ray.cli.finetune import finetune
 from reft_ray.cli.quickstart import quickstart
@@ -29,6 +29,7 @@ app.command("eval")(evaluate)
 app.command("serve")(serve)
 app.command("estimate")(jobs.estimate)
 app.add_typer(teacher.app, name="teacher")
+app.add_typer(models.app, name="models")
 app.add_typer(bench.app, name="bench")
 app.add_typer(review.app, name="review")
 app.add_typer(jobs.app, name="jobs")

@@ -28,8 +28,8 @@ def quickstart(
 
         from reft_ray.experiments.quickstart import Plan, run_quickstart
         from reft_ray.experiments.report import table_of
+        from reft_ray.hf.model_store import cache_root
         from reft_ray.local_ray import ensure_training_ray
-        from reft_ray.serving.builtin import cache_root
 
         console = Console(stderr=True)
         plain = not console.is_terminal

@@ -153,8 +153,8 @@ def _resolved(teacher: str) -> str:
 def trained_builtin() -> Path:
     """The built-in teacher's directory; shows a progress bar for each model that must be trained first."""
     from reft_ray.cli.progress import bar
+    from reft_ray.hf.model_store import cache_root
     from reft_ray.pipeline.builtin import ensure_teacher
-    from reft_ray.serving.builtin import cache_root
     from reft_ray.testbed.base_model import ensure_base
 
     with bar("built-in base model") as progress:

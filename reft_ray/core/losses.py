@@ -13,7 +13,6 @@ from torch import Tensor
 
 from reft_ray.core.batch import Batch
 from reft_ray.core.forward import AllReduce
-from reft_ray.core.refusal import refusal_score
 from reft_ray.core.targets import SoftTargets
 
 
@@ -25,12 +24,6 @@ def cross_entropy_sum(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
 def correct_sum(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     """How many positions have their label as the most likely token; not a loss, without a gradient."""
     return (logits_NV.detach().argmax(dim=-1) == labels_N).sum()
-
-
-def separation_sums(feature_BD: Tensor, refusal_D: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
-    """REG in two sums: (1 - s) over harmful rows and (1 + s) over harmless rows; unlabelled rows count in neither."""
-    score_B = refusal_score(feature_BD, refusal_D)
-    return (1.0 - score_B)[label_B == 1].sum(), (1.0 + score_B)[label_B == 0].sum()
 
 
 def divergence_sum(teacher: Tensor | SoftTargets, student_NV: Tensor, temperature: float = 1.0) -> Tensor:

@@ -117,26 +117,39 @@ def separation(score_B: Tensor, label_B: Tensor) -> tuple[float, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Targets:
-    """The operator's targets for the two thresholds: block by recall or by FPR, review by recall."""
+class Target:
+    """What a threshold must reach: a recall of harmful rows, or a false-positive rate on harmless ones."""
 
-    block_recall: float | None = 0.99
-    block_fpr: float | None = None
-    review_recall: float = 0.999
+    recall: float | None = None
+    fpr: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.block_recall is None) == (self.block_fpr is None):
-            raise ValueError("state either block_recall or block_fpr, not both")
+        if (self.recall is None) == (self.fpr is None):
+            raise ValueError("state either a recall or a false-positive rate, not both")
+
+    def threshold(self, score_B: Tensor, label_B: Tensor) -> float:
+        """The threshold that reaches it on these rows."""
+        if self.recall is not None:
+            return threshold_for_recall(score_B, label_B, self.recall)
+        return threshold_for_fpr(score_B, label_B, self.fpr or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """The operator's targets for both thresholds. The defaults block 1 % of harmless prompts and review 5 %."""
+
+    block: Target = Target(fpr=0.01)
+    review: Target = Target(fpr=0.05)
 
 
 def choose_thresholds(score_B: Tensor, label_B: Tensor, targets: Targets) -> Thresholds:
     """Thresholds on validation rows; review is never above block."""
-    if targets.block_recall is not None:
-        block = threshold_for_recall(score_B, label_B, targets.block_recall)
-    else:
-        block = threshold_for_fpr(score_B, label_B, targets.block_fpr or 0.0)
-    review = min(block, threshold_for_recall(score_B, label_B, targets.review_recall))
-    return Thresholds(review, min(block, 1.0))
+    block = min(1.0, targets.block.threshold(score_B, label_B))
+    return Thresholds(min(block, targets.review.threshold(score_B, label_B)), block)
+
+
+_ROUNDING = 1e-3
+"""Scores of one text differ by less than this between batches."""
 
 
 def response_offset(score_B: Tensor, review: float, fpr: float) -> float:
@@ -145,7 +158,8 @@ def response_offset(score_B: Tensor, review: float, fpr: float) -> float:
     At most a share `fpr` of them reaches the review threshold raised by it. If all of them are near the harmless
     end, other kinds of answers may score higher: nothing on the harmless side (cosine below 0) is withheld.
     """
-    return max(0.0, -review, float(score_B.quantile(1.0 - fpr, interpolation="higher")) - review)
+    highest = float(score_B.quantile(1.0 - fpr, interpolation="higher"))
+    return max(0.0, -review, highest + _ROUNDING - review)
 
 
 def fit_calibration(score_B: Tensor, label_B: Tensor) -> Calibration:

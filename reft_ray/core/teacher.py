@@ -20,7 +20,8 @@ from torch import Tensor
 
 from reft_ray.core.batch import Batch
 from reft_ray.core.forward import AllReduce, Forward, single_rank
-from reft_ray.core.losses import separation_sums, terms_sum
+from reft_ray.core.geometry import Readout, separation_hinge
+from reft_ray.core.losses import terms_sum
 from reft_ray.core.refusal import ClassSums
 
 
@@ -50,22 +51,32 @@ class TeacherCounts:
         return cls(*(max(int(count), 1) for count in all_reduce(terms_sum(counts)).tolist()))
 
 
-def teacher_loss(
-    logits_NV: Tensor, feature_BD: Tensor, batch: Batch, refusal_D: Tensor | None, counts: TeacherCounts, weight: float
-) -> tuple[Tensor, Tensor]:
-    """(L_teacher, its terms [refusal, helpful, separation]) of a micro-batch; `weight` is lambda.
+@dataclass(frozen=True, slots=True)
+class Regulariser:
+    """REG: the score that it acts on, its weight lambda, and the margin above which a row is separated enough.
 
-    Without an R_l there is no REG.
+    Without a readout there is no REG.
     """
+
+    readout: Readout | None = None
+    weight: float = 0.5
+    margin: float = 1.0
+
+
+def teacher_loss(
+    logits_NV: Tensor, feature_BD: Tensor, batch: Batch, regulariser: Regulariser, counts: TeacherCounts
+) -> tuple[Tensor, Tensor]:
+    """(L_teacher, its terms [refusal, helpful, separation]) of a micro-batch."""
     harmful_N = batch.harmful_B[:, None].expand_as(batch.loss_mask_BT)[batch.loss_mask_BT]
     weight_N = torch.where(harmful_N, 1 / counts.refusal_tokens, 1 / counts.helpful_tokens)
     entropy_N = weight_N * F.cross_entropy(logits_NV.float(), batch.labels_N, reduction="none")
     separation = feature_BD.new_zeros((), dtype=torch.float32)
-    if refusal_D is not None:
-        harmful, harmless = separation_sums(feature_BD, refusal_D, batch.label_B)
+    if regulariser.readout is not None:
+        score_B = regulariser.readout.score(feature_BD)
+        harmful, harmless = separation_hinge(score_B, batch.label_B, regulariser.margin)
         separation = harmful / counts.harmful_rows + harmless / counts.harmless_rows
     terms = torch.stack([entropy_N[harmful_N].sum(), entropy_N[~harmful_N].sum(), separation]).detach()
-    return entropy_N.sum() + weight * separation, terms
+    return entropy_N.sum() + regulariser.weight * separation, terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +102,8 @@ class TeacherTerms:
 def teacher_step(
     model: Forward,
     batches: Sequence[Batch],
-    refusal_D: Tensor | None,
     layer: int,
-    separation_weight: float,
+    regulariser: Regulariser,
     all_reduce: AllReduce = single_rank,
 ) -> tuple[TeacherTerms, ClassSums]:
     """Accumulate the gradient of one step, a `backward` per micro-batch; returns its terms and its class sums.
@@ -110,13 +120,13 @@ def teacher_step(
         else:
             feature_BD = model.features(batch, layer)
             logits_NV = feature_BD.new_zeros(0, 1)
-        loss, terms = teacher_loss(logits_NV, feature_BD, batch, refusal_D, counts, separation_weight)
+        loss, terms = teacher_loss(logits_NV, feature_BD, batch, regulariser, counts)
         if loss.requires_grad:
             loss.backward()
         sums.append(ClassSums(feature_BD, batch.label_B))
         parts.append(terms)
     refusal, helpful, separation = terms_sum(parts)
-    total = refusal + helpful + separation_weight * separation
+    total = refusal + helpful + regulariser.weight * separation
     return TeacherTerms(refusal, helpful, separation, total), reduce(add, sums)
 
 

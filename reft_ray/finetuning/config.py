@@ -8,8 +8,9 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from reft_ray.core.geometry import Geometry
 from reft_ray.core.guided import Method
-from reft_ray.core.quality import Targets
+from reft_ray.core.quality import Target, Targets
 from reft_ray.settings import Settings
 
 
@@ -34,7 +35,7 @@ class Training(Settings):
     """What both stages share."""
 
     base: str
-    weights: Literal["lora", "full"] = "lora"
+    weights: Literal["lora", "full", "none"] = "lora"
     lora: Lora = Lora()
     optimizer: Optimizer = Optimizer()
     epochs: float = Field(3.0, gt=0)
@@ -71,13 +72,18 @@ class TeacherConfig(Training):
     """
 
     feature: Literal["trained", "base"] = "trained"
+    geometry: Geometry = Geometry.WHITENED
+    shrinkage: float | None = Field(None, gt=0, le=1, description="default: chosen on validation prompts")
+    average_layers: int | None = Field(None, ge=1, description="default: 1 to 5, chosen on validation prompts")
+    margin: float = Field(0.5, gt=0, le=1, description="REG pulls a prompt no further than this; plain geometry: 1")
     feature_mix: float | None = Field(None, gt=0, le=1)
     separation_weight: float = Field(0.5, ge=0)
     layer: int | None = Field(None, ge=1)
     sweep: tuple[float, float] = (0.3, 0.7)
     feature_decay: float = Field(0.95, ge=0, lt=1)
     refresh_every: int = Field(1, ge=1)
-    reference_prompts: int = Field(4096, ge=2)
+    reference_prompts: int = Field(1600, ge=2)
+    answer_sample: int = Field(500, ge=1)
     window_tokens: int | None = Field(None, ge=16, description="default: as long as 99 % of the training prompts")
     answered_rows: float = Field(0.5, ge=0, le=1)
     balanced: bool = True
@@ -90,6 +96,8 @@ class TeacherConfig(Training):
     def _base_with_adapter(self) -> Self:
         if self.feature == "base" and self.weights == "full":
             raise ValueError("feature=base reads the base without the adapter: it needs weights=lora")
+        if self.feature == "trained" and self.weights == "none":
+            raise ValueError("weights=none trains nothing: it needs feature=base")
         if self.feature_mix is not None and (self.feature == "base" or self.weights == "full"):
             raise ValueError("feature_mix scales the adapter of trained features: leave feature=trained, weights=lora")
         return self
@@ -98,21 +106,27 @@ class TeacherConfig(Training):
 class Thresholding(Settings):
     """The operator's targets for the thresholds: block at a recall, or at a false-positive rate."""
 
-    block_recall: float | None = Field(0.99, gt=0, le=1)
-    block_fpr: float | None = Field(None, gt=0, lt=1)
-    review_recall: float = Field(0.999, gt=0, le=1)
+    block_recall: float | None = Field(None, gt=0, le=1)
+    block_fpr: float | None = Field(None, gt=0, lt=1, description="default: 0.01, unless block_recall is set")
+    review_recall: float | None = Field(None, gt=0, le=1)
+    review_fpr: float | None = Field(None, gt=0, lt=1, description="default: 0.05, unless review_recall is set")
     answer_fpr: float = Field(0.001, ge=0, lt=1, description="share of harmless answers that may be withheld")
 
     @model_validator(mode="after")
-    def _one_target(self) -> Self:
-        if (self.block_recall is None) == (self.block_fpr is None):
-            raise ValueError("state either block_recall or block_fpr (set the other to null)")
+    def _one_target_each(self) -> Self:
+        for name in ("block", "review"):
+            if None not in (getattr(self, f"{name}_recall"), getattr(self, f"{name}_fpr")):
+                raise ValueError(f"state either {name}_recall or {name}_fpr, not both")
         return self
 
     @property
     def targets(self) -> Targets:
         """The targets of `core.quality`."""
-        return Targets(self.block_recall, self.block_fpr, self.review_recall)
+        block = Target(self.block_recall, self.block_fpr) if self.block_recall else Target(fpr=self.block_fpr or 0.01)
+        review = (
+            Target(self.review_recall, self.review_fpr) if self.review_recall else Target(fpr=self.review_fpr or 0.05)
+        )
+        return Targets(block, review)
 
 
 class Baselines(Settings):
@@ -151,6 +165,8 @@ class FinetuneConfig(Training):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        if self.weights == "none":
+            raise ValueError("weights=none trains nothing: a student needs lora or full")
         if self.weights == "full" and self.teacher_forward == "live" and self.method.distills:
             raise ValueError(
                 "a live teacher needs the student to be an adapter on the same base: use teacher_forward=cached"

@@ -55,7 +55,7 @@ def load_trainable(config: Training, runtime: Runtime, adapter: str) -> Trainabl
     if config.weights == "lora":
         settings = LoraSettings(config.lora.rank, config.lora.scale, config.lora.dropout)
         model = attach(base.model, adapter, settings, config.seed)
-    else:
+    elif config.weights == "full":
         model.requires_grad_(True)
     model.train()
     limit = config.longest_row(base.context)

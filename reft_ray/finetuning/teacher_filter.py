@@ -1,10 +1,11 @@
-"""What a teacher's filter reads: layer, share of the adapter, windows and thresholds, chosen on validation prompts."""
+"""What a teacher's filter reads, chosen on validation prompts: layers, geometry, share of the adapter, thresholds."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,23 @@ from torch import Tensor, nn
 
 from reft_ray.core.batch import TokenizedExample
 from reft_ray.core.conversation import Example, Label, chat
+from reft_ray.core.geometry import ClassMoments, Geometry, Readout, Readouts
 from reft_ray.core.quality import auroc, choose_thresholds, filter_quality, fit_calibration, response_offset, separation
-from reft_ray.core.refusal import refusal_score
 from reft_ray.finetuning.config import TeacherConfig
 from reft_ray.finetuning.model import TrainableModel
-from reft_ray.finetuning.rows import Fitted
-from reft_ray.hf.features import labels_of, prompt_features, scores_by_layer
+from reft_ray.finetuning.rows import Fitted, rank_slice
+from reft_ray.finetuning.runtime import Runtime
+from reft_ray.hf.features import labels_of, moments_by_layer, prompt_features
 from reft_ray.hf.lora import is_adapted, scaled_adapters
 from reft_ray.hf.ref_teacher import Manifest, RefTeacher, save_teacher
 from reft_ray.hf.windows import Windows, max_per_text, p99_length
 
 HISTOGRAM_BINS = 20
-MIXES = (1.0, 0.5, 0.25, 0.0)
+MIXES = (1.0, 0.5, 0.0)
 """Shares of the adapter that the filter may read, unless the operator sets one."""
-
-Sweep = dict[int, tuple[Tensor, Tensor]]
-"""Per layer R_l over the reference prompts and the scores of the validation prompts, with the present weights."""
+SHRINKAGES = (0.05, 0.2, 0.5)
+MAX_LAYERS = 5
+"""Scores of up to this many neighbouring layers are averaged."""
 
 
 def sweep_layers(depth: int, sweep: tuple[float, float]) -> list[int]:
@@ -38,36 +40,38 @@ def sweep_layers(depth: int, sweep: tuple[float, float]) -> list[int]:
     return layers or [max(1, round(depth * (low + high) / 2))]
 
 
+@dataclass(frozen=True, slots=True)
+class FilterChoice:
+    """What the filter reads: readouts and their shrinkage, a share of the adapter, and the validation scores [B]."""
+
+    readouts: Readouts
+    shrinkage: float | None
+    mix: float
+    score_B: Tensor
+    auroc_by_layer: Mapping[str, float]
+
+
 class FilterSelection:
-    """Ranks what the filter may read with the teacher's present weights, and writes the artefact."""
+    """Chooses what the filter reads with the teacher's present weights, and writes the artefact.
+
+    Every rank runs its share of the prompts and must call the same methods; moments and scores are all-reduced.
+    """
 
     def __init__(
         self,
         config: TeacherConfig,
         trainable_model: TrainableModel,
-        device: torch.device,
+        runtime: Runtime,
         prompts: Sequence[TokenizedExample],
         validation: Fitted,
     ) -> None:
-        self.config, self.trainable_model, self.device = config, trainable_model, device
+        self.config, self.trainable_model, self.runtime = config, trainable_model, runtime
         self.windows = Windows.of(trainable_model.chat, config.window_tokens or p99_length(prompts))
         self.validation = validation
         self.label_B = labels_of(validation.encoded)
-        self.pieces, self.owner = self.windows.split_all(validation.encoded)
         self.reference = _sample_per_class(prompts, config.reference_prompts, config.seed)
         self.layers = sweep_layers(trainable_model.base.layers, config.sweep)
-        self.mixes = self._mixes()
-        self.base_auroc = self.ranking(self.sweep(0.0)) if len(self.mixes) > 1 else 0.0
-        if config.feature == "base":
-            self.layers = [self.best_layer(self.sweep(0.0))]
-
-    def _mixes(self) -> tuple[float, ...]:
-        """The shares of the adapter that the filter may read, the largest first."""
-        if self.config.feature == "base":
-            return (0.0,)
-        if self.config.feature_mix is not None:
-            return (self.config.feature_mix,)
-        return MIXES if is_adapted(self.trainable_model.model) else (1.0,)
+        self.layer = config.layer or self.layers[len(self.layers) // 2]
 
     @contextmanager
     def _scoring(self, mix: float) -> Iterator[nn.Module]:
@@ -76,84 +80,125 @@ class FilterSelection:
         training = model.training
         model.eval()
         try:
-            with scaled_adapters(model, mix):
+            with scaled_adapters(model, mix) if is_adapted(model) else nullcontext():
                 yield model
         finally:
             model.train(training)
 
-    def sweep(self, mix: float) -> Sweep:
-        """Every layer, with a share `mix` of the adapter."""
-        pad_id = self.trainable_model.chat.pad_id
+    def _features(self, rows: Sequence[TokenizedExample], layers: Sequence[int], mix: float) -> dict[int, Tensor]:
+        """f_l of this rank's share of the rows."""
+        mine = rank_slice(rows, self.runtime.rank, self.runtime.world_size)
         with self._scoring(mix) as model:
-            reference = prompt_features(model, self.reference, self.layers, pad_id, self.device)
-            validation = prompt_features(model, self.pieces, self.layers, pad_id, self.device)
-        scored = scores_by_layer(reference, labels_of(self.reference), validation)
-        count = len(self.label_B)
-        return {
-            layer: (refusal_D, max_per_text(score, self.owner, count)) for layer, (refusal_D, score) in scored.items()
-        }
+            found = prompt_features(model, mine, layers, self.trainable_model.chat.pad_id, self.runtime.device)
+        # A rank without rows has features of no row.
+        return {layer: feature_BD.view(-1, self.trainable_model.base.width) for layer, feature_BD in found.items()}
 
-    def best_layer(self, swept: Sweep) -> int:
-        """The layer that separates the validation prompts best."""
-        return max(swept, key=lambda number: separation(swept[number][1], self.label_B))
+    def _moments(self, rows: Sequence[TokenizedExample], layers: Sequence[int], mix: float) -> dict[int, ClassMoments]:
+        label_B = labels_of(rank_slice(rows, self.runtime.rank, self.runtime.world_size))
+        found = moments_by_layer(self._features(rows, layers, mix), label_B, self.trainable_model.base.width)
+        return {layer: moments.reduce(self.runtime.all_reduce) for layer, moments in found.items()}
 
-    def ranking(self, swept: Sweep) -> float:
-        """AUROC on the validation prompts at the best layer."""
-        return max(auroc(score_B, self.label_B) for _, score_B in swept.values())
+    def _scores(self, readout: Readout, feature_BD: Tensor, count: int) -> Tensor:
+        """Scores of all ranks' rows, [count], from the features of this rank's."""
+        score_B = torch.zeros(count, dtype=torch.float64)
+        score_B[self.runtime.rank :: self.runtime.world_size] = readout.score(feature_BD).double()
+        return self.runtime.all_reduce(score_B)
 
-    def read(self) -> tuple[float, Sweep]:
-        """The largest share of the adapter that ranks no worse than the base alone, and the layers with it."""
-        for mix in self.mixes[:-1]:
-            swept = self.sweep(mix)
-            if self.ranking(swept) >= self.base_auroc - self.config.tolerance:
-                return mix, swept
-        return self.mixes[-1], self.sweep(self.mixes[-1])
+    def readout(self, layer: int, rows: Sequence[TokenizedExample] | None = None, mix: float = 1.0) -> Readout:
+        """The readout of one layer with the present weights, at the default shrinkage."""
+        moments = self._moments(rows or self.reference, [layer], mix)[layer]
+        return Readout.fit(moments, self.config.geometry, self.config.shrinkage or SHRINKAGES[1])
 
-    def export(self, out: Path, steps: int, answers: Sequence[Example]) -> RefTeacher:
-        """Choose the layer, freeze R_l, set thresholds and calibration, and write the artefact."""
-        mix, swept = self.read()
-        layer = self.best_layer(swept)
-        refusal_D, score_B = swept[layer]
-        thresholds = choose_thresholds(score_B, self.label_B, self.config.thresholds.targets)
+    def quick_auroc(self, prompts: int, mix: float = 1.0) -> float:
+        """AUROC at one layer, of about `prompts` reference and `prompts` validation prompts: for early stopping."""
+        reference = _sample_per_class(self.reference, prompts, self.config.seed)
+        rows = _sample_per_class(self.validation.encoded, prompts, self.config.seed)
+        readout = self.readout(self.layer, reference, mix)
+        score_B = self._scores(readout, self._features(rows, [self.layer], mix)[self.layer], len(rows))
+        return auroc(score_B, labels_of(rows))
+
+    def mixes(self) -> tuple[float, ...]:
+        """The shares of the adapter that the filter may read, the largest first."""
+        if self.config.feature == "base":
+            return (0.0,)
+        if self.config.feature_mix is not None:
+            return (self.config.feature_mix,)
+        return MIXES if is_adapted(self.trainable_model.model) else (1.0,)
+
+    def choose(self, mix: float) -> FilterChoice:
+        """The layers and the shrinkage that separate the validation prompts best."""
+        pieces, owner = self.windows.split_all(self.validation.encoded)
+        moments = self._moments(self.reference, self.layers, mix)
+        features = self._features(pieces, self.layers, mix)
+        candidates = []
+        for shrinkage in self._shrinkages():
+            readouts = {n: Readout.fit(moments[n], self.config.geometry, shrinkage or 1.0) for n in self.layers}
+            scores = {n: self._scores(readouts[n], features[n], len(pieces)) for n in self.layers}
+            by_layer = {str(n): auroc(self._per_prompt(scores[n], owner), self.label_B) for n in self.layers}
+            for chosen in self._neighbours():
+                score_B = self._per_prompt(torch.stack([scores[n] for n in chosen]).mean(0), owner)
+                readout = Readouts({n: readouts[n] for n in chosen})
+                candidates.append(FilterChoice(readout, shrinkage, mix, score_B, by_layer))
+        return max(candidates, key=lambda candidate: separation(candidate.score_B, self.label_B))
+
+    def _per_prompt(self, score_W: Tensor, owner: Tensor) -> Tensor:
+        return max_per_text(score_W, owner, len(self.label_B))
+
+    def _shrinkages(self) -> Sequence[float | None]:
+        if self.config.geometry is not Geometry.WHITENED:
+            return (None,)
+        return (self.config.shrinkage,) if self.config.shrinkage else SHRINKAGES
+
+    def _neighbours(self) -> Iterator[list[int]]:
+        """Runs of neighbouring layers, of `average_layers` each, or of 1 to 5."""
+        counts = [self.config.average_layers] if self.config.average_layers else range(1, MAX_LAYERS + 1)
+        for count in counts:
+            for first in range(max(1, len(self.layers) - count + 1)):
+                yield self.layers[first : first + count]
+
+    def manifest(self, chosen: FilterChoice, steps: int, answers: Sequence[Example]) -> Manifest:
+        """Thresholds, calibration and quality of the chosen filter."""
+        thresholds = choose_thresholds(chosen.score_B, self.label_B, self.config.thresholds.targets)
         base = self.trainable_model.base
-        manifest = Manifest(
+        return Manifest(
             base_name=base.name,
             base_fingerprint=base.fingerprint,
             template_hash=self.trainable_model.chat.hash,
-            layer=layer,
+            layer=chosen.readouts.layers[len(chosen.readouts.layers) // 2],
+            layers=chosen.readouts.layers,
+            geometry=self.config.geometry,
+            shrinkage=chosen.shrinkage,
             width=base.width,
             weights=self.config.weights,
             thresholds=thresholds,
-            calibration=fit_calibration(score_B, self.label_B),
-            quality=filter_quality(score_B, self.label_B, thresholds),
-            per_source=per_source(self.validation.rows, score_B, thresholds.block),
+            calibration=fit_calibration(chosen.score_B, self.label_B),
+            quality=filter_quality(chosen.score_B, self.label_B, thresholds),
+            per_source=per_source(self.validation.rows, chosen.score_B, thresholds.block),
             window_tokens=self.windows.size,
             feature=self.config.feature,
-            feature_mix=mix,
-            response_offset=self._response_offset(answers, mix, layer, refusal_D, thresholds.review),
-            histogram=torch.histc(score_B, HISTOGRAM_BINS, -1.0, 1.0).long().tolist(),
-            config={**self.config.model_dump(mode="json"), "steps": steps, "sweep_auroc": self._auroc_by_layer(swept)},
+            feature_mix=chosen.mix,
+            response_offset=self._response_offset(answers, chosen, thresholds.review),
+            histogram=torch.histc(chosen.score_B, HISTOGRAM_BINS, -1.0, 1.0).long().tolist(),
+            config={**self.config.model_dump(mode="json"), "steps": steps, "sweep_auroc": chosen.auroc_by_layer},
         )
-        return save_teacher(out, self.trainable_model.model, manifest, refusal_D)
 
-    def _auroc_by_layer(self, swept: Sweep) -> Mapping[str, Any]:
-        return {str(layer): auroc(score_B, self.label_B) for layer, (_, score_B) in swept.items()}
+    def save(self, out: Path, chosen: FilterChoice, manifest: Manifest) -> RefTeacher:
+        """Write the artefact; on one rank."""
+        return save_teacher(out, self.trainable_model.model, manifest, chosen.readouts)
 
-    def _response_offset(
-        self, rows: Sequence[Example], mix: float, layer: int, refusal_D: Tensor, review: float
-    ) -> float:
+    def _response_offset(self, rows: Sequence[Example], chosen: FilterChoice, review: float) -> float:
         """`core.quality.response_offset` of the rows' answers, each scored as a text by itself.
 
         Refusals count as harmless answers. Without any answered row the offset lets no answer be withheld.
         """
-        answers = sample_answers(rows, self.config.reference_prompts, self.config.seed)
+        answers = sample_answers(rows, self.config.answer_sample, self.config.seed)
         if not answers:
             return 2.0
-        encode, pad_id = self.trainable_model.chat.encode, self.trainable_model.chat.pad_id
+        encode = self.trainable_model.chat.encode
         pieces, owner = self.windows.split_all([encode(Example(chat(text))) for text in answers])
-        with self._scoring(mix) as model:
-            feature_WD = prompt_features(model, pieces, [layer], pad_id, self.device)[layer]
-        score_B = max_per_text(refusal_score(feature_WD, refusal_D), owner, len(answers))
+        features = self._features(pieces, chosen.readouts.layers, chosen.mix)
+        scores = [self._scores(readout, features[n], len(pieces)) for n, readout in chosen.readouts.by_layer.items()]
+        score_B = max_per_text(torch.stack(scores).mean(0), owner, len(answers))
         return response_offset(score_B, review, self.config.thresholds.answer_fpr)
 
 
@@ -172,7 +217,7 @@ def sample_answers(rows: Sequence[Example], count: int, seed: int) -> list[str]:
     return random.Random(f"{seed}/answers").sample(answers, min(count, len(answers)))  # noqa: S311
 
 
-def per_source(rows: Sequence[Example], score_B: Tensor, block: float) -> dict[str, dict[str, float]]:
+def per_source(rows: Sequence[Example], score_B: Tensor, block: float) -> dict[str, dict[str, Any]]:
     """Rows and share blocked per source and label."""
     groups: dict[str, list[float]] = {}
     for row, score in zip(rows, score_B.tolist(), strict=True):

@@ -15,9 +15,10 @@ from reft_ray.core.batch import TokenizedExample, answered, dummy_batch, micro_b
 from reft_ray.core.conversation import Example, Label
 from reft_ray.core.errors import ReftError
 from reft_ray.core.forward import single_rank
+from reft_ray.core.geometry import Geometry, Readout
 from reft_ray.core.optimization import adamw, learning_rate_at, optimizer_step, set_learning_rate
 from reft_ray.core.refusal import RunningRefusal
-from reft_ray.core.teacher import class_sums, teacher_step
+from reft_ray.core.teacher import Regulariser, class_sums, teacher_step
 from reft_ray.finetuning.checkpoint import (
     TrainState,
     gather_state,
@@ -33,9 +34,14 @@ from reft_ray.finetuning.model import TrainableModel, load_trainable
 from reft_ray.finetuning.prompts import check_labels
 from reft_ray.finetuning.rows import CyclingSampler, SamplerState, digest_of, encode_rows, rank_slice
 from reft_ray.finetuning.runtime import Runtime
-from reft_ray.finetuning.teacher_filter import FilterSelection
+from reft_ray.finetuning.teacher_filter import FilterChoice, FilterSelection
+from reft_ray.hf.ref_teacher import Manifest
 
 TEACHER = "teacher"
+EVALUATIONS = 5
+EVALUATION_SHARE = 0.1
+"""Evaluations during training take about this share of its time."""
+MIN_PROMPTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,26 @@ def train_teacher(runtime: Runtime, config: TeacherConfig, data: TeacherData) ->
     Raises ReftError if the rows do not suffice, or a loss or gradient is not finite.
     """
     torch.manual_seed(config.seed + runtime.rank)
-    TeacherRun(runtime, config, load_trainable(config, runtime, TEACHER), data).train()
+    model = load_trainable(config, runtime, TEACHER)
+    if config.weights == "none":
+        build_teacher(runtime, config, model, data)
+    else:
+        TeacherRun(runtime, config, model, data).train()
+
+
+def build_teacher(runtime: Runtime, config: TeacherConfig, model: TrainableModel, data: TeacherData) -> None:
+    """A Ref-Teacher from an aligned model without training: its refusal feature, thresholds and calibration."""
+    train = encode_rows(model.chat, data.train, model.max_tokens)
+    validation = encode_rows(model.chat, data.validation, model.max_tokens, train.skipped)
+    selection = FilterSelection(config, model, runtime, train.encoded, validation)
+    chosen = selection.choose(0.0)
+    manifest = selection.manifest(chosen, 0, (*train.rows, *data.answers))
+
+    def write(folder: Path) -> None:
+        if runtime.rank == 0:
+            selection.save(folder / EXPORT, chosen, manifest)
+
+    runtime.report({"step": 0, "progress": 1.0, "note": train.skipped.note}, write)
 
 
 @dataclass
@@ -101,19 +126,22 @@ class TeacherRun:
         self.skipped = train.skipped
         self.rows = train.encoded
         self.answered = answered(train.encoded + further.encoded)
-        self.selection = FilterSelection(config, trainable_model, runtime.device, self.rows, validation)
-        self.layer = config.layer or max(1, round(trainable_model.base.layers / 2))
-        if config.feature == "base":
-            (self.layer,) = self.selection.layers
+        self.selection = FilterSelection(config, trainable_model, runtime, self.rows, validation)
+        self.layer = self.selection.layer
         learned = self.rows if config.feature == "trained" else self.answered
         if not learned:
             raise ReftError("feature=base learns from answers alone, and no row has one: add refusals and answers")
         self.total_steps = max(1, round(config.epochs * len(learned) / config.batch_rows))
-        self.evaluate_every = config.evaluate_every or max(1, self.total_steps // 10)
+        self.evaluate_every = config.evaluate_every or max(1, self.total_steps // EVALUATIONS)
+        # An evaluation runs forward only, in the lower half of the layers, and takes two samples of prompts.
+        rows = self.total_steps * config.batch_rows
+        self.evaluation_prompts = max(MIN_PROMPTS, round(EVALUATION_SHARE * 3 * rows / EVALUATIONS))
         self.optimizer = adamw(
             trainable_model.model.parameters(), config.optimizer.learning_rate, config.optimizer.weight_decay
         )
         self.running = RunningRefusal(config.feature_decay)
+        # What REG acts on in other geometries than plain; fixed at the start.
+        self.readout: Readout | None = None
         self.state = TeacherState()
         self.best: dict[str, Tensor] = {}
 
@@ -136,6 +164,8 @@ class TeacherRun:
         """Train until the steps are done or the validation prompts stop improving; ends with the best weights."""
         self._resume()
         state, config = self.state, self.config
+        if config.feature == "trained" and config.geometry is not Geometry.PLAIN and self.readout is None:
+            self.readout = self.selection.readout(self.layer)
         self.samplers = self._samplers()
         while state.step < self.total_steps and state.stale < config.patience:
             started = time.perf_counter()
@@ -183,12 +213,11 @@ class TeacherRun:
         set_learning_rate(
             self.optimizer, learning_rate_at(progress, config.optimizer.learning_rate, config.optimizer.warmup)
         )
-        if config.feature == "trained" and self.running.refusal_D is None:
+        plain = config.feature == "trained" and config.geometry is Geometry.PLAIN
+        if plain and self.running.refusal_D is None:
             self.running.update(class_sums(model.forward, batches, self.layer).reduced(runtime.all_reduce))
-        terms, sums = teacher_step(
-            model.forward, batches, self.running.refusal_D, self.layer, config.separation_weight, runtime.all_reduce
-        )
-        if config.feature == "trained" and state.step % config.refresh_every == 0:
+        terms, sums = teacher_step(model.forward, batches, self.layer, self._regulariser(), runtime.all_reduce)
+        if plain and state.step % config.refresh_every == 0:
             self.running.update(sums.reduced(runtime.all_reduce))
         found = optimizer_step(
             self.optimizer,
@@ -203,12 +232,19 @@ class TeacherRun:
         state.rows_seen += len(rows)
         return {name: found[name] for name in terms.shares}
 
+    def _regulariser(self) -> Regulariser:
+        config = self.config
+        if config.geometry is not Geometry.PLAIN:
+            return Regulariser(self.readout, config.separation_weight, config.margin)
+        refusal_D = self.running.refusal_D
+        return Regulariser(None if refusal_D is None else Readout(refusal_D), config.separation_weight)
+
     def _evaluate(self) -> None:
         if self.config.feature == "base":
             # Training changes no score.
             return
         state = self.state
-        found = self.selection.ranking(self.selection.read()[1])
+        found = self.selection.quick_auroc(self.evaluation_prompts)
         state.best_auroc = max(state.best_auroc, found)
         # A ranking saturates long before the teacher refuses well: of checkpoints that rank alike the latest counts.
         if found >= state.best_auroc - self.config.tolerance:
@@ -217,10 +253,18 @@ class TeacherRun:
         else:
             state.stale += 1
 
-    def _export(self, out: Path) -> None:
+    def _choose(self) -> tuple[FilterChoice, Manifest]:
+        """What the filter reads of the best weights: the largest share of the adapter that ranks no worse than none."""
         if self.best:
             restore_weights(self.trainable_model.model, self.best)
-        self.selection.export(out, self.state.best_step or self.state.step, (*self.data.train, *self.data.answers))
+        mix, *smaller = self.selection.mixes()
+        if smaller:
+            base = self.selection.quick_auroc(self.evaluation_prompts, 0.0)
+            while smaller and self.selection.quick_auroc(self.evaluation_prompts, mix) < base - self.config.tolerance:
+                mix = smaller.pop(0)
+        chosen = self.selection.choose(mix)
+        steps = self.state.best_step or self.state.step
+        return chosen, self.selection.manifest(chosen, steps, (*self.data.train, *self.data.answers))
 
     def _report(self, terms: Mapping[str, float], seconds: float, last: bool = False) -> None:
         state = self.state
@@ -244,12 +288,15 @@ class TeacherRun:
             return
         tensors = gather_state(self.trainable_model.model, self.optimizer)
         tensors |= {"running": self.running.state_dict(), "best": self.best}
+        tensors["readout"] = self.readout.tensors() if self.readout else {}
         saved = asdict(state)
+        # All ranks take part in the choice, one writes.
+        final = self._choose() if last else None
 
         def write(folder: Path) -> None:
             write_state(folder, self.runtime.rank, tensors, saved, self.config, self.inputs)
-            if last and self.runtime.rank == 0:
-                self._export(folder / EXPORT)
+            if final and self.runtime.rank == 0:
+                self.selection.save(folder / EXPORT, *final)
 
         self.runtime.report(metrics, write)
 
@@ -262,4 +309,6 @@ class TeacherRun:
         running = tensors.get("running", {})
         self.running.load_state_dict({label: mean.to(self.runtime.device) for label, mean in running.items()})
         self.best = tensors.get("best", {})
+        if readout := tensors.get("readout"):
+            self.readout = Readout.from_tensors(readout).to(self.runtime.device)
         self.state = TeacherState.of(saved)

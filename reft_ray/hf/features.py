@@ -1,11 +1,11 @@
-"""Prompt features at several layers from one pass, and the scores computed from them.
+"""Prompt features at several layers from one pass, and the readouts fitted to them.
 
 Shape suffixes: B prompts, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from reft_ray.core.batch import TokenizedExample, collate, token_batches
 from reft_ray.core.conversation import Label
-from reft_ray.core.refusal import ClassSums, prompt_feature, refusal_score
+from reft_ray.core.geometry import ClassMoments, Geometry, Readout
+from reft_ray.core.refusal import prompt_feature
 from reft_ray.hf.forward import captured_layer
 
 
@@ -29,7 +30,7 @@ def prompt_features(
     """f_l of every prompt in order, {layer: [B, D] float32 on the CPU}; the layers above the highest are not run."""
     rows = [row.prompt_only() for row in prompts]
     top = max(layers)
-    out: dict[int, Tensor] = {}
+    out: dict[int, Tensor] = {layer: torch.empty(0) for layer in layers}
     for indices in token_batches([len(row) for row in rows], max_tokens):
         batch = collate([rows[i] for i in indices], pad_id, device)
         captured = {}
@@ -40,7 +41,7 @@ def prompt_features(
             model(input_ids=batch.ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False)
         for layer, hidden in captured.items():
             feature_BD = prompt_feature(hidden[0], batch.last_prompt_index_B).float().cpu()
-            if layer not in out:
+            if len(out[layer]) != len(rows):
                 out[layer] = torch.empty(len(rows), feature_BD.shape[-1])
             out[layer][indices] = feature_BD
     return out
@@ -51,17 +52,15 @@ def labels_of(prompts: Sequence[TokenizedExample]) -> Tensor:
     return torch.tensor([{Label.HARMFUL: 1, Label.HARMLESS: 0}.get(row.label, -1) for row in prompts])  # type: ignore[arg-type]
 
 
-def refusal_of(feature_BD: Tensor, label_B: Tensor) -> Tensor:
-    """R_l from the features of labelled prompts, [D]."""
-    return ClassSums(feature_BD, label_B).refusal()
+def moments_by_layer(features: Mapping[int, Tensor], label_B: Tensor, width: int) -> dict[int, ClassMoments]:
+    """The class moments of each layer's features, [B, D] with D = `width`."""
+    return {layer: ClassMoments(width).add(x_BD, label_B) for layer, x_BD in features.items()}
 
 
-def scores_by_layer(
-    reference: dict[int, Tensor], reference_label_B: Tensor, prompts: dict[int, Tensor]
-) -> dict[int, tuple[Tensor, Tensor]]:
-    """For each layer: R_l [D] from the reference prompts, and s(x) [B] of the other prompts."""
-    out = {}
-    for layer, feature_BD in prompts.items():
-        refusal_D = refusal_of(reference[layer], reference_label_B)
-        out[layer] = (refusal_D, refusal_score(feature_BD, refusal_D))
-    return out
+def fit_readouts(
+    reference: Mapping[int, Tensor], label_B: Tensor, geometry: Geometry, shrinkage: float = 0.2
+) -> dict[int, Readout]:
+    """A readout per layer from the features of labelled reference prompts."""
+    width = next(iter(reference.values())).shape[-1]
+    moments = moments_by_layer(reference, label_B, width)
+    return {layer: Readout.fit(found, geometry, shrinkage) for layer, found in moments.items()}

@@ -5,8 +5,10 @@ Shape suffixes: B rows, T tokens, N labelled positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from peft import PeftModel
@@ -19,12 +21,8 @@ from reft_ray.core.refusal import prompt_feature
 from reft_ray.hf.loading import text_config
 
 
-class _StopForward(Exception):  # noqa: N818 - a jump out of the model, not an error
-    """Carries the control flow, and what the wanted layer returned, out of a model once that layer has run."""
-
-    def __init__(self, hidden_BTD: Tensor) -> None:
-        super().__init__()
-        self.hidden_BTD = hidden_BTD
+class _StopForward(Exception):  # noqa: N818 - control flow, not an error
+    """Leaves the model once the last wanted layer has run."""
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -69,7 +67,7 @@ def captured_layer(model: nn.Module, layer: int, stop: bool) -> Iterator[list[Te
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         captured.append(hidden_of(output))
         if stop:
-            raise _StopForward(captured[-1])
+            raise _StopForward
 
     handle = layers[layer - 1].register_forward_hook(hook)
     try:
@@ -81,23 +79,29 @@ def captured_layer(model: nn.Module, layer: int, stop: bool) -> Iterator[list[Te
 
 
 class TruncatedModel:
-    """A model that ends after decoder layer `layer`. Several threads may call it at once."""
+    """A model that ends after the last of `layers`. Several threads may call it at once."""
 
-    def __init__(self, model: nn.Module, layer: int) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[int]) -> None:
         self._model = model
-        decoder_layers(model)[layer - 1].register_forward_hook(_end)
+        self._call = threading.local()
+        for number in layers:
+            decoder_layers(model)[number - 1].register_forward_hook(
+                partial(self._capture, number, number == max(layers))
+            )
 
-    def __call__(self, **inputs: Any) -> Tensor:
-        """The output of the layer, [B, T, D]; `inputs` are the model's own."""
+    def __call__(self, **inputs: Any) -> dict[int, Tensor]:
+        """The output of each layer, [B, T, D]; `inputs` are the model's own."""
+        self._call.hidden = {}
         try:
             self._model(**inputs)
-        except _StopForward as end:
-            return end.hidden_BTD
+        except _StopForward:
+            return dict(self._call.hidden)
         raise ReftError(f"{type(self._model).__name__} does not run its decoder layers in order")
 
-
-def _end(_module: nn.Module, _args: Any, output: Any) -> None:
-    raise _StopForward(hidden_of(output))
+    def _capture(self, number: int, last: bool, _module: nn.Module, _args: Any, output: Any) -> None:
+        self._call.hidden[number] = hidden_of(output)
+        if last:
+            raise _StopForward
 
 
 @contextmanager

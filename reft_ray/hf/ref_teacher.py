@@ -1,7 +1,7 @@
 """The Ref-Teacher as an artefact: a directory that names its base model and works with no other.
 
     teacher.json           base, template, layer, thresholds, calibration, quality, training config
-    refusal.safetensors    R_l after training, [D] float32
+    refusal.safetensors    per layer that is read: R_l, and W c and W where there are any, float32
     adapter/               the LoRA adapter as a PEFT directory (or `model/`: full weights)
     README.md              the model card
 
@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from reft_ray.atomic import atomic_directory
 from reft_ray.core.errors import ReftError
+from reft_ray.core.geometry import Geometry, Readouts
 from reft_ray.core.quality import FilterQuality
 from reft_ray.core.verdict import Calibration, Thresholds
 from reft_ray.hf.adapter_files import ADAPTER, MODEL, OutputKind, check_replaceable
@@ -31,9 +32,10 @@ from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.compute import default_device, resolve_dtype
 from reft_ray.hf.loading import Base, load_base
 from reft_ray.hf.lora import attach_saved, merge, save_adapter
+from reft_ray.hf.model_store import KNOWN
 from reft_ray.hf.scorer import TeacherScorer, supports_packing
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "teacher.json"
 _REFUSAL = "refusal.safetensors"
 TEACHER = OutputKind(
@@ -67,14 +69,17 @@ class Manifest:
     window_tokens: int = 512
     feature: str = "trained"
     feature_mix: float = 1.0
+    geometry: str = Geometry.PLAIN
+    shrinkage: float | None = None
+    layers: tuple[int, ...] = ()
     position: str = "prompt_end"
     format: int = FORMAT
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Manifest:
         """From JSON. Raises ReftError for an unknown format or missing keys."""
-        if values.get("format") != FORMAT:
-            raise ReftError(f"this release reads Ref-Teacher format {FORMAT}, not {values.get('format')}")
+        if values.get("format") not in (1, FORMAT):
+            raise ReftError(f"this release reads Ref-Teacher formats 1 and {FORMAT}, not {values.get('format')}")
         try:
             if values.get("feature", "trained") not in ("trained", "base"):
                 raise ReftError(f"{MANIFEST}: unknown feature {values['feature']!r}")
@@ -86,22 +91,25 @@ class Manifest:
                 **{
                     **values,
                     "feature_mix": mix,
+                    # Format 1 read one layer by the plain cosine.
+                    "geometry": Geometry(values.get("geometry", Geometry.PLAIN)),
+                    "layers": tuple(values.get("layers") or [values["layer"]]),
                     "thresholds": Thresholds(**values["thresholds"]),
                     "calibration": Calibration(**values["calibration"]),
                     "quality": FilterQuality(**values["quality"]),
                 }
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ReftError(f"{MANIFEST} is incomplete: {error}") from None
 
 
 class RefTeacher:
     """A teacher on disk, verified but not loaded onto a model."""
 
-    def __init__(self, folder: Path, manifest: Manifest, refusal_D: Tensor, teacher_id: str) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, readouts: Readouts, teacher_id: str) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.refusal_D = refusal_D
+        self.readouts = readouts
         self.id = teacher_id
 
     @classmethod
@@ -120,12 +128,7 @@ class RefTeacher:
         actual = content_id(folder, values)
         if stated != actual:
             raise ReftError(f"{folder} was changed after it was made: its id is {stated}, its content gives {actual}")
-        refusal_D = load_file(folder / _REFUSAL)["refusal"]
-        if refusal_D.shape != (manifest.width,):
-            raise ReftError(
-                f"the refusal feature in {folder} has shape {tuple(refusal_D.shape)}, not ({manifest.width},)"
-            )
-        return cls(folder, manifest, refusal_D, actual)
+        return cls(folder, manifest, _read_readouts(folder / _REFUSAL, manifest), actual)
 
     def check(self, base: Base, chat: ChatFormat) -> None:
         """Raise ReftError unless the artefact was made for this base model, template and layer."""
@@ -137,8 +140,8 @@ class RefTeacher:
             )
         if chat.hash != made.template_hash:
             raise ReftError(f"{self.id} was made with chat template {made.template_hash}, the base has {chat.hash}")
-        if made.layer > base.layers:
-            raise ReftError(f"{self.id} reads layer {made.layer}, the base has {base.layers}")
+        if max(made.layers) > base.layers:
+            raise ReftError(f"{self.id} reads layer {max(made.layers)}, the base has {base.layers}")
 
     def base(self, name: str | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Base:
         """The base model that the artefact names, or the same weights from the path `name`; checked."""
@@ -149,18 +152,20 @@ class RefTeacher:
     def _base_path(self) -> str:
         """The recorded path; if artefact and base were moved together, the base in the same parent folder."""
         recorded = self.manifest.base_name
+        if recorded in KNOWN:
+            return recorded
         sibling = self.folder.parent / Path(recorded).name
         return str(sibling) if not Path(recorded).exists() and sibling.is_dir() else recorded
 
     def attach(self, model: nn.Module, name: str = "teacher", trainable: bool = False) -> PeftModel:
         """Attach the teacher's adapter to a base model that `check` accepted. Raises ReftError for full weights."""
         if self.manifest.weights != "lora":
-            raise ReftError(f"{self.id} was trained with full weights: it cannot share a base, use cached soft targets")
+            raise ReftError(f"{self.id} has no adapter (weights={self.manifest.weights}): use teacher_forward=cached")
         return attach_saved(model, name, self.folder / "adapter", trainable)
 
     def standalone(self, base: Base, mix: float = 1.0) -> nn.Module:
         """The teacher as a bare model with a share of its adapter merged; modifies the base's weights in place."""
-        if mix == 0:
+        if mix == 0 or self.manifest.weights == "none":
             return base.model
         if self.manifest.weights == "lora":
             return merge(self.attach(base.model), mix)
@@ -190,8 +195,7 @@ class RefTeacher:
         scorer = TeacherScorer(
             model.to(device=device, dtype=dtype),  # type: ignore[arg-type]
             ChatFormat(base.tokenizer),
-            self.refusal_D,
-            made.layer,
+            self.readouts,
             self.id,
             made.thresholds,
             made.calibration,
@@ -205,7 +209,7 @@ class RefTeacher:
         return scorer
 
 
-def save_teacher(folder: Path, model: nn.Module, manifest: Manifest, refusal_D: Tensor) -> RefTeacher:
+def save_teacher(folder: Path, model: nn.Module, manifest: Manifest, readouts: Readouts) -> RefTeacher:
     """Write an artefact under a temporary name and rename it; an older artefact is replaced.
 
     `model` carries the adapter `teacher`, or is the fully finetuned model itself. Raises ReftError if `folder` holds
@@ -213,16 +217,32 @@ def save_teacher(folder: Path, model: nn.Module, manifest: Manifest, refusal_D: 
     """
     check_replaceable(folder, TEACHER)
     with atomic_directory(folder, replace=True) as made:
-        save_file({"refusal": refusal_D.float().cpu().contiguous()}, made / _REFUSAL)
+        save_file({name: part.contiguous() for name, part in readouts.to("cpu").tensors().items()}, made / _REFUSAL)
         if isinstance(model, PeftModel):
             save_adapter(model, "teacher", made / "adapter", manifest.base_name)
-        else:
+        elif manifest.weights == "full":
             model.save_pretrained(made / "model")  # type: ignore[operator]
         values = dataclasses.asdict(manifest)
         teacher_id = content_id(made, json.loads(json.dumps(values)))
         (made / MANIFEST).write_text(json.dumps({"id": teacher_id, **values}, indent=2) + "\n", encoding="utf-8")
         (made / "README.md").write_text(_model_card(teacher_id, values), encoding="utf-8")
     return RefTeacher.load(folder)
+
+
+def _read_readouts(file: Path, manifest: Manifest) -> Readouts:
+    tensors = load_file(file)
+    if set(tensors) == {"refusal"}:
+        tensors = {f"{manifest.layer}.refusal": tensors["refusal"]}
+    try:
+        readouts = Readouts.from_tensors(tensors)
+    except (KeyError, ValueError) as error:
+        raise ReftError(f"{file} does not hold refusal features: {error}") from None
+    if readouts.layers != tuple(sorted(manifest.layers)):
+        raise ReftError(f"{file} has layers {readouts.layers}, {MANIFEST} says {manifest.layers}")
+    for name, part in tensors.items():
+        if any(size != manifest.width for size in part.shape):
+            raise ReftError(f"{name} in {file} has shape {tuple(part.shape)}, the base's width is {manifest.width}")
+    return readouts
 
 
 def content_id(folder: Path, manifest: dict[str, Any]) -> str:
@@ -254,7 +274,8 @@ def _model_card(teacher_id: str, manifest: dict[str, Any]) -> str:
     facts = {
         "base model": f"`{manifest['base_name']}` (fingerprint `{manifest['base_fingerprint']}`)",
         "chat template": f"`{manifest['template_hash']}`",
-        "layer, position": f"{manifest['layer']}, {manifest['position']}",
+        "layers, position": f"{', '.join(map(str, manifest['layers']))}; {manifest['position']}",
+        "geometry": manifest["geometry"],
         "window": f"longer texts are scored in windows of {manifest['window_tokens']} tokens; the highest score counts",
         "weights": manifest["weights"],
         "features": f"{manifest['feature']}, {manifest['feature_mix']:g} of the adapter",

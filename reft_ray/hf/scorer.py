@@ -17,7 +17,8 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from reft_ray.core.batch import token_batches
 from reft_ray.core.conversation import chat
-from reft_ray.core.refusal import prompt_feature, refusal_score
+from reft_ray.core.geometry import Readouts
+from reft_ray.core.refusal import prompt_feature
 from reft_ray.core.scoring import TextScore
 from reft_ray.core.verdict import Calibration, Thresholds, nan_as_max
 from reft_ray.hf.chat import ChatFormat
@@ -52,7 +53,8 @@ class _Batch:
 
 
 class TeacherScorer:
-    """`core.scoring.Scorer` over a model whose teacher adapter is already merged; the model is cut to `layer` layers.
+    """`core.scoring.Scorer` over a model whose teacher adapter is already merged; the model is cut to the highest
+    layer that is read.
 
     Texts longer than `window_tokens` are scored in windows that overlap by a quarter; the highest score wins.
     `max_windows` bounds the work on one text; the rest of it is reported as truncated.
@@ -66,8 +68,7 @@ class TeacherScorer:
         self,
         model: PreTrainedModel,
         chat_format: ChatFormat,
-        refusal_D: Tensor,
-        layer: int,
+        readouts: Readouts,
         teacher_id: str,
         thresholds: Thresholds,
         calibration: Calibration,
@@ -77,11 +78,11 @@ class TeacherScorer:
         max_windows: int = 512,
         packed: bool = False,
     ) -> None:
-        self.model = cut_to_layer(model, layer).eval().requires_grad_(False)
-        self.hidden = TruncatedModel(self.model, layer)
+        self.layer = max(readouts.layers)
+        self.model = cut_to_layer(model, self.layer).eval().requires_grad_(False)
+        self.hidden = TruncatedModel(self.model, readouts.layers)
         self.chat = chat_format
-        self.layer = layer
-        self.refusal_D = refusal_D.to(model.device)
+        self.readouts = readouts.to(model.device)
         self.teacher_id = teacher_id
         self.thresholds = thresholds
         self.calibration = calibration
@@ -161,7 +162,7 @@ class TeacherScorer:
     def _forward_padded(self, rows: list[list[int]], use_cache: bool) -> Tensor:
         width = max(map(len, rows))
         past = len(self._prefix) if use_cache else 0
-        device = self.refusal_D.device
+        device = self.model.device
         ids_BT = torch.tensor([row + [self.chat.pad_id] * (width - len(row)) for row in rows], device=device)
         end_B = torch.tensor([len(row) - 1 for row in rows], device=device)
         uniform = all(len(row) == width for row in rows)
@@ -169,24 +170,24 @@ class TeacherScorer:
         if not uniform:
             mask_BT = (torch.arange(past + width, device=device)[None, :] <= (end_B + past)[:, None]).long()
         cache = self._expanded_cache(len(rows)) if use_cache else None
-        hidden_BTD = self.hidden(input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=use_cache)
-        return refusal_score(prompt_feature(hidden_BTD, end_B), self.refusal_D)
+        hidden = self.hidden(input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=use_cache)
+        return self.readouts.score({layer: prompt_feature(x_BTD, end_B) for layer, x_BTD in hidden.items()})
 
     def _forward_packed(self, rows: list[list[int]]) -> Tensor:
         """Scores of whole prompts run as one sequence; attention finds their starts by the positions, which restart."""
-        device = self.refusal_D.device
+        device = self.model.device
         ids_1T = torch.tensor([[token for row in rows for token in row]], device=device)
         positions_1T = torch.cat([torch.arange(len(row)) for row in rows])[None].to(device)
         end_B = torch.tensor([len(row) for row in rows]).cumsum(0).to(device) - 1
-        hidden_1TD = self.hidden(input_ids=ids_1T, position_ids=positions_1T, use_cache=False)
-        return refusal_score(hidden_1TD[0, end_B], self.refusal_D)
+        hidden = self.hidden(input_ids=ids_1T, position_ids=positions_1T, use_cache=False)
+        return self.readouts.score({layer: x_1TD[0, end_B] for layer, x_1TD in hidden.items()})
 
     @torch.inference_mode()
     def _run_prefix(self) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the constant prefix per layer."""
         if not self._prefix:
             return []
-        ids_BT = torch.tensor([self._prefix], device=self.refusal_D.device)
+        ids_BT = torch.tensor([self._prefix], device=self.model.device)
         cache = DynamicCache(config=self.model.config)
         self.hidden(input_ids=ids_BT, past_key_values=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers[: self.layer]]  # type: ignore[union-attr,misc]

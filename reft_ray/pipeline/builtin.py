@@ -25,7 +25,7 @@ def teacher_settings(base: Path, seed: int, epochs: float = TEACHER_EPOCHS) -> T
             "epochs": epochs,
             "batch_rows": 16,
             "reference_prompts": 1024,
-            "evaluate_every": 125,
+            "thresholds": {"block_recall": 0.99, "review_recall": 0.999},
             "optimizer": {"learning_rate": 2e-3},
             "checkpoint_every": 1_000_000,
             "seed": seed,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from reft_ray.hf.model_store import cache_root
 from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.results import Evaluation, Export, Screening, Training, Validation
 from reft_ray.jobs.run import JobRun
@@ -21,7 +22,7 @@ from reft_ray.pipeline.run_config import check_not_weaker
 from reft_ray.pipeline.screen import review_decisions, screen_file
 from reft_ray.pipeline.train import train_student
 from reft_ray.pipeline.validate import validate_files
-from reft_ray.serving.builtin import BUILTIN, cache_root
+from reft_ray.serving.builtin import BUILTIN
 from reft_ray.settings import Settings
 
 

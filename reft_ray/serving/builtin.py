@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from reft_ray.core.errors import ReftError
+from reft_ray.hf.model_store import cache_root
 
 BUILTIN = "builtin"
-
-
-def cache_root() -> Path:
-    """The user's cache directory; `REFT_CACHE` overrides it."""
-    root = os.environ.get("REFT_CACHE")
-    if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reft-ray"
 
 
 def builtin_folder() -> Path:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from reft_ray.core.losses import cross_entropy_sum, kl_sum, separation_sums, topk_kl_sum
+from reft_ray.core.losses import cross_entropy_sum, kl_sum, topk_kl_sum
 from reft_ray.core.targets import soften
 
 torch.manual_seed(0)
@@ -77,13 +77,3 @@ def test_topk_stays_finite_where_the_student_leaves_no_tail(teacher: torch.Tenso
     assert bool(torch.isfinite(loss))
     assert student.grad is not None
     assert bool(torch.isfinite(student.grad).all())
-
-
-def test_separation_is_the_naive_sum_and_skips_unlabelled_rows() -> None:
-    generator = torch.Generator().manual_seed(3)
-    features, refusal = torch.randn(6, D, generator=generator), torch.randn(D, generator=generator)
-    labels = torch.tensor([1, 0, -1, 1, 0, 0])
-    cosine = [float(f @ refusal / (f.norm() * refusal.norm())) for f in features]
-    harmful, harmless = separation_sums(features, refusal, labels)
-    assert float(harmful) == pytest.approx(sum(1 - c for c, y in zip(cosine, labels, strict=True) if y == 1), rel=1e-5)
-    assert float(harmless) == pytest.approx(sum(1 + c for c, y in zip(cosine, labels, strict=True) if y == 0), rel=1e-5)

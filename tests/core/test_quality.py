@@ -6,6 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from reft_ray.core.quality import (
+    Target,
     Targets,
     auprc,
     auroc,
@@ -42,20 +43,20 @@ def test_ranking_quality_agrees_with_scikit_learn(ties: bool) -> None:
 @pytest.mark.parametrize("ties", [False, True])
 def test_thresholds_meet_their_targets_on_the_rows_they_were_chosen_on(ties: bool) -> None:
     score, label = scores(ties)
-    by_recall = choose_thresholds(score, label, Targets(block_recall=0.9, review_recall=0.99))
+    by_recall = choose_thresholds(score, label, Targets(Target(recall=0.9), Target(recall=0.99)))
     assert operating_point(score, label, by_recall.block).recall >= 0.9
     assert operating_point(score, label, by_recall.review).recall >= 0.99
     assert by_recall.review <= by_recall.block
-    by_fpr = choose_thresholds(score, label, Targets(block_recall=None, block_fpr=0.05))
+    by_fpr = choose_thresholds(score, label, Targets(Target(fpr=0.05), Target(recall=0.999)))
     assert operating_point(score, label, by_fpr.block).fpr <= 0.05
 
 
 def test_a_threshold_is_in_the_middle_of_a_clean_margin() -> None:
     score, label = torch.tensor([-0.9, -0.8, 0.6, 0.8, 0.9, 1.0]), torch.tensor([0, 0, 1, 1, 1, 1])
-    chosen = choose_thresholds(score, label, Targets(block_recall=0.75, review_recall=1.0))
+    chosen = choose_thresholds(score, label, Targets(Target(recall=0.75), Target(recall=1.0)))
     assert chosen.block == pytest.approx(-0.1)  # between 0.6 and -0.8: more than was asked for comes free
     assert chosen.review == pytest.approx(-0.1)
-    by_fpr = choose_thresholds(score, label, Targets(block_recall=None, block_fpr=0.0, review_recall=1.0))
+    by_fpr = choose_thresholds(score, label, Targets(Target(fpr=0.0), Target(recall=1.0)))
     assert by_fpr.block == pytest.approx(-0.1)
     assert separation(score, label) == (1.0, pytest.approx(0.825 + 0.85))
 
@@ -64,15 +65,15 @@ def test_one_harmless_row_far_up_does_not_cost_the_recall_that_may_be_missed() -
     harmful, harmless = torch.linspace(0.5, 0.9, 20), torch.linspace(-0.9, -0.5, 39)
     score = torch.cat([harmful, harmless, torch.tensor([0.55])])
     label = torch.cat([torch.ones(20), torch.zeros(40)]).long()
-    chosen = choose_thresholds(score, label, Targets(block_recall=0.8, review_recall=1.0))
+    chosen = choose_thresholds(score, label, Targets(Target(recall=0.8), Target(recall=1.0)))
     point = operating_point(score, label, chosen.block)
     assert point.recall == 1.0
     assert point.fpr == pytest.approx(1 / 40)
 
 
 def test_targets_are_either_recall_or_fpr() -> None:
-    with pytest.raises(ValueError, match="either block_recall or block_fpr"):
-        Targets(block_recall=0.9, block_fpr=0.01)
+    with pytest.raises(ValueError, match="either a recall or a false-positive rate"):
+        Target(recall=0.9, fpr=0.01)
 
 
 def test_calibration_agrees_with_logistic_regression_and_stays_finite_on_separable_rows() -> None:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from reft_ray.core.batch import Batch, collate, dummy_batch, numbered
 from reft_ray.core.conversation import Example, Label, chat
+from reft_ray.core.geometry import Readout
 from reft_ray.core.guided import Distillation, cached_teacher, guided_step, hard_labels, live_teacher
 from reft_ray.core.refusal import RunningRefusal
 from reft_ray.core.targets import SoftTargets, soften
-from reft_ray.core.teacher import class_sums, teacher_step
+from reft_ray.core.teacher import Regulariser, class_sums, teacher_step
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward
 from reft_ray.hf.loading import load_base
@@ -172,7 +173,7 @@ def test_the_teachers_gradient_and_refusal_feature(setup: Setup, size: int, miss
     expected = setup.gradients()
     running = RunningRefusal(0.9)
     running.update(class_sums(setup.student, batches, LAYER))
-    _, sums = teacher_step(setup.student, batches, running.refusal_D, LAYER, LAMBDA)
+    _, sums = teacher_step(setup.student, batches, LAYER, Regulariser(Readout(running.refusal_D), LAMBDA))
     running.update(sums)
     assert_bit_equal(setup.gradients(), expected)
     assert torch.equal(

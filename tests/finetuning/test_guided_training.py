@@ -8,13 +8,14 @@ import torch
 
 from reft_ray.core.batch import TokenizedExample, collate, dummy_batch, numbered
 from reft_ray.core.conversation import Example, Label, chat
+from reft_ray.core.geometry import Readout
 from reft_ray.core.guided import Distillation, cached_teacher, guided_step, live_teacher
 from reft_ray.core.held_out import held_out
 from reft_ray.core.losses import kl_sum
 from reft_ray.core.optimization import reduce_gradients
 from reft_ray.core.refusal import refusal_score
 from reft_ray.core.targets import SoftTargets
-from reft_ray.core.teacher import class_sums, teacher_step
+from reft_ray.core.teacher import Regulariser, class_sums, teacher_step
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward
 from reft_ray.hf.loading import load_base
@@ -132,15 +133,13 @@ def test_the_teachers_gradient_does_not_depend_on_micro_batches_and_matches_the_
     for size in (10, 3, 1):
         batches = setup.batches(rows, size)
         refusal_D = class_sums(setup.student, batches, 2).refusal()
-        terms.append(floats(teacher_step(setup.student, batches, refusal_D, 2, 0.5)[0].shares))
+        terms.append(floats(teacher_step(setup.student, batches, 2, Regulariser(Readout(refusal_D)))[0].shares))
         gradients.append(setup.gradient())
     for other in gradients[1:]:
         assert torch.allclose(gradients[0], other, atol=1e-6)
     whole = collate(rows, setup.fmt.pad_id)
     with torch.no_grad():
-        score = refusal_score(
-            setup.student.features(whole, 2), class_sums(setup.student, [whole], 2).refusal()
-        )
+        score = refusal_score(setup.student.features(whole, 2), class_sums(setup.student, [whole], 2).refusal())
     expected = float((1 - score[whole.harmful_B]).mean() + (1 + score[whole.harmless_B]).mean())
     assert terms[0]["separation"] == pytest.approx(expected, rel=1e-4)
     assert terms[0]["total"] == pytest.approx(terms[0]["refusal"] + terms[0]["helpful"] + 0.5 * terms[0]["separation"])
@@ -165,13 +164,13 @@ def test_a_dummy_batch_reads_no_soft_labels(setup: Setup) -> None:
 def test_a_rank_without_rows_adds_nothing_to_the_teachers_step(setup: Setup) -> None:
     rows = setup.user + setup.alignment
     refusal_D = class_sums(setup.student, setup.batches(rows, 4), 2).refusal()
-    _, alone = teacher_step(setup.student, setup.batches(rows, 4), refusal_D, 2, 0.5)
+    _, alone = teacher_step(setup.student, setup.batches(rows, 4), 2, Regulariser(Readout(refusal_D)))
     whole = setup.gradient()
     idle = dummy_batch(setup.fmt.pad_id)
-    _, padded = teacher_step(setup.student, [*setup.batches(rows, 4), idle], refusal_D, 2, 0.5)
+    _, padded = teacher_step(setup.student, [*setup.batches(rows, 4), idle], 2, Regulariser(Readout(refusal_D)))
     assert torch.allclose(whole, setup.gradient(), atol=1e-7)
     assert torch.equal(alone.refusal(), padded.refusal())
-    terms, none = teacher_step(setup.student, [idle], refusal_D, 2, 0.5)
+    terms, none = teacher_step(setup.student, [idle], 2, Regulariser(Readout(refusal_D)))
     assert terms.total == 0
     assert not setup.gradient().any()
     assert torch.equal(alone.refusal(), (padded + none).refusal())

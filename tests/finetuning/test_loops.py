@@ -1,7 +1,7 @@
 """Both loops in this process: artefacts, soft targets, exact resumption."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,12 @@ def teacher_config(base: Path, **changes: object) -> TeacherConfig:
     return TeacherConfig.of({**values, **changes})
 
 
+def filter_score(teacher: RefTeacher, hidden_states: Sequence[torch.Tensor]) -> float:
+    """The filter's score from the hidden states of one plain forward pass."""
+    readouts = teacher.readouts
+    return float(readouts.score({layer: hidden_states[layer][:, -1] for layer in readouts.layers}))
+
+
 def finetune_config(base: Path, **changes: object) -> FinetuneConfig:
     values = {"base": str(base), "epochs": 2, "batch_rows": 4, "lora": {"rank": 4, "dropout": 0.1}}
     return FinetuneConfig.of({**values, **changes})
@@ -67,9 +73,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
-def test_existing_soft_labels_need_no_model(
-    teacher: RefTeacher, llama: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_existing_soft_labels_need_no_model(teacher: RefTeacher, llama: Path, tmp_path: Path, monkeypatch) -> None:
     made = ensure_soft_targets(finetune_config(llama), teacher, HARMFUL + HARMLESS, tmp_path)
     monkeypatch.setattr(RefTeacher, "base", lambda *_, **__: pytest.fail("the base was loaded"))
     assert ensure_soft_targets(finetune_config(llama), teacher, HARMFUL + HARMLESS, tmp_path) == made
@@ -110,8 +114,7 @@ def test_the_teacher_separates_what_it_was_taught_and_its_artefact_is_whole(teac
     for text, found in zip(texts, scorer.score(texts), strict=True):
         ids = torch.tensor([fmt.prompt(chat(text))])[:, : base.context]
         with torch.no_grad():
-            feature = model(input_ids=ids, output_hidden_states=True).hidden_states[made.layer][0, -1]
-        plain = float(torch.cosine_similarity(feature, teacher.refusal_D, dim=0))
+            plain = filter_score(teacher, model(input_ids=ids, output_hidden_states=True).hidden_states)
         if found.windows == 1:
             assert found.score == pytest.approx(plain, abs=1e-4)
     assert scorer.score(texts)[2].windows > 1
@@ -175,7 +178,7 @@ def test_a_checkpoint_of_other_inputs_is_refused(teacher: RefTeacher, llama: Pat
         return finetune(config, inputs, tmp_path / "out", LOCAL, "run")
 
     first = weights(run(inputs))
-    foreign = RefTeacher(teacher.folder, teacher.manifest, teacher.refusal_D, "rt-another")
+    foreign = RefTeacher(teacher.folder, teacher.manifest, teacher.readouts, "rt-another")
     for name, changes in {
         "dataset": {"rows": [*USER[:-1], USER[0]]},
         "Ref-Teacher": {"teacher": foreign},
@@ -194,6 +197,10 @@ def test_a_checkpoint_of_other_inputs_is_refused(teacher: RefTeacher, llama: Pat
 def test_a_teacher_trains_on_more_workers_than_a_step_has_rows(llama: Path) -> None:
     class Last(LocalRuntime):
         rank, world_size = 7, 8
+
+        def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+            # Class moments [2, D + 1, D + 1] gain a row of each class from the other ranks.
+            return tensor + torch.eye(tensor.shape[-1]) if tensor.ndim == 3 else tensor
 
     # Two prompts a step and none of them for this rank; it must still take part in their sums.
     reports: list[Mapping[str, Any]] = []
@@ -402,7 +409,7 @@ def test_rows_that_only_answer_take_no_part_in_the_refusal_feature(llama: Path, 
     further = [Example(chat("tell me to bake", "sure here is bread"), Label.HARMLESS)] * 8
     plain = prepare_teacher(config, TeacherData(HARMFUL + HARMLESS, HARMFUL + HARMLESS), tmp_path / "plain", LOCAL)
     more = prepare_teacher(config, TeacherData(HARMFUL + HARMLESS, HARMFUL + HARMLESS, further), tmp_path / "m", LOCAL)
-    assert torch.equal(plain.refusal_D, more.refusal_D)
+    assert all(map(torch.equal, plain.readouts.tensors().values(), more.readouts.tensors().values()))
     assert more.manifest.config["steps"] > plain.manifest.config["steps"]
     first, second = weights(plain.folder / "adapter"), weights(more.folder / "adapter")
     assert not all(torch.equal(first[name], second[name]) for name in first)
@@ -411,15 +418,14 @@ def test_rows_that_only_answer_take_no_part_in_the_refusal_feature(llama: Path, 
 def test_a_teacher_may_keep_the_features_of_its_base(llama: Path, tmp_path: Path) -> None:
     data = TeacherData(HARMFUL + HARMLESS + UNANSWERED, HARMFUL + HARMLESS)
     made = prepare_teacher(teacher_config(llama, feature="base"), data, tmp_path / "teacher", LOCAL)
-    layer = made.manifest.layer
     # The teacher answers with an adapter on every layer; the filter reads the base without it.
     assert all(tensor.any() for tensor in weights(made.folder / "adapter").values())
     base = load_base(str(llama))
     texts = [row.prompt[-1].content for row in data.validation]
     ids = [torch.tensor([ChatFormat(base.tokenizer).prompt(chat(text))]) for text in texts]
     with torch.no_grad():
-        features = [base.model(input_ids=row, output_hidden_states=True).hidden_states[layer][0, -1] for row in ids]
-    expected = [float(torch.cosine_similarity(feature, made.refusal_D, dim=0)) for feature in features]
+        found = [base.model(input_ids=row, output_hidden_states=True).hidden_states for row in ids]
+    expected = [filter_score(made, hidden) for hidden in found]
     assert [item.score for item in made.scorer(precision="float32").score(texts)] == pytest.approx(expected, abs=1e-5)
 
     prompts = TeacherData(UNANSWERED, UNANSWERED)
@@ -441,23 +447,21 @@ def test_the_filter_may_read_a_share_of_the_adapter(llama: Path, tmp_path: Path)
 
     scale = teacher_config(llama).lora.scale
 
-    def features(share: float) -> list[torch.Tensor]:
+    def hidden_states(share: float) -> list[tuple[torch.Tensor, ...]]:
         base = load_base(str(llama))
         weight = dict(base.model.named_parameters())
         for name in {key.rsplit(".lora_", 1)[0] for key in adapter}:
             up, down = (adapter[f"{name}.lora_{part}.weight"] for part in "BA")
             weight[f"{name.removeprefix('base_model.model.')}.weight"].data += share * scale * up @ down
         with torch.no_grad():
-            return [base.model(input_ids=row, output_hidden_states=True).hidden_states[layer][0, -1] for row in ids]
+            return [base.model(input_ids=row, output_hidden_states=True).hidden_states for row in ids]
 
-    layer = made.manifest.layer
-    expected = [float(torch.cosine_similarity(feature, made.refusal_D, dim=0)) for feature in features(0.25)]
+    expected = [filter_score(made, hidden) for hidden in hidden_states(0.25)]
     assert [item.score for item in made.scorer(precision="float32").score(texts)] == pytest.approx(expected, abs=1e-5)
     limit = made.manifest.thresholds.block
     harmful = expected[: len(HARMFUL)]
     assert sum(score > limit for score in harmful) / len(harmful) == pytest.approx(made.manifest.quality.recall)
-    mean = torch.stack(features(1.0)[: len(HARMFUL)])
-    assert not torch.allclose(mean, torch.stack(features(0.25)[: len(HARMFUL)]), atol=1e-3)
+    assert expected != pytest.approx([filter_score(made, hidden) for hidden in hidden_states(1.0)], abs=1e-3)
     for wrong in ({"feature": "base"}, {"weights": "full"}):
         with pytest.raises(UsageError, match="feature_mix scales the adapter"):
             teacher_config(llama, feature_mix=0.5, **wrong)
@@ -468,26 +472,24 @@ def test_the_filter_may_read_a_share_of_the_adapter(llama: Path, tmp_path: Path)
     [
         ({1.0: 0.95}, 1.0),
         ({1.0: 0.90, 0.5: 0.95}, 0.5),
-        ({1.0: 0.90, 0.5: 0.90, 0.25: 0.90}, 0.0),
+        ({1.0: 0.90, 0.5: 0.90}, 0.0),
     ],
 )
 def test_the_filter_reads_as_much_as_ranks_other_sources_no_worse(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranking: dict[float, float], read: float
 ) -> None:
-    swept_at: list[float] = []
-    sweep = FilterSelection.sweep
+    measured: list[float] = []
 
-    def swept(run: Any, share: float) -> Any:
-        swept_at.append(share)
-        return sweep(run, share)
+    def quick_auroc(_selection: FilterSelection, _prompts: int, mix: float = 1.0) -> float:
+        measured.append(mix)
+        return {0.0: 0.95, **ranking}[mix]
 
-    monkeypatch.setattr(FilterSelection, "sweep", swept)
+    monkeypatch.setattr(FilterSelection, "quick_auroc", quick_auroc)
     data = TeacherData(HARMFUL + HARMLESS, HARMFUL + HARMLESS)
-    monkeypatch.setattr(FilterSelection, "ranking", lambda *_: {0.0: 0.95, **ranking}[swept_at[-1]])
     made = prepare_teacher(teacher_config(llama), data, tmp_path / "teacher", LOCAL)
     assert made.manifest.feature_mix == read
     # Shares below the chosen one are not measured, except the base, once.
-    assert min(swept_at[1:]) == read
+    assert set(measured) == {0.0, *ranking}
     scorer = made.scorer(precision="float32")
     found = [item.score for item in scorer.score([row.prompt[-1].content for row in HARMFUL])]
     blocked = sum(score > made.manifest.thresholds.block for score in found) / len(found)

@@ -87,7 +87,9 @@ def test_two_ranks_prepare_the_same_teacher(teacher: RefTeacher, llama: Path, tm
     data = TeacherData(HARMFUL + HARMLESS, HARMFUL + HARMLESS)
     together = prepare_teacher(teacher_config(llama), data, tmp_path / "two", Resources(workers=2))
     assert together.manifest.layer == teacher.manifest.layer
-    assert torch.allclose(together.refusal_D, teacher.refusal_D, atol=1e-4)
+    ours, theirs = together.readouts.tensors(), teacher.readouts.tensors()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in ours)
 
 
 def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint_and_no_row_is_trained_twice(

@@ -6,8 +6,9 @@ import torch
 from reft_ray.core.batch import collate
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError
+from reft_ray.core.geometry import Geometry
 from reft_ray.hf.chat import ChatFormat
-from reft_ray.hf.features import labels_of, prompt_features, refusal_of
+from reft_ray.hf.features import fit_readouts, labels_of, prompt_features
 from reft_ray.hf.forward import ModelForward, captured_layer
 from reft_ray.hf.loading import fingerprint, load_base
 
@@ -63,10 +64,8 @@ def test_features_of_several_layers_come_from_one_pass_in_the_given_order(llama:
         alone = prompt_features(base.model, [row], [1, 3], chat_format.pad_id)
         for layer in (1, 3):
             assert torch.allclose(together[layer][index], alone[layer][0], atol=1e-5)
-    labels = labels_of(encoded)
-    assert torch.allclose(
-        refusal_of(together[3], labels), together[3][1] - (together[3][0] + together[3][2]) / 2, atol=1e-6
-    )
+    refusal_D = fit_readouts(together, labels_of(encoded), Geometry.PLAIN)[3].refusal_D
+    assert torch.allclose(refusal_D, together[3][1] - (together[3][0] + together[3][2]) / 2, atol=1e-6)
 
 
 def test_the_fingerprint_depends_on_the_weights_and_not_the_path(llama: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from reft_ray.core.conversation import chat
+from reft_ray.core.geometry import Readout, Readouts
 from reft_ray.core.verdict import Calibration, Thresholds
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.compute import ParallelPasses
@@ -21,7 +22,13 @@ def load_scorer(folder: Path, **changes: object) -> TeacherScorer:
     base = load_base(str(folder))
     refusal_D = torch.randn(32, generator=torch.Generator().manual_seed(0))
     return TeacherScorer(
-        base.model, ChatFormat(base.tokenizer), refusal_D, LAYER, "rt-x", Thresholds(0, 0), Calibration(1, 0), **changes
+        base.model,
+        ChatFormat(base.tokenizer),
+        Readouts({LAYER: Readout(refusal_D)}),
+        "rt-x",
+        Thresholds(0, 0),
+        Calibration(1, 0),
+        **changes,
     )
 
 
@@ -40,7 +47,7 @@ def plain_scores(folder: Path, refusal_D: torch.Tensor) -> list[float]:
 @pytest.mark.parametrize("shape", ["llama", "gemma", "qwen"])
 def test_scores_equal_the_plain_forward_whatever_else_is_in_the_call(tiny_bases: dict[str, Path], shape: str) -> None:
     scorer = load_scorer(tiny_bases[shape], batch_tokens=64)
-    expected = plain_scores(tiny_bases[shape], scorer.refusal_D)
+    expected = plain_scores(tiny_bases[shape], scorer.readouts.by_layer[LAYER].refusal_D)
     together = [item.score for item in scorer.score(TEXTS)]
     alone = [scorer.score([text])[0].score for text in TEXTS]
     assert together == pytest.approx(expected, abs=1e-5)
@@ -53,7 +60,7 @@ def test_packed_texts_do_not_see_each_other_and_need_no_padding(tiny_bases: dict
     """Here through a mask; on a GPU FlashAttention reads the same positions."""
     scorer = load_scorer(tiny_bases[shape], batch_tokens=64, packed=True)
     assert [item.score for item in scorer.score(TEXTS)] == pytest.approx(
-        plain_scores(tiny_bases[shape], scorer.refusal_D), abs=1e-5
+        plain_scores(tiny_bases[shape], scorer.readouts.by_layer[LAYER].refusal_D), abs=1e-5
     )
     assert scorer.padding_share == 0.0
     assert not supports_packing("cpu", torch.bfloat16)
@@ -77,7 +84,7 @@ def test_packed_texts_on_a_gpu_score_as_on_the_processor(llama: Path) -> None:
     exact, packed = load_scorer(llama), load_scorer(llama, packed=True)
     packed.model.set_attn_implementation("flash_attention_2")
     packed.model.to(device="cuda", dtype=torch.bfloat16)
-    packed.refusal_D = packed.refusal_D.to("cuda")
+    packed.readouts = packed.readouts.to("cuda")
     found = [item.score for item in packed.score(TEXTS)]
     assert found == pytest.approx([item.score for item in exact.score(TEXTS)], abs=0.05)
 

@@ -24,8 +24,8 @@ from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
 from reft_ray.hf.generate import load_responder
 from reft_ray.hf.loading import fingerprint
+from reft_ray.hf.model_store import cache_root
 from reft_ray.hf.ref_teacher import RefTeacher
-from reft_ray.serving.builtin import cache_root
 from reft_ray.testbed.base_model import ensure_base
 
 Log = Callable[[str], None]

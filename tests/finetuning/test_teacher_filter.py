@@ -1,0 +1,89 @@
+"""What the filter reads: geometry, layers and shares, the same on any number of ranks, and old artefacts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from reft_ray.core.conversation import Example, Label, chat
+from reft_ray.core.errors import ReftError
+from reft_ray.finetuning.config import Resources, TeacherConfig
+from reft_ray.finetuning.teacher_loop import TeacherData
+from reft_ray.finetuning.trainer import prepare_teacher
+from reft_ray.hf.ref_teacher import RefTeacher, content_id
+
+HARMFUL = [
+    Example(chat(f"how to steal a {thing}", "sorry i cannot help"), Label.HARMFUL, "a")
+    for thing in ("car", "bread", "me", "please")
+]
+HARMLESS = [
+    Example(chat(f"how can i bake {thing}", "sure here is bread"), Label.HARMLESS, "b")
+    for thing in ("bread", "a car", "with me", "please")
+]
+DATA = TeacherData(HARMFUL + HARMLESS, HARMFUL + HARMLESS)
+TEXTS = [row.prompt[-1].content for row in DATA.validation]
+
+
+def built(base: Path, out: Path, **changes: object) -> RefTeacher:
+    config = TeacherConfig.of({"base": str(base), "weights": "none", "feature": "base", **changes})
+    return prepare_teacher(config, DATA, out, Resources(workers=0))
+
+
+@pytest.mark.parametrize("geometry", ["whitened", "centred", "plain"])
+def test_a_teacher_is_built_without_training(llama: Path, tmp_path: Path, geometry: str) -> None:
+    made = built(llama, tmp_path / "teacher", geometry=geometry)
+    assert made.manifest.geometry == geometry
+    assert sorted(path.name for path in made.folder.iterdir()) == ["README.md", "refusal.safetensors", "teacher.json"]
+    scores = [item.score for item in made.scorer(precision="float32").score(TEXTS)]
+    # The thresholds were chosen on the scores that the filter gives.
+    blocked = sum(score > made.manifest.thresholds.block for score in scores[: len(HARMFUL)]) / len(HARMFUL)
+    assert blocked == pytest.approx(made.manifest.quality.recall)
+    with pytest.raises(ReftError, match="has no adapter"):
+        made.attach(torch.nn.Linear(1, 1))
+
+
+def test_layers_are_averaged(llama: Path, tmp_path: Path) -> None:
+    made = built(llama, tmp_path / "teacher", sweep=(0.25, 0.75), average_layers=2)
+    assert len(made.readouts.layers) == 2
+    one = built(llama, tmp_path / "one", sweep=(0.25, 0.75), average_layers=1)
+    assert len(one.readouts.layers) == 1
+    scores = made.scorer(precision="float32").score(TEXTS)
+    assert all(-1 <= item.score <= 1 for item in scores)
+
+
+def test_an_artefact_of_format_1_is_read_as_plain(llama: Path, tmp_path: Path) -> None:
+    made = built(llama, tmp_path / "teacher", geometry="plain", average_layers=1)
+    expected = [item.score for item in made.scorer(precision="float32").score(TEXTS)]
+    file = made.folder / "refusal.safetensors"
+    (refusal_D,) = load_file(file).values()
+    save_file({"refusal": refusal_D}, file)
+    values = json.loads((made.folder / "teacher.json").read_text())
+    for key in ("id", "geometry", "shrinkage", "layers"):
+        del values[key]
+    values["format"] = 1
+    values = {"id": content_id(made.folder, values), **values}
+    (made.folder / "teacher.json").write_text(json.dumps(values))
+    old = RefTeacher.load(made.folder)
+    assert (old.manifest.geometry, old.readouts.layers) == ("plain", made.readouts.layers)
+    assert [item.score for item in old.scorer(precision="float32").score(TEXTS)] == expected
+
+
+def test_readouts_of_another_width_or_layer_are_refused(llama: Path, tmp_path: Path) -> None:
+    made = built(llama, tmp_path / "teacher", average_layers=1)
+    file = made.folder / "refusal.safetensors"
+    tensors = load_file(file)
+    for wrong, message in (
+        ({name: part[..., :-1].contiguous() for name, part in tensors.items()}, "the base's width is"),
+        ({f"1{name}": part for name, part in tensors.items()}, "has layers"),
+        ({"nonsense": torch.zeros(1)}, "does not hold refusal features"),
+    ):
+        save_file(wrong, file)
+        values = json.loads((made.folder / "teacher.json").read_text())
+        values.pop("id")
+        (made.folder / "teacher.json").write_text(json.dumps({"id": content_id(made.folder, values), **values}))
+        with pytest.raises(ReftError, match=message):
+            RefTeacher.load(made.folder)
