@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from reft_ray.core import losses
 from reft_ray.core.losses import cross_entropy_sum, kl_sum, topk_kl_sum
 from reft_ray.core.targets import soften
 
@@ -77,3 +78,42 @@ def test_topk_stays_finite_where_the_student_leaves_no_tail(teacher: torch.Tenso
     assert bool(torch.isfinite(loss))
     assert student.grad is not None
     assert bool(torch.isfinite(student.grad).all())
+
+
+@pytest.mark.parametrize("part", [3 * V, 1])
+def test_a_loss_in_parts_is_the_plain_loss(
+    logits: torch.Tensor, teacher: torch.Tensor, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    """One position at a time at least; value and gradient, also of a scaled loss."""
+    soft, labels = soften(teacher, 4, 2.0), torch.arange(N)
+    losses_of = {
+        "cross entropy": lambda student: cross_entropy_sum(student, labels),
+        "live teacher": lambda student: kl_sum(teacher, student, 2.0),
+        "stored labels": lambda student: topk_kl_sum(soft, student, 2.0),
+    }
+
+    def value_and_gradient(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        student = (logits + 0.5).requires_grad_()
+        value = losses_of[name](student)
+        (value / 7).backward()
+        return value.detach(), student.grad
+
+    plain = {name: value_and_gradient(name) for name in losses_of}
+    monkeypatch.setattr(losses, "_PART_LOGITS", part)
+    for name, (value, gradient) in plain.items():
+        found, in_parts = value_and_gradient(name)
+        torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(in_parts, gradient, rtol=0, atol=1e-6)
+        with torch.no_grad():
+            assert float(losses_of[name](logits + 0.5)) == pytest.approx(float(value), rel=1e-5)
+
+
+def test_only_one_gradient_is_as_large_as_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_PART_LOGITS", V)
+    student = torch.randn(N, V, requires_grad=True)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
+        loss = cross_entropy_sum(student, torch.arange(N))
+    assert max(kept) <= V
+    loss.backward()
+    assert student.grad is not None
