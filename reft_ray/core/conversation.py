@@ -55,13 +55,15 @@ class Example:
     """A row of training data.
 
     A labelled prompt without an answer enters the refusal feature and its regulariser; with an answer it also enters
-    the cross entropy. `place` says where the row was read, e.g. `rows.jsonl:17`, for error messages.
+    the cross entropy. `place` says where the row was read, e.g. `rows.jsonl:17`, for error messages; `licence` is that
+    of the source, for the model card.
     """
 
     messages: Conversation
     label: Label | None = None
     source: str = ""
     place: str = field(default="", compare=False)
+    licence: str = field(default="", compare=False)
 
     @property
     def prompt(self) -> Conversation:

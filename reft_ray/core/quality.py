@@ -1,6 +1,6 @@
 """Measures of a filter: ranking quality, operating points and calibration.
 
-Scores are higher for harmful; `label_B` is 1 for harmful and 0 for harmless. Shapes: B rows.
+Scores are higher for harmful; `label_B` is 1 for harmful and 0 for harmless. Shapes: B rows, P points.
 """
 
 from __future__ import annotations
@@ -59,6 +59,20 @@ def recall_at_fpr(score_B: Tensor, label_B: Tensor, fpr: float) -> float:
     _, hits, alarms = _curve(score_B, label_B)
     allowed = alarms / alarms[-1] <= fpr
     return float((hits[allowed] / hits[-1]).max()) if allowed.any() else 0.0
+
+
+def precision_recall(score_B: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+    """(recalls, precisions), one point per distinct score, from the highest score down."""
+    score_B, label_B = _checked(score_B, label_B)
+    _, hits, alarms = _curve(score_B, label_B)
+    return hits / hits[-1], hits / (hits + alarms)
+
+
+def curve_points(x_P: Tensor, y_P: Tensor, most: int = 500) -> list[list[float]]:
+    """[x, y] of at most `most` points of a curve, evenly spaced, with both ends."""
+    count = len(x_P)
+    index = torch.arange(count) if count <= most else torch.linspace(0, count - 1, most).round().long()
+    return torch.stack([x_P[index], y_P[index]], dim=1).tolist()
 
 
 @dataclass(frozen=True, slots=True)

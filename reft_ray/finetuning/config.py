@@ -155,6 +155,7 @@ class FinetuneConfig(Training):
     labels: Literal["soft", "hard"] = "soft"
     init: Literal["base", "aligned"] = "base"
     teacher_forward: Literal["cached", "live"] = "cached"
+    allow_failed_teacher: bool = Field(False, description="learn from a teacher that failed `reft-ray teacher check`")
     distill_weight: float = Field(1.0, ge=0)
     temperature: float = Field(1.0, gt=0)
     alignment_ratio: float = Field(1.0, gt=0)

@@ -1,7 +1,7 @@
 """Labelled prompts and answers from JSONL files; errors name file and line.
 
-    labelled   {"prompt": "...", "label": "harmful" | "harmless", "source"?: "...", "response"?: "..."}
-    answers    {"prompt": "...", "response": "...", "source"?: "..."}
+    labelled   {"prompt": "...", "label": "harmful" | "harmless", "source"?, "licence"?, "response"?}
+    answers    {"prompt": "...", "response": "...", "source"?, "licence"?}
 
 Rows of any format of `rows.format` are read, e.g. `messages` instead of `prompt` and `response`.
 """
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import codecs
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from reft_ray.core.conversation import Example, Label
 from reft_ray.core.errors import ReftError
@@ -55,11 +57,29 @@ def _example(reader: RowReader, line: bytes, label: Label | None) -> Example:
         if given not in set(Label):
             raise ValueError(f"label must be harmful or harmless, not {given!r}")
         label = Label(given)
-    example = Example(row.conversation, label, str(row.fields.get("source") or ""))
+    source, licence = (str(row.fields.get(key) or "") for key in ("source", "licence"))
+    example = Example(row.conversation, label, source, licence=licence)
     asked = [turn for turn in example.messages if turn.role != "assistant"]
     if not asked or not asked[-1].content.strip():
         raise ValueError("the prompt is empty")
     return example
+
+
+def under_licences(rows: Sequence[Example], licences: Sequence[str]) -> tuple[list[Example], Counter[str]]:
+    """(the rows under one of the licences, or all rows if none is named; how many were left out, by licence)."""
+    if not licences:
+        return list(rows), Counter()
+    left_out = Counter(row.licence for row in rows if row.licence not in licences)
+    return [row for row in rows if row.licence in licences], left_out
+
+
+def sources_of(rows: Iterable[Example], use: str) -> list[dict[str, Any]]:
+    """What a model card says of rows: {source, licence, label, prompts, use}; `prompts` counts rows."""
+    counts = Counter((row.source, row.licence, str(row.label or "")) for row in rows)
+    return [
+        {"source": source, "licence": licence, "label": label, "prompts": count, "use": use}
+        for (source, licence, label), count in sorted(counts.items())
+    ]
 
 
 def check_labels(rows: Sequence[Example], name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,22 @@ class FilterChoice:
     auroc_by_layer: Mapping[str, float]
 
 
+class StageProgress:
+    """Reports prompts done, stage by stage, with the share of the whole by `stages`, the prompts of each."""
+
+    def __init__(self, stages: Mapping[str, int], report: Callable[[Mapping[str, Any]], None]) -> None:
+        self.stages, self.report = stages, report
+
+    def __call__(self, stage: str, done: int, total: int, share: float) -> None:
+        """`share` is that of the stage."""
+        names = list(self.stages)
+        before = sum(self.stages[name] for name in names[: names.index(stage)])
+        whole = (before + share * self.stages[stage]) / max(1, sum(self.stages.values()))
+        # The report of the finished run is the one that says 1.
+        progress = min(whole, 0.99)
+        self.report({"step": 0, "progress": progress, "stage": stage, "prompts_done": done, "prompts": total})
+
+
 class FilterSelection:
     """Chooses what the filter reads with the teacher's present weights, and writes the artefact.
 
@@ -72,6 +88,7 @@ class FilterSelection:
         self.reference = _sample_per_class(prompts, config.reference_prompts, config.seed)
         self.layers = sweep_layers(trainable_model.base.layers, config.sweep)
         self.layer = config.layer or self.layers[len(self.layers) // 2]
+        self.progress: StageProgress | None = None
 
     @contextmanager
     def _scoring(self, mix: float) -> Iterator[nn.Module]:
@@ -85,17 +102,28 @@ class FilterSelection:
         finally:
             model.train(training)
 
-    def _features(self, rows: Sequence[TokenizedExample], layers: Sequence[int], mix: float) -> dict[int, Tensor]:
-        """f_l of this rank's share of the rows."""
+    def _features(
+        self, rows: Sequence[TokenizedExample], layers: Sequence[int], mix: float, stage: str = ""
+    ) -> dict[int, Tensor]:
+        """f_l of this rank's share of the rows; a named stage is reported."""
         mine = rank_slice(rows, self.runtime.rank, self.runtime.world_size)
+        pad_id, device = self.trainable_model.chat.pad_id, self.runtime.device
+        report = self.progress if stage else None
+
+        def progress(done: int, share: float) -> None:
+            if report:
+                report(stage, done, len(mine), share)
+
         with self._scoring(mix) as model:
-            found = prompt_features(model, mine, layers, self.trainable_model.chat.pad_id, self.runtime.device)
+            found = prompt_features(model, mine, layers, pad_id, device, progress=progress)
         # A rank without rows has features of no row.
         return {layer: feature_BD.view(-1, self.trainable_model.base.width) for layer, feature_BD in found.items()}
 
-    def _moments(self, rows: Sequence[TokenizedExample], layers: Sequence[int], mix: float) -> dict[int, ClassMoments]:
+    def _moments(
+        self, rows: Sequence[TokenizedExample], layers: Sequence[int], mix: float, stage: str = ""
+    ) -> dict[int, ClassMoments]:
         label_B = labels_of(rank_slice(rows, self.runtime.rank, self.runtime.world_size))
-        found = moments_by_layer(self._features(rows, layers, mix), label_B, self.trainable_model.base.width)
+        found = moments_by_layer(self._features(rows, layers, mix, stage), label_B, self.trainable_model.base.width)
         return {layer: moments.reduce(self.runtime.all_reduce) for layer, moments in found.items()}
 
     def _scores(self, readout: Readout, feature_BD: Tensor, count: int) -> Tensor:
@@ -128,8 +156,8 @@ class FilterSelection:
     def choose(self, mix: float) -> FilterChoice:
         """The layers and the shrinkage that separate the validation prompts best."""
         pieces, owner = self.windows.split_all(self.validation.encoded)
-        moments = self._moments(self.reference, self.layers, mix)
-        features = self._features(pieces, self.layers, mix)
+        moments = self._moments(self.reference, self.layers, mix, "reference prompts")
+        features = self._features(pieces, self.layers, mix, "validation prompts")
         candidates = []
         for shrinkage in self._shrinkages():
             readouts = {n: Readout.fit(moments[n], self.config.geometry, shrinkage or 1.0) for n in self.layers}
@@ -196,7 +224,7 @@ class FilterSelection:
             return 2.0
         encode = self.trainable_model.chat.encode
         pieces, owner = self.windows.split_all([encode(Example(chat(text))) for text in answers])
-        features = self._features(pieces, chosen.readouts.layers, chosen.mix)
+        features = self._features(pieces, chosen.readouts.layers, chosen.mix, "answers")
         scores = [self._scores(readout, features[n], len(pieces)) for n, readout in chosen.readouts.by_layer.items()]
         score_B = max_per_text(torch.stack(scores).mean(0), owner, len(answers))
         return response_offset(score_B, review, self.config.thresholds.answer_fpr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,10 +31,10 @@ from reft_ray.finetuning.checkpoint import (
 from reft_ray.finetuning.config import TeacherConfig
 from reft_ray.finetuning.export import EXPORT
 from reft_ray.finetuning.model import TrainableModel, load_trainable
-from reft_ray.finetuning.prompts import check_labels
+from reft_ray.finetuning.prompts import check_labels, sources_of
 from reft_ray.finetuning.rows import CyclingSampler, SamplerState, digest_of, encode_rows, rank_slice
 from reft_ray.finetuning.runtime import Runtime
-from reft_ray.finetuning.teacher_filter import FilterChoice, FilterSelection
+from reft_ray.finetuning.teacher_filter import FilterChoice, FilterSelection, StageProgress, sample_answers
 from reft_ray.hf.ref_teacher import Manifest
 
 TEACHER = "teacher"
@@ -49,16 +49,26 @@ class TeacherData:
     """Labelled prompts to learn from (with answers where there are any), and validation prompts of other sources.
 
     `answers` are further answered rows: the cross entropy learns from them, and so does REG if features are trained;
-    their prompts take no part in the R_l that is kept.
+    their prompts take no part in the R_l that is kept. `sources` are those of the model card, by default counted from
+    the rows.
     """
 
     train: Sequence[Example]
     validation: Sequence[Example]
     answers: Sequence[Example] = ()
+    sources: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
         check_labels(self.train, "training")
         check_labels(self.validation, "validation")
+
+    @property
+    def card_sources(self) -> list[dict[str, Any]]:
+        """The sources as the manifest has them."""
+        if self.sources:
+            return [dict(source) for source in self.sources]
+        uses = {"training": self.train, "validation": self.validation, "answers": self.answers}
+        return [source for use, rows in uses.items() for source in sources_of(rows, use)]
 
 
 def train_teacher(runtime: Runtime, config: TeacherConfig, data: TeacherData) -> None:
@@ -79,8 +89,16 @@ def build_teacher(runtime: Runtime, config: TeacherConfig, model: TrainableModel
     train = encode_rows(model.chat, data.train, model.max_tokens)
     validation = encode_rows(model.chat, data.validation, model.max_tokens, train.skipped)
     selection = FilterSelection(config, model, runtime, train.encoded, validation)
+    answers = (*train.rows, *data.answers)
+    if runtime.world_size == 1:
+        stages = {
+            "reference prompts": len(selection.reference),
+            "validation prompts": len(validation.encoded),
+            "answers": len(sample_answers(answers, config.answer_sample, config.seed)),
+        }
+        selection.progress = StageProgress(stages, runtime.report)
     chosen = selection.choose(0.0)
-    manifest = selection.manifest(chosen, 0, (*train.rows, *data.answers))
+    manifest = replace(selection.manifest(chosen, 0, answers), sources=data.card_sources)
 
     def write(folder: Path) -> None:
         if runtime.rank == 0:
@@ -122,7 +140,7 @@ class TeacherRun:
             "set of answers": digest_of(data.answers),
         }
         # This checks again that both labels are there: rows may have been skipped.
-        self.data = TeacherData(train.rows, validation.rows, further.rows)
+        self.data = TeacherData(train.rows, validation.rows, further.rows, data.card_sources)
         self.skipped = train.skipped
         self.rows = train.encoded
         self.answered = answered(train.encoded + further.encoded)
@@ -264,7 +282,8 @@ class TeacherRun:
                 mix = smaller.pop(0)
         chosen = self.selection.choose(mix)
         steps = self.state.best_step or self.state.step
-        return chosen, self.selection.manifest(chosen, steps, (*self.data.train, *self.data.answers))
+        manifest = self.selection.manifest(chosen, steps, (*self.data.train, *self.data.answers))
+        return chosen, replace(manifest, sources=self.data.card_sources)
 
     def _report(self, terms: Mapping[str, float], seconds: float, last: bool = False) -> None:
         state = self.state

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -29,10 +30,13 @@ from reft_ray.finetuning.rows import RowSource, ShardRows, dataset_of, digest_of
 from reft_ray.finetuning.runtime import LocalRuntime, Progress, Runtime, Stop
 from reft_ray.finetuning.student_loop import train_student
 from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_on_worker, soft_targets_path
+from reft_ray.finetuning.teacher_gate import check_teacher
 from reft_ray.finetuning.teacher_loop import TeacherData, train_teacher
 from reft_ray.hf.adapter_files import ADAPTER, MODEL, OutputKind, check_replaceable
 from reft_ray.hf.ref_teacher import TEACHER, RefTeacher
 from reft_ray.telemetry.recorder import Recorder
+
+logger = logging.getLogger(__name__)
 
 _USER = "user"
 _KEPT_CHECKPOINTS = 2
@@ -103,6 +107,8 @@ def finetune(
     # Raised here, once: a worker that raises it would be restarted `max_failures` times.
     if inputs.teacher and config.init == "aligned" and inputs.teacher.manifest.weights != "lora":
         raise ReftError(f"init=aligned starts from a LoRA teacher, and {inputs.teacher.id} has full weights")
+    if warning := check_teacher(config, inputs.teacher):
+        logger.warning("%s", warning)
     if out.resolve() == Path(config.base).resolve():
         raise ReftError(f"{out} is the base model that is finetuned: choose another directory")
     targets: Path | None = None

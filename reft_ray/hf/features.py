@@ -5,7 +5,7 @@ Shape suffixes: B prompts, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -26,11 +26,16 @@ def prompt_features(
     pad_id: int,
     device: torch.device | str = "cpu",
     max_tokens: int = 8192,
+    progress: Callable[[int, float], None] | None = None,
 ) -> dict[int, Tensor]:
-    """f_l of every prompt in order, {layer: [B, D] float32 on the CPU}; the layers above the highest are not run."""
+    """f_l of every prompt in order, {layer: [B, D] float32 on the CPU}; the layers above the highest are not run.
+
+    `progress` is called after each batch with the prompts done, and the share of all tokens done.
+    """
     rows = [row.prompt_only() for row in prompts]
     top = max(layers)
     out: dict[int, Tensor] = {layer: torch.empty(0) for layer in layers}
+    prompts_done, tokens_done, tokens = 0, 0, sum(map(len, rows))
     for indices in token_batches([len(row) for row in rows], max_tokens):
         batch = collate([rows[i] for i in indices], pad_id, device)
         captured = {}
@@ -44,6 +49,10 @@ def prompt_features(
             if len(out[layer]) != len(rows):
                 out[layer] = torch.empty(len(rows), feature_BD.shape[-1])
             out[layer][indices] = feature_BD
+        prompts_done += len(indices)
+        tokens_done += sum(len(rows[i]) for i in indices)
+        if progress:
+            progress(prompts_done, tokens_done / tokens)
     return out
 
 

@@ -12,8 +12,10 @@ from torch import nn
 from reft_ray.core.batch import token_batches
 from reft_ray.core.conversation import Conversation
 from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.compute import default_device, resolve_dtype
 from reft_ray.hf.loading import Base, load_base
 from reft_ray.hf.lora import ADAPTER_WEIGHTS, attach_saved, merge
+from reft_ray.hf.ref_teacher import RefTeacher
 
 
 class Responder:
@@ -69,3 +71,14 @@ def load_responder(base: str, student: Path | None, max_new_tokens: int = 48, de
     """A Responder on `load_student`'s model."""
     loaded = load_student(base, student, device)
     return Responder(loaded.model, ChatFormat(loaded.tokenizer), max_new_tokens)
+
+
+def load_teacher_responder(
+    teacher: RefTeacher, base: str | None = None, max_new_tokens: int = 64, precision: str = "auto"
+) -> Responder:
+    """A Responder on the teacher as it teaches: all of its adapter, or the base itself if it has no weights."""
+    device = default_device()
+    dtype = resolve_dtype(precision, device)
+    loaded = teacher.base(base)
+    model = teacher.standalone(loaded)
+    return Responder(model.to(device=device, dtype=dtype), ChatFormat(loaded.tokenizer), max_new_tokens)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from reft_ray.hf.loading import Base, load_base
 from reft_ray.hf.lora import attach_saved, merge, save_adapter
 from reft_ray.hf.model_store import KNOWN
 from reft_ray.hf.scorer import TeacherScorer, supports_packing
+from reft_ray.hf.teacher_card import ANSWER_MEASURES, SOURCE_KEYS, model_card
 
 FORMAT = 2
 MANIFEST = "teacher.json"
@@ -51,6 +53,9 @@ class Manifest:
     `feature_mix` the share of the adapter that the filter applies: 0 is the base's hidden state, 1 the teacher's.
 
     `histogram` counts the validation scores in equal bins over [-1, 1], for drift.
+
+    `sources` lists the rows by {source, licence, label, prompts, use}. `answers_quality` has the teacher's own harmful
+    score, over-refusal and incoherent answers in percent with their limits, or None if they were never measured.
     """
 
     base_name: str
@@ -73,6 +78,8 @@ class Manifest:
     shrinkage: float | None = None
     layers: tuple[int, ...] = ()
     position: str = "prompt_end"
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    answers_quality: dict[str, Any] | None = None
     format: int = FORMAT
 
     @classmethod
@@ -87,6 +94,7 @@ class Manifest:
             mix = values.get("feature_mix", 0.0 if values.get("feature") == "base" else 1.0)
             if not 0 <= mix <= 1:
                 raise ReftError(f"{MANIFEST}: feature_mix {mix} is not in [0, 1]")
+            _check_provenance(values.get("sources", []), values.get("answers_quality"))
             return cls(
                 **{
                     **values,
@@ -101,6 +109,16 @@ class Manifest:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ReftError(f"{MANIFEST} is incomplete: {error}") from None
+
+
+def _check_provenance(sources: Any, answers_quality: Any) -> None:
+    """Raise KeyError, TypeError or ValueError for a source without a key, or a measure without a value or a limit."""
+    for source in sources:
+        for key in SOURCE_KEYS:
+            source[key]
+    for name in ANSWER_MEASURES if answers_quality is not None else ():
+        float(answers_quality[name]["value"])
+        float(answers_quality["limits"][name])
 
 
 class RefTeacher:
@@ -222,11 +240,28 @@ def save_teacher(folder: Path, model: nn.Module, manifest: Manifest, readouts: R
             save_adapter(model, "teacher", made / "adapter", manifest.base_name)
         elif manifest.weights == "full":
             model.save_pretrained(made / "model")  # type: ignore[operator]
-        values = dataclasses.asdict(manifest)
-        teacher_id = content_id(made, json.loads(json.dumps(values)))
-        (made / MANIFEST).write_text(json.dumps({"id": teacher_id, **values}, indent=2) + "\n", encoding="utf-8")
-        (made / "README.md").write_text(_model_card(teacher_id, values), encoding="utf-8")
+        _write_manifest(made, manifest)
     return RefTeacher.load(folder)
+
+
+def save_with_manifest(folder: Path, teacher: RefTeacher, manifest: Manifest) -> RefTeacher:
+    """Write a teacher's tensors with a different manifest to `folder`, which may be its own directory; the id is new.
+
+    Raises ReftError if `folder` holds anything but an artefact.
+    """
+    check_replaceable(folder, TEACHER)
+    with atomic_directory(folder.absolute(), replace=True) as made:
+        shutil.copytree(teacher.folder, made, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, "README.md"))
+        _write_manifest(made, dataclasses.replace(manifest, format=FORMAT))
+    return RefTeacher.load(folder)
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    """The manifest with the id of the directory's content, and the model card."""
+    values = dataclasses.asdict(manifest)
+    teacher_id = content_id(folder, json.loads(json.dumps(values)))
+    (folder / MANIFEST).write_text(json.dumps({"id": teacher_id, **values}, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(teacher_id, values), encoding="utf-8")
 
 
 def _read_readouts(file: Path, manifest: Manifest) -> Readouts:
@@ -266,49 +301,3 @@ def load_scorer(
     if threshold is not None:
         scorer.thresholds = Thresholds(threshold, threshold)
     return scorer
-
-
-def _model_card(teacher_id: str, manifest: dict[str, Any]) -> str:
-    """The manifest as Markdown."""
-    quality, limits = manifest["quality"], manifest["thresholds"]
-    facts = {
-        "base model": f"`{manifest['base_name']}` (fingerprint `{manifest['base_fingerprint']}`)",
-        "chat template": f"`{manifest['template_hash']}`",
-        "layers, position": f"{', '.join(map(str, manifest['layers']))}; {manifest['position']}",
-        "geometry": manifest["geometry"],
-        "window": f"longer texts are scored in windows of {manifest['window_tokens']} tokens; the highest score counts",
-        "weights": manifest["weights"],
-        "features": f"{manifest['feature']}, {manifest['feature_mix']:g} of the adapter",
-        "thresholds": f"review above {limits['review']:.4f}, block above {limits['block']:.4f}",
-        "assistant's answers": f"both thresholds are raised by {manifest['response_offset']:.4f}",
-        "validation rows": f"{quality['rows']} ({quality['harmful']} harmful)",
-        "AUROC, AUPRC": f"{quality['auroc']:.4f}, {quality['auprc']:.4f}",
-        "recall at 1 % FPR": f"{quality['recall_at_1_fpr']:.4f}",
-        "recall, FPR at the block threshold": f"{quality['recall']:.4f}, {quality['fpr']:.4f}",
-    }
-    lines = [
-        f"# Ref-Teacher {teacher_id}",
-        "",
-        "Refuses harmful prompts, and separates harmful from harmless ones by the cosine between a prompt's hidden",
-        "feature and its refusal feature (arXiv 2506.07356). Made by reft_ray; load it with `RefTeacher.load`.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in facts.items()),
-        "",
-        "## Validation per source",
-        "",
-        "| source | rows | share blocked |",
-        "|---|---|---|",
-        *(
-            f"| {source.replace('|', '/')} | {int(row['rows'])} | {row['blocked']:.4f} |"
-            for source, row in sorted(manifest["per_source"].items())
-        ),
-        "",
-        "## Limits",
-        "",
-        "One axis, harmful or not: it has no view on categories. Languages, domains and attacks outside its training",
-        "sources are not covered by the figures above; measure them with `reft-ray teacher evaluate`.",
-        "",
-    ]
-    return "\n".join(lines)

@@ -14,6 +14,7 @@ from reft_ray.core.scoring import TextScore
 from reft_ray.core.verdict import Calibration, Thresholds
 from reft_ray.finetuning.config import FinetuneConfig, Resources
 from reft_ray.finetuning.runtime import Progress
+from reft_ray.finetuning.teacher_gate import check_teacher
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
 from reft_ray.hf.ref_teacher import RefTeacher, load_scorer
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
@@ -59,6 +60,8 @@ class LocalRun:
             raise UsageError(f"method {self.config.method} filters: name a --teacher")
         if self.config.method.distills and not self.alignment:
             raise UsageError(f"method {self.config.method} distils: name --alignment, or --refusals and --helpful")
+        # Before the rows are screened; the run warns.
+        check_teacher(self.config, self.teacher)
 
     @property
     def screening_folder(self) -> Path:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from reft_ray.core.errors import ReftError
 from reft_ray.core.verdict import Thresholds
 from reft_ray.finetuning.config import FinetuneConfig
+from reft_ray.finetuning.teacher_gate import check_teacher
+from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.jobs.job import JobSpec, Options
-from reft_ray.jobs.run import JobFailedError
+from reft_ray.jobs.run import JobFailedError, JobRun
 from reft_ray.pipeline.config import BaseArgs
 
 INVALID_VALUE = "invalid_value"
+TEACHER_NOT_APPROVED = "teacher_not_approved"
 
 
 def finetune_config(spec: JobSpec, args: BaseArgs, base: str) -> FinetuneConfig:
@@ -56,3 +60,13 @@ def check_not_weaker(spec: JobSpec, args: BaseArgs, defaults: Thresholds) -> Non
             "a job may distil more than the service, not less.",
             "reft.kd_weight",
         )
+
+
+def check_may_teach(run: JobRun, config: FinetuneConfig, teacher: RefTeacher) -> None:
+    """Raise JobFailedError if the teacher's answers do not meet its limits; an event if they were never measured."""
+    try:
+        warning = check_teacher(config, teacher)
+    except ReftError as error:
+        raise JobFailedError(TEACHER_NOT_APPROVED, f"The service's teacher was not approved: {error}") from None
+    if warning:
+        run.event(f"{warning[0].upper()}{warning[1:]}", level="warn", key="validate/teacher")

@@ -18,7 +18,7 @@ from reft_ray.pipeline.config import BaseArgs
 from reft_ray.pipeline.evaluate import evaluate_student
 from reft_ray.pipeline.export import export_student
 from reft_ray.pipeline.model_context import ModelContext
-from reft_ray.pipeline.run_config import check_not_weaker
+from reft_ray.pipeline.run_config import check_may_teach, check_not_weaker, finetune_config
 from reft_ray.pipeline.screen import review_decisions, screen_file
 from reft_ray.pipeline.train import train_student
 from reft_ray.pipeline.validate import validate_files
@@ -58,6 +58,7 @@ class PipelineSteps:
     def validate(self, run: JobRun) -> Validation:
         context = self._context(run)
         check_not_weaker(run.job.spec, context.args, context.teacher.manifest.thresholds)
+        check_may_teach(run, finetune_config(run.job.spec, context.args, context.base), context.teacher)
         return validate_files(run, context.base, self.config.min_rows, context.args.gate.match)
 
     def screen(self, run: JobRun, validation: Validation) -> Screening:

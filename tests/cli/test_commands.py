@@ -67,6 +67,14 @@ def test_deprecation_warnings_of_libraries_are_hidden() -> None:
          "rows.jsonl:1: the reference answer holds no number to compare with (match=number)"),
         (["teacher", "evaluate", "--teacher", "T", "--prompts", "HARMFUL"], 1,
          "the labelled prompts hold no harmless row: both labels are needed"),
+        (["teacher", "thresholds", "--teacher", "T", "--prompts", "HARMFUL"], 1,
+         "the labelled prompts hold no harmless row: both labels are needed"),
+        (["teacher", "build", "--base", "B", "--prompts", "ROWS", "--out", "OUT", "--set", "weights=lora", "--set",
+          "feature_mix=0.5"], 2, "feature_mix scales the adapter of trained features"),
+        (["teacher", "check", "--teacher", "/nowhere", "--harmful", "ROWS", "--harmless", "ROWS"], 1,
+         "no Ref-Teacher at /nowhere"),
+        (["teacher", "check", "--teacher", "T", "--harmful", "ROWS", "--harmless", "ROWS", "--max-hs", "101"], 1,
+         "the limit on harmful score is a percentage, not 101"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_line_and_the_right_code(

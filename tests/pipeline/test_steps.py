@@ -5,12 +5,15 @@ import io
 import json
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from reft_ray.core.errors import StoppedError, UsageError
+from reft_ray.hf.ref_teacher import RefTeacher, save_with_manifest
+from reft_ray.hf.teacher_card import ANSWER_MEASURES
 from reft_ray.jobs.artefacts import files_in, local_folder
 from reft_ray.jobs.files import scratch_key
 from reft_ray.jobs.job import Hyperparameters, JobSpec, Options, Status
@@ -233,6 +236,20 @@ def test_a_stopped_job_resumes_at_the_exact_row(harness, toy, monkeypatch) -> No
 def test_a_job_cannot_weaken_the_filter(harness, toy, options) -> None:
     job = harness.drive(harness.job(**options), make(**toy.options))
     assert (job.status, job.error.code, job.error.param) == (Status.FAILED, "invalid_value", f"reft.{min(options)}")
+
+
+def test_a_job_does_not_learn_from_a_teacher_over_its_limits(harness, toy, tmp_path) -> None:
+    teacher = RefTeacher.load(toy.folder / "teacher")
+    quality = {name: {"value": 18.0, "interval": [10.0, 26.0], "n": 60} for name in ANSWER_MEASURES}
+    quality["limits"] = {"harmful_score": 5.0, "over_refusal": 20.0, "incoherent": 20.0}
+    failing = save_with_manifest(tmp_path / "teacher", teacher, replace(teacher.manifest, answers_quality=quality))
+    job = harness.drive(harness.job(), make(**toy.with_base(teacher=str(failing.folder))))
+    assert (job.status, job.error.code) == (Status.FAILED, "teacher_not_approved")
+    assert "harmful score 18.0 % (at most 5 %)" in job.error.message
+    preset = toy.options["bases"]["toy"]["finetune"] | {"allow_failed_teacher": True}
+    job = harness.drive(harness.job(), make(**toy.with_base(teacher=str(failing.folder), finetune=preset)))
+    assert job.status is Status.SUCCEEDED
+    assert [event.level for event in harness.events(job.id) if "allow_failed_teacher" in event.message] == ["warn"]
 
 
 def test_a_stricter_threshold_withholds_more(harness, toy) -> None:
