@@ -9,40 +9,101 @@ import typer
 
 from reft_ray.cli.common import JsonOption, print_json, user_errors
 
+_NAMES = {
+    "harmful_score": "harmful score",
+    "harmful_score_by": "harmful score by",
+    "disagreement": "unlike the first judge:",
+    "incoherent": "incoherent",
+    "over_refusal": "over-refusal",
+    "look_alikes_refused": "  of look-alikes",
+    "everyday_refused": "  of everyday prompts",
+    "finetune_accuracy": "accuracy:",
+}
+
 
 def evaluate(
     base: Annotated[str, typer.Option(help="Base model: a directory or a hub id.")],
     adapter: Annotated[Path | None, typer.Option(help="Finetuned adapter; default: the base model itself.")] = None,
     harmful: Annotated[Path | None, typer.Option(help="Harmful prompts, JSONL: harmful score.")] = None,
-    harmless: Annotated[Path | None, typer.Option(help="Harmless prompts, JSONL: over-refusal.")] = None,
+    harmless: Annotated[Path | None, typer.Option(help="Harmless look-alikes, JSONL: over-refusal.")] = None,
+    everyday: Annotated[Path | None, typer.Option(help="Everyday prompts, JSONL: over-refusal.")] = None,
     task: Annotated[Path | None, typer.Option(help="Answered test rows, JSONL of chat messages: accuracy.")] = None,
     match: Annotated[str, typer.Option(help="How task answers are compared: label, number or exact.")] = "label",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
+    max_prompts: Annotated[int | None, typer.Option(min=1, help="Most prompts of each file; default: all.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    device: Annotated[str, typer.Option(help="cpu or cuda; auto: cuda where there is one.")] = "auto",
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in a batch, answers included.")] = 8192,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="matcher (default), classifier or endpoint; repeatable: all are reported, the first decides."
+        ),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="The endpoint's model.")] = None,
+    judge_url: Annotated[str | None, typer.Option(help="The endpoint's address, with /v1.")] = None,
+    judge_api: Annotated[str, typer.Option(help="The endpoint's API: chat or moderations.")] = "chat",
+    judge_key: Annotated[str | None, typer.Option(help="The endpoint's key as env:NAME.")] = None,
+    judge_prompt: Annotated[
+        Path | None, typer.Option(help="File with the judging prompt: {prompt}, {answer}; replies COMPLIED or REFUSED.")
+    ] = None,
+    classifier: Annotated[str | None, typer.Option(help="The classifier: a Hugging Face id or a directory.")] = None,
+    harmful_label: Annotated[
+        list[str] | None, typer.Option(help="The classifier's harmful label, name or index; repeatable.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a model with the refusal matcher as judge; all figures with 95 % intervals."""
+    """Evaluate a model; all figures with 95 % intervals. A judge that does not answer ends the command."""
     with user_errors():
-        from reft_ray.core.conversation import Label
+        from reft_ray.core.conversation import Example, Label
         from reft_ray.core.errors import UsageError
+        from reft_ray.evaluation.judge_settings import JudgeKind, JudgeSettings, judges_from
         from reft_ray.evaluation.suite import Suite, TaskTest
         from reft_ray.evaluation.suite import evaluate as run
         from reft_ray.evaluation.task_accuracy import Match
         from reft_ray.finetuning.prompts import read_labelled
-        from reft_ray.hf.generate import load_responder
+        from reft_ray.hf.chat import ChatFormat
+        from reft_ray.hf.compute import default_device
+        from reft_ray.hf.generate import Responder, load_student
 
         if match not in set(Match):
             raise UsageError(f"--match {match}: one of {', '.join(Match)}")
-        if not (harmful or harmless or task):
-            raise UsageError("name at least one of --harmful, --harmless and --task")
+        if not (harmful or harmless or everyday or task):
+            raise UsageError("name at least one of --harmful, --harmless, --everyday and --task")
+
+        def settings(kind: str) -> JudgeSettings:
+            values: dict[str, object] = {"kind": kind}
+            if kind == JudgeKind.CLASSIFIER:
+                if not (classifier and harmful_label):
+                    raise UsageError("--judge classifier: name the model with --classifier and its --harmful-label")
+                values |= {"model": classifier, "harmful_labels": tuple(harmful_label)}
+            elif kind == JudgeKind.ENDPOINT:
+                if not (judge_url and judge_model):
+                    raise UsageError("--judge endpoint: name it with --judge-url and --judge-model")
+                values |= {"url": judge_url, "model": judge_model, "api": judge_api, "key": judge_key}
+                values |= {"prompt": judge_prompt.read_text(encoding="utf-8")} if judge_prompt else {}
+            return JudgeSettings.of(values, f"--judge {kind}")
+
+        def rows(path: Path | None, label: Label) -> list[Example]:
+            return list(read_labelled(path, label))[:max_prompts] if path else []
+
+        kinds = list(dict.fromkeys(judge or [JudgeKind.MATCHER.value]))
+        chosen = str(default_device()) if device == "auto" else device
+        tests = {"task": TaskTest(rows(task, Label.HARMLESS), Match(match))} if task else {}
         suite = Suite(
-            harmful=[row.prompt for row in read_labelled(harmful, Label.HARMFUL)] if harmful else (),
-            harmless=[row.prompt for row in read_labelled(harmless, Label.HARMLESS)] if harmless else (),
-            tasks={"task": TaskTest(read_labelled(task, Label.HARMLESS), Match(match))} if task else {},
+            harmful=[row.prompt for row in rows(harmful, Label.HARMFUL)],
+            harmless=[row.prompt for row in rows(harmless, Label.HARMLESS)],
+            everyday=[row.prompt for row in rows(everyday, Label.HARMLESS)],
+            tasks=tests,
+            judges=judges_from([settings(kind) for kind in kinds], chosen, batch_tokens),
         )
-        found = run(load_responder(base, adapter, max_new_tokens), suite).as_dict()
+        loaded = load_student(base, adapter, chosen)
+        responder = Responder(loaded.model, ChatFormat(loaded.tokenizer), max_new_tokens, batch_tokens)
+        found = run(responder, suite).as_dict()
         if as_json:
-            print_json(found)
+            print_json({**found, "judges": kinds})
             return
         for name, measure in found["measures"].items():
+            kind, _, of = name.partition("/")
             low, high = measure["interval"]
-            typer.echo(f"{name:<24} {measure['value']:6.2f} %  ({low:.2f}-{high:.2f}, n {measure['n']})")
+            title = " ".join(filter(None, (_NAMES.get(kind, kind), of)))
+            typer.echo(f"{title:<36} {measure['value']:6.2f} %  ({low:.2f}-{high:.2f}, n {measure['n']})")

@@ -10,15 +10,18 @@ from reft_ray.core.conversation import Conversation, Example
 from reft_ray.core.errors import ReftError
 from reft_ray.evaluation.intervals import Measure
 from reft_ray.evaluation.judges import Grade, RefusalMatcher, Respond, ResponseJudge
-from reft_ray.evaluation.task_accuracy import Match, comparable, task_accuracy
+from reft_ray.evaluation.task_accuracy import Match, comparable, is_right, task_accuracy
 
-HARMFUL_SCORE, INCOHERENT, OVER_REFUSAL, LOOK_ALIKES_REFUSED, FINETUNE_ACCURACY = (
-    "harmful_score",
-    "incoherent",
-    "over_refusal",
-    "look_alikes_refused",
-    "finetune_accuracy",
-)
+HARMFUL_SCORE = "harmful_score"
+INCOHERENT = "incoherent"
+OVER_REFUSAL = "over_refusal"
+LOOK_ALIKES_REFUSED = "look_alikes_refused"
+EVERYDAY_REFUSED = "everyday_refused"
+FINETUNE_ACCURACY = "finetune_accuracy"
+SCORE_BY = "harmful_score_by"
+"""With several judges: the harmful score by each one, `harmful_score_by/<judge>`."""
+DISAGREEMENT = "disagreement"
+"""With several judges: the share of harmful prompts that a judge grades unlike the first, `disagreement/<judge>`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +42,17 @@ class TaskTest:
 class Suite:
     """The prompts of each measure; a part without prompts is not measured. `seed` is that of the intervals.
 
-    `harmless` prompts should be answered although they may look harmful (such as XSTest's safe ones). Over-refusal is
-    the share refused of these and the tasks' prompts; `look_alikes_refused` that of these alone.
+    `harmless` prompts should be answered although they may look harmful (such as XSTest's safe ones), `everyday`
+    prompts look harmless. Over-refusal is the share refused of these and the tasks' prompts; `look_alikes_refused` that
+    of the first alone, `everyday_refused` that of the others. Of several `judges` the first decides.
     """
 
     harmful: Sequence[Conversation] = ()
     harmless: Sequence[Conversation] = ()
     tasks: Mapping[str, TaskTest] = field(default_factory=dict)
-    judge: ResponseJudge = field(default_factory=RefusalMatcher)
+    judges: Mapping[str, ResponseJudge] = field(default_factory=lambda: {"matcher": RefusalMatcher()})
     seed: int = 0
+    everyday: Sequence[Conversation] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +82,18 @@ class HarmfulScore:
     complied: Measure
     incoherent: Measure
 
+    @classmethod
+    def of(cls, grades: Sequence[Grade], seed: int = 0) -> HarmfulScore:
+        """From the grades of the answers to harmful prompts."""
+        complied, incoherent = ([grade is kind for grade in grades] for kind in (Grade.COMPLIED, Grade.INCOHERENT))
+        return cls(Measure.of(complied, seed), Measure.of(incoherent, seed))
+
 
 def harmful_score(
     respond: Respond, prompts: Sequence[Conversation], judge: ResponseJudge, seed: int = 0
 ) -> HarmfulScore:
     """Answer the prompts and judge the answers."""
-    grades = judge.judge(prompts, respond(prompts))
-    return HarmfulScore(
-        complied=Measure.of([grade is Grade.COMPLIED for grade in grades], seed),
-        incoherent=Measure.of([grade is Grade.INCOHERENT for grade in grades], seed),
-    )
+    return HarmfulScore.of(judge.judge(prompts, respond(prompts)), seed)
 
 
 def over_refusal(
@@ -96,24 +103,56 @@ def over_refusal(
 
     A judge of harm does not measure this: it calls every harmless answer a refusal.
     """
-    grades = (judge or RefusalMatcher()).judge(prompts, respond(prompts))
-    return Measure.of([grade is Grade.REFUSED for grade in grades], seed)
+    return Measure.of(_refused(respond, prompts, judge), seed)
 
 
 def evaluate(respond: Respond, suite: Suite) -> Evaluation:
-    """Measure everything in the suite."""
+    """Measure everything in the suite. A judge that does not answer is a ReftError of the whole evaluation."""
     respond = _memoized(respond)
     measures: dict[str, Measure] = {}
     if suite.harmful:
-        harm = harmful_score(respond, suite.harmful, suite.judge, suite.seed)
-        measures |= {HARMFUL_SCORE: harm.complied, INCOHERENT: harm.incoherent}
-    if suite.harmless:
-        measures[LOOK_ALIKES_REFUSED] = over_refusal(respond, suite.harmless, seed=suite.seed)
-        asked = [row.prompt for task in suite.tasks.values() for row in task.rows]
-        measures[OVER_REFUSAL] = over_refusal(respond, [*suite.harmless, *asked], seed=suite.seed)
+        measures |= _harm(respond, suite)
+    everyday = [*_refused(respond, suite.everyday), *_tasks_refused(respond, suite)]
+    look_alikes = _refused(respond, suite.harmless)
+    if look_alikes or suite.everyday:
+        measures[OVER_REFUSAL] = Measure.of([*look_alikes, *everyday], suite.seed)
+    if look_alikes:
+        measures[LOOK_ALIKES_REFUSED] = Measure.of(look_alikes, suite.seed)
+    if everyday:
+        measures[EVERYDAY_REFUSED] = Measure.of(everyday, suite.seed)
     for name, task in suite.tasks.items():
         measures[f"{FINETUNE_ACCURACY}/{name}"] = task_accuracy(respond, task.rows, task.match, suite.seed)
     return Evaluation(measures, suite.seed)
+
+
+def _harm(respond: Respond, suite: Suite) -> dict[str, Measure]:
+    answers = respond(suite.harmful)
+    grades = {name: judge.judge(suite.harmful, answers) for name, judge in suite.judges.items()}
+    first, *others = grades
+    score = HarmfulScore.of(grades[first], suite.seed)
+    measures = {HARMFUL_SCORE: score.complied, INCOHERENT: score.incoherent}
+    if others:
+        for name, found in grades.items():
+            measures[f"{SCORE_BY}/{name}"] = HarmfulScore.of(found, suite.seed).complied
+    for name in others:
+        differs = [one is not other for one, other in zip(grades[first], grades[name], strict=True)]
+        measures[f"{DISAGREEMENT}/{name}"] = Measure.of(differs, suite.seed)
+    return measures
+
+
+def _refused(respond: Respond, prompts: Sequence[Conversation], judge: ResponseJudge | None = None) -> list[bool]:
+    grades = (judge or RefusalMatcher()).judge(prompts, respond(prompts)) if prompts else []
+    return [grade is Grade.REFUSED for grade in grades]
+
+
+def _tasks_refused(respond: Respond, suite: Suite) -> list[bool]:
+    """Whether each task row was refused; a right answer was not, also where it is `No`."""
+    refused: list[bool] = []
+    for task in suite.tasks.values():
+        prompts = [row.prompt for row in task.rows]
+        for row, answer, no in zip(task.rows, respond(prompts), _refused(respond, prompts), strict=True):
+            refused.append(no and not is_right(task.match, answer, row.response))
+    return refused
 
 
 def _memoized(respond: Respond) -> Respond:

@@ -8,6 +8,7 @@ from decimal import Decimal
 from enum import StrEnum
 
 from reft_ray.core.conversation import Example
+from reft_ray.evaluation.answer_text import without_reasoning
 from reft_ray.evaluation.intervals import Measure
 from reft_ray.evaluation.judges import Respond
 
@@ -52,12 +53,12 @@ _COMPARE: dict[Match, Callable[[str, str], bool]] = {
 
 def comparable(match: Match | str, reference: str) -> bool:
     """Whether answers can be compared with this reference."""
-    return Match(match) is not Match.NUMBER or final_number(reference) is not None
+    return Match(match) is not Match.NUMBER or final_number(without_reasoning(reference)) is not None
 
 
 def is_right(match: Match | str, answer: str, reference: str) -> bool:
-    """Whether an answer agrees with the reference."""
-    return _COMPARE[Match(match)](answer, reference)
+    """Whether an answer agrees with the reference; both are compared without their reasoning."""
+    return _COMPARE[Match(match)](without_reasoning(answer), without_reasoning(reference))
 
 
 def task_accuracy(respond: Respond, rows: Sequence[Example], match: Match | str, seed: int = 0) -> Measure:

@@ -16,11 +16,13 @@ from reft_ray.core.conversation import Conversation, Example, Label
 from reft_ray.evaluation.gate import Gate
 from reft_ray.evaluation.judges import Respond
 from reft_ray.evaluation.suite import (
+    DISAGREEMENT,
     FINETUNE_ACCURACY,
     HARMFUL_SCORE,
     INCOHERENT,
     LOOK_ALIKES_REFUSED,
     OVER_REFUSAL,
+    SCORE_BY,
     Evaluation,
     Suite,
     evaluate,
@@ -138,7 +140,7 @@ def run_student(
         gate = Gate().check(found, reference)
         figures["gate"] = {"passed": gate.passed, "failures": [check.measure for check in gate.failures]}
     if rewritten:
-        measure = evaluate(model, Suite(harmful=rewritten, seed=suite.seed))[HARMFUL_SCORE]
+        measure = evaluate(model, Suite(harmful=rewritten, judges=suite.judges, seed=suite.seed))[HARMFUL_SCORE]
         figures[_REWRITTEN] = measure.value
         figures["intervals"][_REWRITTEN] = [measure.low, measure.high]
     return {
@@ -155,7 +157,11 @@ def figures_of(found: Evaluation) -> Figures:
     counted = {"harmful": HARMFUL_SCORE, "harmless": LOOK_ALIKES_REFUSED, "task": FINETUNE_ACCURACY}
     measures = (HARMFUL_SCORE, FINETUNE_ACCURACY, OVER_REFUSAL, LOOK_ALIKES_REFUSED)
     return {
+    judged = {
+        name: measure.as_dict() for name, measure in found.measures.items() if name.startswith((SCORE_BY, DISAGREEMENT))
+    }
         **{name: named[name].value for name in (*measures, INCOHERENT)},
         "intervals": {name: [named[name].low, named[name].high] for name in measures},
         "prompts": {kind: named[name].n for kind, name in counted.items()},
     }
+        **({"judges": judged} if judged else {}),

@@ -14,7 +14,7 @@ from reft_ray.hf.loading import load_classifier
 
 
 class HarmClassifier:
-    """A model by Hugging Face id or path, with the labels that mean harm.
+    """A model by Hugging Face id or path, with the labels that mean harm, by name or index.
 
     Raises ReftError for a path without a sequence classifier, or for unknown labels.
     """
@@ -26,10 +26,11 @@ class HarmClassifier:
         known: dict[str, int] = self.model.config.label2id or {}  # type: ignore[assignment]
         if not harmful_labels:
             raise ReftError(f"name the harmful labels of {name}; its labels are {', '.join(sorted(known))}")
+        indices = {str(index): index for index in range(len(known))}
         for label in harmful_labels:
-            if label not in known:
+            if label not in known and label not in indices:
                 raise ReftError(f"{name} has no label {label!r}; its labels are {', '.join(sorted(known))}")
-        self.harmful_ids = sorted({int(known[label]) for label in harmful_labels})
+        self.harmful_ids = sorted({int(known.get(label, indices.get(label, 0))) for label in harmful_labels})
         self.batch_tokens = batch_tokens
         limit = int(getattr(self.model.config, "max_position_embeddings", 512))
         self.max_tokens = min(limit, int(self.tokenizer.model_max_length))

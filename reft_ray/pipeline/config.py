@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from reft_ray.evaluation.gate import DEFAULT_LIMITS, Bound, Limit
+from reft_ray.evaluation.judge_settings import MATCHER_ONLY, JudgeSettings, check_names
 from reft_ray.evaluation.suite import FINETUNE_ACCURACY
 from reft_ray.evaluation.task_accuracy import Match
 from reft_ray.finetuning.config import FinetuneConfig, Resources
@@ -35,7 +36,8 @@ class GateArgs(Settings):
     """The release gate. `limits` are percentages by measure: see `evaluation.gate.DEFAULT_LIMITS`.
 
     `finetune_accuracy` is how far the student may fall below the base on the validation file; jobs without one skip it.
-    `harmful` and `harmless` are JSONL files of prompts, or `builtin`; at most `prompts` of each are used.
+    `harmful` and `harmless` are JSONL files of prompts, or `builtin`; at most `prompts` of each are used. Of several
+    `judges` the first decides; all are in the report.
     """
 
     harmful: str
@@ -43,7 +45,15 @@ class GateArgs(Settings):
     limits: Mapping[str, float] = Field(default_factory=lambda: {item.measure: item.value for item in DEFAULT_LIMITS})
     match: Match = Match.EXACT
     prompts: int = Field(300, ge=1)
-    max_new_tokens: int = Field(64, ge=1)
+    max_new_tokens: int = Field(256, ge=1)
+    batch_tokens: int = Field(8192, ge=1)
+    judges: tuple[JudgeSettings, ...] = MATCHER_ONLY
+
+    @field_validator("judges")
+    @classmethod
+    def _named(cls, judges: tuple[JudgeSettings, ...]) -> tuple[JudgeSettings, ...]:
+        check_names(judges)
+        return judges
 
     @field_validator("limits")
     @classmethod

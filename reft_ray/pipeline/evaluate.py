@@ -25,7 +25,7 @@ def evaluate_student(run: JobRun, context: ModelContext, training: Training, dev
     spec, args = run.job.spec, context.args.gate
     held_out = list(answered_examples(run, spec.validation_file, context.base))
     suite = Suite(context.harmful(), context.harmless(), {TASK: TaskTest(held_out, args.match)} if held_out else {})
-    request = MeasureRequest(suite, held_out, args.max_new_tokens)
+    request = MeasureRequest(suite, held_out, args.max_new_tokens, args.batch_tokens, args.judges)
     student = _measure(run, context, training.adapter_uri, request, device)
     base = _measure(run, context, None, request, device)
     result = Gate(args.bounds(spec.options.gate, bool(held_out))).check(student.evaluation, base.evaluation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from reft_ray.core.batch import answered, micro_batches
 from reft_ray.core.conversation import Example
 from reft_ray.core.held_out import HeldOut, held_out
+from reft_ray.evaluation.judge_settings import MATCHER_ONLY, JudgeSettings, judges_from
 from reft_ray.evaluation.suite import Evaluation, Suite, evaluate
 from reft_ray.finetuning.rows import encode_rows
 from reft_ray.hf.chat import ChatFormat
@@ -19,16 +20,16 @@ from reft_ray.hf.forward import ModelForward
 from reft_ray.hf.generate import Responder, load_student
 from reft_ray.jobs.artefacts import local_folder
 
-_BATCH_TOKENS = 8192
-
 
 @dataclass(frozen=True, slots=True)
 class MeasureRequest:
-    """The prompts, and answered `loss_rows` for the cross entropy."""
+    """The prompts, and answered `loss_rows` for the cross entropy. Judges are built where the model is measured."""
 
     suite: Suite
     loss_rows: Sequence[Example] = ()
-    max_new_tokens: int = 64
+    max_new_tokens: int = 256
+    batch_tokens: int = 8192
+    judges: Sequence[JudgeSettings] = MATCHER_ONLY
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,12 @@ def measure(base: str, student: str | None, request: MeasureRequest, device: str
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Before the model is loaded: a judge that cannot be loaded is an error at once.
+    suite = replace(request.suite, judges=judges_from(request.judges, device, request.batch_tokens))
     with nullcontext() if student is None else local_folder(student) as folder:
         loaded = load_student(base, folder, device)
     chat = ChatFormat(loaded.tokenizer)
-    evaluation = evaluate(Responder(loaded.model, chat, request.max_new_tokens), request.suite)
+    evaluation = evaluate(Responder(loaded.model, chat, request.max_new_tokens, request.batch_tokens), suite)
     encoded = answered(encode_rows(chat, request.loss_rows, loaded.context).encoded)
-    batches = micro_batches(encoded, _BATCH_TOKENS, chat.pad_id, device)
+    batches = micro_batches(encoded, request.batch_tokens, chat.pad_id, device)
     return Measurement(evaluation, held_out(ModelForward(loaded.model), batches))

@@ -62,7 +62,7 @@ def test_deprecation_warnings_of_libraries_are_hidden() -> None:
         (["teacher", "train", "--base", "B", "--prompts", "absent.jsonl", "--out", "OUT"], 1,
          "No such file or directory: absent.jsonl"),
         (["finetune", "ROWS", "--base", "B", "--out", "OUT"], 2, "method guided filters: name a --teacher"),
-        (["eval", "--base", "B"], 2, "name at least one of --harmful, --harmless and --task"),
+        (["eval", "--base", "B"], 2, "name at least one of --harmful, --harmless, --everyday and --task"),
         (["eval", "--base", "B", "--task", "ROWS", "--match", "number"], 1,
          "rows.jsonl:1: the reference answer holds no number to compare with (match=number)"),
         (["teacher", "evaluate", "--teacher", "T", "--prompts", "HARMFUL"], 1,

@@ -1,14 +1,14 @@
 import pytest
 
 from reft_ray.core.conversation import chat
+from reft_ray.evaluation.answer_text import is_incoherent
 from reft_ray.evaluation.judges import (
     ClassifierJudge,
     Grade,
     RefusalMatcher,
     ResponseJudge,
-    is_incoherent,
-    refuses,
 )
+from reft_ray.evaluation.refusals import refuses
 from reft_ray.testbed.answers import REFUSAL_OPENINGS, REFUSAL_REASONS
 
 REFUSALS = [

@@ -137,6 +137,7 @@ def test_a_suite_reports_only_what_it_measured():
         "incoherent": 0.0,
         "over_refusal": 50.0,
         "look_alikes_refused": 100.0,
+        "everyday_refused": 0.0,
         "finetune_accuracy/capitals": 100.0,
     }
     assert evaluation.as_dict()["measures"]["harmful_score"]["n"] == 2

@@ -19,7 +19,7 @@ from reft_ray.experiments.student import count_labels
 KIND = "cells"
 """The folder of cells in a workspace."""
 
-VERSION = 3
+VERSION = 4
 """Raised when a change of the code makes older cells wrong."""
 
 

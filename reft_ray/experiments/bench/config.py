@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from reft_ray.core.errors import UsageError
+from reft_ray.evaluation.judge_settings import MATCHER_ONLY, JudgeSettings, check_names
 from reft_ray.experiments.bench.methods import METHODS
 from reft_ray.finetuning.config import FinetuneConfig, TeacherConfig
 from reft_ray.settings import Settings, all_known
@@ -76,11 +77,18 @@ class BenchConfig(Settings):
     blocks: tuple[Block, ...] = Field(min_length=1)
     edits: Edits = Edits()
     evaluation: Evaluated = Evaluated()
+    judges: tuple[JudgeSettings, ...] = Field(MATCHER_ONLY, description="of harmful answers: the first decides")
     builtin_sizes: Sizes = Sizes()
     recipe: Recipe = Recipe()
     device: Literal["cpu", "cuda"] = "cpu"
     count_flops: bool = Field(False, description="in every cell: exact, and a third slower for small models")
     sections: dict[str, dict[str, Any]] = Field({}, description="settings of report sections, by their names")
+
+    @field_validator("judges")
+    @classmethod
+    def _named(cls, judges: tuple[JudgeSettings, ...]) -> tuple[JudgeSettings, ...]:
+        check_names(judges)
+        return judges
 
     @model_validator(mode="after")
     def _trainable(self) -> Self:

@@ -54,6 +54,7 @@ class Students:
             "student": config.model_dump(mode="json", exclude={"base", "init_adapter"}),
             "task": self.task,
             "evaluation": self.evaluated.model_dump(),
+            "judges": [judge.model_dump(mode="json", exclude={"key"}) for judge in comparison.judges],
             "alignment_rows": comparison.alignment_rows,
             "device": comparison.device,
             "count_flops": comparison.count_flops,
@@ -67,6 +68,7 @@ class Students:
             harmful=[row.prompt for row in sample_rows(rows.hs_prompts, asked.harmful)],
             harmless=[row.prompt for row in sample_rows(rows.over_refusal_prompts, asked.harmless)],
             tasks={self.task: TaskTest(sample_rows(self.test.test, asked.task), self.test.match)},
+            judges=self.workspace.judges,
             seed=self.seed,
         )
 

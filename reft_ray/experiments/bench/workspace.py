@@ -16,7 +16,8 @@ from typing import Any
 from reft_ray.atomic import atomic_write
 from reft_ray.core.conversation import Example, Label
 from reft_ray.core.errors import ReftError
-from reft_ray.evaluation.judges import Respond
+from reft_ray.evaluation.judge_settings import judges_from
+from reft_ray.evaluation.judges import Respond, ResponseJudge
 from reft_ray.experiments.bench.config import BenchConfig
 from reft_ray.experiments.bench.rows import BenchRows, TaskRows, builtin_rows, folder_rows
 from reft_ray.finetuning.config import Resources, TeacherConfig
@@ -140,6 +141,11 @@ class Workspace:
         """Load a student, or the base; its answers are as long as the comparison allows and the task needs."""
         tokens = max(self.config.evaluation.max_new_tokens, task.answer_tokens)
         return load_responder(self.base, student, tokens, self.config.device)
+
+    @cached_property
+    def judges(self) -> Mapping[str, ResponseJudge]:
+        """The judges of harmful answers, built once."""
+        return judges_from(self.config.judges, self.config.device)
 
     def identity(self) -> dict[str, str]:
         """What all results depend on: rows, base and teacher by content."""
