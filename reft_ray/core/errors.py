@@ -33,3 +33,8 @@ class GateFailedError(ReftError):
 
 class StoppedError(ReftError):
     """The work was asked to stop and saved its state, e.g. because a job was cancelled or paused; not a failure."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message: libraries often write many."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -23,7 +23,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from reft_ray.core.errors import ReftError
+from reft_ray.core.errors import ReftError, first_line
 from reft_ray.hf.compute import default_device, keep_freed_memory
 from reft_ray.hf.model_store import local_name
 
@@ -140,11 +140,6 @@ def _config(name: str) -> Any:
         return AutoConfig.from_pretrained(local_name(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ReftError(f"no base model at {name}: {first_line(error)}") from None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message: libraries often write many."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def fingerprint(name: str) -> str:

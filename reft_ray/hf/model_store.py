@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reft_ray.core.errors import ReftError
+from reft_ray.core.errors import ReftError, first_line
 
 Progress = Callable[[str], None]
 
@@ -132,8 +132,6 @@ def convert(model: KnownModel, gguf: Path, target: Path, progress: Progress) -> 
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from reft_ray.hf.loading import first_line
 
     folder, file = str(gguf.parent), gguf.name
     try:
