@@ -53,10 +53,10 @@ _FREQUENT = frozenset(
     re.findall(
         r"\w+",
         """
-        the a an of to and in is it you that for with on are be i not or as at by this have from my we he she they your
-        der die das und ist ein eine zu den nicht mit ich du sie von le la les de et un une est que pour je pas el
-        los y en es no o os e em um uma il di che per non w z na nie się do jest het een van och att av og er på ve bir da
-        yang dan ja là và của să şi cu
+        the a an of to and in is it you that for with on are be i not or as at by this have from my we he she
+        they your der die das und ist ein eine zu den nicht mit ich du sie von le la les de et un une est que
+        pour je pas el los y en es no o os e em um uma il di che per non w z na nie się do jest het een van och
+        att av og er på ve bir da yang dan ja là và của să şi cu
         """,
     )
 )
