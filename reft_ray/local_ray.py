@@ -12,6 +12,9 @@ import ray
 
 _LOOPBACK: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "object_store_memory": 512 << 20}
 
+TRAINING_SLOTS = 4
+"""CPU slots at least of a Ray that trains, also on two cores: Ray Data needs some in addition to the workers'."""
+
 
 def join_ray() -> bool:
     """Use the Ray of this process, or connect to the cluster in RAY_ADDRESS; False without either.
@@ -48,7 +51,7 @@ def ensure_training_ray(num_cpus: int | None = None, keep_sigterm: bool = False)
     With `keep_sigterm` the process keeps its SIGTERM handler, which `ray.init` replaces.
     """
     logging.getLogger("ray").setLevel(logging.WARNING)
-    slots = num_cpus or max(4, os.cpu_count() or 4)
+    slots = num_cpus or max(TRAINING_SLOTS, os.cpu_count() or 1)
     handler = signal.getsignal(signal.SIGTERM)
     if not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
         # Ray warns of more worker processes than cores; concurrent runs start them.

@@ -14,6 +14,7 @@ from reft_ray.cli.finetune import finetune
 from reft_ray.cli.quickstart import quickstart
 from reft_ray.cli.screen import screen
 from reft_ray.cli.serve import serve
+from reft_ray.openmp import wait_passively
 
 app = typer.Typer(
     name="reft-ray",
@@ -46,6 +47,9 @@ def main() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         os.environ["PYTHONWARNINGS"] = "ignore"
+    # The replicas of `serve` choose for themselves.
+    if sys.argv[1:2] != ["serve"]:
+        wait_passively()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")

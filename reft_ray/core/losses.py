@@ -17,7 +17,6 @@ from reft_ray.core.batch import Batch
 from reft_ray.core.forward import AllReduce
 from reft_ray.core.targets import SoftTargets
 
-
 _PART_LOGITS = 1 << 23
 """More logits than this are read in parts of that many: 170 positions of a vocabulary of 49,152."""
 

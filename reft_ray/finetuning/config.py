@@ -40,10 +40,10 @@ class Training(Settings):
     optimizer: Optimizer = Optimizer()
     epochs: float = Field(3.0, gt=0)
     batch_rows: int = Field(16, ge=1)
-    micro_batch_tokens: int = Field(8192, ge=1)
+    micro_batch_tokens: int | None = Field(None, ge=1, description="default: what fits into free memory, up to 8192")
     max_tokens: int | None = Field(None, ge=8)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = Field(None, description="default: for rows longer than a micro-batch")
     seed: int = Field(0, ge=0, lt=2**31)
     checkpoint_every: int = Field(200, ge=1)
     log_every: int = Field(10, ge=1)
@@ -199,7 +199,7 @@ class Resources(Settings):
 
     workers: int = Field(1, ge=0, description="0 trains in this process, without a cluster")
     gpus_per_worker: float = Field(0, ge=0)
-    cpus_per_worker: float = Field(1, gt=0)
+    cpus_per_worker: float | None = Field(None, gt=0, description="default: 1, without workers all that there are")
     strategy: Literal["data_parallel", "fsdp"] = "data_parallel"
     max_failures: int = Field(3, ge=-1)
     storage: str | None = Field(None, description="checkpoints: a directory or pyarrow.fs URI that all workers see")

@@ -24,6 +24,7 @@ from reft_ray.hf.lora import (
     read_adapter,
     saved_scale,
 )
+from reft_ray.hf.machine import tokens_that_fit
 from reft_ray.hf.ref_teacher import RefTeacher
 
 STUDENT = "student"
@@ -38,6 +39,7 @@ class TrainableModel:
     model: nn.Module
     chat: ChatFormat
     max_tokens: int
+    micro_batch_tokens: int
 
     @property
     def forward(self) -> Forward:
@@ -59,7 +61,8 @@ def load_trainable(config: Training, runtime: Runtime, adapter: str) -> Trainabl
         model.requires_grad_(True)
     model.train()
     limit = config.longest_row(base.context)
-    return TrainableModel(base, model, ChatFormat(base.tokenizer), limit)
+    tokens = config.micro_batch_tokens or tokens_that_fit(base.model, runtime.device, runtime.world_size)
+    return TrainableModel(base, model, ChatFormat(base.tokenizer), limit, tokens)
 
 
 def _dtype(config: Training, device: torch.device) -> torch.dtype:

@@ -11,7 +11,7 @@ from typing import Any, Self
 import ray
 from ray.util.queue import Empty, Full, Queue
 
-from reft_ray.finetuning.runtime import Progress, Stop
+from reft_ray.finetuning.runtime import Phase, Progress, Stop, no_phase
 
 _WAIT_SECONDS = 0.2
 
@@ -30,16 +30,17 @@ class _Flag:
 
 
 class Channel:
-    """A bounded queue from rank 0 to a callback in this process; losing a metric never stops a run.
+    """A bounded queue from rank 0 to callbacks in this process; losing a metric never stops a run.
 
     With `stop`, this process polls it and sets a flag that rank 0 reads.
     """
 
-    def __init__(self, progress: Progress | None, stop: Stop | None = None) -> None:
+    def __init__(self, progress: Progress | None, stop: Stop | None = None, phase: Phase = no_phase) -> None:
         self.queue = Queue(maxsize=1000, actor_options={"num_cpus": 0})
         self.flag: Any = ray.remote(num_cpus=0)(_Flag).remote() if stop else None
         self._progress = progress
         self._stop = stop
+        self._phase = phase
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._drain, name="progress", daemon=True)
 
@@ -61,7 +62,9 @@ class Channel:
                 self._stop = None
             with contextlib.suppress(Empty):
                 metrics = self.queue.get(timeout=_WAIT_SECONDS)
-                if self._progress is not None:
+                if isinstance(metrics, tuple):
+                    self._phase(*metrics)
+                elif self._progress is not None:
                     self._progress(metrics)
 
 
@@ -76,6 +79,11 @@ class Sender:
         """Put metrics on the queue, or drop them if it is full."""
         with contextlib.suppress(Full):
             self._queue.put_nowait(dict(metrics))
+
+    def phase(self, name: str, share: float, note: str) -> None:
+        """Put what the run does on the queue, or drop it if it is full."""
+        with contextlib.suppress(Full):
+            self._queue.put_nowait((name, share, note))
 
     def stop_asked(self) -> bool:
         """Whether the process that started the run asks it to stop."""

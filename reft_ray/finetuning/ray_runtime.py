@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,10 +21,14 @@ from reft_ray.core.errors import ReftError, StoppedError
 from reft_ray.finetuning.config import Resources
 from reft_ray.finetuning.progress import Sender
 from reft_ray.finetuning.runtime import Stop
+from reft_ray.hf.compute import use_threads
+from reft_ray.openmp import passive_unless_chosen
 
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.5
+_PHASE_SECONDS = 1.0
+"""A phase is passed on at most this often: each time is a call of an actor."""
 
 
 class RayRuntime:
@@ -35,6 +40,7 @@ class RayRuntime:
         self.world_size = context.get_world_size()
         self.device = ray.train.torch.get_device()
         self._sender = sender
+        self._phase, self._next_phase = "", 0.0
         self._restored: tempfile.TemporaryDirectory[str] | None = None
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
@@ -62,6 +68,13 @@ class RayRuntime:
         asked = self.rank == 0 and self._sender.stop_asked()
         return bool(self.all_reduce(torch.tensor([float(asked)])).item())
 
+    def phase(self, name: str, share: float = 0.0, note: str = "") -> None:
+        """Rank 0 passes it to the process that started the run."""
+        if self.rank or self._sender is None or (name == self._phase and time.monotonic() < self._next_phase):
+            return
+        self._phase, self._next_phase = name, time.monotonic() + _PHASE_SECONDS
+        self._sender.phase(name, share, note)
+
     def report(self, metrics: Mapping[str, Any], write: Callable[[Path], None] | None = None) -> None:
         """Report on every rank; checkpoint directories of the ranks are merged by Ray Train."""
         if self.rank == 0 and self._sender is not None:
@@ -80,8 +93,7 @@ class RayRuntime:
 
 def set_threads() -> None:
     """Give the worker the threads of the CPUs that it reserved: Ray leaves torch with a single one."""
-    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
-    torch.set_num_threads(max(1, int(cpus)))
+    use_threads(ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0))
 
 
 def as_task(what: str, work: Callable[..., T], *args: Any, resources: Resources, stop: Stop | None = None) -> T:
@@ -92,9 +104,10 @@ def as_task(what: str, work: Callable[..., T], *args: Any, resources: Resources,
     Raises StoppedError at once when `stop` returns True, ReftError when the task fails.
     """
     task: Any = ray.remote(
-        num_cpus=resources.cpus_per_worker,
+        num_cpus=resources.cpus_per_worker or 1,
         num_gpus=resources.gpus_per_worker,
         max_retries=resources.max_failures,
+        runtime_env={"env_vars": passive_unless_chosen()},
         # A reused process would keep the model's memory from the workers that train next.
         max_calls=1,
     )(_work)

@@ -18,6 +18,14 @@ Stop = Callable[[], bool]
 """Called between two steps; True stops the run after saving a checkpoint, and the same run id resumes."""
 
 
+Phase = Callable[[str, float, str], None]
+"""Receives what a run does now (`loading`, `training`, ...), the share of it that is done, and a note."""
+
+
+def no_phase(_name: str, _share: float, _note: str = "") -> None:
+    """Where nothing follows a run."""
+
+
 class Runtime(Protocol):
     """One rank's view of its run."""
 
@@ -35,6 +43,10 @@ class Runtime(Protocol):
 
     def stop_asked(self) -> bool:
         """Whether to save and stop now. Every rank calls it at the same steps and gets the same answer."""
+        ...
+
+    def phase(self, name: str, share: float = 0.0, note: str = "") -> None:
+        """Pass on what the run does now. Any rank may call it at any time; only rank 0's is followed."""
         ...
 
     def report(self, metrics: Mapping[str, Any], write: Callable[[Path], None] | None = None) -> None:
@@ -57,11 +69,13 @@ class LocalRuntime:
         progress: Progress | None = None,
         device: torch.device | str = "cpu",
         stop: Stop | None = None,
+        phase: Phase = no_phase,
     ) -> None:
         self.folder = folder
         self.device = torch.device(device)
         self._progress = progress
         self._stop = stop
+        self._phase = phase
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """One rank: the tensor itself."""
@@ -75,6 +89,9 @@ class LocalRuntime:
 
     def stop_asked(self) -> bool:
         return self._stop is not None and self._stop()
+
+    def phase(self, name: str, share: float = 0.0, note: str = "") -> None:
+        self._phase(name, share, note)
 
     def report(self, metrics: Mapping[str, Any], write: Callable[[Path], None] | None = None) -> None:
         """Write the checkpoint whole or not at all, and call the progress callback."""

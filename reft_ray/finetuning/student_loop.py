@@ -16,12 +16,13 @@ from reft_ray.baselines.ldifs import Ldifs
 from reft_ray.baselines.lisa import Lisa
 from reft_ray.baselines.step import GuidedStep, Step
 from reft_ray.baselines.vaccine import Vaccine
-from reft_ray.core.batch import Batch, TokenizedExample, answered, dummy_batch, micro_batches
+from reft_ray.core.batch import Batch, TokenizedExample, answered, collate, dummy_batch, micro_batches
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
 from reft_ray.core.forward import AllReduce, single_rank
 from reft_ray.core.guided import Distillation
 from reft_ray.core.held_out import held_out
+from reft_ray.core.losses import cross_entropy_sum
 from reft_ray.core.optimization import adamw, learning_rate_at, optimizer_step, set_learning_rate
 from reft_ray.finetuning.checkpoint import TrainState, gather_state, restore, trainable, write_state
 from reft_ray.finetuning.config import FinetuneConfig
@@ -47,7 +48,8 @@ from reft_ray.finetuning.rows import (
 )
 from reft_ray.finetuning.runtime import Runtime
 from reft_ray.finetuning.targets import distillation_of
-from reft_ray.hf.forward import ModelForward, attention_blocks, decoder_layers
+from reft_ray.hf.compute import keep_faster_threads
+from reft_ray.hf.forward import ModelForward, attention_blocks, decoder_layers, recompute_above
 from reft_ray.hf.lora import is_adapted
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.soft_targets import rows_key
@@ -55,6 +57,7 @@ from reft_ray.hf.soft_targets import rows_key
 _KEPT_REPORTS = 500
 """At most this many of the last reports are kept in a checkpoint. A listener may have died before it received them, so
 the first report after a restart repeats them as `earlier`."""
+_SHORT_ROW = 64
 
 
 def train_student(
@@ -75,6 +78,7 @@ def train_student(
     `identity` identifies the rows: a checkpoint of other rows is not resumed.
     Raises ReftError if one is missing, no row can be trained on, or a loss or gradient is not finite.
     """
+    runtime.phase("loading")
     torch.manual_seed(config.seed + runtime.rank)
     trainable_model = load_trainable(config, runtime, STUDENT)
     if sharded and config.step != "guided":
@@ -137,6 +141,8 @@ class StudentState(TrainState):
     skipped: SkippedRows = field(default_factory=SkippedRows)
     sampler: SamplerState = field(default_factory=SamplerState)
     reports: list[dict[str, Any]] = field(default_factory=list)
+    micro_batch_tokens: int = 0
+    threads: int = 0
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> Self:
@@ -171,13 +177,15 @@ class StudentRun:
         if self.total_rows < 1:
             raise ReftError("no rows to train on: screening kept none, or the dataset is empty")
         self.alignment_steps = config.alignment_steps(len(rows))
-        steps = config.total_steps(len(rows))
-        self.train_step = step_of(config, self.model, distillation, runtime.all_reduce, steps)
+        self.steps = config.total_steps(len(rows))
+        self.train_step = step_of(config, self.model, distillation, runtime.all_reduce, self.steps)
 
     def train(self) -> None:
         """Train to the end or until asked to stop, from the latest checkpoint if there is one."""
         self._resume()
         state = self.state
+        self._fit_machine()
+        self.runtime.phase("training", self._progress(state.rows_done))
         self.sampler = (
             CyclingSampler(self.aligned, f"{self.config.seed}/alignment", state.sampler) if self.aligned else None
         )
@@ -205,10 +213,32 @@ class StudentRun:
             trained = state.step
         if not state.user_tokens:
             raise ReftError(state.skipped.note or "no row has an answer to learn")
+        self.runtime.phase("export")
         self._report(terms, 0.0, last=True)
+
+    def _fit_machine(self) -> None:
+        """Choose micro-batch and threads, or keep those of the checkpoint: the sums of a step depend on them."""
+        state = self.state
+        state.micro_batch_tokens = state.micro_batch_tokens or self.trainable_model.micro_batch_tokens
+        if self.sharded:
+            return
+        if self.config.gradient_checkpointing is None:
+            recompute_above(self.model, state.micro_batch_tokens)
+        if self.runtime.device.type == "cpu":
+            state.threads = keep_faster_threads(self._short_pass, state.threads)
+
+    def _short_pass(self) -> None:
+        """Forward and backward of one short row: what `keep_faster_threads` measures."""
+        with torch.random.fork_rng():
+            row = TokenizedExample([self.trainable_model.chat.pad_id] * _SHORT_ROW, [True] * _SHORT_ROW, 0)
+            batch = collate([row], self.trainable_model.chat.pad_id)
+            loss = cross_entropy_sum(ModelForward(self.model).logits(batch), batch.labels_N)
+            torch.autograd.grad(loss, list(trainable(self.model).values()))
 
     def _report_and_check_stop(self, terms: Mapping[str, Any], started: float) -> bool:
         """Report a step; returns whether the run is asked to stop, after saving its state if so."""
+        step, share = self.state.step, self._progress(self.state.rows_done)
+        self.runtime.phase("training", share, f"step {step} of {self.steps}, loss {terms['loss']:.3f}")
         stop = self.runtime.stop_asked()
         self._report(terms, time.perf_counter() - started, save=stop)
         return stop
@@ -279,7 +309,7 @@ class StudentRun:
         """
         runtime, pad_id = self.runtime, self.trainable_model.chat.pad_id
         mine = rank_slice(rows, runtime.rank, runtime.world_size)
-        batches = micro_batches(mine, self.config.micro_batch_tokens, pad_id, runtime.device)
+        batches = micro_batches(mine, self.state.micro_batch_tokens, pad_id, runtime.device)
         if not self.sharded:
             return batches
         counts = torch.zeros(runtime.world_size, dtype=torch.float64)

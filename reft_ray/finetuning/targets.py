@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward
 from reft_ray.hf.loading import context_of, load_tokenizer
 from reft_ray.hf.lora import using_adapter
+from reft_ray.hf.machine import tokens_that_fit
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.soft_targets import StoredTargets, alignment_key, key_name, write_soft_targets
 
@@ -30,13 +31,15 @@ def ensure_soft_targets(
     folder: Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    progress: Callable[[float], None] | None = None,
 ) -> Path:
     """The file of soft labels in `folder`, computed now if it does not exist."""
     chat, rows, key = _wanted(config, teacher, alignment)
     path = folder / key_name(key)
     if not path.is_file():
         model = teacher.standalone(teacher.base(config.base, dtype, str(device)))
-        write_soft_targets(path, ModelForward(model), rows, key, chat.pad_id, config.micro_batch_tokens, device)
+        tokens = config.micro_batch_tokens or tokens_that_fit(model, device)
+        write_soft_targets(path, ModelForward(model), rows, key, chat.pad_id, tokens, device, progress)
     return path
 
 

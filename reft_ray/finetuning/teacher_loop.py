@@ -225,7 +225,7 @@ class TeacherRun:
         batches = [
             batch
             for group in ([r for r in mine if not r.trained_tokens], [r for r in mine if r.trained_tokens])
-            for batch in micro_batches(group, config.micro_batch_tokens, pad_id, runtime.device)
+            for batch in micro_batches(group, self.trainable_model.micro_batch_tokens, pad_id, runtime.device)
         ] or [dummy_batch(pad_id, runtime.device)]
         progress = (state.step + 0.5) / self.total_steps
         set_learning_rate(

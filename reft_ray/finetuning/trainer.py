@@ -27,13 +27,15 @@ from reft_ray.finetuning.metrics import TrainingMetrics
 from reft_ray.finetuning.progress import Channel, Sender
 from reft_ray.finetuning.ray_runtime import RayRuntime, as_task, cause_of, set_threads
 from reft_ray.finetuning.rows import RowSource, ShardRows, dataset_of, digest_of
-from reft_ray.finetuning.runtime import LocalRuntime, Progress, Runtime, Stop
+from reft_ray.finetuning.runtime import LocalRuntime, Phase, Progress, Runtime, Stop, no_phase
 from reft_ray.finetuning.student_loop import train_student
 from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_on_worker, soft_targets_path
 from reft_ray.finetuning.teacher_gate import check_teacher
 from reft_ray.finetuning.teacher_loop import TeacherData, train_teacher
 from reft_ray.hf.adapter_files import ADAPTER, MODEL, OutputKind, check_replaceable
+from reft_ray.hf.compute import use_threads
 from reft_ray.hf.ref_teacher import TEACHER, RefTeacher
+from reft_ray.openmp import passive_unless_chosen
 from reft_ray.telemetry.recorder import Recorder
 
 logger = logging.getLogger(__name__)
@@ -94,6 +96,7 @@ def finetune(
     progress: Progress | None = None,
     recorder: Recorder | None = None,
     stop: Stop | None = None,
+    phase: Phase = no_phase,
 ) -> Path:
     """Stage 2: finetune a student and export it to `out`. The same `run_id` on the same storage resumes.
 
@@ -114,7 +117,7 @@ def finetune(
     targets: Path | None = None
     if inputs.teacher and config.method.distills and config.labels == "soft" and config.teacher_forward == "cached":
         targets = Path(resources.shared or _storage(resources, out)) / "targets"
-        _make_soft_targets(config, inputs.teacher, inputs.alignment, targets, resources, stop)
+        _make_soft_targets(config, inputs.teacher, inputs.alignment, targets, resources, stop, phase)
     rows = inputs.rows
     local = resources.workers == 0
     dataset = rows if isinstance(rows, ray.data.Dataset) else None if local else dataset_of(rows)
@@ -127,7 +130,8 @@ def finetune(
         train_student(runtime, config, source, alignment, teacher, targets, sharded, validation, identity)
 
     product = ADAPTER if config.weights == "lora" else MODEL
-    return _run(loop, dataset, out, product, resources, run_id or f"finetune-{uuid.uuid4().hex[:12]}", progress, stop)
+    run_id = run_id or f"finetune-{uuid.uuid4().hex[:12]}"
+    return _run(loop, dataset, out, product, resources, run_id, progress, stop, phase)
 
 
 def _make_soft_targets(
@@ -137,11 +141,16 @@ def _make_soft_targets(
     folder: Path,
     resources: Resources,
     stop: Stop | None,
+    phase: Phase,
 ) -> None:
     gpu = resources.gpus_per_worker > 0
+    phase("soft labels", 0.0, "")
     if resources.workers == 0:
+        use_threads(resources.cpus_per_worker)
         device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
-        ensure_soft_targets(config, teacher, alignment, folder, device)
+        ensure_soft_targets(
+            config, teacher, alignment, folder, device, progress=lambda share: phase("soft labels", share, "")
+        )
     elif not soft_targets_path(config, teacher, alignment, folder).is_file():
         # The process that drives a run may lack the memory for a whole teacher.
         what = (soft_targets_on_worker, config, teacher, alignment, folder, gpu)
@@ -165,15 +174,19 @@ def _run(
     run_id: str,
     progress: Progress | None,
     stop: Stop | None = None,
+    phase: Phase = no_phase,
 ) -> Path:
     check_replaceable(out, product)
     storage = _storage(resources, out)
     if resources.workers == 0:
         device = "cuda" if resources.gpus_per_worker else "cpu"
-        runtime = LocalRuntime(Path(storage) / run_id, progress, device, stop)
+        use_threads(resources.cpus_per_worker)
+        runtime = LocalRuntime(Path(storage) / run_id, progress, device, stop, phase)
         loop(runtime, dataset.iterator() if dataset is not None else None)
         return _collected(runtime.latest_checkpoint(), out, product, run_id, stop)
-    with Channel(progress, stop) if progress or stop else nullcontext() as channel:
+    phase("starting workers", 0.0, "")
+    followed = progress or stop or phase is not no_phase
+    with Channel(progress, stop, phase) if followed else nullcontext() as channel:
         sender = Sender(channel.queue, channel.flag) if channel else None
 
         def worker(_config: Mapping[str, Any]) -> None:
@@ -186,12 +199,13 @@ def _run(
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
                 use_gpu=resources.gpus_per_worker > 0,
-                resources_per_worker={"CPU": resources.cpus_per_worker}
+                resources_per_worker={"CPU": resources.cpus_per_worker or 1}
                 | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
             ),
             run_config=RunConfig(
                 name=run_id,
                 storage_path=storage,
+                worker_runtime_env={"env_vars": passive_unless_chosen()},
                 # Without a limit on controller failures it retries an infeasible request forever.
                 failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
                 checkpoint_config=CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import TypeVar
 import torch
 
 from reft_ray.core.errors import UsageError
+from reft_ray.hf.machine import available_cpus
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -126,6 +128,35 @@ def parallel_passes_if_faster(run: Callable[[], object]) -> ParallelPasses | Non
     passes = ParallelPasses(threads)
     one_thread = next(passes.map(_best_seconds, [run]))
     return passes if one_thread < _MIN_THREAD_SPEEDUP * all_threads else None
+
+
+def use_threads(cpus: float | None = None) -> None:
+    """Compute with a thread per CPU: with `cpus` of them, or with all that this process may use.
+
+    OMP_NUM_THREADS, which Ray and users set, replaces all.
+    """
+    if cpus is not None:
+        torch.set_num_threads(max(1, min(int(cpus), available_cpus())))
+    elif not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(available_cpus())
+
+
+def keep_faster_threads(run: Callable[[], object], earlier: int = 0) -> int:
+    """Compute with one thread if all of them together run `run` no faster; returns the number in effect.
+
+    Where other processes have the CPUs, the threads of a team wait for each other at every operator. `earlier` is the
+    number that was chosen before, which is kept without measuring, so that a resumed run computes the same sums.
+    """
+    threads = torch.get_num_threads()
+    if earlier or threads == 1:
+        torch.set_num_threads(min(earlier or threads, threads))
+        return torch.get_num_threads()
+    run()
+    all_threads = _best_seconds(run)
+    torch.set_num_threads(1)
+    if all_threads < _best_seconds(run):
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
 
 
 def _best_seconds(run: Callable[[], object]) -> float:

@@ -47,6 +47,21 @@ def _unwrapped(model: nn.Module) -> PreTrainedModel:
     return bare
 
 
+def recompute_above(model: nn.Module, tokens: int) -> None:
+    """Keep no activations of training passes of more than `tokens` tokens: their backward pass computes them again."""
+    bare = _unwrapped(model)
+    if not bare.supports_gradient_checkpointing:
+        return
+    bare.activation_checkpointing_enable({"use_reentrant": False})
+    layers = [module for module in bare.modules() if getattr(module, "gradient_checkpointing", False)]
+
+    def switch(_model: nn.Module, _args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        for layer in layers:
+            layer.gradient_checkpointing = inputs["input_ids"].numel() > tokens
+
+    bare.register_forward_pre_hook(switch, with_kwargs=True)
+
+
 def hidden_of(output: Any) -> Tensor:
     """The hidden states that a decoder layer returned, [B, T, D]; older architectures return them in a tuple."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output

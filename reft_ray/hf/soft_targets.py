@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,18 @@ def write_soft_targets(
     pad_id: int,
     max_tokens: int = 8192,
     device: torch.device | str = "cpu",
+    progress: Callable[[float], None] | None = None,
 ) -> None:
-    """Run the teacher once over the alignment rows; write under a temporary name, then rename."""
+    """Run the teacher once over the alignment rows; write under a temporary name, then rename.
+
+    `progress` receives the share of the tokens done.
+    """
     k, temperature = int(key["k"]), float(key["temperature"])
     lengths = torch.tensor([row.trained_tokens for row in rows])
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
     total = int(offsets[-1])
     stored: dict[str, Tensor] = {}
+    tokens, done = sum(map(len, rows)), 0
     for indices in token_batches([len(row) for row in rows], max_tokens):
         logits_NV = teacher.logits(collate([rows[i] for i in indices], pad_id, device))
         soft = soften(logits_NV, k, temperature).to("cpu")
@@ -70,6 +75,9 @@ def write_soft_targets(
             }
         at = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in indices])
         stored["ids"][at], stored["logprobs"][at], stored["tail"][at] = soft.ids_NK, soft.logprobs_NK, soft.tail_N
+        done += sum(len(rows[i]) for i in indices)
+        if progress is not None:
+            progress(done / tokens)
     if not stored:
         raise ReftError("the alignment set has no row with an answer: there is nothing to distil")
     with atomic_write(path) as scratch:

@@ -13,7 +13,7 @@ from reft_ray.core.errors import UsageError
 from reft_ray.core.scoring import TextScore
 from reft_ray.core.verdict import Calibration, Thresholds
 from reft_ray.finetuning.config import FinetuneConfig, Resources
-from reft_ray.finetuning.runtime import Progress
+from reft_ray.finetuning.runtime import Phase, Progress, no_phase
 from reft_ray.finetuning.teacher_gate import check_teacher
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
 from reft_ray.hf.ref_teacher import RefTeacher, load_scorer
@@ -99,12 +99,16 @@ class LocalRun:
         }
 
     def train(
-        self, run_id: str | None = None, progress: Progress | None = None, recorder: Recorder | None = None
+        self,
+        run_id: str | None = None,
+        progress: Progress | None = None,
+        recorder: Recorder | None = None,
+        phase: Phase = no_phase,
     ) -> Path:
         """Finetune on the kept rows."""
         folder = str(self.screening_folder)
         inputs = kept_inputs(folder, kept_hash(folder), self.resources, self.alignment, self.teacher)
-        return finetune(self.config, inputs, self.out, self.resources, run_id, progress, recorder)
+        return finetune(self.config, inputs, self.out, self.resources, run_id, progress, recorder, phase=phase)
 
 
 def kept_inputs(

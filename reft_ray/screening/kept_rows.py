@@ -71,6 +71,7 @@ def kept_dataset(out: str) -> Dataset:
     Raises BlockedByPolicyError for a dataset that was refused or waits for review, before reading rows.
     """
     import ray.data
+    from ray.data import TaskPoolStrategy
 
     from reft_ray.local_ray import ensure_ray
 
@@ -92,7 +93,9 @@ def kept_dataset(out: str) -> Dataset:
             yield pa.table([[number for number, _ in found], [messages_json(turns) for _, turns in found]], schema=KEPT)
 
     # No CPU slot: a trainer may hold all of them while it waits for these rows.
-    return dataset.map_batches(rows, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=READERS)
+    return dataset.map_batches(
+        rows, batch_size=1, batch_format="pyarrow", num_cpus=0, compute=TaskPoolStrategy(READERS)
+    )
 
 
 def checked_manifest(out: str) -> Manifest:

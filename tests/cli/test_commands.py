@@ -141,3 +141,55 @@ def test_settings_are_json_or_text_and_nest() -> None:
     assert parse_settings(["a.b=1e-3", "a.c=text", "d=null"]) == {"a": {"b": 1e-3, "c": "text"}, "d": None}
     with pytest.raises(UsageError, match="write it as key=value"):
         parse_settings(["oops"])
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
+
+
+def test_finetune_trains_in_this_process_and_shows_its_phases(llama: Path, tmp_path: Path, no_ray: None) -> None:
+    rows = [{"messages": [{"role": "user", "content": "tell me"}, {"role": "assistant", "content": "no"}]}] * 4
+    data, out = jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "student"
+    arguments = ["finetune", str(data), "--base", str(llama), "--method", "sft", "--set", "epochs=1"]
+    result = RUN.invoke(app, [*arguments, "--out", str(out)])
+    assert result.exit_code == 0, result.stderr
+    assert [line.split(":")[0] for line in result.stderr.splitlines()] == [
+        "starting",
+        "screening",
+        "loading",
+        "training",
+        "export",
+    ]
+    assert result.stdout == f"{out}: sft on 4 of 4 rows\n"
+    quiet = RUN.invoke(app, [*arguments, "--out", str(tmp_path / "quiet"), "--json"])
+    assert quiet.stderr == ""
+    assert json.loads(quiet.stdout)["rows"]["kept"] == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "address", "cuda", "expected"),
+    [
+        ({}, False, False, (0, 0, None)),
+        ({}, False, True, (0, 1, None)),
+        ({"gpus": 0}, False, True, (0, 0, None)),
+        ({"gpus": 2}, False, True, (1, 2, None)),
+        ({}, True, True, (1, 0, None)),
+        ({"strategy": "fsdp"}, False, False, (1, 0, 6)),
+        ({"storage": "s3://bucket/runs"}, False, False, (1, 0, 6)),
+        ({"workers": 4}, False, False, (4, 0, 1)),
+        ({"workers": 2, "cpus": 1.5}, False, False, (2, 0, 1.5)),
+    ],
+)
+def test_finetune_chooses_workers_and_cpus(
+    monkeypatch: pytest.MonkeyPatch, options: dict, address: bool, cuda: bool, expected: tuple
+) -> None:
+    from reft_ray.cli.finetune import _resources
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("reft_ray.hf.machine.available_cpus", lambda: 6)
+    monkeypatch.setenv("RAY_ADDRESS", "ray:6379" if address else "")
+    values = {"workers": None, "gpus": None, "cpus": None, "strategy": "data_parallel", "storage": None, **options}
+    found = _resources(*values.values())
+    assert (found.workers, found.gpus_per_worker, found.cpus_per_worker) == expected

@@ -1,7 +1,7 @@
 """Both loops in this process: artefacts, soft targets, exact resumption."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reft_ray.core.batch import collate
+from reft_ray.core.batch import collate, micro_batches
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError, StoppedError, UsageError
 from reft_ray.core.held_out import held_out
@@ -630,3 +630,71 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(
         run()
     assert steps == [1, 2]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_resumed_run_keeps_its_micro_batch_and_its_threads(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = finetune_config(llama, method="sft", checkpoint_every=2)
+    inputs = FinetuneInputs(USER, len(USER))
+    sized: list[int] = []
+
+    def run(tokens: int, threads: int, stop: Callable[[], bool] | None) -> Path:
+        monkeypatch.setattr("reft_ray.finetuning.model.tokens_that_fit", lambda *_: tokens)
+        monkeypatch.setattr(
+            "reft_ray.finetuning.student_loop.keep_faster_threads", lambda _run, earlier: earlier or threads
+        )
+        return finetune(config, inputs, tmp_path / "out", LOCAL, "run", stop=stop)
+
+    def split(rows: Sequence[Any], tokens: int, *rest: Any) -> list[Any]:
+        sized.append(tokens)
+        return micro_batches(rows, tokens, *rest)
+
+    monkeypatch.setattr("reft_ray.finetuning.student_loop.micro_batches", split)
+    with pytest.raises(StoppedError):
+        run(128, 3, lambda: True)
+    run(512, 1, lambda: False)
+    assert set(sized) == {128}
+    state = json.loads((max((tmp_path / ".runs" / "run").glob("checkpoint-*")) / "state.json").read_text())["state"]
+    assert (state["micro_batch_tokens"], state["threads"]) == (128, 3)
+
+
+def test_rows_longer_than_a_micro_batch_are_computed_again_and_learned_alike(llama: Path, tmp_path: Path) -> None:
+    rows = [*USER[:3], Example(chat("tell me " * 30, "sure here is"))]
+    ran: list[bool] = []
+
+    def train(name: str, **changes: object) -> dict[str, torch.Tensor]:
+        config = finetune_config(llama, method="sft", lora={"rank": 4}, micro_batch_tokens=40, **changes)
+        return weights(finetune(config, FinetuneInputs(rows, len(rows)), tmp_path / name, LOCAL))
+
+    plain = train("plain", gradient_checkpointing=False)
+    with pytest.MonkeyPatch.context() as patch:
+        original = torch.utils.checkpoint.checkpoint
+
+        def checkpoint(*args: Any, **options: Any) -> Any:
+            ran.append(True)
+            return original(*args, **options)
+
+        patch.setattr("transformers.modeling_utils.checkpoint", checkpoint)
+        found = train("default")
+    # Every layer once for the long row, in each of two epochs.
+    assert len(ran) == 2 * load_base(str(llama)).layers
+    assert all(torch.equal(plain[name], tensor) for name, tensor in found.items())
+
+
+def test_a_run_reports_its_phases(teacher: RefTeacher, llama: Path, tmp_path: Path) -> None:
+    phases: list[tuple[str, float, str]] = []
+    inputs = FinetuneInputs(USER, len(USER), HARMFUL + HARMLESS, teacher)
+    config = finetune_config(llama, method="guided")
+    finetune(config, inputs, tmp_path / "out", LOCAL, phase=lambda *phase: phases.append(phase))
+    assert list(dict.fromkeys(name for name, _, _ in phases)) == ["soft labels", "loading", "training", "export"]
+    assert [share for name, share, _ in phases if name == "soft labels"] == [0.0, 1.0]
+    steps = [(share, note.split(",")[0]) for name, share, note in phases if name == "training"]
+    assert steps == [
+        (0.0, ""),
+        (0.2, "step 1 of 6"),
+        (0.4, "step 2 of 6"),
+        (0.5, "step 3 of 6"),
+        (0.7, "step 4 of 6"),
+        (0.9, "step 5 of 6"),
+    ]

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from reft_ray.core.errors import UsageError
-from reft_ray.hf.compute import ParallelPasses, parallel_passes_if_faster, resolve_dtype
+from reft_ray.hf.compute import (
+    ParallelPasses,
+    keep_faster_threads,
+    parallel_passes_if_faster,
+    resolve_dtype,
+    use_threads,
+)
 
 _FAULTS = """
 import resource, sys
@@ -90,3 +96,28 @@ def test_parallel_passes_use_one_thread_each_and_leave_other_threads_alone(two_t
 def test_an_error_in_a_pass_is_raised(two_threads: None) -> None:
     with pytest.raises(ZeroDivisionError):
         list(ParallelPasses(2).map(lambda item: 1 // item, [1, 0]))
+
+
+def test_a_run_keeps_the_number_of_threads_that_is_faster(two_threads: None) -> None:
+    assert keep_faster_threads(sleeping({1: 0.02, 2: 0.004})) == torch.get_num_threads() == 2
+    assert keep_faster_threads(sleeping({1: 0.004, 2: 0.02})) == torch.get_num_threads() == 1
+
+
+def test_a_resumed_run_computes_with_the_threads_of_before(two_threads: None) -> None:
+    assert keep_faster_threads(sleeping({}), earlier=2) == 2
+    assert keep_faster_threads(sleeping({}), earlier=64) == 2
+    assert keep_faster_threads(sleeping({}), earlier=1) == torch.get_num_threads() == 1
+
+
+def test_threads_are_the_cpus_unless_openmp_is_configured(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reft_ray.hf.compute.available_cpus", lambda: 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    use_threads()
+    assert torch.get_num_threads() == 2
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    use_threads()
+    assert torch.get_num_threads() == 3
+    use_threads(2.5)
+    assert torch.get_num_threads() == 2
+    use_threads(0.5)
+    assert torch.get_num_threads() == 1
