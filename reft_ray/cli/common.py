@@ -33,6 +33,16 @@ UrlOption = Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", help="The serv
 KeyOption = Annotated[
     str, typer.Option(envvar="OPENAI_API_KEY", help="An API key; any text if the service uses no keys.")
 ]
+JobThresholdOption = Annotated[
+    bool,
+    typer.Option(
+        help="Withhold for review rows above the threshold that the dataset's own scores give; never laxer.",
+        rich_help_panel="Decisions",
+    ),
+]
+JobThresholdFloorOption = Annotated[
+    float, typer.Option(help="The lowest score that this threshold may have.", rich_help_panel="Decisions")
+]
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 METRICS_FILE = "REFT_METRICS_FILE"

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reft_ray.cli.common import JsonOption, parse_settings, print_json, recording, user_errors
+from reft_ray.cli.common import (
+    JobThresholdFloorOption,
+    JobThresholdOption,
+    JsonOption,
+    parse_settings,
+    print_json,
+    recording,
+    user_errors,
+)
 
 if TYPE_CHECKING:
     from reft_ray.finetuning.config import Resources
@@ -29,6 +37,8 @@ def finetune(
     max_reject_ratio: Annotated[
         float | None, typer.Option(help="Refuse the dataset if more than this share of its rows is withheld.")
     ] = None,
+    job_threshold: JobThresholdOption = True,
+    job_threshold_floor: JobThresholdFloorOption = 0.0,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -61,7 +71,7 @@ def finetune(
             rows = [row for path in alignment or () for row in read_labelled(path)]
             rows += [row for path in refusals or () for row in read_labelled(path, Label.HARMFUL)]
             rows += [row for path in helpful or () for row in read_labelled(path, Label.HARMLESS)]
-            run = LocalRun(config, resources, out, teacher, rows, max_reject_ratio)
+            run = LocalRun(config, resources, out, teacher, rows, max_reject_ratio, job_threshold, job_threshold_floor)
             if resources.workers:
                 _start_ray(resources)
             progress.phase("screening")

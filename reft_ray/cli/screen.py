@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from reft_ray.cli.common import JsonOption, KeyOption, print_json, recording, user_errors
+from reft_ray.cli.common import (
+    JobThresholdFloorOption,
+    JobThresholdOption,
+    JsonOption,
+    KeyOption,
+    print_json,
+    recording,
+    user_errors,
+)
 from reft_ray.core.errors import BlockedByPolicyError, UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +74,8 @@ def screen(
     block_threshold: Annotated[
         float | None, typer.Option(help="Score above which a row is blocked.", rich_help_panel=DECIDING)
     ] = None,
+    job_threshold: JobThresholdOption = True,
+    job_threshold_floor: JobThresholdFloorOption = 0.0,
     language: Annotated[
         list[str] | None, typer.Option(help="Languages the teacher covers [default: en].", rich_help_panel=DECIDING)
     ] = None,
@@ -125,6 +135,8 @@ def screen(
             source_column=source_column,
             control_tokens=control_tokens_of(tokenizer) if tokenizer else frozenset(),
             thresholds=_thresholds(Thresholds, review_threshold, block_threshold),
+            job_threshold=job_threshold,
+            job_threshold_floor=job_threshold_floor,
             guard=_guard(guard, guard_threshold) if guard else None,
             guard_combine=Combine(guard_combine),
             guard_order=Order(guard_order),
@@ -229,12 +241,21 @@ def _bar(shown: bool) -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = ("Screening", BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"),
+    )
     speed = TextColumn("{task.fields[speed]:,.0f} rows/s")
     console = Console(stderr=True)
     with Progress(*columns, speed, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("screen", total=None, visible=False, speed=0.0)
-        yield lambda now: bar.update(task, completed=now.done, total=now.total, speed=now.rows_per_second, visible=True)
+        task = bar.add_task("Screening", total=None, visible=False, speed=0.0)
+
+        def show(now: Any) -> None:
+            speed, title = now.rows_per_second, "Writing" if now.writing else "Screening"
+            bar.update(task, completed=now.done, total=now.total, speed=speed, description=title, visible=True)
+
+        yield show
 
 
 def _print(report: ScreenReport, config: ScreenConfig, out: str) -> None:
@@ -257,6 +278,8 @@ def _print(report: ScreenReport, config: ScreenConfig, out: str) -> None:
             console.print(f"warning: {file.name}: {warning}", highlight=False, markup=False)
     for finding in report.findings:
         console.print(f"{finding.severity} finding {finding.name}: {finding.summary}", highlight=False, markup=False)
+    if report.job_threshold:
+        console.print(report.job_threshold.summary, highlight=False)
     console.print(f"{report.status_reason}; {display_name(out)}/report.html", highlight=False, markup=False)
     if report.status == "needs_review":
         console.print(f"next: reft-ray review list {display_name(out)}", highlight=False, markup=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,8 @@ def filter_rows(
     limit = teacher.manifest.thresholds.block if threshold is None else threshold
     scorer = partial(load_scorer, teacher.folder, base, precision, limit)
     out = str(folder / "screened")
-    report = screen([str(folder / "rows.jsonl")], out, scorer, screening or ScreenConfig(findings=False))
+    config = replace(screening or ScreenConfig(findings=False), job_threshold=False)
+    report = screen([str(folder / "rows.jsonl")], out, scorer, config)
     return FilteredRows(rows, frozenset(number - 1 for number, _ in kept_rows(out)), report)
 
 
@@ -156,12 +157,12 @@ def figures_of(found: Evaluation) -> Figures:
     named = {name.partition("/")[0]: measure for name, measure in found.measures.items()}
     counted = {"harmful": HARMFUL_SCORE, "harmless": LOOK_ALIKES_REFUSED, "task": FINETUNE_ACCURACY}
     measures = (HARMFUL_SCORE, FINETUNE_ACCURACY, OVER_REFUSAL, LOOK_ALIKES_REFUSED)
-    return {
     judged = {
         name: measure.as_dict() for name, measure in found.measures.items() if name.startswith((SCORE_BY, DISAGREEMENT))
     }
+    return {
         **{name: named[name].value for name in (*measures, INCOHERENT)},
         "intervals": {name: [named[name].low, named[name].high] for name in measures},
         "prompts": {kind: named[name].n for kind, name in counted.items()},
-    }
         **({"judges": judged} if judged else {}),
+    }

@@ -72,7 +72,11 @@ class GateArgs(Settings):
 
 
 class ScreeningArgs(Settings):
-    """Screening: files of up to `small_rows` rows are screened in the driver, larger ones by Ray actors."""
+    """Screening: files of up to `small_rows` rows are screened in the driver, larger ones by Ray actors.
+
+    `job_threshold`: rows above the threshold that the file's own scores give are withheld for review as well; it is
+    never above the teacher's nor below `job_threshold_floor`.
+    """
 
     small_rows: int = Field(10_000, ge=0)
     actors: int = Field(1, ge=1)
@@ -80,6 +84,8 @@ class ScreeningArgs(Settings):
     gpus_per_actor: float = Field(0.0, ge=0)
     batch_rows: int = Field(256, ge=1)
     findings: bool = True
+    job_threshold: bool = True
+    job_threshold_floor: float = Field(0.0, ge=-1, le=1)
 
 
 class BaseArgs(Settings):

@@ -43,7 +43,11 @@ class PassingScorer:
 
 @dataclass
 class LocalRun:
-    """One user's finetuning. Rows are validated under every method, also under those that do not filter."""
+    """One user's finetuning. Rows are validated under every method, also under those that do not filter.
+
+    `job_threshold` and `job_threshold_floor` are those of ScreenConfig. Where `config.threshold` is set, it alone
+    decides.
+    """
 
     config: FinetuneConfig
     resources: Resources
@@ -51,6 +55,8 @@ class LocalRun:
     teacher_folder: Path | None
     alignment: Sequence[Example] = ()
     max_reject_ratio: float | None = None
+    job_threshold: bool = True
+    job_threshold_floor: float = 0.0
     teacher: RefTeacher | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -77,16 +83,21 @@ class LocalRun:
             factory = partial(load_scorer, self.teacher.folder, self.config.base, "auto", self.config.threshold)
         else:
             factory = PassingScorer
+        config = ScreenConfig(
+            max_reject_ratio=self.max_reject_ratio,
+            job_threshold=self.job_threshold and factory is not PassingScorer and self.config.threshold is None,
+            job_threshold_floor=self.job_threshold_floor,
+        )
 
         def report_progress(state: ScreenProgress) -> None:
-            if progress:
+            if progress and not state.writing:
                 progress({"progress": state.done / max(1, state.total)})
 
         report = screen(
             data,
             str(self.screening_folder),
             factory,
-            ScreenConfig(max_reject_ratio=self.max_reject_ratio),
+            config,
             report_progress,
             ScreeningMetrics(recorder or NullRecorder()),
         )

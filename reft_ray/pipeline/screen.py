@@ -48,6 +48,8 @@ def screen_file(run: JobRun, context: ModelContext) -> Screening:
         thresholds=thresholds_of(spec.options, context.teacher.manifest.thresholds),
         # `jobs.lifecycle` applies the job's policy; here it only decides whether rows wait for review.
         policy=Policy.REVIEW if spec.options.policy == "review" else Policy.FILTER,
+        job_threshold=args.job_threshold,
+        job_threshold_floor=args.job_threshold_floor,
         findings=args.findings,
         batch_rows=args.batch_rows,
         small_rows=args.small_rows,
@@ -122,7 +124,10 @@ def _report_lines(folder: str) -> Iterator[bytes]:
     report = load_report(folder)
     counts = {name: getattr(report, name) for name in ("rows", "kept", "review", "blocked", "invalid")}
     findings = [{"name": found.name, "severity": str(found.severity), "rows": found.rows} for found in report.findings]
-    yield _line({"summary": counts, "judges": dict(report.judges), "findings": findings})
+    summary = {"summary": counts, "judges": dict(report.judges), "findings": findings}
+    if (found := report.job_threshold) is not None:
+        summary["job_threshold"] = {"own": found.own, "fallback": found.fallback, "rows": found.rows}
+    yield _line(summary)
     for output, part in _parts(folder):
         if part.startswith("quarantine/"):
             yield from (_line(row) for row in output.table(part, _SHOWN).to_pylist())

@@ -39,6 +39,8 @@ class ScreenConfig:
     - `columns` maps our field names to the file's; `source_column` names a column to break the report down by.
     - `max_reject_ratio`: above this share of withheld rows among valid ones the dataset is refused, whatever the
       policy: where many rows are harmful, the kept ones hold the harmful rows that the filter missed.
+    - `job_threshold`: rows above the threshold that the dataset's own scores give (`core.job_threshold`) go to review
+      as well; this takes a second pass over the input, without the teacher. It is never below `job_threshold_floor`.
     - `languages`: ISO 639-1 codes that the teacher covers. `findings_off`: names of findings not to report;
       `findings=False` computes none.
     - Up to `small_rows` rows are screened in this process; more by `actors` Ray actors, each with its own scorer,
@@ -53,6 +55,8 @@ class ScreenConfig:
     source_column: str | None = None
     control_tokens: frozenset[str] = frozenset()
     thresholds: Thresholds | None = None
+    job_threshold: bool = True
+    job_threshold_floor: float = 0.0
     guard: Callable[[], Guard] | None = None
     guard_combine: Combine = Combine.ANY
     guard_order: Order = Order.AFTER
@@ -74,6 +78,8 @@ class ScreenConfig:
     def __post_init__(self) -> None:
         if self.max_reject_ratio is not None and not 0.0 <= self.max_reject_ratio <= 1.0:
             raise UsageError(f"max_reject_ratio is a share in [0, 1], got {self.max_reject_ratio}")
+        if not -1.0 <= self.job_threshold_floor <= 1.0:
+            raise UsageError(f"job_threshold_floor is a score in [-1, 1], got {self.job_threshold_floor}")
         for name in ("batch_rows", "cache_texts", "actors"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -90,6 +96,7 @@ class ScreenConfig:
             "source_column": self.source_column,
             "control_tokens": sorted(self.control_tokens),
             "thresholds": thresholds and [thresholds.review, thresholds.block],
+            "job_threshold": [self.job_threshold, self.job_threshold_floor],
             "guard": [self.guard is not None, self.guard_combine, self.guard_order],
             "findings": [self.findings, sorted(self.languages)],
             "limits": [self.limits.rows, self.limits.bytes, self.limits.row_bytes],

@@ -7,11 +7,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import orjson
 
 from reft_ray.core.errors import BlockedByPolicyError, ReftError, StoppedError
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
+from reft_ray.screening.dataset_threshold import THRESHOLD, derive, load_threshold
 from reft_ray.screening.file_parsing import shape_of
 from reft_ray.screening.findings import check_names, sample_share
 from reft_ray.screening.html_report import PAGE, render
@@ -23,18 +26,23 @@ from reft_ray.screening.reading import FilePlan, Unit, groups, plan_files, read_
 from reft_ray.screening.report import REPORT, RowsLostError, ScreenReport, compose
 from reft_ray.screening.reviews import Reviews
 from reft_ray.screening.sources import find_sources
+from reft_ray.screening.stored_verdicts import judged_units, read_judged
 from reft_ray.screening.unit_state import UnitState
-from reft_ray.screening.unit_worker import Finished, Job, UnitWorker, judges_of
+from reft_ray.screening.unit_worker import Finished, Job, Pass, UnitWorker, judges_of, worker_of
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Progress of a screening in lines of input, blank ones included; `resumed` were done by an earlier run."""
+    """Progress of a pass in lines of input, blank ones included; `resumed` were done by an earlier run.
+
+    `writing` is the second pass, which applies the dataset's threshold.
+    """
 
     done: int
     total: int
     resumed: int
     seconds: float
+    writing: bool = False
 
     @property
     def rows_per_second(self) -> float:
@@ -58,9 +66,10 @@ def screen(
 ) -> ScreenReport:
     """Screen every row of the inputs into the directory `out` and report.
 
-    Up to `config.small_rows` rows are screened in this process, more on Ray. Units are written atomically: the same
-    call after a crash resumes and gives the same output. `scorer_factory` builds a scorer in each process that judges,
-    so it must pickle. Ray workers record the metrics of `metrics.project` themselves.
+    Up to `config.small_rows` rows are screened in this process, more on Ray. With `config.job_threshold` a first pass
+    judges all rows and a second one writes them under the dataset's threshold. Units are written atomically: the same
+    call after a crash, in or between the passes, resumes and gives the same output. `scorer_factory` builds a scorer in
+    each process that judges, so it must pickle. Ray workers record the metrics of `metrics.project` themselves.
 
     Raises BlockedByPolicyError, with everything written, when the policy refuses the dataset or asks for a review;
     UsageError for unreadable input; ReftError for inconsistent output.
@@ -100,11 +109,23 @@ def _screened(
     sample, application = sample_share(total), metrics.recorder.application
     job = Job(scorer_factory, config, shapes, output.uri, sample, metrics.project, application)
     done = frozenset(done_units(output))
-    _run(plans, done, job, manifest, progress, metrics)
-    # Where all units were done no scorer was loaded: check that the report is not one of another teacher.
-    finished = bool(done) and len(done) == len(manifest.units)
+    threshold = None
+    if config.job_threshold:
+        threshold = load_threshold(output)
+        judged = frozenset(judged_units(output)) | (done if threshold else frozenset())
+        _run(plans, judged, replace(job, step=Pass.JUDGE), manifest, progress, metrics)
+        if threshold is None:
+            threshold = derive((read_judged(output, unit) for unit in manifest.units), config, total)
+            output.write(THRESHOLD, orjson.dumps(threshold))
+        _run(plans, done, replace(job, step=Pass.WRITE, threshold=threshold), manifest, progress, metrics)
+    else:
+        judged = done
+        _run(plans, done, job, manifest, progress, metrics)
+    # Where all units were judged no scorer was loaded: check that the report is not one of another teacher.
+    finished = bool(judged) and len(judged) == len(manifest.units)
     judges = _judges_of(job, total) if finished else None
-    report = compose(_states(output, manifest), plans, shapes, config, Reviews(output.uri).counts(), judges)
+    states, reviewed = _states(output, manifest), Reviews(output.uri).counts()
+    report = compose(states, plans, shapes, config, reviewed, judges, threshold)
     output.write(PAGE, render(report, output, manifest))
     output.write(REPORT, report.to_json())
     return report
@@ -131,7 +152,7 @@ def _run(
     for unit in finished:
         count += lines[unit.unit]
         if progress:
-            progress(Progress(count, total, resumed, time.monotonic() - start))
+            progress(Progress(count, total, resumed, time.monotonic() - start, job.step is Pass.WRITE))
 
 
 def _judges_of(job: Job, total: int) -> dict[str, Any]:
@@ -146,10 +167,10 @@ def _judges_of(job: Job, total: int) -> dict[str, Any]:
 def _in_process(
     plans: Sequence[FilePlan], done: frozenset[str], job: Job, metrics: ScreeningMetrics
 ) -> Iterator[Finished]:
-    worker = None
+    worker: UnitWorker | None = None
     for plan in plans:
         for ranges in groups(plan, done):
-            worker = worker or UnitWorker(job, metrics)
+            worker = worker or worker_of(job, metrics)
             yield from map(worker.work, read_units(plan, ranges))
 
 
@@ -161,7 +182,7 @@ def _in_threads(
 
     def work(unit: Unit) -> Finished:
         if not hasattr(local, "worker"):
-            local.worker = UnitWorker(job, metrics)
+            local.worker = worker_of(job, metrics)
         finished: Finished = local.worker.work(unit)
         return finished
 

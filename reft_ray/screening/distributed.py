@@ -16,12 +16,12 @@ import ray
 from ray.data import ActorPoolStrategy, ExecutionResources
 from ray.exceptions import RayError
 
-from reft_ray.core.errors import ReftError, UsageError
+from reft_ray.core.errors import ReftError, UsageError, first_line
 from reft_ray.local_ray import ensure_ray
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.metrics import ScreeningMetrics
 from reft_ray.screening.reading import FilePlan, Unit, groups, read_units
-from reft_ray.screening.unit_worker import Finished, Job, UnitWorker, judges_of
+from reft_ray.screening.unit_worker import Finished, Job, Pass, UnitWorker, judges_of, worker_of
 from reft_ray.telemetry.shared_recorder import SharedRecorder
 
 IN_FLIGHT_BYTES = 384 << 20
@@ -42,7 +42,7 @@ _DONE_SCHEMA = pa.schema([pa.field("unit", pa.string()), pa.field("rows", pa.int
 
 
 def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> Iterator[Finished]:
-    """Screen every unit that is not done and yield each as it finishes, in any order.
+    """Do the job's pass on every unit that is not done and yield each as it finishes, in any order.
 
     Raises ReftError where a reader, a scorer or Ray fails.
     """
@@ -74,7 +74,7 @@ def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> 
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=config.cpus_per_actor,
-        num_gpus=config.gpus_per_actor or None,
+        num_gpus=(job.step is not Pass.WRITE and config.gpus_per_actor) or None,
         compute=ActorPoolStrategy(
             min_size=1,
             max_size=config.actors,
@@ -153,7 +153,7 @@ class _Worker:
         try:
             if self._worker is None:
                 self._recorder = SharedRecorder(self._job.application)
-                self._worker = UnitWorker(self._job, ScreeningMetrics(self._recorder, self._job.project))
+                self._worker = worker_of(self._job, ScreeningMetrics(self._recorder, self._job.project))
             done = self._worker.work(Unit(packed["id"], packed["file"], _from_ipc(packed["rows"]), native))
             # Ray ends the actors of a pool without calling anything.
             self._recorder.flush()
@@ -164,11 +164,6 @@ class _Worker:
             failed = ReftError(f"a worker failed: {type(error).__name__}: {first_line(error)}")
             return pa.table([[None], [None], [_error_text(failed)]], schema=_DONE_SCHEMA)
         return pa.table([[done.unit], [done.rows], [None]], schema=_DONE_SCHEMA)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error, or an empty string."""
-    return next(iter(str(error).splitlines()), "")
 
 
 def _error_text(error: ReftError) -> str:

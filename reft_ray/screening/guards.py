@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
@@ -76,11 +77,21 @@ class Order(StrEnum):
 @dataclass(frozen=True, slots=True)
 class GuardedVerdict(Verdict):
     """A verdict with the models that made it: `decided_by` is the id of the teacher or of the guard, or both joined
-    by `+`. `guard_score` is None where the guard was not asked."""
+    by `+`. `guard_score` is None where the guard was not asked. `offset` is what the thresholds were raised by for an
+    answer; `by_job_threshold` marks a row that only the dataset's own threshold withholds."""
 
     teacher: str = ""
     decided_by: str = ""
     guard_score: float | None = None
+    offset: float = 0.0
+    by_job_threshold: bool = False
+
+    @property
+    def prompt_score(self) -> float | None:
+        """The score on the scale of prompts, NaN as the highest; None where the teacher scored no text."""
+        if not self.windows:
+            return None
+        return 1.0 if math.isnan(self.score) else self.score - self.offset
 
     @property
     def by_teacher(self) -> bool:
@@ -92,6 +103,8 @@ class GuardedVerdict(Verdict):
         """The label `reason` of the metrics."""
         if self.decision is Decision.ALLOW:
             return "clear"
+        if self.by_job_threshold:
+            return "job_threshold"
         return self.reason if self.by_teacher else "guard"
 
 
@@ -174,7 +187,10 @@ class GuardEnsemble:
 
     def _with_models(self, verdict: Verdict, decided_by: str, guard_score: float | None) -> GuardedVerdict:
         values: dict[str, Any] = {field.name: getattr(verdict, field.name) for field in fields(Verdict)}
-        return GuardedVerdict(**values, teacher=self.teacher.teacher_id, decided_by=decided_by, guard_score=guard_score)
+        # A teacher over HTTP reports the threshold that it applied, not the offset.
+        offset = max(0.0, verdict.threshold - self.thresholds.block) if verdict.windows else 0.0
+        teacher = self.teacher.teacher_id
+        return GuardedVerdict(**values, teacher=teacher, decided_by=decided_by, guard_score=guard_score, offset=offset)
 
     def _teacher(self, conversations: Sequence[Conversation]) -> list[Verdict]:
         if isinstance(self.teacher, Teacher):

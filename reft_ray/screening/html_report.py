@@ -14,9 +14,9 @@ from reft_ray.rows.text import full_conversation
 from reft_ray.screening.manifest import Manifest
 from reft_ray.screening.outputs import Output
 from reft_ray.screening.report import ScreenReport
-from reft_ray.screening.unit_state import BINS
 
 PAGE = "report.html"
+CHART_WIDTH = 600
 WORST_ROWS = 50
 SHOWN_CHARS = 1200
 _COLUMNS = ("row_number", "source", "line", "decision", "reason", "part", "score", "probability", "decided_by")
@@ -31,13 +31,23 @@ def render(report: ScreenReport, output: Output, manifest: Manifest) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    peak = max([1, *report.histogram])
+    found = report.job_threshold
+    counts = found.histogram if found else report.histogram
+    peak, width = max([1, *counts]), CHART_WIDTH / len(counts)
     bars = [
-        {"x": index * 15, "height": round(120 * count / peak, 1), "count": count, "from": 2 * index / BINS - 1}
-        for index, count in enumerate(report.histogram)
+        {
+            "x": round(index * width + width / 15, 2),
+            "width": round(width * 13 / 15, 2),
+            "height": round(120 * count / peak, 1),
+            "count": count,
+            "from": 2 * index / len(counts) - 1,
+        }
+        for index, count in enumerate(counts)
     ]
-    thresholds = report.judges.get("thresholds", {})
-    marks = {name: round((score + 1) / 2 * BINS * 15, 1) for name, score in thresholds.items()}
+    thresholds: dict[str, float] = dict(report.judges.get("thresholds", {}))
+    if found and found.own is not None:
+        thresholds["dataset"] = found.own
+    marks = {name: {"score": score, "x": round((score + 1) / 2 * CHART_WIDTH, 1)} for name, score in thresholds.items()}
     page = environment.get_template("report.html.jinja").render(
         report=report, bars=bars, marks=marks, worst=list(_worst(output, manifest))
     )

@@ -3,9 +3,12 @@
     kept/part-<unit>.<ext>         rows that may be trained on, bytes unchanged, in the input's own format
     quarantine/part-<unit>.parquet withheld rows with their evidence
     invalid/part-<unit>.parquet    rows that could not be read, with every fault
+    .screen/judged/<unit>.*        verdicts of a unit without text, where the dataset may get its own threshold
+    .screen/threshold.json         that threshold, or why there is none
     .screen/units/<unit>.json      written last: the unit is done
 
-A unit's files depend only on its rows: screening it again, in any process, writes the same files.
+A unit's files depend only on its rows and the dataset's threshold: screening it again, in any process, writes the same
+files.
 """
 
 from __future__ import annotations
@@ -193,10 +196,10 @@ def write_parts(output: Output, result: ScreenedUnit) -> dict[str, int]:
     ]
     if evidence:
         quarantine = pa.Table.from_pylist(evidence, schema=QUARANTINE)
-        parts[f"quarantine/part-{result.unit.id}.parquet"] = _parquet(quarantine)
+        parts[f"quarantine/part-{result.unit.id}.parquet"] = parquet_bytes(quarantine)
     invalid = [index for index, row in enumerate(result.rows) if row.outcome is Outcome.INVALID]
     if invalid:
-        parts[f"invalid/part-{result.unit.id}.parquet"] = _parquet(_invalid(result, invalid))
+        parts[f"invalid/part-{result.unit.id}.parquet"] = parquet_bytes(_invalid(result, invalid))
     for name, content in parts.items():
         output.write(name, content)
     return {name: len(content) for name, content in parts.items()}
@@ -213,7 +216,7 @@ def encode_rows(unit: Unit, shape: FileShape, indices: list[int]) -> bytes:
 def encode_table(table: pa.Table, shape: FileShape) -> bytes:
     """Columns as a Parquet or Arrow file."""
     if shape.container is Container.PARQUET:
-        return _parquet(table)
+        return parquet_bytes(table)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -285,6 +288,8 @@ def reason_of(row: ScreenedRow, verdict: GuardedVerdict) -> str:
         return "flagged_by_guard"
     if not verdict.part:
         return "not_judged" if parts(row.judged) else "no_text"
+    if verdict.by_job_threshold:
+        return "job_threshold"
     if verdict.reason == "truncated":
         return "not_read_to_its_end"
     encoded = "_when_decoded" if verdict.encoding else ""
@@ -309,7 +314,8 @@ def _invalid(result: ScreenedUnit, indices: list[int]) -> pa.Table:
     return pa.Table.from_pylist(records, schema=INVALID)
 
 
-def _parquet(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as a Parquet file."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from reft_ray.core.errors import ReftError
 from reft_ray.screening.config import Policy, ScreenConfig
+from reft_ray.screening.dataset_threshold import DatasetThreshold
 from reft_ray.screening.file_parsing import FileShape
 from reft_ray.screening.findings import Finding, Severity, Totals, findings_of
 from reft_ray.screening.outputs import Output
@@ -59,7 +60,7 @@ class ScreenReport:
 
     `histogram` counts refusal scores in equal bins over [-1, 1]; `decided_by` counts withheld rows by the model that
     decided; `encodings` counts rows whose highest score was in a decoded text; `truncated` counts rows that were too
-    long to be read in full.
+    long to be read in full. `job_threshold` is the dataset's own threshold; None where it was switched off.
     """
 
     rows: int
@@ -80,6 +81,7 @@ class ScreenReport:
     histogram: tuple[int, ...]
     truncated: int
     findings: tuple[Finding, ...]
+    job_threshold: DatasetThreshold | None = None
 
     @property
     def counts(self) -> Counts:
@@ -113,6 +115,8 @@ def load_report(out: str) -> ScreenReport:
         for found in values["findings"]
     )
     values["histogram"] = tuple(values["histogram"])
+    if values.get("job_threshold") is not None:
+        values["job_threshold"] = DatasetThreshold.of(values["job_threshold"])
     return ScreenReport(**values)
 
 
@@ -123,6 +127,7 @@ def compose(
     config: ScreenConfig,
     reviewed: tuple[int, int] = (0, 0),
     judges: Mapping[str, Any] | None = None,
+    threshold: DatasetThreshold | None = None,
 ) -> ScreenReport:
     """The report over all units, given in row order; `reviewed` counts the rows that people approved and rejected.
 
@@ -174,6 +179,7 @@ def compose(
         histogram=tuple(total.histogram),
         truncated=total.truncated,
         findings=tuple(findings_of(signals, config.findings_off)),
+        job_threshold=threshold and replace(threshold, rows=total.reasons["job_threshold"]),
     )
 
 

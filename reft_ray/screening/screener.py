@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from reft_ray.core.cache import CachedScorer
 from reft_ray.core.conversation import Conversation
@@ -13,7 +13,7 @@ from reft_ray.core.scoring import Scorer
 from reft_ray.core.verdict import Decision
 from reft_ray.rows.checks import Fault
 from reft_ray.rows.format import Row
-from reft_ray.rows.reader import ChatRow, RowReader
+from reft_ray.rows.reader import RowReader
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
 from reft_ray.screening.file_parsing import FileShape, parse_unit
 from reft_ray.screening.guards import GuardedVerdict, GuardEnsemble
@@ -58,6 +58,79 @@ class ScreenedUnit:
     rows: Sequence[ScreenedRow]
 
 
+class ValidRow(NamedTuple):
+    """A row that can be judged; the fields are those of ScreenedRow."""
+
+    number: int
+    conversation: Conversation
+    judged: Conversation
+    group: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedUnit:
+    """A unit with its rows in order, those that are invalid with their faults."""
+
+    unit: Unit
+    shape: FileShape
+    rows: Sequence[ScreenedRow | ValidRow]
+
+    @property
+    def valid(self) -> list[ValidRow]:
+        """The rows that can be judged."""
+        return [row for row in self.rows if isinstance(row, ValidRow)]
+
+    def screened(self, verdicts: Sequence[GuardedVerdict]) -> ScreenedUnit:
+        """The unit with one verdict for each valid row, in order."""
+        made = iter(
+            ScreenedRow(
+                row.number,
+                OUTCOMES[verdict.decision],
+                conversation=row.conversation,
+                judged=row.judged,
+                verdict=verdict,
+                group=row.group,
+            )
+            for row, verdict in zip(self.valid, verdicts, strict=True)
+        )
+        rows = [next(made) if isinstance(row, ValidRow) else row for row in self.rows]
+        return ScreenedUnit(self.unit, self.shape, rows)
+
+
+class UnitParser:
+    """Parses and validates the rows of units."""
+
+    def __init__(self, config: ScreenConfig, shapes: Sequence[FileShape]) -> None:
+        self._config = config
+        self._shapes = {shape.index: shape for shape in shapes}
+        self._readers: dict[int, RowReader] = {}
+
+    def parse(self, unit: Unit) -> ParsedUnit:
+        """The rows of a unit."""
+        shape = self._shapes[unit.file]
+        parsed = parse_unit(unit, shape.container, shape.header)
+        numbers = unit.rows["row_number"].to_pylist()
+        raws = unit.rows["raw"].to_pylist()
+        reader = self._readers.setdefault(shape.index, self._reader(shape))
+        rows: list[ScreenedRow | ValidRow] = []
+        for number, raw, row in zip(numbers, raws, parsed, strict=True):
+            found = [row] if isinstance(row, Fault) else reader.read(row, raw)
+            if isinstance(found, list):
+                rows.append(ScreenedRow(number, Outcome.INVALID, tuple(found)))
+            else:
+                rows.append(ValidRow(number, found.conversation, found.judged, self._group(found.fields)))
+        return ParsedUnit(unit, shape, rows)
+
+    def _reader(self, shape: FileShape) -> RowReader:
+        return RowReader(shape.format, self._config.columns, self._config.control_tokens)
+
+    def _group(self, row: Row) -> str | None:
+        if self._config.source_column is None:
+            return None
+        value = row.get(self._config.source_column)
+        return value[:64] if isinstance(value, str) else "(none)"
+
+
 class Screener:
     """Parses, validates and judges the rows of units."""
 
@@ -71,9 +144,8 @@ class Screener:
             config.thresholds,
             config.decode,
         )
-        self._config = config
-        self._shapes = {shape.index: shape for shape in shapes}
-        self._readers: dict[int, RowReader] = {}
+        self._batch_rows = config.batch_rows
+        self._parser = UnitParser(config, shapes)
 
     @property
     def judges(self) -> dict[str, Any]:
@@ -92,38 +164,8 @@ class Screener:
 
     def screen(self, unit: Unit) -> ScreenedUnit:
         """The outcome of every row of a unit."""
-        shape = self._shapes[unit.file]
-        parsed = parse_unit(unit, shape.container, shape.header)
-        numbers = unit.rows["row_number"].to_pylist()
-        raws = unit.rows["raw"].to_pylist()
-        reader = self._readers.setdefault(shape.index, self._reader(shape))
-        rows: list[ScreenedRow | None] = [None] * len(parsed)
-        valid: list[tuple[int, ChatRow]] = []
-        for index, row in enumerate(parsed):
-            found = [row] if isinstance(row, Fault) else reader.read(row, raws[index])
-            if isinstance(found, list):
-                rows[index] = ScreenedRow(numbers[index], Outcome.INVALID, tuple(found))
-            else:
-                valid.append((index, found))
-        for start in range(0, len(valid), self._config.batch_rows):
-            batch = valid[start : start + self._config.batch_rows]
-            verdicts = self.guards.judge([chat_row.judged for _, chat_row in batch])
-            for (index, chat_row), verdict in zip(batch, verdicts, strict=True):
-                rows[index] = ScreenedRow(
-                    numbers[index],
-                    OUTCOMES[verdict.decision],
-                    conversation=chat_row.conversation,
-                    judged=chat_row.judged,
-                    verdict=verdict,
-                    group=self._group(chat_row.fields),
-                )
-        return ScreenedUnit(unit, shape, [row for row in rows if row is not None])
-
-    def _reader(self, shape: FileShape) -> RowReader:
-        return RowReader(shape.format, self._config.columns, self._config.control_tokens)
-
-    def _group(self, row: Row) -> str | None:
-        if self._config.source_column is None:
-            return None
-        value = row.get(self._config.source_column)
-        return value[:64] if isinstance(value, str) else "(none)"
+        parsed = self._parser.parse(unit)
+        texts = [row.judged for row in parsed.valid]
+        starts = range(0, len(texts), self._batch_rows)
+        batches = (self.guards.judge(texts[start : start + self._batch_rows]) for start in starts)
+        return parsed.screened([verdict for batch in batches for verdict in batch])

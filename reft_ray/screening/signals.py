@@ -148,7 +148,7 @@ class Inspector:
         return found
 
     def _sampled(self, number: int) -> bool:
-        return zlib.crc32(number.to_bytes(8, "little")) < self._sample * 2**32
+        return sampled(number, self._sample)
 
     def _language(self, text: str) -> str | None:
         """The language of a text; None for short or unclear texts."""
@@ -157,6 +157,11 @@ class Inspector:
             return None
         language, probability = _identifier().classify(sample)
         return str(language) if probability >= 0.999 else None
+
+
+def sampled(number: int, share: float) -> bool:
+    """Whether a row is in the sample with this share of rows; it depends on nothing but the row's number."""
+    return zlib.crc32(number.to_bytes(8, "little")) < share * 2**32
 
 
 @lru_cache(maxsize=1)

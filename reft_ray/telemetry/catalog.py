@@ -13,7 +13,10 @@ STREAM = Label("stream", ("moderation", "screening", "dataset", "chat"))
 TEACHER = Label("teacher", limit=16)
 PROJECT = Label("project", limit=50)
 DECISION = Label("decision", ("allow", "review", "block"))
-REASON = Label("reason", ("clear", "refusal_score", "encoded_text", "guard", "no_text", "not_a_number", "truncated"))
+REASON = Label(
+    "reason",
+    ("clear", "refusal_score", "encoded_text", "guard", "job_threshold", "no_text", "not_a_number", "truncated"),
+)
 POLICY = Label("policy", ("online", "filter", "review", "fail"))
 MODEL = Label("model", ("base", "student"))
 STAGE = Label("stage", ("teacher", "student"))

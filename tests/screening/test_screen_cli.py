@@ -42,6 +42,17 @@ def test_screening_prints_what_happened(run, dataset, tmp_path):
     assert "amber" not in result.output
 
 
+def test_the_threshold_of_the_dataset_can_be_switched_off(run, dataset, tmp_path):
+    arguments = ("screen", dataset, "--teacher", tmp_path / "teacher", "--out")
+    assert "the operator's thresholds alone apply to this dataset" in run(*arguments, tmp_path / "on").stdout
+    floor = run(*arguments, tmp_path / "floor", "--job-threshold-floor", "-0.5", "--json").stdout
+    assert (json.loads(floor)["job_threshold"]["own"], json.loads(floor)["job_threshold"]["floor"]) == (-0.5, -0.5)
+    assert run(*arguments, tmp_path / "bad", "--job-threshold-floor", "2").exit_code == 2
+    off = run(*arguments, tmp_path / "off", "--no-job-threshold", "--json").stdout
+    assert json.loads(off)["job_threshold"] is None
+    assert not (tmp_path / "off" / ".screen" / "judged").exists()
+
+
 def test_json_is_one_document(run, dataset, tmp_path):
     result = run("screen", dataset, "--teacher", tmp_path / "teacher", "--out", tmp_path / "out", "--json")
     assert json.loads(result.stdout)["kept"] == 174
