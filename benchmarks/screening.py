@@ -123,11 +123,14 @@ def throughput(folder: Path, rows: int, cost: float) -> list[dict[str, Any]]:
         ("screen, Ray, 1 actor, no findings", {"small_rows": 0, "actors": 1, "findings": False}),
         ("screen, Ray, 2 actors, no findings", {"small_rows": 0, "actors": 2, "findings": False}),
         ("screen, Ray, 2 actors", {"small_rows": 0, "actors": 2}),
+        ("screen, in process, threshold of the dataset", {"small_rows": rows, "job_threshold": True}),
+        ("screen, Ray, 2 actors, threshold of the dataset", {"small_rows": 0, "actors": 2, "job_threshold": True}),
     ]
     ensure_ray()
     for way, options in ways:
         with fresh(folder) as out:
-            run = functools.partial(screen, [str(path)], out, factory, ScreenConfig(**options))
+            config = ScreenConfig(**{"job_threshold": False} | options)
+            run = functools.partial(screen, [str(path)], out, factory, config)
             results.append({"way": way, "seconds": seconds_of(run)})
     return [
         result | {"rows": rows, "cost_us_per_text": cost * 1e6, "rows_per_second": round(rows / result["seconds"])}
