@@ -7,7 +7,7 @@ from collections.abc import MutableMapping
 
 PASSIVE = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 """Sleep instead of spinning for milliseconds, which on a machine that does other work is most of the time: while
-another process trained on both of two cores, a pass of SmolLM2 took 4 s with them, and 18 to 60 s without."""
+other processes used both of two cores, a pass of SmolLM2 took 4 s with them and 18 to 60 s without."""
 
 
 def passive_unless_chosen(environment: MutableMapping[str, str] = os.environ) -> dict[str, str]:
