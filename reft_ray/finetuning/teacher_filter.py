@@ -132,16 +132,16 @@ class FilterSelection:
         score_B[self.runtime.rank :: self.runtime.world_size] = readout.score(feature_BD).double()
         return self.runtime.all_reduce(score_B)
 
-    def readout(self, layer: int, rows: Sequence[TokenizedExample] | None = None, mix: float = 1.0) -> Readout:
-        """The readout of one layer with the present weights, at the default shrinkage."""
-        moments = self._moments(rows or self.reference, [layer], mix)[layer]
+    def readout(self, layer: int, prompts: int, mix: float = 1.0) -> Readout:
+        """The readout of one layer with the present weights, from about `prompts` reference prompts."""
+        reference = _sample_per_class(self.reference, prompts, self.config.seed)
+        moments = self._moments(reference, [layer], mix)[layer]
         return Readout.fit(moments, self.config.geometry, self.config.shrinkage or SHRINKAGES[1])
 
     def quick_auroc(self, prompts: int, mix: float = 1.0) -> float:
         """AUROC at one layer, of about `prompts` reference and `prompts` validation prompts: for early stopping."""
-        reference = _sample_per_class(self.reference, prompts, self.config.seed)
         rows = _sample_per_class(self.validation.encoded, prompts, self.config.seed)
-        readout = self.readout(self.layer, reference, mix)
+        readout = self.readout(self.layer, prompts, mix)
         score_B = self._scores(readout, self._features(rows, [self.layer], mix)[self.layer], len(rows))
         return auroc(score_B, labels_of(rows))
 

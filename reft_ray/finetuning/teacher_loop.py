@@ -42,6 +42,8 @@ EVALUATIONS = 5
 EVALUATION_SHARE = 0.1
 """Evaluations during training take about this share of its time."""
 MIN_PROMPTS = 64
+START_PROMPTS = 800
+"""Reference prompts from which REG's readout is fitted before training; the filter's own is fitted to all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ class TeacherRun:
         self._resume()
         state, config = self.state, self.config
         if config.feature == "trained" and config.geometry is not Geometry.PLAIN and self.readout is None:
-            self.readout = self.selection.readout(self.layer)
+            self.readout = self.selection.readout(self.layer, START_PROMPTS)
         self.samplers = self._samplers()
         while state.step < self.total_steps and state.stale < config.patience:
             started = time.perf_counter()

@@ -25,7 +25,7 @@ def prompt_features(
     layers: Sequence[int],
     pad_id: int,
     device: torch.device | str = "cpu",
-    max_tokens: int = 8192,
+    max_tokens: int = 2048,
     progress: Callable[[int, float], None] | None = None,
 ) -> dict[int, Tensor]:
     """f_l of every prompt in order, {layer: [B, D] float32 on the CPU}; the layers above the highest are not run.
