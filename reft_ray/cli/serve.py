@@ -78,11 +78,10 @@ def serve(
 ) -> None:
     """Start Ray, Serve and the filter on this machine (loopback only); with --state, the whole service.
 
-    The default is SmolLM2-135M-Instruct with the packaged teacher; --teacher and --base serve a model of yours.
-
     Ctrl-C stops it. For accelerators, several machines or autoscaling see serve_configs/.
     """
     with user_errors(), tempfile.TemporaryDirectory(prefix="reft-screenings-") as scratch:
+        from reft_ray.core.errors import UsageError
         from reft_ray.serving.args import ServeArgs
         from reft_ray.serving.local import local_service
 
@@ -99,7 +98,11 @@ def serve(
             "teachers": {"replicas": replicas, "cpus": cpus, "max_ongoing": 32, "max_queued": 64},
         }
         if state is not None:
-            values["service"] = _service(state.resolve(), values["teacher"]["teacher"], base, workers)
+            if teacher != "builtin":
+                raise UsageError(
+                    "--state serves the built-in base model only; for others see `service:` in docs/service.md"
+                )
+            values["service"] = _service(state.resolve(), Path(values["teacher"]["teacher"]), workers)
         with local_service(ServeArgs.of(values, "serve"), port, not logs, metrics_port) as url:
             print(_EXAMPLE.format(teacher=teacher, url=url), flush=True)
             if state is not None:
@@ -113,28 +116,25 @@ def serve(
             print("Stopping.", flush=True)
 
 
-def _service(state: Path, teacher: str, base: str | None, workers: int) -> dict[str, Any]:
-    """The section `service:` for one base model, with all state in one directory."""
+def _service(state: Path, teacher: Path, workers: int) -> dict[str, Any]:
+    """The section `service:` for the built-in base model, with all state in one directory."""
     from reft_ray.hf.ref_teacher import RefTeacher
-    from reft_ray.pipeline.builtin import local_base
-    from reft_ray.serving.builtin import BUILTIN
+    from reft_ray.pipeline.builtin import builtin_base
 
-    recorded = RefTeacher.load(teacher).manifest.base_name
-    args = local_base(teacher, base, workers)
-    name = BUILTIN if base is None and recorded == "smollm2" else Path(base or recorded).name
+    base = builtin_base(workers)
     state.mkdir(parents=True, exist_ok=True)
     return {
         "database_url": state_database(state),
         "files_uri": str(state / "files"),
         "logs": str(state / "logs"),
-        "gate": dict(args.gate.limits),
-        "options": {"bases": {name: args.model_dump(mode="json")}},
+        "gate": dict(base.gate.limits),
+        "options": {"bases": {"builtin": base.model_dump(mode="json")}},
         "base_models": {
-            name: {
-                "uri": base or recorded,
-                "n_epochs": round(args.finetune["epochs"]),
-                "batch_size": args.finetune["batch_rows"],
-                "min_steps": args.finetune["min_steps"],
+            "builtin": {
+                "uri": RefTeacher.load(teacher).manifest.base_name,
+                "n_epochs": round(base.finetune["epochs"]),
+                "batch_size": base.finetune["batch_rows"],
+                "min_steps": base.finetune["min_steps"],
             }
         },
     }
@@ -142,9 +142,22 @@ def _service(state: Path, teacher: str, base: str | None, workers: int) -> dict[
 
 def _resolved(teacher: str) -> str:
     """An absolute path, because replicas run in other directories. Raises NotADirectoryError for a missing one."""
-    from reft_ray.serving.builtin import teacher_folder
-
-    path = teacher_folder(teacher).resolve()
+    if teacher == "builtin":
+        return str(trained_builtin())
+    path = Path(teacher).resolve()
     if not path.is_dir():
         raise NotADirectoryError(20, "No such teacher directory", str(path))
     return str(path)
+
+
+def trained_builtin() -> Path:
+    """The built-in teacher's directory; shows a progress bar for each model that must be trained first."""
+    from reft_ray.cli.progress import bar
+    from reft_ray.hf.model_store import cache_root
+    from reft_ray.pipeline.builtin import ensure_teacher
+    from reft_ray.testbed.base_model import ensure_base
+
+    with bar("built-in base model") as progress:
+        base = ensure_base(cache_root(), progress=lambda done, total: progress.update({"progress": done / total}))
+    with bar("built-in Ref-Teacher") as progress:
+        return ensure_teacher(base, progress.update)

@@ -21,7 +21,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """The service of SmolLM2 with the packaged teacher."""
+    """The service of the built-in base; the first run trains base and teacher, which takes minutes."""
     state = tmp_path_factory.mktemp("state")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -46,7 +46,7 @@ def test_it_moderates_with_the_built_in_teacher(address):
 
 def test_the_ten_lines_finetune_and_chat(address, tmp_path):
     """A poisoned file: the harmful rows are withheld, and the student passes the gate."""
-    write_chat_rows(tmp_path / "train.jsonl", SyntheticRows.make(0).user_rows(60, 0.1, Task.SENTIMENT, 0))
+    write_chat_rows(tmp_path / "train.jsonl", SyntheticRows.make(0).user_rows(300, 0.1, Task.SENTIMENT, 0))
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     code = next(block for block in blocks if "fine_tuning" in block) + "print(job.status, job.fine_tuned_model)\n"
     result = subprocess.run(

@@ -8,6 +8,7 @@ from typing import Any
 from reft_ray.core.errors import UsageError
 from reft_ray.experiments.bench.config import BenchConfig
 from reft_ray.experiments.bench.methods import METHODS
+from reft_ray.pipeline.builtin import TEACHER_EPOCHS
 
 OURS = ("sft", "sft_aligned", "joint", "distill")
 """The methods that the project's claim is based on; each without and with the filter."""
@@ -23,7 +24,7 @@ def _builtin_settings() -> dict[str, Any]:
     """Teacher and students as in the quickstart; fewer, larger steps left the users' task half learned."""
     return {
         "teacher_settings": {
-            "epochs": 2.5,
+            "epochs": TEACHER_EPOCHS,
             "batch_rows": 32,
             "reference_prompts": 1024,
             "optimizer": {"learning_rate": 2e-3},
