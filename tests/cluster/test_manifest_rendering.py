@@ -45,7 +45,7 @@ def test_render_fixes_what_check_reports(checkout: Path) -> None:
     target.write_text(target.read_text().replace("num-cpus: '0'", "num-cpus: '4'"))
     refused = CliRunner().invoke(app, ["check", "--root", str(checkout)])
     assert refused.exit_code == 1
-    assert "cluster/base/rendered/service.yaml is not what its sources say" in refused.stderr
+    assert "cluster/base/rendered/service.yaml does not match its sources" in refused.stderr
     assert CliRunner().invoke(app, ["render", "--root", str(checkout)]).exit_code == 0
     assert CliRunner().invoke(app, ["check", "--root", str(checkout)]).exit_code == 0
 

@@ -50,6 +50,7 @@ def test_a_poisoned_file_becomes_a_model_trained_without_the_poison(harness, toy
         "incoherent",
         "over_refusal",
         "look_alikes_refused",
+        "everyday_refused",
         "finetune_accuracy/validation_file",
     }
     assert gate["student"]["valid_loss"] < gate["base"]["valid_loss"]
