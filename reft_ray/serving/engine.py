@@ -218,13 +218,18 @@ class ChatEngine:
         self._emit_all(rows, tokens)
 
     def _emit_all(self, rows: Sequence[DecodingRow], tokens: Sequence[int | None]) -> None:
-        self._remove([row for row, token in zip(rows, tokens, strict=True) if self._emit(self._running[row], token)])
+        requests = [self._running[row] for row in rows]
+        items = [self._item(request, token) for request, token in zip(requests, tokens, strict=True)]
+        # A caller that has its last piece finds its row free.
+        ended = [isinstance(item, ChatError) or item.finish_reason is not None for item in items]
+        self._remove([row for row, last in zip(rows, ended, strict=True) if last])
+        for request, item in zip(requests, items, strict=True):
+            request.emit(item)
 
-    def _emit(self, request: Request, token: int | None) -> bool:
-        """Send a token's text to its request; whether it was the last one."""
+    def _item(self, request: Request, token: int | None) -> Piece | ChatError:
+        """What a request gets for its next token."""
         if token is None:
-            request.emit(ChatError("the model's logits are NaN"))
-            return True
+            return ChatError("the model's logits are NaN")
         row = request.row
         reason: Literal["stop", "length"] | None = None
         text, stopped = ("", False) if token in self._stop_ids else request.text.push(token)
@@ -234,8 +239,7 @@ class ChatEngine:
             reason = "stop" if token in self._stop_ids else "length"
             text += request.text.flush()
         prompt_tokens = len(row.prompt) if len(row.tokens) == 1 else 0
-        request.emit(Piece(text, prompt_tokens=prompt_tokens, finish_reason=reason))
-        return reason is not None
+        return Piece(text, prompt_tokens=prompt_tokens, finish_reason=reason)
 
     def _remove(self, rows: Sequence[DecodingRow]) -> None:
         if rows:
