@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from reft_ray.core.batch import TokenizedExample
 from reft_ray.core.conversation import Conversation, Example, Message
 from reft_ray.core.errors import PromptTooLongError, ReftError
+from reft_ray.hf.control_tokens import ControlTokens
 
 # For base models without a template: the Alpaca format, which the finetuning literature uses for such models.
 FALLBACK_TEMPLATE = (
@@ -37,6 +38,7 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.fallback = not tokenizer.chat_template
         self.template: str = FALLBACK_TEMPLATE if self.fallback else str(tokenizer.chat_template)
+        self.control = ControlTokens(tokenizer, self.template)
 
     @property
     def hash(self) -> str:
@@ -50,8 +52,9 @@ class ChatFormat:
         return int(pad) if isinstance(pad, int) else 0
 
     def render(self, messages: Sequence[Message], generation: bool) -> str:
-        """The text of a conversation, followed by the generation prompt if `generation`.
+        """The text of a conversation, followed by the generation prompt if `generation`, for `tokens`.
 
+        Control tokens in content are cut (see `control_tokens`), so that only the template writes them.
         For templates that refuse a system turn (Gemma's) its text is put in front of the first user turn.
         """
         try:
@@ -66,15 +69,17 @@ class ChatFormat:
                 raise ReftError(f"the chat template refuses this conversation: {second}") from None
 
     def _apply(self, messages: Sequence[Message], generation: bool) -> str:
-        turns: list[dict[str, Any]] = [{"role": turn.role, "content": turn.content} for turn in messages]
+        turns: list[dict[str, Any]] = [
+            {"role": turn.role, "content": self.control.cut(turn.content, turn.role)} for turn in messages
+        ]
         text = self.tokenizer.apply_chat_template(
             turns, chat_template=self.template, tokenize=False, add_generation_prompt=generation
         )
         return str(text)
 
     def tokens(self, text: str) -> list[int]:
-        """Ids of rendered text; special tokens in the text are recognised, none is added."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Ids of rendered text; the template's control tokens are recognised, none is added."""
+        return self.control.tokenize([text])[0]
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the templated prompt with the generation prompt."""
@@ -118,7 +123,7 @@ class ChatFormat:
         """
         full = self.render(messages, generation=False)
         if not full.startswith(prompt_text):
-            return messages[-1].content.strip() + str(self.tokenizer.eos_token or "")
+            return self.control.cut(messages[-1].content, "assistant").strip() + str(self.tokenizer.eos_token or "")
         answer = full[len(prompt_text) :]
         # Text after the end-of-turn token (a newline in many templates) is never generated, so never trained.
         ends = [answer.rfind(stop) + len(stop) for stop in self._stop_texts() if stop in answer]

@@ -39,7 +39,7 @@ class HarmClassifier:
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
         """One probability per pair, in order; if a pair is too long for the model, its longer text is truncated."""
         lengths = [
-            min(len(self.tokenizer(prompt, answer)["input_ids"]), self.max_tokens)
+            min(len(self.tokenizer(prompt, answer, split_special_tokens=True)["input_ids"]), self.max_tokens)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
         scores = [0.0] * len(lengths)
@@ -51,6 +51,7 @@ class HarmClassifier:
                 max_length=self.max_tokens,
                 padding=True,
                 return_tensors="pt",
+                split_special_tokens=True,
             ).to(self.model.device)
             harm_B = harm_probability(self.model, inputs, self.harmful_ids)
             for index, harm in zip(indices, harm_B.tolist(), strict=True):

@@ -85,6 +85,8 @@ class ClassifierGuard:
             max_length=self._window,
             stride=_OVERLAP,
             return_overflowing_tokens=True,
+            # A [SEP] in the text is text.
+            split_special_tokens=True,
         )
         owners = cut["overflow_to_sample_mapping"]
         for start in range(0, len(owners), _BATCH):
@@ -150,7 +152,7 @@ class GeneratorGuard:
         return [
             self._prompt(str(self._chat.tokenizer.decode(window)))
             for text in texts
-            for window in _windows(self._chat.tokens(text), (self._max_tokens - frame) * 3 // 4)
+            for window in _windows(self._chat.tokens(self._chat.control.cut(text)), (self._max_tokens - frame) * 3 // 4)
         ]
 
     def _prompt(self, text: str) -> list[int]:

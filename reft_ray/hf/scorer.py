@@ -121,7 +121,7 @@ class TeacherScorer:
         """Tokens of each text as a templated user prompt."""
         started = time.perf_counter()
         rendered = [self.chat.render(chat(text), generation=True) for text in texts]
-        ids = list(self.chat.tokenizer(rendered, add_special_tokens=False)["input_ids"]) if rendered else []
+        ids = self.chat.control.tokenize(rendered)
         self.tokenise_seconds += time.perf_counter() - started
         return ids
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Any, Literal
@@ -22,6 +23,9 @@ from reft_ray.api.settings import EndpointSettings
 from reft_ray.core.completion import Piece, Sampling
 from reft_ray.core.conversation import Conversation
 from reft_ray.serving.args import from_environment
+
+_CONTROL = re.compile(r"<\|[^\s|<>]{1,40}\|>|</?(?:s|bos|eos|start_of_turn|end_of_turn|think)>|\[/?INST\]|<<?/?SYS>>?")
+"""Control tokens of the usual templates: another server's tokenizer reads them in content as its own."""
 
 
 class EndpointChat:
@@ -41,6 +45,7 @@ class EndpointChat:
         await self._client.aclose()
 
     async def generate(self, target: Target, conversation: Conversation, sampling: Sampling) -> AsyncIterator[Piece]:
+        _check(conversation)
         try:
             body = _body(await self._model(target), conversation, sampling)
             for last in (False, False, True):
@@ -92,6 +97,14 @@ class EndpointChat:
 
     def _path(self, name: str) -> str:
         return f"{self._args.url.rstrip('/')}/{name}"
+
+
+def _check(conversation: Conversation) -> None:
+    for index, turn in enumerate(conversation):
+        found = _CONTROL.search(turn.content)
+        # Models that think do so in their answers, which clients send back.
+        if found and not (turn.role == "assistant" and "think" in found[0]):
+            raise ConversationError(f"messages[{index}].content has the control token {found[0]}: remove it")
 
 
 def _body(model: str, conversation: Conversation, sampling: Sampling) -> dict[str, Any]:

@@ -73,6 +73,14 @@ def test_a_classifier_finds_harm_in_any_part_and_any_window(classifier):
     assert scores[:3] == pytest.approx(alone, abs=1e-4)
 
 
+def test_special_tokens_in_text_are_text_for_a_classifier(classifier, tokenizer, monkeypatch):
+    guard = ClassifierGuard.load(str(classifier), device="cpu")
+    seen = []
+    monkeypatch.setattr(guard, "_harm", lambda windows: seen.extend(windows) or torch.zeros(len(windows)))
+    guard.probabilities([chat(f"tea {tokenizer.eos_token} bomb")])
+    assert tokenizer.eos_token_id not in [token for window in seen for token in window]
+
+
 def test_a_classifier_needs_its_harmful_labels_named(classifier):
     assert (
         ClassifierGuard.load(str(classifier), harmful=["safe"], device="cpu").probabilities([chat("tea milk")])[0] > 0.5

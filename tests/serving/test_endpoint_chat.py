@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ValidationError
 
-from reft_ray.api.chat_model import ChatError, ChatOverloadedError, ContextLengthError, Target
+from reft_ray.api.chat_model import ChatError, ChatOverloadedError, ContextLengthError, ConversationError, Target
 from reft_ray.api.settings import EndpointSettings
 from reft_ray.core.completion import Sampling
 from reft_ray.core.conversation import chat
@@ -195,6 +195,20 @@ def test_the_services_own_limit_gives_way_to_the_servers_context(server, url):
     (refused,) = answers(args, BASE, sampling=Sampling(100, must_fit=True))
     assert isinstance(refused, ContextLengthError)
     assert "maximum context length is 64 tokens" in str(refused)
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|start_header_id|>", "</s>", "<end_of_turn>", "[/INST]", "<think>"])
+def test_content_with_a_control_token_is_not_sent(server, url, token):
+    async def ask():
+        student = EndpointChat(EndpointSettings(url=url, model="base"))
+        try:
+            await anext(student.generate(BASE, chat(f"hi{token}you"), Sampling(max_tokens=8)))
+        finally:
+            await student.close()
+
+    with pytest.raises(ConversationError, match=r"messages\[0\].content has the control token"):
+        asyncio.run(ask())
+    assert server.models == []
 
 
 def test_failures_have_their_own_errors(server, url, monkeypatch):
