@@ -2,8 +2,8 @@
 
     python -m reft_ray.experiments.prepared_teacher --rows DIR --out reft_ray/teachers/smollm2
 
-Only rows under permissive licences are used, and no outputs of other models. Refusals and part of the helpful answers
-are the project's own sentences (`reft_ray.testbed`).
+Only prompts under permissive licences are used. Refusals are the project's own sentences (`reft_ray.testbed`), helpful
+answers those of the base model itself (Apache-2.0): the teacher learns to refuse and keeps its other answers.
 """
 
 from __future__ import annotations
@@ -11,97 +11,150 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from reft_ray.atomic import atomic_write
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.finetuning.config import Resources, TeacherConfig
-from reft_ray.finetuning.prompts import hold_out_sources
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
+from reft_ray.hf.compute import default_device
+from reft_ray.hf.generate import load_responder
 from reft_ray.testbed.answers import refusal
 from reft_ray.testbed.synthetic import Sizes, SyntheticRows
 
+BASE = "smollm2"
 LICENCES = {"Apache-2.0", "MIT", "CC BY 4.0", "CC BY-SA 3.0"}
 VALIDATION_SOURCES = ("catqa", "harmbench_advtrain", "certified_safe", "self_instruct_seed")
 SYNTHETIC = "reft_ray synthetic rows"
-STEPS = 90
+STEPS = 240
+BATCH_ROWS = 16
 VALIDATION_PROMPTS = 600
-ANSWERED = 450
-"""Answered rows of each label from the public sources; the rest takes part in the refusal feature only."""
-ANSWER_CHARACTERS = 300
+ANSWERED_PER_SOURCE = 480
+"""Harmless prompts of each source that the base answers once; they repeat where a run needs more rows."""
+ANSWER_TOKENS = 40
+PROMPT_CHARACTERS = 240
 
 
 def settings(steps: int, rows: int) -> TeacherConfig:
-    """Stage 1 for SmolLM2; rank 4 and one layer keep the artefact under 8 MB. `rows` are those with answers.
+    """Stage 1 for SmolLM2: every row has an answer, so REG and cross entropy share one pass of the model.
 
-    The filter reads the model's own features (feature=base): the adapter only learns to refuse and to answer.
+    The rank and the number of layers that are read keep the artefact under 8 MB.
     """
-    batch_rows = 12
     return TeacherConfig.of(
         {
-            "base": "smollm2",
-            "epochs": steps * batch_rows / rows,
-            "batch_rows": batch_rows,
-            "micro_batch_tokens": 2048,
+            "base": BASE,
+            "epochs": steps * BATCH_ROWS / rows,
+            "batch_rows": BATCH_ROWS,
+            "answered_rows": 1.0,
             "max_tokens": 128,
-            "feature": "base",
             "lora": {"rank": 4},
+            "layer": 20,
             "optimizer": {"learning_rate": 1e-3},
             "sweep": (0.6, 0.8),
             "average_layers": 1,
-            "reference_prompts": 1200,
+            "reference_prompts": 1600,
             "answer_sample": 200,
+            "patience": 1000,
             "checkpoint_every": 40,
             "log_every": 5,
         }
     )
 
 
-def teacher_data(folder: Path, seed: int = 0) -> tuple[TeacherData, dict[str, Any]]:
-    """The training data from a directory of labelled rows, and what the card says about it."""
-    rng = random.Random(seed)  # noqa: S311
+@dataclass(frozen=True, slots=True)
+class _Pools:
+    """Permissive prompts: training by source, validation, and how many there are of each source, licence and label."""
+
+    training: Mapping[tuple[Label, str], Sequence[Example]]
+    validation: Sequence[Example]
+    counts: Counter[tuple[str, str, str]]
+
+
+def _pools(prompts: Path, seed: int) -> _Pools:
+    rng = random.Random(seed)  # noqa: S311 - an order, not a secret
     counts: Counter[tuple[str, str, str]] = Counter()
     rows = []
-    for row in _permissive(folder / "prompts.jsonl"):
-        label = Label(row["label"])
-        response = refusal(rng) if label is Label.HARMFUL else None
-        rows.append(Example(chat(row["prompt"], response), label, row["source"]))
-        counts[row["source"], row["licence"], label] += 1
+    for row in _permissive(prompts):
+        counts[row["source"], row["licence"], row["label"]] += 1
+        if len(row["prompt"]) <= PROMPT_CHARACTERS:
+            rows.append(Example(chat(row["prompt"]), Label(row["label"]), row["source"]))
+    for row in SyntheticRows.make(seed, Sizes(teacher_train=2000)).teacher_train:
+        counts[SYNTHETIC, "Apache-2.0", row.label or ""] += 1
+        rows.append(Example(row.prompt, row.label, SYNTHETIC))
     rng.shuffle(rows)
-    train, validation = hold_out_sources(rows, VALIDATION_SOURCES)
-    train = _with_answers(train, ANSWERED)
-    helpful = [
-        Example(chat(row["prompt"], row["response"]), Label.HARMLESS, row["source"])
-        for row in _permissive(folder / "answers.jsonl")
-        if row["source"] not in VALIDATION_SOURCES and len(row["response"]) <= ANSWER_CHARACTERS
-    ][:ANSWERED]
-    validation = validation[:VALIDATION_PROMPTS]
-    synthetic = SyntheticRows.make(seed, Sizes(teacher_train=1200)).teacher_train
-    train += [replace(row, source=SYNTHETIC) for row in synthetic]
-    counts[SYNTHETIC, "Apache-2.0", "both"] += len(synthetic)
+    training: dict[tuple[Label, str], list[Example]] = {}
+    for row in rows:
+        if row.label is not None and row.source not in VALIDATION_SOURCES:
+            training.setdefault((row.label, row.source), []).append(row)
+    validation = [row for row in rows if row.source in VALIDATION_SOURCES][:VALIDATION_PROMPTS]
+    return _Pools(training, validation, counts)
+
+
+def teacher_data(
+    prompts: Path, answer: Callable[[Sequence[Example]], Sequence[Example]], steps: int = STEPS, seed: int = 0
+) -> TeacherData:
+    """The training rows of `steps` steps, equal shares of the sources of each label, and what the card says of them.
+
+    `answer` answers harmless prompts; rows that it does not return are not learned.
+    """
+    pools = _pools(prompts, seed)
+    rng = random.Random(f"{seed}/refusals")  # noqa: S311
+    train: list[Example] = []
+    for label in Label:
+        sources = [rows for (of, _), rows in sorted(pools.training.items()) if of is label]
+        each = steps * BATCH_ROWS // 2 // len(sources)
+        for rows in sources:
+            if label is Label.HARMLESS:
+                train += islice(cycle(answer(rows[:ANSWERED_PER_SOURCE])), each)
+            else:
+                train += [
+                    replace(row, messages=chat(row.prompt[-1].content, refusal(rng))) for row in _repeated(rows, each)
+                ]
+    rng.shuffle(train)
     sources = [
         {"source": source, "licence": licence, "label": label, "prompts": count, "use": _use(source)}
-        for (source, licence, label), count in sorted(counts.items())
+        for (source, licence, label), count in sorted(pools.counts.items())
     ]
-    return TeacherData(train, validation, helpful, sources), {"sources": sources}
+    return TeacherData(train, pools.validation, sources=sources)
 
 
-def _with_answers(rows: Sequence[Example], most: int) -> list[Example]:
-    """The rows, with answers kept for the first `most` of each label."""
-    left = dict.fromkeys(Label, most)
-    out = []
-    for row in rows:
-        if row.answered and row.label is not None and left[row.label]:
-            left[row.label] -= 1
-            out.append(row)
-        else:
-            out.append(replace(row, messages=row.prompt))
-    return out
+def _repeated(rows: Sequence[Example], count: int) -> list[Example]:
+    return list(islice(cycle(rows), count))
+
+
+def base_answers(cache: Path) -> Callable[[Sequence[Example]], list[Example]]:
+    """Answers of the base model, cut after the last whole sentence; kept in the file `cache`, prompt by prompt."""
+    known: dict[str, str] = json.loads(cache.read_text(encoding="utf-8")) if cache.is_file() else {}
+
+    def answer(rows: Sequence[Example]) -> list[Example]:
+        new = [row for row in rows if row.prompt[-1].content not in known]
+        if new:
+            respond = load_responder(BASE, None, ANSWER_TOKENS, default_device())
+            known.update(
+                zip((row.prompt[-1].content for row in new), respond([row.prompt for row in new]), strict=True)
+            )
+            with atomic_write(cache) as scratch:
+                scratch.write_text(json.dumps(known), encoding="utf-8")
+        texts = [whole_sentences(known[row.prompt[-1].content]) for row in rows]
+        return [
+            replace(row, messages=chat(row.prompt[-1].content, text))
+            for row, text in zip(rows, texts, strict=True)
+            if text
+        ]
+
+    return answer
+
+
+def whole_sentences(text: str) -> str:
+    """The text up to its last full stop, question or exclamation mark; empty if there is none."""
+    return text[: max(text.rfind(mark) for mark in ".!?") + 1].strip()
 
 
 def _use(source: str) -> str:
@@ -116,20 +169,22 @@ def _permissive(file: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def main(
-    rows: Annotated[Path, typer.Option(help="Directory with prompts.jsonl and answers.jsonl.")],
+    rows: Annotated[Path, typer.Option(help="Directory with prompts.jsonl.")],
     out: Annotated[Path, typer.Option(help="Directory of the artefact.")],
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = STEPS,
 ) -> None:
-    """Train the prepared teacher."""
-    data, about = teacher_data(rows)
-    config = settings(steps, sum(row.answered for row in (*data.train, *data.answers)))
+    """Train the prepared teacher. An interrupted run resumes."""
+    answers = base_answers(out.with_name(f".{out.name}-answers.json"))
+    data = teacher_data(rows / "prompts.jsonl", answers, steps)
+    config = settings(steps, len(data.train))
+    resources = Resources(workers=0, gpus_per_worker=int(default_device() == "cuda"))
 
     def report(metrics: Mapping[str, Any]) -> None:
         shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in metrics.items() if v is not None}
         print(json.dumps(shown), flush=True)
 
-    made = prepare_teacher(config, data, out, Resources(workers=0), f"prepared-{steps}", report)
-    print(json.dumps({"id": made.id, **about}, indent=1))
+    made = prepare_teacher(config, data, out, resources, f"prepared-{steps}", report)
+    print(json.dumps({"id": made.id, "sources": data.sources}, indent=1))
 
 
 if __name__ == "__main__":

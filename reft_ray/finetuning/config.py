@@ -85,8 +85,11 @@ class TeacherConfig(Training):
     reference_prompts: int = Field(1600, ge=2)
     answer_sample: int = Field(500, ge=1)
     window_tokens: int | None = Field(None, ge=16, description="default: as long as 99 % of the training prompts")
-    answered_rows: float = Field(0.5, ge=0, le=1)
+    answered_rows: float = Field(
+        0.5, ge=0, le=1, description="share of a batch with answers; 1: REG acts on these rows alone, in the same pass"
+    )
     balanced: bool = True
+    balanced_sources: bool = Field(True, description="REG sees the prompts of each source equally often")
     evaluate_every: int | None = Field(None, ge=1)
     patience: int = Field(5, ge=1)
     tolerance: float = Field(0.005, ge=0, description="checkpoints rank alike within this much AUROC")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -109,6 +110,18 @@ def build_teacher(runtime: Runtime, config: TeacherConfig, model: TrainableModel
     runtime.report({"step": 0, "progress": 1.0, "note": train.skipped.note}, write)
 
 
+def equal_shares(rows: Sequence[TokenizedExample], sources: Sequence[str]) -> list[TokenizedExample]:
+    """Rows of every source and label as often as those of the largest source with that label, by repeating them.
+
+    A direction learned mostly from one large source separates that source, not harm.
+    """
+    groups: dict[tuple[str, Label | None], list[TokenizedExample]] = {}
+    for row, source in zip(rows, sources, strict=True):
+        groups.setdefault((source, row.label), []).append(row)
+    largest = {label: max(len(g) for (_, other), g in groups.items() if other == label) for _, label in groups}
+    return [row for (_, label), group in groups.items() for row in islice(cycle(group), largest[label])]
+
+
 @dataclass
 class TeacherState(TrainState):
     """Rows so far, the samplers' positions, and the best checkpoint; `stale` evaluations have not improved on it."""
@@ -169,7 +182,9 @@ class TeacherRun:
         """Prompts per class for REG (all of them), and answered rows per class for the cross entropy."""
         groups = {"answer": self.answered}
         if self.config.feature == "trained":
-            groups["prompt"] = [row.prompt_only() for row in self.rows]
+            prompts = [row.prompt_only() for row in self.rows]
+            sources = [row.source for row in self.data.train]
+            groups["prompt"] = equal_shares(prompts, sources) if self.config.balanced_sources else prompts
         samplers = {}
         for name, rows in groups.items():
             for label in Label:
@@ -185,7 +200,7 @@ class TeacherRun:
         self._resume()
         state, config = self.state, self.config
         if config.feature == "trained" and config.geometry is not Geometry.PLAIN and self.readout is None:
-            self.readout = self.selection.readout(self.layer, START_PROMPTS)
+            self.readout = self.selection.readout(self.layer, START_PROMPTS).to(self.runtime.device)
         self.samplers = self._samplers()
         while state.step < self.total_steps and state.stale < config.patience:
             started = time.perf_counter()
@@ -202,7 +217,7 @@ class TeacherRun:
         count = config.batch_rows // 2
         answers_each = round(count * config.answered_rows)
         prompts_each = dict.fromkeys(Label, max(1, count))
-        if config.feature == "base":
+        if config.feature == "base" or config.answered_rows == 1:
             answers_each, prompts_each = count, {}
         elif not config.balanced:
             harmful = sum(row.label == Label.HARMFUL for row in self.rows) / len(self.rows)

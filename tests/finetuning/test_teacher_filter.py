@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from reft_ray.core.batch import TokenizedExample
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.config import Resources, TeacherConfig
-from reft_ray.finetuning.teacher_loop import TeacherData
+from reft_ray.finetuning.teacher_loop import TeacherData, equal_shares
 from reft_ray.finetuning.trainer import prepare_teacher
 from reft_ray.hf.ref_teacher import RefTeacher, content_id
 
@@ -87,3 +89,16 @@ def test_readouts_of_another_width_or_layer_are_refused(llama: Path, tmp_path: P
         (made.folder / "teacher.json").write_text(json.dumps({"id": content_id(made.folder, values), **values}))
         with pytest.raises(ReftError, match=message):
             RefTeacher.load(made.folder)
+
+
+def test_reg_sees_every_source_of_a_label_equally_often() -> None:
+    counts = {("forum", Label.HARMFUL): 5, ("list", Label.HARMFUL): 2, ("chat", Label.HARMLESS): 3}
+    rows, sources = [], []
+    for (source, label), count in counts.items():
+        rows += [TokenizedExample([n], [False], 0, label, n) for n in range(count)]
+        sources += [source] * count
+
+    shared = equal_shares(rows, sources)
+
+    assert Counter(row.label for row in shared) == {Label.HARMFUL: 10, Label.HARMLESS: 3}
+    assert Counter(row.index for row in shared if row.label is Label.HARMFUL) == {0: 4, 1: 3, 2: 1, 3: 1, 4: 1}
