@@ -95,6 +95,8 @@ class LocalModerator:
                     verdicts = await asyncio.to_thread(judge, self._scorer, conversations, thresholds)
         except TimeoutError:
             raise DeadlineError("the teacher did not answer in time") from None
+        except Exception as error:
+            raise ModeratorError(f"the teacher failed: {type(error).__name__}") from error
         return ModerationBatch(self._scorer.teacher_id, verdicts)
 
     async def info(self) -> TeacherInfo:

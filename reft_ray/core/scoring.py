@@ -8,26 +8,36 @@ from typing import Protocol, runtime_checkable
 
 from reft_ray.core.conversation import Conversation, parts
 from reft_ray.core.decoding import readings
-from reft_ray.core.verdict import Calibration, Decision, Thresholds, Verdict, nan_as_max
+from reft_ray.core.verdict import Calibration, Decision, ScoreError, Thresholds, Verdict, finite
 
 
 @dataclass(frozen=True, slots=True)
 class TextScore:
-    """The refusal score of one text: its highest over `windows`; `truncated` if part of it was not read."""
+    """The refusal score of one text: its highest over `windows`; `truncated` if part of it was not read.
+
+    `span` has the first and last character (exclusive) of the window with that score; None is the whole text.
+
+    Raises ScoreError for a score that is not finite, so that none is cached or judged.
+    """
 
     score: float
     windows: int = 1
     truncated: bool = False
+    span: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        finite(self.score)
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """One reading of one part: the part's name, and the index of its text among those that are scored."""
+    """One reading of one part: the part's name and length, and the index of its text among those that are scored."""
 
     part: str
     encoding: str | None
     text: int
     offset: float
+    length: int
 
 
 @runtime_checkable
@@ -71,7 +81,7 @@ def judge(
     """Verdicts on rows, in order.
 
     All readings of all parts of all rows go to the scorer in one call, each distinct text once. A row without
-    any text is blocked. One that was not read to its end needs review.
+    any text is blocked. One that was not read to its end needs review. Raises ScoreError.
     """
     wanted: dict[str, int] = {}
     rows: list[list[_Reading]] = []
@@ -80,9 +90,12 @@ def judge(
         for part in parts(conversation):
             offset = scorer.response_offset if part.role == "assistant" else 0.0
             for encoding, text in decode(part.text):
-                row.append(_Reading(part.name, encoding, wanted.setdefault(text, len(wanted)), offset))
+                index = wanted.setdefault(text, len(wanted))
+                row.append(_Reading(part.name, encoding, index, offset, len(part.text)))
         rows.append(row)
     scores = scorer.score(list(wanted)) if wanted else []
+    if len(scores) != len(wanted):
+        raise ScoreError(f"teacher {scorer.teacher_id} gave {len(scores)} scores for {len(wanted)} texts")
     limits = thresholds or scorer.thresholds
     return [_verdict(row, scores, limits, scorer.calibration) for row in rows]
 
@@ -90,7 +103,7 @@ def judge(
 def _verdict(row: list[_Reading], scores: list[TextScore], limits: Thresholds, calibration: Calibration) -> Verdict:
     if not row:
         return Verdict(Decision.BLOCK, 1.0, 1.0, limits.block, part="", windows=0, truncated=True)
-    best = max(row, key=lambda item: nan_as_max(scores[item.text].score - item.offset))
+    best = max(row, key=lambda item: scores[item.text].score - item.offset)
     top = scores[best.text]
     applied = limits.raised(best.offset)
     decision = applied.decide(top.score)
@@ -106,4 +119,6 @@ def _verdict(row: list[_Reading], scores: list[TextScore], limits: Thresholds, c
         encoding=best.encoding,
         windows=sum(scores[item.text].windows for item in row),
         truncated=truncated,
+        # A decoded text has other positions than the part that it was found in.
+        span=(0, best.length) if best.encoding or top.span is None else top.span,
     )

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+from reft_ray.core.errors import ReftError
+
 
 class Decision(StrEnum):
     """The decision on a row."""
@@ -15,9 +17,15 @@ class Decision(StrEnum):
     BLOCK = "block"
 
 
-def nan_as_max(score: float) -> float:
-    """The sort key of harmful scores: NaN counts as the highest (fail closed)."""
-    return math.inf if math.isnan(score) else score
+class ScoreError(ReftError):
+    """A scorer gave something that is no score: there is no verdict."""
+
+
+def finite(score: float) -> float:
+    """The score. Raises ScoreError for NaN and infinities, which compare with thresholds but say nothing."""
+    if not math.isfinite(score):
+        raise ScoreError(f"a score is {score}: the model's weights or precision are broken, so it must be replaced")
+    return score
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +46,8 @@ class Thresholds:
         return Thresholds(min(1.0, self.review + offset), min(1.0, self.block + offset)) if offset else self
 
     def decide(self, score: float) -> Decision:
-        """The decision for one refusal score; NaN blocks (fail closed)."""
-        if math.isnan(score) or score > self.block:
+        """The decision for one refusal score. Raises ScoreError for one that is not finite."""
+        if finite(score) > self.block:
             return Decision.BLOCK
         return Decision.REVIEW if score > self.review else Decision.ALLOW
 
@@ -63,7 +71,9 @@ class Verdict:
 
     `score` is the highest refusal score of the row's parts and `part` names the part with it;
     `encoding` is that part's encoding (`base64`, `rot13`, ...), None for plain text; `threshold` is the block threshold
-    that was applied to it; `windows` counts the windows scored over all parts.
+    that was applied to it; `windows` counts the windows scored over all parts. `span` has the first and last character
+    (exclusive) of the window with the score, in that part; None where it is not known. `categories` and `hazards` are
+    OpenAI's and MLCommons' names of the harm (`core.hazards`); the teacher itself has none.
     """
 
     decision: Decision
@@ -74,14 +84,15 @@ class Verdict:
     encoding: str | None = None
     windows: int = 1
     truncated: bool = False
+    span: tuple[int, int] | None = None
+    categories: tuple[str, ...] = ()
+    hazards: tuple[str, ...] = ()
 
     @property
     def reason(self) -> str:
         """The reason, as a label of the telemetry catalogue."""
         if self.windows == 0:
             return "no_text"
-        if math.isnan(self.score):
-            return "not_a_number"
         if self.decision is Decision.ALLOW:
             return "clear"
         if self.truncated and self.decision is Decision.REVIEW:

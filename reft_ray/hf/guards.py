@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reft_ray.core.conversation import Conversation, Message, parts
 from reft_ray.core.errors import ReftError
-from reft_ray.core.verdict import nan_as_max
+from reft_ray.core.verdict import finite
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.classifier import harm_probability
 from reft_ray.hf.compute import default_device
@@ -74,7 +74,7 @@ class ClassifierGuard:
         for start in range(0, len(texts), _BATCH):
             for text, score in self._scores(texts[start : start + _BATCH]):
                 owner = owners[start + text]
-                highest[owner] = max(highest.get(owner, 0.0), score, key=nan_as_max)
+                highest[owner] = max(highest.get(owner, 0.0), finite(score))
         return [highest.get(owner, 1.0) for owner in range(len(conversations))]
 
     def _scores(self, texts: list[str]) -> Iterator[tuple[int, float]]:
@@ -131,7 +131,7 @@ class GeneratorGuard:
     def probabilities(self, conversations: Sequence[Conversation]) -> list[float]:
         """One probability per conversation, in order; a conversation without text counts as harmful."""
         return [
-            max(map(self._probability, self._prompts(turns)), key=nan_as_max, default=1.0) for turns in conversations
+            max(map(self._probability, self._prompts(turns)), default=1.0) for turns in conversations
         ]
 
     def _prompts(self, conversation: Conversation) -> list[list[int]]:
@@ -170,7 +170,7 @@ class GeneratorGuard:
             for index, answer in enumerate(self._answers)
         ]
         safe, unsafe = torch.stack(likelihoods).view(2, 2).logsumexp(dim=1)
-        return float(torch.sigmoid(unsafe - safe))
+        return finite(float(torch.sigmoid(unsafe - safe)))
 
 
 def _likelihood(logits_TV: Tensor, answer: list[int]) -> Tensor:

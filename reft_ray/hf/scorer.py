@@ -20,7 +20,7 @@ from reft_ray.core.conversation import chat
 from reft_ray.core.geometry import Readouts
 from reft_ray.core.refusal import prompt_feature
 from reft_ray.core.scoring import TextScore
-from reft_ray.core.verdict import Calibration, Thresholds, nan_as_max
+from reft_ray.core.verdict import Calibration, Thresholds, finite
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.compute import ParallelPasses, parallel_passes_if_faster
 from reft_ray.hf.forward import TruncatedModel, decoder_layers
@@ -105,17 +105,28 @@ class TeacherScorer:
 
     def score(self, texts: Sequence[str]) -> list[TextScore]:
         """One TextScore per text, in order; equal to a plain forward pass whatever else is in the call."""
+        prompts = self.prompt_ids(texts)
         windows: list[_Window] = []
+        owned: list[range] = []
         truncated = [False] * len(texts)
-        for index, ids in enumerate(self.prompt_ids(texts)):
+        for index, ids in enumerate(prompts):
             pieces, truncated[index] = self._windows.split(ids)
+            owned.append(range(len(windows), len(windows) + len(pieces)))
             windows += [_Window(index, piece) for piece in pieces]
-        best = [-1.0] * len(texts)
-        count = [0] * len(texts)
-        for window, value in zip(windows, self.score_tokens([w.ids for w in windows]), strict=True):
-            best[window.text] = max(best[window.text], value, key=nan_as_max)
-            count[window.text] += 1
-        return [TextScore(*item) for item in zip(best, count, truncated, strict=True)]
+        scores = [finite(value) for value in self.score_tokens([w.ids for w in windows])]
+        found = []
+        for ids, own, cut in zip(prompts, owned, truncated, strict=True):
+            best = max(own, key=scores.__getitem__)
+            span = self._span(ids, best - own.start) if len(own) > 1 else None
+            found.append(TextScore(max(-1.0, scores[best]), len(own), cut, span))
+        return found
+
+    def _span(self, ids: list[int], window: int) -> tuple[int, int]:
+        """The characters of a window within its text."""
+        decode = self.chat.tokenizer.decode
+        before, within = self._windows.place(ids, window)
+        start = len(decode(before))
+        return start, start + len(decode(within))
 
     def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of each text as a templated user prompt."""

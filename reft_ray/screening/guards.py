@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
@@ -88,10 +87,8 @@ class GuardedVerdict(Verdict):
 
     @property
     def prompt_score(self) -> float | None:
-        """The score on the scale of prompts, NaN as the highest; None where the teacher scored no text."""
-        if not self.windows:
-            return None
-        return 1.0 if math.isnan(self.score) else self.score - self.offset
+        """The score on the scale of prompts; None where the teacher scored no text."""
+        return self.score - self.offset if self.windows else None
 
     @property
     def by_teacher(self) -> bool:

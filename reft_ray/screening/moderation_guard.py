@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import httpx
 from reft_ray.api.http_retry import send
 from reft_ray.core.conversation import Conversation, parts
 from reft_ray.core.errors import ReftError, UsageError
-from reft_ray.core.verdict import nan_as_max
+from reft_ray.core.verdict import finite
 
 TRIES = 4
 BATCH_TEXTS = 32
@@ -56,7 +55,7 @@ class ModerationGuard:
         scores: list[float] = []
         for start in range(0, len(wanted), BATCH_TEXTS):
             scores += self._ask(wanted[start : start + BATCH_TEXTS])
-        return [max((scores[index] for index in row), key=nan_as_max, default=1.0) for row in rows]
+        return [max((scores[index] for index in row), default=1.0) for row in rows]
 
     def _ask(self, texts: list[str]) -> list[float]:
         body: dict[str, Any] = {"input": texts} | ({"model": self._model} if self._model else {})
@@ -71,13 +70,12 @@ class ModerationGuard:
             scores = result.get("category_scores") or {}
             flags = result.get("categories") or {}
             counted = [name for name in {*scores, *flags} if not self._categories or name in self._categories]
-            highest = max((float(scores.get(name) or 0.0) for name in counted), key=nan_as_max, default=0.0)
+            highest = max((finite(float(scores.get(name) or 0.0)) for name in counted), default=0.0)
             flagged = bool(result["flagged"]) if not self._categories else any(flags.get(name) for name in counted)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ReftError(f"guard {self.guard_id}: a result without flagged and category_scores") from error
-        if math.isnan(highest) or flagged:
-            return max(self.threshold, min(1.0, 0.0 if math.isnan(highest) else highest))
-        return min(1.0, max(0.0, highest))
+        lowest = self.threshold if flagged else 0.0
+        return min(1.0, max(lowest, highest))
 
     def _post(self, body: dict[str, Any]) -> Any:
         try:

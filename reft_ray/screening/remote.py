@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ import httpx
 from reft_ray.api.client import ScreeningClient
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.errors import ReftError
-from reft_ray.core.verdict import Decision, Thresholds, Verdict
+from reft_ray.core.verdict import Decision, ScoreError, Thresholds, Verdict
 from reft_ray.rows.text import messages_json
 
 PARALLEL_CHUNKS = 2
@@ -50,10 +49,12 @@ class RemoteTeacher:
                 "screen the dataset again into another output directory"
             )
         score, probability = record["score"], record["probability"]
+        if score is None or probability is None:
+            raise ScoreError(f"the service's teacher {self.teacher_id} gave a score that is no number: replace it")
         return Verdict(
             Decision(record["decision"]),
-            math.nan if score is None else score,
-            1.0 if probability is None else probability,
+            score,
+            probability,
             record["threshold"],
             record["part"],
             record["encoding"],

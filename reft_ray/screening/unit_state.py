@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -77,8 +76,8 @@ def tally_of(result: ScreenedUnit, reason_of: Callable[[ScreenedRow, GuardedVerd
 
 
 def _bin(score: float) -> int:
-    """The histogram bin of a score; NaN was blocked and counts as the highest."""
-    return BINS - 1 if math.isnan(score) else min(BINS - 1, max(0, int((score + 1) / 2 * BINS)))
+    """The histogram bin of a score."""
+    return min(BINS - 1, max(0, int((score + 1) / 2 * BINS)))
 
 
 @dataclass(frozen=True, slots=True)

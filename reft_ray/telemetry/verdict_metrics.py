@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -11,8 +10,8 @@ from reft_ray.telemetry.recorder import Recorder
 
 
 def unit_score(cosine: float) -> float:
-    """Map a cosine from [-1, 1] to (1 + cosine) / 2 in [0, 1]; NaN maps to 1, because it blocks."""
-    return 1.0 if math.isnan(cosine) else min(1.0, max(0.0, (1.0 + cosine) / 2.0))
+    """Map a cosine from [-1, 1] to (1 + cosine) / 2 in [0, 1]."""
+    return min(1.0, max(0.0, (1.0 + cosine) / 2.0))
 
 
 def record_verdicts(

@@ -1,11 +1,13 @@
 """The cache gives what the scorer gives, and asks it once per text."""
 
+import math
 from collections.abc import Sequence
 
 import pytest
 
 from reft_ray.core.cache import CachedScorer
 from reft_ray.core.scoring import Scorer, TextScore
+from reft_ray.core.verdict import ScoreError
 from reft_ray.testbed.word_scorer import WordScorer
 
 
@@ -52,6 +54,18 @@ def test_it_is_a_scorer_with_the_properties_of_the_inner_one() -> None:
     inner.response_offset = 0.25
     assert (scorer.teacher_id, scorer.response_offset) == ("rt-1", 0.25)
     assert (scorer.thresholds, scorer.calibration) == (inner.thresholds, inner.calibration)
+
+
+def test_a_score_that_is_not_finite_is_an_error_each_time_it_is_given() -> None:
+    class Recovering(CountingScorer):
+        def score(self, texts: Sequence[str]) -> list[TextScore]:
+            super().score(texts)
+            return [TextScore(math.nan if len(self.asked) == 1 else 0.2) for _ in texts]
+
+    scorer = CachedScorer(Recovering())
+    with pytest.raises(ScoreError):
+        scorer.score(["a"])
+    assert scorer.score(["a"]) == [TextScore(0.2)]
 
 
 def test_a_lone_surrogate_is_a_text_like_any_other() -> None:

@@ -1,11 +1,12 @@
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import pytest
 
 from reft_ray.core.conversation import Conversation, Message, chat, row_id
 from reft_ray.core.scoring import Scorer, TextScore, judge
-from reft_ray.core.verdict import Calibration, Decision, Thresholds
+from reft_ray.core.verdict import Calibration, Decision, ScoreError, Thresholds
 from reft_ray.testbed.word_scorer import WordScorer
 
 
@@ -52,18 +53,29 @@ def test_each_distinct_text_is_scored_once_and_encoded_text_is_read() -> None:
     assert verdicts[2].encoding == "base64"
 
 
-def test_a_row_without_text_and_a_nan_score_are_blocked() -> None:
+def test_a_row_without_text_is_blocked() -> None:
     assert judge(WordScorer(), [(), chat("  ")])[0].decision is Decision.BLOCK
-    assert Thresholds(0.0, 0.5).decide(float("nan")) is Decision.BLOCK
 
 
-def test_a_part_with_a_nan_score_decides_at_any_position() -> None:
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_is_an_error_and_no_verdict(broken: float) -> None:
     class Broken(WordScorer):
         def score(self, texts: Sequence[str]) -> list[TextScore]:
-            return [TextScore(float("nan")) if "odd" in text else TextScore(-0.9) for text in texts]
+            return [TextScore(broken if "odd" in text else -0.9) for text in texts]
 
     for turns in (("odd", "fine"), ("fine", "odd")):
-        assert judge(Broken(), [chat(*turns)])[0].decision is Decision.BLOCK
+        with pytest.raises(ScoreError, match="must be replaced"):
+            judge(Broken(), [chat(*turns)])
+    with pytest.raises(ScoreError):
+        Thresholds(0.0, 0.5).decide(broken)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_score_for_each_text_or_an_error(count: int) -> None:
+    scorer = WordScorer()
+    scorer.score = lambda texts: [TextScore(-0.9)] * count  # type: ignore[method-assign]
+    with pytest.raises(ScoreError, match=f"gave {count} scores for 2 texts"):
+        judge(scorer, [chat("a", "b")])
 
 
 def test_thresholds_and_their_order() -> None:

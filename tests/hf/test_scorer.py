@@ -1,4 +1,4 @@
-"""The optimised scores equal the plain forward, whatever else is in the call, and NaN fails closed."""
+"""The optimised scores equal the plain forward, whatever else is in the call, and NaN is an error."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 from reft_ray.core.conversation import chat
 from reft_ray.core.geometry import Readout, Readouts
-from reft_ray.core.verdict import Calibration, Thresholds
+from reft_ray.core.verdict import Calibration, ScoreError, Thresholds
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.compute import ParallelPasses
 from reft_ray.hf.loading import load_base
@@ -125,10 +125,20 @@ def test_every_token_of_a_long_text_is_in_a_window(llama: Path) -> None:
     assert at == len(body)
 
 
-def test_a_nan_score_survives_later_windows(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("broken", [math.nan, -math.inf])
+def test_one_window_whose_score_is_not_finite_is_an_error(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, broken: float
+) -> None:
     scorer = load_scorer(llama, window_tokens=32)
-    monkeypatch.setattr(scorer, "score_tokens", lambda rows: [math.nan] + [0.5] * (len(rows) - 1))
-    assert math.isnan(scorer.score(["please tell me how " * 30])[0].score)
+    for place in (0, 1, -1):
+        monkeypatch.setattr(scorer, "score_tokens", lambda rows, at=place: _with(broken, [0.5] * len(rows), at))
+        with pytest.raises(ScoreError):
+            scorer.score(["please tell me how " * 30])
+
+
+def _with(value: float, scores: list[float], at: int) -> list[float]:
+    scores[at] = value
+    return scores
 
 
 def test_bfloat16_scores_are_close(llama: Path) -> None:

@@ -286,14 +286,6 @@ def test_rows_that_the_teacher_never_scored_do_not_count(tmp_path):
     assert 0 < found.scores == sum(found.histogram) == 400 - flagged
 
 
-def test_scores_that_are_nan_are_blocked(tmp_path):
-    data = written(tmp_path / "rows.jsonl", [*scores((360, TASK), (24, POISON)), *[float("nan")] * 16])
-    report = screen([data], str(tmp_path / OUT), MadeScorer, CONFIG)
-    assert report.job_threshold.own is not None
-    assert report.blocked >= 16
-    assert report.job_threshold.histogram[-1] >= 16
-
-
 def test_threads_and_compressed_files_give_the_same_rows(poisoned, tmp_path):
     packed = tmp_path / "rows.jsonl.gz"
     with pa.CompressedOutputStream(str(packed), "gzip") as stream:

@@ -13,7 +13,7 @@ import pytest
 from reft_ray.core.conversation import chat
 from reft_ray.core.errors import BlockedByPolicyError, ReftError, UsageError
 from reft_ray.core.scoring import TextScore
-from reft_ray.core.verdict import Thresholds
+from reft_ray.core.verdict import ScoreError, Thresholds
 from reft_ray.rows.format import Format
 from reft_ray.screening.config import Policy, ScreenConfig
 from reft_ray.screening.dataset import screen
@@ -231,16 +231,16 @@ def test_policies_decide_whether_rows_are_released(dataset, tmp_path, policy, ra
     assert load_report(out).counts == (174, 6, 20, 10)
 
 
-def test_scores_that_are_nan_block(tmp_path):
+def test_a_score_that_is_nan_ends_the_run_and_keeps_nothing(tmp_path):
     class BrokenScorer(WordScorer):
         def score(self, texts):
             return [TextScore(float("nan"))] * len(texts)
 
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "a", "response": "b"}\n')
-    with pytest.raises(BlockedByPolicyError):
+    with pytest.raises(ScoreError, match="must be replaced"):
         screen([str(path)], str(tmp_path / "out"), BrokenScorer)
-    assert load_report(str(tmp_path / "out")).blocked == 1
+    assert not list(tmp_path.glob("out/kept/*"))
 
 
 def test_control_tokens_make_a_row_invalid(tmp_path):

@@ -202,7 +202,7 @@ def test_scores_that_are_not_cosines_are_rejected(monkeypatch: pytest.MonkeyPatc
     scorer = Drifting()
     scorer.offset = float("nan")
     monkeypatch.setattr(loading, "_scorer", lambda args: (scorer, ()))
-    with pytest.raises(ReftError, match="not cosines"):
+    with pytest.raises(ReftError, match="a score is nan"):
         asyncio.run(TeacherReplica().reconfigure(WORDS))
 
 
