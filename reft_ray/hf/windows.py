@@ -46,11 +46,25 @@ class Windows:
         if len(ids) <= self.size:
             return [ids], False
         head, tail = list(self.head), list(self.tail)
-        body = ids[len(head) : len(ids) - len(tail)]
-        width = max(1, self.size - len(head) - len(tail))
-        step = max(1, width - width // 4)
+        body = self._body(ids)
+        width, step = self._strides
         starts = list(range(0, max(1, len(body) - width + step), step))
         return [head + body[s : s + width] + tail for s in starts[: self.most]], len(starts) > self.most
+
+    def place(self, ids: list[int], window: int) -> tuple[list[int], list[int]]:
+        """(tokens of the text before a window of `split`, tokens in it), without the template."""
+        width, step = self._strides
+        body = self._body(ids)
+        return body[: window * step], body[window * step : window * step + width]
+
+    @property
+    def _strides(self) -> tuple[int, int]:
+        """(tokens of text in a window, tokens from one window to the next)."""
+        width = max(1, self.size - len(self.head) - len(self.tail))
+        return width, max(1, width - width // 4)
+
+    def _body(self, ids: list[int]) -> list[int]:
+        return ids[len(self.head) : len(ids) - len(self.tail)]
 
     def split_all(self, prompts: Sequence[TokenizedExample]) -> tuple[list[TokenizedExample], Tensor]:
         """(windows of all prompts, the index of each window's prompt [W])."""
