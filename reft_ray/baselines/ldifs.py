@@ -57,12 +57,14 @@ class Ldifs(Step):
                 self._at_start(),
                 captured(self.layers) as anchors,
             ):
-                self.student.logits(batch)
+                self.student.predictions(batch)
             with captured(self.layers) as features:
-                logits_NV = self.student.logits(batch)
-            task = cross_entropy_sum(logits_NV, batch.labels_N) / tokens
-            mask_BT = batch.loss_mask_BT
-            gaps = [(now[mask_BT] - old[mask_BT]).square().sum() for now, old in zip(features, anchors, strict=True)]
+                predictions = self.student.predictions(batch)
+            task = cross_entropy_sum(predictions, batch.labels_N) / tokens
+            gaps = [
+                (batch.learned(now) - batch.learned(old)).square().sum()
+                for now, old in zip(features, anchors, strict=True)
+            ]
             drift = torch.stack(gaps).sum() / tokens
             loss = task + self.weight * drift
             loss.backward()

@@ -45,10 +45,10 @@ class Vaccine(Step):
         losses = [torch.zeros(())]
         for batch in user:
             with captured(self.blocks) as embeddings:
-                loss = cross_entropy_sum(self.student.logits(batch), batch.labels_N)
+                loss = cross_entropy_sum(self.student.predictions(batch), batch.labels_N)
             gradients = torch.autograd.grad(loss, embeddings)
             with shifted(self.blocks, perturbation(gradients, self.rho)):
-                loss = cross_entropy_sum(self.student.logits(batch), batch.labels_N) / tokens
+                loss = cross_entropy_sum(self.student.predictions(batch), batch.labels_N) / tokens
                 # Under gradient checkpointing the blocks run again in here, and must be shifted as before.
                 loss.backward()
             losses.append(loss.detach())

@@ -1,12 +1,15 @@
-"""Tokenised rows and the padded tensors made of them.
+"""Tokenised rows and the tensors made of them: padded, or packed end to end.
 
-Shape suffixes: B rows, T tokens, N labelled positions of a batch.
+Shape suffixes: B rows, BT positions, D width, N labelled positions of a batch. The positions of a padded batch are
+B rows of T tokens; a packed batch has all its rows in one line, so that they are 1 x T.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -46,19 +49,42 @@ class TokenizedExample:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Right-padded rows; `labels_BT[b, t]` is the token to predict *at* position t, or IGNORE_INDEX.
+class Packing:
+    """Where the rows of a packed line are: row b has the tokens `ends[b]` to `ends[b + 1]`.
 
-    `labelled` is the number of positions with a label; on the CPU, so that reading it waits for no device.
+    `position_1T` restarts at each row; `ends` is int32 on the batch's device, as attention kernels read it; `longest`
+    is the most tokens of a row.
+    """
+
+    position_1T: Tensor
+    ends: Tensor
+    longest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows as tensors; `labels_BT[b, t]` is the token to predict *at* position t, or IGNORE_INDEX.
+
+    `where_N` are the labelled positions among all positions, in order: with it nothing has to wait for the device to
+    count them. `row_N` is the row of each. `line_B` and `last_prompt_index_B` say where a row's prompt ends. `index_B`
+    stays on the CPU, where soft labels are looked up.
     """
 
     ids_BT: Tensor
     attention_mask_BT: Tensor
     labels_BT: Tensor
+    where_N: Tensor
+    row_N: Tensor
+    line_B: Tensor
     last_prompt_index_B: Tensor
     label_B: Tensor = field(repr=False)
     index_B: Tensor = field(repr=False)
-    labelled: int
+    packing: Packing | None = None
+
+    @property
+    def labelled(self) -> int:
+        """The number of positions with a label."""
+        return len(self.where_N)
 
     @property
     def loss_mask_BT(self) -> Tensor:
@@ -68,7 +94,15 @@ class Batch:
     @property
     def labels_N(self) -> Tensor:
         """The learned tokens, row by row: the order of `logits_NV`."""
-        return self.labels_BT[self.loss_mask_BT]
+        return self.labels_BT.flatten()[self.where_N]
+
+    def learned(self, hidden_BTD: Tensor) -> Tensor:
+        """The labelled positions of a tensor over all positions, [N, D]."""
+        return hidden_BTD.flatten(0, 1)[self.where_N]
+
+    def prompt_ends(self, hidden_BTD: Tensor) -> Tensor:
+        """The last prompt token of every row, [B, D]."""
+        return hidden_BTD[self.line_B, self.last_prompt_index_B]
 
     @property
     def harmful_B(self) -> Tensor:
@@ -81,31 +115,55 @@ class Batch:
         return self.label_B == 0
 
     def __len__(self) -> int:
-        return self.ids_BT.shape[0]
+        return len(self.label_B)
 
 
 def collate(rows: Sequence[TokenizedExample], pad_id: int, device: torch.device | str = "cpu") -> Batch:
     """Pad rows to the longest of them."""
     length = max(len(row) for row in rows)
-    ids_BT = torch.full((len(rows), length), pad_id, dtype=torch.long)
-    attention_mask_BT = torch.zeros((len(rows), length), dtype=torch.long)
-    labels_BT = torch.full((len(rows), length), IGNORE_INDEX, dtype=torch.long)
-    for b, row in enumerate(rows):
+    return _batch(rows, list(range(0, len(rows) * length, length)), (len(rows), length), pad_id, device)
+
+
+def pack(rows: Sequence[TokenizedExample], device: torch.device | str = "cpu") -> Batch:
+    """Rows end to end in one line, without padding; only a model that knows where they end may read it."""
+    ends = [0, *accumulate(map(len, rows))]
+    positions = torch.cat([torch.arange(len(row)) for row in rows])[None]
+    packing = Packing(positions.to(device), torch.tensor(ends, dtype=torch.int32).to(device), max(map(len, rows)))
+    return replace(_batch(rows, ends[:-1], (1, ends[-1]), 0, device), packing=packing)
+
+
+def _batch(
+    rows: Sequence[TokenizedExample], starts: list[int], shape: tuple[int, int], pad_id: int, device: torch.device | str
+) -> Batch:
+    """Rows from their `starts` among all positions of a batch of `shape`."""
+    ids = torch.full(shape, pad_id, dtype=torch.long).flatten()
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORE_INDEX)
+    where: list[Tensor] = []
+    for start, row in zip(starts, rows, strict=True):
         tokens = torch.tensor(row.ids, dtype=torch.long)
-        ids_BT[b, : len(row)] = tokens
-        attention_mask_BT[b, : len(row)] = 1
-        learned = torch.tensor(row.loss_mask[1:], dtype=torch.bool)
-        labels_BT[b, : len(row) - 1][learned] = tokens[1:][learned]
+        inside = slice(start, start + len(row))
+        ids[inside], mask[inside] = tokens, 1
+        learned = torch.tensor(row.loss_mask[1:], dtype=torch.bool).nonzero()[:, 0]
+        labels[start + learned] = tokens[1 + learned]
+        where.append(start + learned)
     codes = {None: UNLABELLED, Label.HARMLESS: 0, Label.HARMFUL: 1}
-    return Batch(
-        ids_BT.to(device),
-        attention_mask_BT.to(device),
-        labels_BT.to(device),
-        torch.tensor([row.last_prompt_index for row in rows], device=device),
-        torch.tensor([codes[row.label] for row in rows], device=device),
-        torch.tensor([row.index for row in rows], device=device),
-        sum(row.trained_tokens for row in rows),
-    )
+    first = torch.tensor(starts)
+    width = shape[1]
+    prompt_end = first + torch.tensor([row.last_prompt_index for row in rows])
+    counts = torch.tensor([len(part) for part in where])
+    on_device = {
+        "ids_BT": ids.view(shape),
+        "attention_mask_BT": mask.view(shape),
+        "labels_BT": labels.view(shape),
+        "where_N": torch.cat(where),
+        "row_N": torch.arange(len(rows)).repeat_interleave(counts),
+        "line_B": prompt_end // width,
+        "last_prompt_index_B": prompt_end % width,
+        "label_B": torch.tensor([codes[row.label] for row in rows]),
+    }
+    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in on_device.items()}
+    return Batch(**moved, index_B=torch.tensor([row.index for row in rows]))
 
 
 def dummy_batch(pad_id: int, device: torch.device | str = "cpu") -> Batch:
@@ -133,14 +191,32 @@ def token_batches(lengths: Sequence[int], max_tokens: int, max_padding: float = 
         yield batch
 
 
+def packed_lines(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Group row indices into lines of at most `max_tokens`, the longest rows first, each where the least room is left.
+
+    A row longer than the budget is a line by itself.
+    """
+    lines: list[list[int]] = []
+    room: list[tuple[int, int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
+        # `room` is sorted, so that the first line with enough of it fits best.
+        at = bisect_left(room, (lengths[index], -1))
+        left, line = room.pop(at) if at < len(room) else (max_tokens, len(lines))
+        if line == len(lines):
+            lines.append([])
+        lines[line].append(index)
+        insort(room, (left - lengths[index], line))
+    return lines
+
+
 def micro_batches(
-    rows: Sequence[TokenizedExample], max_tokens: int, pad_id: int, device: torch.device | str
+    rows: Sequence[TokenizedExample], max_tokens: int, pad_id: int, device: torch.device | str, packed: bool = False
 ) -> list[Batch]:
-    """Rows -> padded batches under a token budget."""
-    return [
-        collate([rows[i] for i in indices], pad_id, device)
-        for indices in token_batches([len(row) for row in rows], max_tokens)
-    ]
+    """Rows -> batches under a token budget, padded or packed."""
+    lengths = [len(row) for row in rows]
+    if packed:
+        return [pack([rows[i] for i in line], device) for line in packed_lines(lengths, max_tokens)]
+    return [collate([rows[i] for i in indices], pad_id, device) for indices in token_batches(lengths, max_tokens)]
 
 
 def answered(rows: Iterable[TokenizedExample]) -> list[TokenizedExample]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -18,6 +19,36 @@ def single_rank(tensor: Tensor) -> Tensor:
     return tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Logits [N, V] that are not computed yet: the LM head's input [N, D], and the head.
+
+    The logits of an 8B model on 8,192 positions take 2 GB and their loss several times that, so that losses call the
+    head on some positions at a time. `weights` are the head's trained parameters.
+    """
+
+    hidden_ND: Tensor
+    head: Callable[[Tensor], Tensor]
+    vocabulary: int
+    weights: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def of(cls, logits_NV: Tensor) -> Predictions:
+        """Logits that are there already."""
+        return cls(logits_NV, _same, logits_NV.shape[-1])
+
+    def logits(self, where: slice = slice(None)) -> Tensor:
+        """The logits of some positions, [n, V]."""
+        return self.head(self.hidden_ND[where])
+
+    def __len__(self) -> int:
+        return len(self.hidden_ND)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 class Forward(Protocol):
     """A model's forward pass. Shapes: B rows, N labelled positions of the batch, D width, V vocabulary."""
 
@@ -25,10 +56,14 @@ class Forward(Protocol):
         """Logits at the positions whose next token is learned, [N, V], row by row."""
         ...
 
+    def predictions(self, batch: Batch) -> Predictions:
+        """The same, computed where a loss needs them."""
+        ...
+
     def features(self, batch: Batch, layer: int) -> Tensor:
         """Hidden states of the last prompt tokens after decoder layer `layer`, [B, D]; later layers are not run."""
         ...
 
-    def logits_and_features(self, batch: Batch, layer: int) -> tuple[Tensor, Tensor]:
+    def predictions_and_features(self, batch: Batch, layer: int) -> tuple[Predictions, Tensor]:
         """Both, from one pass."""
         ...

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from reft_ray.core.batch import Batch
-from reft_ray.core.forward import AllReduce, Forward, single_rank
-from reft_ray.core.losses import correct_sum, cross_entropy_sum, divergence_sum, label_counts, terms_sum
+from reft_ray.core.forward import AllReduce, Forward, Predictions, single_rank
+from reft_ray.core.losses import cross_entropy_and_correct, divergence_sum, label_counts, terms_sum
 from reft_ray.core.targets import SoftTargets, TargetSource
 
 
@@ -41,7 +41,7 @@ class Method(StrEnum):
         return self in (Method.DISTILL, Method.GUIDED)
 
 
-LabelSource = Callable[[Batch], Tensor | SoftTargets]
+LabelSource = Callable[[Batch], Tensor | Predictions | SoftTargets]
 """What the labelled positions of an alignment batch are distilled from: teacher logits [N, V] or soft labels."""
 
 
@@ -53,7 +53,7 @@ def hard_labels(batch: Batch) -> SoftTargets:
 
 def live_teacher(teacher: Forward) -> LabelSource:
     """A teacher that is run on every alignment batch."""
-    return torch.no_grad()(teacher.logits)
+    return torch.no_grad()(teacher.predictions)
 
 
 def cached_teacher(source: TargetSource) -> LabelSource:
@@ -64,22 +64,6 @@ def cached_teacher(source: TargetSource) -> LabelSource:
         return source.rows(batch.index_B.tolist()).to(batch.ids_BT.device) if batch.labelled else hard_labels(batch)
 
     return labels
-
-
-def guided_loss(
-    user_NV: Tensor,
-    labels_N: Tensor,
-    alignment_MV: Tensor,
-    teacher: Tensor | SoftTargets,
-    user_tokens: int,
-    alignment_tokens: int,
-    alpha: float,
-    temperature: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(L, its task term, its distillation term) of student logits; the token counts are those of the whole step."""
-    task = cross_entropy_sum(user_NV, labels_N) / user_tokens
-    distill = temperature**2 * divergence_sum(teacher, alignment_MV, temperature) / alignment_tokens
-    return task + alpha * distill, task, distill
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,21 +110,19 @@ def guided_step(
     still takes part in the reduction of the counts.
     """
     user_tokens, alignment_tokens = label_counts(user, alignment, all_reduce=all_reduce)
-    # With no token at all a term is a sum over nothing.
-    settings = (max(user_tokens, 1), max(alignment_tokens, 1), distillation.alpha, distillation.temperature)
-    parts = [torch.zeros(4)]
+    parts = [torch.zeros(3)]
     for batch in user:
-        user_NV = student.logits(batch)
-        none_NV = user_NV[:0].detach()
-        loss, task, distill = guided_loss(user_NV, batch.labels_N, none_NV, none_NV, *settings)
-        loss.backward()
-        parts.append(torch.stack([loss, task, distill, correct_sum(user_NV, batch.labels_N)]).detach())
+        entropy, correct = cross_entropy_and_correct(student.predictions(batch), batch.labels_N)
+        # With no token at all a term is a sum over nothing.
+        task = entropy / max(user_tokens, 1)
+        task.backward()
+        parts.append(torch.stack([task.detach(), torch.zeros_like(correct), correct]))
     for batch in alignment:
-        alignment_NV = student.logits(batch)
-        none_NV = alignment_NV[:0].detach()
-        teacher = distillation.labels(batch)
-        loss, task, distill = guided_loss(none_NV, batch.labels_N[:0], alignment_NV, teacher, *settings)
-        loss.backward()
-        parts.append(torch.stack([loss, task, distill, torch.zeros_like(loss)]).detach())
-    total, task, distill, correct = terms_sum(parts)
+        divergence = divergence_sum(distillation.labels(batch), student.predictions(batch), distillation.temperature)
+        distill = distillation.temperature**2 * divergence / max(alignment_tokens, 1)
+        (distillation.alpha * distill).backward()
+        none = torch.zeros_like(distill.detach())
+        parts.append(torch.stack([none, distill.detach(), none]))
+    task, distill, correct = terms_sum(parts)
+    total = task + distillation.alpha * distill
     return GuidedTerms(task, distill, total, user_tokens, alignment_tokens, correct)

@@ -9,7 +9,7 @@ import torch
 
 from reft_ray.core.batch import Batch
 from reft_ray.core.forward import AllReduce, Forward, single_rank
-from reft_ray.core.losses import correct_sum, cross_entropy_sum, terms_sum
+from reft_ray.core.losses import cross_entropy_and_correct, terms_sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,7 @@ def held_out(model: Forward, batches: Sequence[Batch], all_reduce: AllReduce = s
     """The figures of all ranks' batches together, None without a token; every rank must call it."""
     sums = [torch.zeros(3)]
     for batch in batches:
-        logits_NV, labels_N = model.logits(batch), batch.labels_N
-        loss, correct = cross_entropy_sum(logits_NV, labels_N), correct_sum(logits_NV, labels_N)
+        loss, correct = cross_entropy_and_correct(model.predictions(batch), batch.labels_N)
         sums.append(torch.stack([loss, correct, loss.new_tensor(batch.labelled)]))
     loss_sum, correct_tokens, tokens = all_reduce(terms_sum(sums)).tolist()
     return HeldOut(loss_sum / tokens, correct_tokens / tokens, int(tokens)) if tokens else None

@@ -1,6 +1,6 @@
 """Losses as sums over tokens or rows, and the global counts by which the caller divides them once.
 
-Shape suffixes: B rows, N labelled positions, V vocabulary, K kept soft labels.
+Shape suffixes: B rows, N labelled positions, D width, V vocabulary, K kept soft labels, S sums.
 """
 
 from __future__ import annotations
@@ -14,67 +14,104 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from reft_ray.core.batch import Batch
-from reft_ray.core.forward import AllReduce
-from reft_ray.core.targets import SoftTargets
+from reft_ray.core.forward import AllReduce, Predictions
+from reft_ray.core.targets import ABSENT, SoftTargets
 
-_PART_LOGITS = 1 << 23
-"""More logits than this are read in parts of that many: 170 positions of a vocabulary of 49,152."""
+_PART_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}
+"""More logits than this are computed in parts: 170 positions of a vocabulary of 49,152 on a CPU, 1,046 of 128,256 on a
+GPU, where fewer leave the head's matrix product waiting for memory."""
+
+Loss = Callable[[Tensor, slice], Tensor]
+"""Sums over some positions, [S], of their logits and places; the gradient is that of the first sum."""
 
 
 class _SumInParts(torch.autograd.Function):
     """A loss of many positions, part by part, each with its gradient.
 
-    A softmax over the vocabulary keeps several tensors as large as the logits for its backward pass; in parts, the
-    gradient is the only one of that size.
+    No tensor over the whole vocabulary outlives its part: what is kept for the backward pass is the gradient of the
+    head's input, and of the head's weights if they are trained.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, loss: Callable[[Tensor, slice], Tensor], positions: int) -> Tensor:
-        ctx.gradient = torch.empty_like(logits_NV) if ctx.needs_input_grad[0] else None
-        total = torch.zeros((), device=logits_NV.device)
-        for first in range(0, len(logits_NV), positions):
-            where = slice(first, first + positions)
-            part_NV = logits_NV[where].detach()
-            with torch.set_grad_enabled(ctx.gradient is not None):
-                value = loss(part_NV.requires_grad_(ctx.gradient is not None), where)
-                if ctx.gradient is not None:
-                    ctx.gradient[where] = torch.autograd.grad(value, part_NV)[0]
-            total += value.detach()
-        return total
+    def forward(ctx: Any, hidden_ND: Tensor, predictions: Predictions, loss: Loss, *weights: Tensor) -> Tensor:
+        learned = [t for t, needed in zip((hidden_ND, *weights), _tensors(ctx.needs_input_grad), strict=True) if needed]
+        ctx.gradients = [torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in learned]
+        parts: list[Tensor] = []
+        for where in _slices(predictions):
+            part_ND = hidden_ND[where].detach().requires_grad_(ctx.needs_input_grad[0])
+            with torch.set_grad_enabled(bool(learned)):
+                sums = loss(predictions.head(part_ND), where)
+                wanted = [part_ND if tensor is hidden_ND else tensor for tensor in learned]
+                found = torch.autograd.grad(sums[0], wanted) if learned else ()
+            for tensor, total, gradient in zip(learned, ctx.gradients, found, strict=False):
+                # The head's input has a gradient per position, its weights have one sum.
+                (total[where] if tensor is hidden_ND else total).add_(gradient)
+            parts.append(sums.detach())
+        return torch.stack(parts).sum(0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        gradient, ctx.gradient = ctx.gradient, None
-        return gradient.mul_(upstream), None, None
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = iter(ctx.gradients), None
+        return tuple(next(gradients).mul_(upstream[0]) if needed else None for needed in ctx.needs_input_grad)
 
 
-def _over_positions(logits_NV: Tensor, loss: Callable[[Tensor, slice], Tensor]) -> Tensor:
-    """`loss(logits, positions)` of all positions, which is a sum over them."""
-    if logits_NV.numel() <= _PART_LOGITS:
-        return loss(logits_NV, slice(None))
-    total: Tensor = _SumInParts.apply(logits_NV, loss, max(1, _PART_LOGITS // logits_NV.shape[1]))
+def _tensors(needed: tuple[bool, ...]) -> tuple[bool, ...]:
+    """Of the arguments of `_SumInParts.forward`, those that are tensors: the first, and those after the third."""
+    return (needed[0], *needed[3:])
+
+
+def _slices(predictions: Predictions) -> list[slice]:
+    most = _PART_LOGITS.get(predictions.hidden_ND.device.type, _PART_LOGITS["cpu"])
+    positions = max(1, most // predictions.vocabulary)
+    return [slice(first, first + positions) for first in range(0, len(predictions), positions)] or [slice(0)]
+
+
+def _over_positions(student: Tensor | Predictions, loss: Loss) -> Tensor:
+    """`loss` of all positions, [S]."""
+    predictions = student if isinstance(student, Predictions) else Predictions.of(student)
+    if len(_slices(predictions)) == 1:
+        return loss(predictions.logits(), slice(None))
+    total: Tensor = _SumInParts.apply(predictions.hidden_ND, predictions, loss, *predictions.weights)
     return total
 
 
-def cross_entropy_sum(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+def cross_entropy_sum(student: Tensor | Predictions, labels_N: Tensor) -> Tensor:
     """Sum over positions of -log p(label), in nats."""
+    return cross_entropy_and_correct(student, labels_N)[0]
+
+
+def cross_entropy_and_correct(student: Tensor | Predictions, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """That sum, and how many positions have their label as the most likely token, which has no gradient."""
 
     def loss(part_NV: Tensor, where: slice) -> Tensor:
-        return F.cross_entropy(part_NV.float(), labels_N[where], reduction="sum")
+        entropy = F.cross_entropy(part_NV.float(), labels_N[where], reduction="sum")
+        correct = (part_NV.detach().argmax(dim=-1) == labels_N[where]).sum()
+        return torch.stack([entropy, correct.to(entropy.dtype)])
 
-    return _over_positions(logits_NV, loss)
-
-
-def correct_sum(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-    """How many positions have their label as the most likely token; not a loss, without a gradient."""
-    return (logits_NV.detach().argmax(dim=-1) == labels_N).sum()
+    entropy, correct = _over_positions(student, loss).unbind()
+    return entropy, correct.detach()
 
 
-def divergence_sum(teacher: Tensor | SoftTargets, student_NV: Tensor, temperature: float = 1.0) -> Tensor:
-    """Sum over positions of KL(teacher || student) in nats; the teacher is logits [N, V] or stored soft labels."""
-    divergence = kl_sum if isinstance(teacher, Tensor) else topk_kl_sum
-    return divergence(teacher, student_NV, temperature)  # type: ignore[arg-type]
+def weighted_cross_entropy(student: Tensor | Predictions, labels_N: Tensor, weight_NS: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of -log p(label) under the sum of each position's weights, and the sums [S] under each weight alone."""
+
+    def loss(part_NV: Tensor, where: slice) -> Tensor:
+        entropy_N = F.cross_entropy(part_NV.float(), labels_N[where], reduction="none")
+        each_S = (weight_NS[where].to(entropy_N.dtype) * entropy_N[:, None]).sum(0)
+        return torch.cat([each_S.sum()[None], each_S.detach()])
+
+    sums = _over_positions(student, loss)
+    return sums[0], sums[1:].detach()
+
+
+def divergence_sum(
+    teacher: Tensor | Predictions | SoftTargets, student: Tensor | Predictions, temperature: float = 1.0
+) -> Tensor:
+    """Sum over positions of KL(teacher || student) in nats; the teacher's logits [N, V] or stored soft labels."""
+    if isinstance(teacher, SoftTargets):
+        return topk_kl_sum(teacher, student, temperature)
+    return kl_sum(teacher, student, temperature)
 
 
 def label_counts(*streams: Sequence[Batch], all_reduce: AllReduce) -> tuple[int, ...]:
@@ -88,18 +125,20 @@ def terms_sum(parts: Sequence[Tensor]) -> Tensor:
     return torch.stack([part.to(parts[-1].device, torch.float64) for part in parts]).sum(0)
 
 
-def kl_sum(teacher_NV: Tensor, student_NV: Tensor, temperature: float = 1.0) -> Tensor:
+def kl_sum(teacher: Tensor | Predictions, student: Tensor | Predictions, temperature: float = 1.0) -> Tensor:
     """Sum over positions of KL(teacher || student) from logits at a temperature, in nats. The teacher is detached."""
+    source = teacher if isinstance(teacher, Predictions) else Predictions.of(teacher)
 
     def loss(part_NV: Tensor, where: slice) -> Tensor:
-        teacher_log = F.log_softmax(teacher_NV[where].detach().float() / temperature, dim=-1)
+        with torch.no_grad():
+            teacher_log = F.log_softmax(source.logits(where).float() / temperature, dim=-1)
         student_log = F.log_softmax(part_NV.float() / temperature, dim=-1)
-        return F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
+        return F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)[None]
 
-    return _over_positions(student_NV, loss)
+    return _over_positions(student, loss)[0]
 
 
-def topk_kl_sum(targets: SoftTargets, student_NV: Tensor, temperature: float = 1.0) -> Tensor:
+def topk_kl_sum(targets: SoftTargets, student: Tensor | Predictions, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student) over the K kept tokens and, as one outcome more, the tail; in nats.
 
     Merging outcomes never increases a KL divergence, so this is a lower bound of `kl_sum`; the two are equal
@@ -107,14 +146,16 @@ def topk_kl_sum(targets: SoftTargets, student_NV: Tensor, temperature: float = 1
     """
 
     def loss(part_NV: Tensor, where: slice) -> Tensor:
-        student_log = F.log_softmax(part_NV.float() / temperature, dim=-1)
-        student_NK = student_log.gather(-1, targets.ids_NK[where].long())
+        part_NV = part_NV.float() / temperature
+        # The log-probabilities of the K tokens alone: nothing over the vocabulary is kept but what logsumexp needs.
+        student_NK = part_NV.gather(-1, targets.ids_NK[where].long()) - part_NV.logsumexp(-1, keepdim=True)
         teacher_NK = targets.logprobs_NK[where].float()
         kept = (teacher_NK.exp() * (teacher_NK - student_NK)).sum()
         tail_N = targets.tail_N[where].float()
         # log(1 - sum q) through log1p stays finite where the student puts all its mass on the kept tokens.
-        student_tail_N = torch.log1p(-student_NK.exp().sum(-1).clamp(max=1.0 - 1e-7))
+        student_kept_N = torch.where(teacher_NK > ABSENT, student_NK.exp(), 0.0).sum(-1)
+        student_tail_N = torch.log1p(-student_kept_N.clamp(max=1.0 - 1e-7))
         tail = torch.where(tail_N > 0, tail_N * (tail_N.clamp_min(1e-12).log() - student_tail_N), 0.0)
-        return kept + tail.sum()
+        return (kept + tail.sum())[None]
 
-    return _over_positions(student_NV, loss)
+    return _over_positions(student, loss)[0]

@@ -14,13 +14,17 @@ from reft_ray.core.forward import AllReduce, single_rank
 
 
 def adamw(parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only: biases, norms and other vectors keep their scale."""
+    """AdamW with decay on matrices only: biases, norms and other vectors keep their scale.
+
+    On a GPU one kernel updates all of them.
+    """
     trainable = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.999))
+    fused = bool(trainable) and all(p.is_cuda for p in trainable)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.999), fused=fused)
 
 
 def learning_rate_at(progress: float, peak: float, warmup: float, floor: float = 0.0) -> float:

@@ -15,13 +15,12 @@ from functools import reduce
 from operator import add
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from reft_ray.core.batch import Batch
-from reft_ray.core.forward import AllReduce, Forward, single_rank
+from reft_ray.core.forward import AllReduce, Forward, Predictions, single_rank
 from reft_ray.core.geometry import Readout, separation_hinge
-from reft_ray.core.losses import terms_sum
+from reft_ray.core.losses import terms_sum, weighted_cross_entropy
 from reft_ray.core.refusal import ClassSums
 
 
@@ -40,8 +39,8 @@ class TeacherCounts:
         counts = [
             torch.stack(
                 [
-                    batch.loss_mask_BT[batch.harmful_B].sum(),
-                    batch.loss_mask_BT[~batch.harmful_B].sum(),
+                    batch.harmful_B[batch.row_N].sum(),
+                    (~batch.harmful_B)[batch.row_N].sum(),
                     batch.harmful_B.sum(),
                     batch.harmless_B.sum(),
                 ]
@@ -64,19 +63,18 @@ class Regulariser:
 
 
 def teacher_loss(
-    logits_NV: Tensor, feature_BD: Tensor, batch: Batch, regulariser: Regulariser, counts: TeacherCounts
+    predictions: Tensor | Predictions, feature_BD: Tensor, batch: Batch, regulariser: Regulariser, counts: TeacherCounts
 ) -> tuple[Tensor, Tensor]:
     """(L_teacher, its terms [refusal, helpful, separation]) of a micro-batch."""
-    harmful_N = batch.harmful_B[:, None].expand_as(batch.loss_mask_BT)[batch.loss_mask_BT]
-    weight_N = torch.where(harmful_N, 1 / counts.refusal_tokens, 1 / counts.helpful_tokens)
-    entropy_N = weight_N * F.cross_entropy(logits_NV.float(), batch.labels_N, reduction="none")
+    harmful_N = batch.harmful_B[batch.row_N]
+    weight_N2 = torch.stack([harmful_N / counts.refusal_tokens, ~harmful_N / counts.helpful_tokens], -1)
+    entropy, each_2 = weighted_cross_entropy(predictions, batch.labels_N, weight_N2)
     separation = feature_BD.new_zeros((), dtype=torch.float32)
     if regulariser.readout is not None:
         score_B = regulariser.readout.score(feature_BD)
         harmful, harmless = separation_hinge(score_B, batch.label_B, regulariser.margin)
         separation = harmful / counts.harmful_rows + harmless / counts.harmless_rows
-    terms = torch.stack([entropy_N[harmful_N].sum(), entropy_N[~harmful_N].sum(), separation]).detach()
-    return entropy_N.sum() + regulariser.weight * separation, terms
+    return entropy + regulariser.weight * separation, torch.cat([each_2, separation.detach()[None]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +114,11 @@ def teacher_step(
     parts: list[Tensor] = []
     for batch in batches:
         if batch.labelled:
-            logits_NV, feature_BD = model.logits_and_features(batch, layer)
+            predictions, feature_BD = model.predictions_and_features(batch, layer)
         else:
             feature_BD = model.features(batch, layer)
-            logits_NV = feature_BD.new_zeros(0, 1)
-        loss, terms = teacher_loss(logits_NV, feature_BD, batch, regulariser, counts)
+            predictions = Predictions.of(feature_BD.new_zeros(0, 1))
+        loss, terms = teacher_loss(predictions, feature_BD, batch, regulariser, counts)
         if loss.requires_grad:
             loss.backward()
         sums.append(ClassSums(feature_BD, batch.label_B))

@@ -6,19 +6,22 @@ Shape suffixes: B rows, T tokens, N labelled positions, D width, V vocabulary.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reft_ray.core.batch import Batch
 from reft_ray.core.errors import ReftError
-from reft_ray.core.refusal import prompt_feature
+from reft_ray.core.forward import Predictions
 from reft_ray.hf.loading import text_config
+from reft_ray.hf.packing import packed_inputs
 
 
 class _StopForward(Exception):  # noqa: N818 - control flow, not an error
@@ -27,7 +30,7 @@ class _StopForward(Exception):  # noqa: N818 - control flow, not an error
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The decoder layers of any architecture, wrapped by PEFT or not. Raises ReftError if none is found."""
-    depth = text_config(_unwrapped(model)).num_hidden_layers
+    depth = text_config(bare_model(model)).num_hidden_layers
     found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     # Mixture-of-experts models may hold other lists of that length, but below the decoder layers.
     if not found:
@@ -40,7 +43,8 @@ def attention_blocks(model: nn.Module) -> list[nn.Module]:
     return [getattr(layer, "self_attn", layer) for layer in decoder_layers(model)]
 
 
-def _unwrapped(model: nn.Module) -> PreTrainedModel:
+def bare_model(model: nn.Module) -> PreTrainedModel:
+    """The Hugging Face model itself, without PEFT. Raises ReftError if it is none."""
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(bare, PreTrainedModel):
         raise ReftError(f"{type(bare).__name__} is not a Hugging Face model")
@@ -49,7 +53,7 @@ def _unwrapped(model: nn.Module) -> PreTrainedModel:
 
 def recompute_above(model: nn.Module, tokens: int) -> None:
     """Keep no activations of training passes of more than `tokens` tokens: their backward pass computes them again."""
-    bare = _unwrapped(model)
+    bare = bare_model(model)
     if not bare.supports_gradient_checkpointing:
         return
     bare.activation_checkpointing_enable({"use_reentrant": False})
@@ -120,49 +124,111 @@ class TruncatedModel:
 
 
 @contextmanager
-def _logits_only_at(model: nn.Module, where_BT: Tensor) -> Iterator[None]:
-    """Let the LM head see the chosen positions only: [1, N, D] instead of [B, T, D].
+def _head_sees(model: nn.Module, batch: Batch, run: bool) -> Iterator[list[Tensor]]:
+    """Let the LM head see the labelled positions only, [1, N, D] instead of all of them, and collect what it sees.
 
-    Vocabulary logits dominate memory; what an architecture does after its head (scaling, soft capping) is
-    elementwise and does not change.
+    With `run` False it sees one position, and its result is not used. What an architecture does after its head
+    (scaling, soft capping) is elementwise and does not change.
     """
-    head = _unwrapped(model).get_output_embeddings()
-    if head is None:
-        raise ReftError(f"{type(model).__name__} has no LM head")
+    seen: list[Tensor] = []
 
     def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][where_BT].unsqueeze(0), *args[1:])
+        seen.append(batch.learned(args[0]))
+        return (seen[0].unsqueeze(0) if run else args[0][:1, :1].detach(), *args[1:])
 
-    handle = head.register_forward_pre_hook(hook)
+    handle = head_of(model).register_forward_pre_hook(hook)
     try:
-        yield
+        yield seen
     finally:
         handle.remove()
 
 
+def head_of(model: nn.Module) -> nn.Module:
+    """The LM head. Raises ReftError for a model without one."""
+    head: nn.Module | None = bare_model(model).get_output_embeddings()
+    if head is None:
+        raise ReftError(f"{type(model).__name__} has no LM head")
+    return head
+
+
+def _after_head(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """What a model does to its head's output; None if it is none of the forms known here."""
+    config = text_config(bare_model(model))
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+
+    def finish(logits: Tensor) -> Tensor:
+        logits = logits if scale == 1.0 else logits * scale
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    return finish if _is_known(model, finish) else None
+
+
+@torch.no_grad()
+def _is_known(model: nn.Module, finish: Callable[[Tensor], Tensor]) -> bool:
+    """Whether `finish` turns the head's output into the model's logits, on two tokens."""
+    raw: list[Tensor] = []
+    handle = head_of(model).register_forward_hook(lambda _module, _args, output: raw.append(output))
+    device = next(model.parameters()).device
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            logits = model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False).logits
+    finally:
+        handle.remove()
+    return torch.allclose(finish(raw[0]).float(), logits.float(), rtol=1e-2, atol=1e-3)
+
+
+_FINISHES: WeakKeyDictionary[nn.Module, Callable[[Tensor], Tensor] | None] = WeakKeyDictionary()
+"""By model, so that each runs its two tokens once."""
+
+
 class ModelForward:
-    """`core.forward.Forward` for any Hugging Face causal LM, bare or wrapped by PEFT."""
+    """`core.forward.Forward` for any Hugging Face causal LM, bare or wrapped by PEFT.
+
+    The first one of a model runs two tokens through it; under sharding every rank makes it at once.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        bare = bare_model(model)
+        if bare not in _FINISHES:
+            _FINISHES[bare] = _after_head(model)
+        self._finish = _FINISHES[bare]
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits at the labelled positions alone, [N, V]."""
-        with _logits_only_at(self.model, batch.loss_mask_BT):
+        with _head_sees(self.model, batch, run=True):
             logits: Tensor = self._run(batch).logits
         return logits[0]
+
+    def predictions(self, batch: Batch) -> Predictions:
+        """The head's input at the labelled positions, and the head."""
+        if self._finish is None:
+            return Predictions.of(self.logits(batch))
+        with _head_sees(self.model, batch, run=False) as seen:
+            self._run(batch)
+        head = head_of(self.model)
+        weights = tuple(parameter for parameter in head.parameters() if parameter.requires_grad)
+        vocabulary = int(text_config(bare_model(self.model)).vocab_size)
+        return Predictions(seen[0], partial(_finished, head, self._finish), vocabulary, weights)
 
     def features(self, batch: Batch, layer: int) -> Tensor:
         """Hidden states of the last prompt tokens after decoder layer `layer`, [B, D]; later layers are not run."""
         with captured_layer(self.model, layer, stop=True) as captured:
             self._run(batch)
-        return prompt_feature(captured[0], batch.last_prompt_index_B)
+        return batch.prompt_ends(captured[0])
 
-    def logits_and_features(self, batch: Batch, layer: int) -> tuple[Tensor, Tensor]:
+    def predictions_and_features(self, batch: Batch, layer: int) -> tuple[Predictions, Tensor]:
         """Both, from one pass."""
         with captured_layer(self.model, layer, stop=False) as captured:
-            logits_NV = self.logits(batch)
-        return logits_NV, prompt_feature(captured[0], batch.last_prompt_index_B)
+            predictions = self.predictions(batch)
+        return predictions, batch.prompt_ends(captured[0])
 
     def _run(self, batch: Batch) -> Any:
+        if batch.packing is not None:
+            return self.model(input_ids=batch.ids_BT, use_cache=False, **packed_inputs(batch))
         return self.model(input_ids=batch.ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False)
+
+
+def _finished(head: nn.Module, finish: Callable[[Tensor], Tensor], hidden_ND: Tensor) -> Tensor:
+    return finish(head(hidden_ND))

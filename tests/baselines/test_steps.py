@@ -16,6 +16,7 @@ from reft_ray.baselines.lisa import Lisa
 from reft_ray.baselines.step import GuidedStep, Step
 from reft_ray.baselines.vaccine import Vaccine, perturbation
 from reft_ray.core.batch import Batch, TokenizedExample, collate
+from reft_ray.core.forward import Predictions
 from reft_ray.core.guided import guided_step
 
 VOCABULARY, WIDTH = 11, 5
@@ -35,6 +36,9 @@ class Toy(nn.Module):
 
     def logits(self, batch: Batch) -> Tensor:
         return self.head(self.body(self.embed(batch.ids_BT)))[batch.loss_mask_BT]
+
+    def predictions(self, batch: Batch) -> Predictions:
+        return Predictions.of(self.logits(batch))
 
     def body(self, hidden: Tensor) -> Tensor:
         for block in self.blocks:

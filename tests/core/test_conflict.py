@@ -6,6 +6,7 @@ from torch import nn
 
 from reft_ray.core.batch import Batch, TokenizedExample, collate
 from reft_ray.core.conflict import gradient_conflict
+from reft_ray.core.forward import Predictions
 from reft_ray.core.guided import Distillation
 
 
@@ -17,6 +18,9 @@ class Unigram:
 
     def logits(self, batch: Batch) -> torch.Tensor:
         return self.logits_V.expand(batch.labelled, -1)
+
+    def predictions(self, batch: Batch) -> Predictions:
+        return Predictions.of(self.logits(batch))
 
 
 def batch(token: int) -> list[Batch]:

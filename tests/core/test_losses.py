@@ -99,7 +99,7 @@ def test_a_loss_in_parts_is_the_plain_loss(
         return value.detach(), student.grad
 
     plain = {name: value_and_gradient(name) for name in losses_of}
-    monkeypatch.setattr(losses, "_PART_LOGITS", part)
+    monkeypatch.setattr(losses, "_PART_LOGITS", {"cpu": part})
     for name, (value, gradient) in plain.items():
         found, in_parts = value_and_gradient(name)
         torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-6)
@@ -109,7 +109,7 @@ def test_a_loss_in_parts_is_the_plain_loss(
 
 
 def test_only_one_gradient_is_as_large_as_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "_PART_LOGITS", V)
+    monkeypatch.setattr(losses, "_PART_LOGITS", {"cpu": V})
     student = torch.randn(N, V, requires_grad=True)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):

@@ -93,14 +93,16 @@ def tokens(batches: Sequence[Batch]) -> int:
 
 def naive_divergence(setup: Setup, kind: str, batch: Batch, student_NV: Tensor) -> Tensor:
     if kind == "hard":
-        return F.cross_entropy(student_NV.float(), batch.labels_N, reduction="sum")
-    student_log = F.log_softmax(student_NV.float() / TEMPERATURE, dim=-1)
+        label_N1 = student_NV.gather(-1, batch.labels_N[:, None])
+        return (0 - (label_N1 - student_NV.logsumexp(-1, keepdim=True))).sum()
+    student_NV = student_NV.float() / TEMPERATURE
     if kind == "live":
+        student_log = F.log_softmax(student_NV, dim=-1)
         with torch.no_grad():
             teacher_log = F.log_softmax(logits_of(setup.teacher, batch).float() / TEMPERATURE, dim=-1)
         return TEMPERATURE**2 * F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
     soft = Stored(setup, 3).rows(batch.index_B.tolist())
-    student_NK = student_log.gather(-1, soft.ids_NK.long())
+    student_NK = student_NV.gather(-1, soft.ids_NK.long()) - student_NV.logsumexp(-1, keepdim=True)
     kept = (soft.logprobs_NK.exp() * (soft.logprobs_NK - student_NK)).sum()
     rest_N = torch.log1p(-student_NK.exp().sum(-1).clamp(max=1.0 - 1e-7))
     tail_N = torch.where(soft.tail_N > 0, soft.tail_N * (soft.tail_N.clamp_min(1e-12).log() - rest_N), 0.0)
@@ -188,4 +190,5 @@ def features_of(forward: ModelForward, batch: Batch) -> Tensor:
 def both_of(forward: ModelForward, batch: Batch) -> tuple[Tensor, Tensor]:
     if not bool(batch.loss_mask_BT.any()):
         return torch.zeros(0, 1), features_of(forward, batch)
-    return forward.logits_and_features(batch, LAYER)
+    predictions, feature_BD = forward.predictions_and_features(batch, LAYER)
+    return predictions.logits(), feature_BD

@@ -28,7 +28,8 @@ def test_logits_and_features_equal_the_plain_forward(tiny_bases: dict[str, Path]
     with torch.no_grad():
         plain = base.model(input_ids=batch.ids_BT, attention_mask=batch.attention_mask_BT, output_hidden_states=True)
         for layer in (1, 2, 3):
-            logits_NV, feature_BD = forward.logits_and_features(batch, layer)
+            predictions, feature_BD = forward.predictions_and_features(batch, layer)
+            logits_NV = predictions.logits()
             expected = plain.hidden_states[layer][torch.arange(3), batch.last_prompt_index_B]
             assert torch.equal(feature_BD, expected)
             assert torch.equal(forward.features(batch, layer), expected)
