@@ -1,6 +1,7 @@
 """Soft labels of a frozen teacher: the K most likely tokens with their log-probabilities, and the mass of the rest.
 
-A row of 60 tokens with a vocabulary of 128k takes 15 MB as bf16 logits and 23 KB as K = 64 soft labels.
+A row of 60 tokens with a vocabulary of 128k takes 15 MB as bf16 logits, and at most 16 KB as K = 64 soft labels on disk
+(`hf.soft_targets`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+ABSENT = -1e4
+"""The log-probability of a place without a token: positions may keep fewer than K."""
+
+_PART_LOGITS = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +41,17 @@ class TargetSource(Protocol):
 
 
 def soften(logits_NV: Tensor, k: int, temperature: float = 1.0) -> SoftTargets:
-    """Logits -> soft targets at a temperature; k is capped by the vocabulary."""
-    logprobs_NV = F.log_softmax(logits_NV.detach().float() / temperature, dim=-1)
-    logprobs_NK, ids_NK = logprobs_NV.topk(min(k, logits_NV.shape[-1]), dim=-1)
+    """Logits -> soft targets at a temperature, most likely token first; k is capped by the vocabulary."""
+    size = max(1, _PART_LOGITS // logits_NV.shape[1])
+    parts = [_soften(part, k, temperature) for part in logits_NV.detach().split(size)]
+    return SoftTargets(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def _soften(logits_NV: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    scaled_NV = logits_NV.float() / temperature
+    top_NK, ids_NK = scaled_NV.topk(min(k, logits_NV.shape[-1]), dim=-1)
+    logprobs_NK = top_NK - scaled_NV.logsumexp(-1, keepdim=True)
     kept_N = logprobs_NK.exp().sum(-1)
     exact = ids_NK.shape[-1] == logits_NV.shape[-1]
     tail_N = torch.zeros_like(kept_N) if exact else (1.0 - kept_N).clamp_min(0.0)
-    return SoftTargets(ids_NK.to(torch.int32), logprobs_NK, tail_N)
+    return ids_NK.to(torch.int32), logprobs_NK, tail_N
