@@ -29,9 +29,14 @@ class _StopForward(Exception):  # noqa: N818 - control flow, not an error
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers of any architecture, wrapped by PEFT or not. Raises ReftError if none is found."""
-    depth = text_config(bare_model(model)).num_hidden_layers
-    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    """The decoder layers of any architecture, wrapped by PEFT or not. Raises ReftError if none is found.
+
+    Of a multimodal model those of its language model: a vision tower may be as deep.
+    """
+    bare = bare_model(model)
+    depth = text_config(bare).num_hidden_layers
+    decoder = bare.get_decoder() or bare
+    found = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     # Mixture-of-experts models may hold other lists of that length, but below the decoder layers.
     if not found:
         raise ReftError(f"cannot find the {depth} decoder layers of {type(model).__name__}")
@@ -56,7 +61,9 @@ def recompute_above(model: nn.Module, tokens: int) -> None:
     bare = bare_model(model)
     if not bare.supports_gradient_checkpointing:
         return
-    bare.activation_checkpointing_enable({"use_reentrant": False})
+    # Renamed in transformers 5.20.
+    enable = getattr(bare, "activation_checkpointing_enable", None) or bare.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
     layers = [module for module in bare.modules() if getattr(module, "gradient_checkpointing", False)]
 
     def switch(_model: nn.Module, _args: tuple[Any, ...], inputs: dict[str, Any]) -> None:

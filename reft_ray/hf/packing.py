@@ -127,16 +127,21 @@ def enable_packing(model: PreTrainedModel) -> bool:
     return exact
 
 
-@torch.no_grad()
 def _equal_both_ways(model: PreTrainedModel) -> bool:
-    """Whether the logits of packed rows are those of the same rows padded."""
+    """Whether the logits of packed rows are those of the same rows padded, and have a gradient."""
     vocabulary, device, training = int(text_config(model).vocab_size), model.device, model.training
     ids = torch.randint(0, vocabulary, (12,), generator=torch.Generator().manual_seed(0)).tolist()
     rows = [TokenizedExample(part, [True] * len(part), 0) for part in (ids[:7], ids[7:])]
-    model.eval()
     padded, packed = collate(rows, 0, device), pack(rows, device)
-    plain = model(input_ids=padded.ids_BT, attention_mask=padded.attention_mask_BT, use_cache=False).logits
-    found = model(input_ids=packed.ids_BT, use_cache=False, **packed_inputs(packed)).logits
-    model.train(training)
-    expected, mine = padded.learned(plain).float(), packed.learned(found).float()
+    learned = next((parameter for parameter in model.parameters() if parameter.requires_grad), None)
+    model.eval()
+    try:
+        with torch.no_grad():
+            plain = model(input_ids=padded.ids_BT, attention_mask=padded.attention_mask_BT, use_cache=False).logits
+        found = model(input_ids=packed.ids_BT, use_cache=False, **packed_inputs(packed)).logits
+        if learned is not None:
+            torch.autograd.grad(found.float().sum(), learned)
+    finally:
+        model.train(training)
+    expected, mine = padded.learned(plain).float(), packed.learned(found.detach()).float()
     return bool((mine - expected).norm() <= _TOLERANCE.get(plain.dtype, 1e-3) * expected.norm())
