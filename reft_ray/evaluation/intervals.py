@@ -6,16 +6,16 @@ zero; Wilson's interval is used instead, which for 0 of 300 extends to 1.3 %.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from reft_ray.core.proportion import wilson
+
 LEVEL = 0.95
 RESAMPLES = 2000
-_Z = 1.959963984540054
 _CHUNK_DRAWS = 4_000_000
 
 
@@ -62,15 +62,4 @@ def percentile_interval(draws_R: Tensor) -> tuple[float, float]:
     """The central 95 % of float64 resamples [R]."""
     tail = (1 - LEVEL) / 2
     low, high = torch.quantile(draws_R, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return low, high
-
-
-def wilson(count: int, n: int) -> tuple[float, float]:
-    """Wilson's score interval of a proportion at 95 %, in [0, 1]."""
-    share = count / n
-    centre = share + _Z**2 / (2 * n)
-    spread = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    scale = 1 + _Z**2 / n
-    low = 0.0 if count == 0 else (centre - spread) / scale
-    high = 1.0 if count == n else (centre + spread) / scale
     return low, high

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reft_ray.evaluation.intervals import RESAMPLES, percentile_interval, wilson
+from reft_ray.core.proportion import wilson
+from reft_ray.evaluation.intervals import RESAMPLES, percentile_interval
 
 _CHUNK_DRAWS = 2_000_000
 

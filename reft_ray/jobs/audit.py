@@ -104,10 +104,12 @@ class AuditLog:
         )
         return Entry(**values)
 
-    def entries(self, after: int = 0, limit: int = 1000) -> list[Entry]:
-        """Entries after sequence number `after`, oldest first."""
+    def entries(
+        self, after: int = 0, limit: int = 1000, kind: str | None = None, project_id: str | None = None
+    ) -> list[Entry]:
+        """Entries after sequence number `after`, oldest first, optionally of one type or project."""
         with self.database.read() as connection:
-            return _entries(connection, after, limit)
+            return _entries(connection, after, limit, kind, project_id)
 
     def verify(self, head: str | None = None) -> Verification:
         """Recompute the whole chain; a `head` of an earlier verification must still be in it."""
@@ -127,8 +129,13 @@ class AuditLog:
         return Verification(count, previous, None if seen else f"the remembered head {head} is not in the chain")
 
 
-def _entries(connection: Connection, after: int, limit: int = 1000) -> list[Entry]:
+def _entries(
+    connection: Connection, after: int, limit: int = 1000, kind: str | None = None, project_id: str | None = None
+) -> list[Entry]:
     query = select(*_COLUMNS).where(audit_log.c.seq > after).order_by(audit_log.c.seq).limit(limit)
+    for column, value in ((audit_log.c.type, kind), (audit_log.c.project_id, project_id)):
+        if value is not None:
+            query = query.where(column == value)
     return [Entry(*row) for row in connection.execute(query)]
 
 

@@ -66,9 +66,19 @@ class ContentStore:
 
     def read(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
         """Read the bytes of a key in chunks. Raises FileNotFoundError."""
-        with self._fs.open_input_stream(self._path(key)) as stream:
-            while chunk := stream.read(chunk_bytes):
-                yield chunk
+        stream = self._fs.open_input_stream(self._path(key))
+
+        def chunks() -> Iterator[bytes]:
+            with stream:
+                while chunk := stream.read(chunk_bytes):
+                    yield chunk
+
+        return chunks()
+
+    def read_range(self, key: str, offset: int, size: int) -> bytes:
+        """Read `size` bytes from `offset`, or fewer at the end. Raises FileNotFoundError."""
+        with self._fs.open_input_file(self._path(key)) as stored:
+            return bytes(stored.read_at(size, offset))
 
     def delete(self, key: str) -> None:
         """Remove the bytes of a key, if any."""

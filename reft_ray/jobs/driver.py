@@ -48,7 +48,8 @@ class DriverConfig:
 
     A `database_url` of `env:NAME` is the value of the variable NAME where the driver runs. `steps` and `recorder` are
     factories (see `settings.load_factory`), called with `options` and with `application`. `handle` is the launcher's
-    handle of this driver, where that is not its process. The limits are FileStore's.
+    handle of this driver, where that is not its process. The limits are FileStore's. With `sign_releases`, a model that
+    fails the gate waits for two people.
     """
 
     database_url: str
@@ -63,6 +64,7 @@ class DriverConfig:
     max_project_bytes: int = MAX_PROJECT_BYTES
     handle: str | None = None
 
+    sign_releases: bool = False
     def to_json(self) -> str:
         """Serialize for the environment."""
         return json.dumps(asdict(self))
@@ -115,7 +117,7 @@ def drive(job_id: str, attempt: int, config: DriverConfig) -> int:
     heartbeat.start()
     _stop_on_signals(run)
     try:
-        run_job(run, config.make_steps(), recorder)
+        run_job(run, config.make_steps(), recorder, config.sign_releases)
     except (StoppedError, LeaseLostError) as stop:
         logger.info("%s", stop)
     except Exception:

@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from reft_ray.core.errors import StoppedError
 from reft_ray.jobs.files import job_key
 from reft_ray.jobs.results import REJECTED_SECONDS, Evaluation, Export, GateCheck, Screening, Training, Validation
+from reft_ray.jobs.review import FiledRow, Kind, State
 from reft_ray.jobs.run import JobRun
 
 BLOCKED = ("bomb", "poison")
 REVIEW = ("knife",)
+THRESHOLDS = {"review": 0.25, "block": 0.5}
+BINS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class FakeSteps:
-    """`step_seconds` is the duration of a training step; `harmful_score` is the gate's measurement."""
+    """`step_seconds` is the duration of a training step; `harmful_score` is the gate's measurement; the first
+    `kept_sample` kept rows are the sample for people."""
 
     train_steps: int = 10
     checkpoint_every: int = 5
     step_seconds: float = 0.0
     harmful_score: float = 1.0
+    kept_sample: int = 0
 
     def validate(self, run: JobRun) -> Validation:
         bad = [number for number, line in enumerate(_lines(run), 1) if not _is_row(line)]
@@ -38,16 +44,19 @@ class FakeSteps:
         decisions = [(number, _decision(line), line) for number, line in enumerate(_lines(run), 1)]
         kept = [line for _, decision, line in decisions if decision == "kept"]
         rejected = [(number, decision, line) for number, decision, line in decisions if decision != "kept"]
-        counts = {"rows": len(decisions), "kept": len(kept)}
-        report = [{"summary": counts}, *({"line": number, "decision": decision} for number, decision, _ in rejected)]
-        quarantine = None
-        if rejected:
-            quarantine = run.save_file(
-                "quarantine.jsonl",
-                [line + b"\n" for _, _, line in rejected],
-                parent_id=run.job.spec.training_file,
-                expires_after=REJECTED_SECONDS,
-            )
+        summary = {
+            "summary": {"rows": len(decisions), "kept": len(kept)},
+            "judges": {"teacher": "fake", "thresholds": THRESHOLDS},
+            "histogram": _histogram([_score(decision, line) for _, decision, line in decisions]),
+        }
+        report = [summary, *({"line": number, "decision": decision} for number, decision, _ in rejected)]
+        quarantine = _save_rows(run, "quarantine.jsonl", [line for _, _, line in rejected])
+        if quarantine is not None:
+            run.file_reviews(_filed(Kind.WITHHELD, quarantine, rejected))
+        sample = [item for item in decisions if item[1] == "kept"][: self.kept_sample]
+        sampled = _save_rows(run, "kept_sample.jsonl", [line for _, _, line in sample])
+        if sampled is not None:
+            run.file_reviews(_filed(Kind.KEPT, sampled, sample))
         return Screening(
             rows=len(decisions),
             kept=len(kept),
@@ -62,8 +71,14 @@ class FakeSteps:
         )
 
     def review(self, run: JobRun, screening: Screening) -> Screening:
-        """Approve every withheld row."""
-        return replace(screening, kept=screening.kept + screening.review, review=0)
+        approved = [review.decision for review in run.decisions() if review.state is State.APPROVED]
+        counts = {name: approved.count(name) for name in ("review", "block")}
+        return replace(
+            screening,
+            kept=screening.kept + len(approved),
+            review=screening.review - counts["review"],
+            blocked=screening.blocked - counts["block"],
+        )
 
     def train(self, run: JobRun, screening: Screening) -> Training:
         saved = run.checkpoints
@@ -98,6 +113,53 @@ class FakeSteps:
 
     def export(self, run: JobRun, screening: Screening, training: Training, evaluation: Evaluation) -> Export:
         return Export(_write(run, "export/adapter_model.safetensors", b"weights").rpartition("/")[0])
+
+
+def _save_rows(run: JobRun, name: str, lines: list[bytes]) -> str | None:
+    if not lines:
+        return None
+    content = [line + b"\n" for line in lines]
+    return run.save_file(name, content, parent_id=run.job.spec.training_file, expires_after=REJECTED_SECONDS)
+
+
+def _filed(kind: Kind, file_id: str, rows: list[tuple[int, str, bytes]]) -> Iterator[FiledRow]:
+    """Rows for people; those that differ in digits only are near-duplicates."""
+    offset = 0
+    for number, decision, line in rows:
+        digest = hashlib.sha256(re.sub(rb"\d", b"", line)).hexdigest()
+        score = None if kind is Kind.KEPT else _score(decision, line)
+        yield FiledRow(
+            kind=kind,
+            row_number=number,
+            line=number,
+            content_id=f"row-{hashlib.sha256(line).hexdigest()[:24]}",
+            decision="allow" if kind is Kind.KEPT else decision,
+            reason="kept" if kind is Kind.KEPT else f"score_above_{decision}",
+            text_file=file_id,
+            text_offset=offset,
+            text_bytes=len(line),
+            cluster=digest[:24],
+            part="" if kind is Kind.KEPT else "messages[0].user",
+            score=score,
+            probability=score,
+            threshold=THRESHOLDS.get(decision),
+            teacher="fake",
+            judge="teacher",
+        )
+        offset += len(line) + 1
+
+
+def _score(decision: str, line: bytes) -> float:
+    """A score on the right side of the thresholds, which the row's bytes choose."""
+    share = hashlib.sha256(line).digest()[0] / 256
+    return THRESHOLDS.get(decision, -0.6) + share / (4 if decision != "kept" else 2)
+
+
+def _histogram(scores: list[float]) -> list[int]:
+    bins = [0] * BINS
+    for score in scores:
+        bins[int((score + 1) / 2 * BINS)] += 1
+    return bins
 
 
 def make(**options: float) -> FakeSteps:

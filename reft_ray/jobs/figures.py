@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sqlalchemy import func, select
 
+from reft_ray.core.proportion import Share
 from reft_ray.jobs.audit import AuditLog
-from reft_ray.jobs.job import Status
+from reft_ray.jobs.job import TERMINAL, Status
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.lifecycle import SUITE
-from reft_ray.jobs.results import Evaluation, Screening, result_of
-from reft_ray.jobs.tables import job_steps, jobs
+from reft_ray.jobs.results import Evaluation, result_of
+from reft_ray.jobs.review import OPEN, Kind, State
+from reft_ray.jobs.review_stats import TeacherStats, oldest_pending, teacher_stats
+from reft_ray.jobs.tables import job_steps, jobs, reviews
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import PrometheusRecorder, Readings
 
@@ -39,6 +42,9 @@ class Figures:
         recorder.add_callback(catalog.REVIEW_OLDEST, self.oldest_pending)
         recorder.add_callback(catalog.AUDIT_BREAKS, self.audit_breaks)
         recorder.add_callback(catalog.SAFETY_EVAL, self.safety)
+        recorder.add_callback(catalog.REVIEW_OVERTURNED, self.overturned)
+        recorder.add_callback(catalog.REVIEW_MISSED, self.missed)
+        recorder.add_callback(catalog.REVIEW_FALSE_POSITIVES, self.false_positives)
 
     def jobs(self) -> Readings:
         """Jobs by project and status; every status is present, even without jobs."""
@@ -54,24 +60,49 @@ class Figures:
         yield {}, 0.0 if since is None else max(0.0, self.store.database.now() - since)
 
     def quarantine(self) -> Readings:
-        """Withheld rows of jobs with the review policy, by outcome."""
+        """Withheld rows that people were asked about, by outcome; those of jobs that ended before are expired."""
         states = {"pending": 0, "approved": 0, "rejected": 0, "expired": 0}
-        for status, screened, reviewed, _ in self._reviews():
-            if reviewed is not None:
-                approved = reviewed.kept - screened.kept
-                states["approved"] += approved
-                states["rejected"] += screened.withheld - approved
-            else:
-                states["pending" if status is Status.PAUSED else "expired"] += screened.withheld
+        query = (
+            select(reviews.c.state, jobs.c.status, func.count())
+            .join(jobs, jobs.c.id == reviews.c.job_id)
+            .where(reviews.c.kind == Kind.WITHHELD, reviews.c.state != State.WITHHELD)
+            .group_by(reviews.c.state, jobs.c.status)
+        )
+        with self.store.database.read() as connection:
+            found = connection.execute(query).all()
+        for state, status, rows in found:
+            waiting = "expired" if status in TERMINAL else "pending"
+            states[waiting if state in OPEN else state] += rows
         for state, rows in states.items():
             yield {"state": state}, rows
 
     def oldest_pending(self) -> Readings:
         """Seconds that the oldest undecided row has waited; 0 when there is none."""
-        since = [
-            asked for status, _, reviewed, asked in self._reviews() if reviewed is None and status is Status.PAUSED
-        ]
-        yield {}, max(0.0, self.store.database.now() - min(since)) if since else 0.0
+        since = oldest_pending(self.store.database)
+        yield {}, 0.0 if since is None else max(0.0, self.store.database.now() - since)
+
+    def overturned(self) -> Readings:
+        """Overturned rows by teacher."""
+        return self._shares(lambda stats: stats.overturned)
+
+    def missed(self) -> Readings:
+        """Missed rows by teacher."""
+        return self._shares(lambda stats: stats.missed)
+
+    def false_positives(self) -> Readings:
+        """Withheld harmless rows by teacher."""
+        for stats in teacher_stats(self.store.database):
+            for bound in catalog.BOUND.values:
+                if (share := stats.false_positives(bound)) is not None:
+                    yield {"teacher": stats.teacher, "bound": bound}, share
+
+    def _shares(self, share_of: Callable[[TeacherStats], Share]) -> Readings:
+        for stats in teacher_stats(self.store.database):
+            share = share_of(stats)
+            if share.value is not None:
+                low, high = share.bounds
+                for bound, value in (("estimate", share.value), ("low", low), ("high", high)):
+                    yield {"teacher": stats.teacher, "bound": bound}, value
 
     def audit_breaks(self) -> Readings:
         """Whether the audit log is broken."""
@@ -107,26 +138,3 @@ class Figures:
                     {"suite": task or SUITE, "measure": measure, "model": model},
                     1.0 - share if name == _INCOHERENT else share,
                 )
-
-    def _reviews(self) -> Iterator[tuple[Status, Screening, Screening | None, float]]:
-        """Jobs with the review policy: status, screening, screening after review, and when the review was requested."""
-        asked = job_steps.alias("asked")
-        screened = job_steps.alias("screened")
-        reviewed = job_steps.alias("reviewed")
-        query = (
-            select(jobs.c.status, screened.c.result, reviewed.c.result, asked.c.finished_at)
-            .select_from(asked)
-            .join(jobs, jobs.c.id == asked.c.job_id)
-            .join(screened, (screened.c.job_id == asked.c.job_id) & (screened.c.name == "screen"))
-            .outerjoin(reviewed, (reviewed.c.job_id == asked.c.job_id) & (reviewed.c.name == "review"))
-            .where(asked.c.name == "ask")
-        )
-        with self.store.database.read() as connection:
-            rows = list(connection.execute(query))
-        for status, before, after, since in rows:
-            yield (
-                Status(status),
-                result_of(Screening, before),
-                None if after is None else result_of(Screening, after),
-                since,
-            )

@@ -159,7 +159,18 @@ class FileStore:
     def read(self, file_id: str, project_id: str) -> Iterator[bytes]:
         """Read the bytes in chunks."""
         self.get(file_id, project_id)
-        return self.content.read(_key(project_id, file_id))
+        try:
+            return self.content.read(_key(project_id, file_id))
+        except FileNotFoundError:
+            raise NotFoundError("File content", file_id) from None
+
+    def read_range(self, file_id: str, project_id: str, offset: int, size: int) -> bytes:
+        """Read `size` bytes from `offset`. Raises NotFoundError where the file is deleted or expired."""
+        self.get(file_id, project_id)
+        try:
+            return self.content.read_range(_key(project_id, file_id), offset, size)
+        except FileNotFoundError:
+            raise NotFoundError("File object", file_id) from None
 
     def uri(self, file_id: str, project_id: str) -> str:
         """The URI of the bytes."""

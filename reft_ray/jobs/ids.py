@@ -18,6 +18,8 @@ PERMISSION = "cp_"
 ENDPOINT = "whe_"
 WEBHOOK_EVENT = "evt_"
 AUDIT = "audit_log-"
+REVIEW = "review_"
+APPEAL = "appeal_"
 
 
 def new_id(prefix: str) -> str:

@@ -90,17 +90,21 @@ class JobStore:
 
     def list(
         self,
-        project_id: str,
+        project_id: str | None,
         *,
         after: str | None = None,
         limit: int = 20,
         metadata: Mapping[str, str] | None = None,
         without_metadata: bool = False,
     ) -> Page[Job]:
-        """A project's jobs, newest first, optionally only those with the given metadata."""
-        query = select(*COLUMNS).where(jobs.c.project_id == project_id)
-        for key, value in (metadata or {}).items():
-            query = query.where(jobs.c.metadata[key].as_string() == value)
+        """A project's jobs, or those of all projects, newest first, optionally only those with the given metadata."""
+        query = select(*COLUMNS)
+        if project_id is not None:
+            query = query.where(jobs.c.project_id == project_id)
+        if len(metadata or {}) > MAX_METADATA:
+            raise InvalidError(f"metadata: a job has up to {MAX_METADATA} pairs.", "metadata")
+        if metadata:
+            query = query.where(*self._having(metadata))
         if without_metadata:
             query = query.where(func.length(cast(jobs.c.metadata, Text)) <= len("{}"))
         with self.database.read() as connection:

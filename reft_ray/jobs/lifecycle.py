@@ -14,6 +14,7 @@ from dataclasses import asdict
 from reft_ray.core.errors import StoppedError
 from reft_ray.jobs.errors import LeaseLostError
 from reft_ray.jobs.job import Event, Options, Status
+from reft_ray.jobs.releases import ReleaseState
 from reft_ray.jobs.results import Evaluation, Export, Screening, Training, Validation, finite
 from reft_ray.jobs.run import JobFailedError, JobRun
 from reft_ray.jobs.steps import Steps
@@ -27,8 +28,11 @@ SUITE = "release"
 """The release gate's suite, as a metrics label."""
 
 
-def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None) -> None:
-    """Run the job until it ends. Raises StoppedError when it has to wait."""
+def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None, sign_releases: bool = False) -> None:
+    """Run the job until it ends. Raises StoppedError when it has to wait.
+
+    With `sign_releases`, a model that fails the gate waits for two people, who release or refuse it.
+    """
     recorder = recorder or NullRecorder()
     try:
         validation = run.once(
@@ -43,10 +47,10 @@ def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None) -> None
             event_of=_screened,
             result_files=lambda result: [result.report_file, result.quarantine_file],
         )
-        if run.job.spec.options.policy == "review" and screening.withheld:
-            if not run.done("ask"):
-                run.park(Status.PAUSED, _review_requested(screening), step="ask")
+        if screening.withheld and _reviewed(run):
             before = screening
+            if not run.done("review") and run.job.spec.options.policy == "review":
+                run.ask_people(_review_requested(screening))
             screening = run.once("review", Screening, lambda: steps.review(run, before), event_of=_screened)
         if screening.lost_rows:
             recorder.count(catalog.UNACCOUNTED_ROWS, screening.lost_rows, where="screening")
@@ -77,7 +81,8 @@ def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None) -> None
         if not measured_before:
             recorder.count(catalog.SAFETY_EVALS, suite=SUITE, outcome="completed")
             recorder.count(catalog.GATE_RESULTS, result="passed" if evaluation.passed else "withheld")
-        withhold_unsafe_model(evaluation)
+        if not evaluation.passed and not (sign_releases and run.await_release().state is ReleaseState.RELEASED):
+            withhold_unsafe_model(evaluation)
 
         export = run.once(
             "export",
@@ -150,7 +155,7 @@ def _screened(screening: Screening) -> Event:
 
 def _review_requested(screening: Screening) -> Event:
     return Event(
-        f"{screening.withheld} examples wait for review; resume the job when they are decided",
+        f"{screening.withheld} examples are withheld for review; the job continues when all of them are decided",
         level="warn",
         data={"withheld": screening.withheld, "quarantine_file": screening.quarantine_file},
     )
@@ -168,6 +173,16 @@ def _evaluated(evaluation: Evaluation) -> Event:
 
 def _report(result: Validation | Evaluation) -> list[str | None]:
     return [result.report_file]
+
+
+def _reviewed(run: JobRun) -> bool:
+    """Whether people decide about this job's rows: under the policy `review`, or because they approved some before.
+
+    Decisions that come after training has begun are for later jobs.
+    """
+    if run.job.spec.options.policy == "review" or run.done("review"):
+        return True
+    return run.job.status is Status.VALIDATING and bool(run.decisions())
 
 
 def _number(value: float | None) -> str:

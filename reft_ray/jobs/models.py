@@ -62,23 +62,26 @@ class ModelStore:
             )
         )
 
-    def list(self, project_id: str) -> Sequence[Student]:
-        """A project's students, newest first."""
-        query = select(*_COLUMNS).where(models.c.project_id == project_id, models.c.deleted_at.is_(None))
+    def list(self, project_id: str | None) -> Sequence[Student]:
+        """A project's students, or those of all projects, newest first."""
+        query = select(*_COLUMNS).where(models.c.deleted_at.is_(None))
+        if project_id is not None:
+            query = query.where(models.c.project_id == project_id)
         with self.database.read() as connection:
             return [
                 Student(*row) for row in connection.execute(query.order_by(models.c.created_at.desc(), models.c.id))
             ]
 
-    def get(self, model_id: str, project_id: str) -> Student:
-        """Get a student of this project or one shared with it. Raises NotFoundError."""
+    def get(self, model_id: str, project_id: str | None) -> Student:
+        """Get a student of this project or one shared with it, or with None any student. Raises NotFoundError."""
         query = select(*_COLUMNS).where(models.c.id == model_id, models.c.deleted_at.is_(None))
         with self.database.read() as connection:
             row = connection.execute(query).first()
             if row is None:
                 raise NotFoundError("model", model_id)
             student = Student(*row)
-            if student.project_id != project_id and not self._shared(connection, model_id, project_id):
+            visible = project_id in (None, student.project_id)
+            if not visible and not self._shared(connection, model_id, str(project_id)):
                 raise NotFoundError("model", model_id)
         return student
 

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
+from sqlalchemy import Connection
+
 from reft_ray.core.errors import StoppedError
 from reft_ray.jobs import ids
 from reft_ray.jobs.errors import LeaseLostError, QuotaError, TooLargeError
@@ -15,7 +17,10 @@ from reft_ray.jobs.job_rows import append_event
 from reft_ray.jobs.job_store import held
 from reft_ray.jobs.lease import Leases
 from reft_ray.jobs.models import ModelStore
+from reft_ray.jobs.releases import Release, ReleaseState, request_in
 from reft_ray.jobs.results import Export, finite, record_of, result_of
+from reft_ray.jobs.review import FiledRow, Kind, Review
+from reft_ray.jobs.review_queue import ReviewQueue, waits_in
 from reft_ray.telemetry.recorder import Recorder
 
 T = TypeVar("T")
@@ -142,7 +147,48 @@ class JobRun:
             ) from None
         return record.id
 
+    def file_reviews(self, rows: Iterable[FiledRow]) -> None:
+        """Put rows into the queue of people's decisions; repeating it adds nothing."""
+        ReviewQueue(self._store).file(self.job, rows)
+
+    def decisions(self) -> list[Review]:
+        """What people have decided about the job's withheld rows, in row order."""
+        decided = ReviewQueue(self._store).decided(self.job.id)
+        return [review for review in decided if review.kind is Kind.WITHHELD]
+
     # For the lifecycle
+
+    def ask_people(self, event: Event) -> None:
+        """Pause, with this event the first time, while a withheld row waits for a person. Raises StoppedError then.
+
+        The last decision locks the job too, so it either precedes the pause, or lets the paused job continue.
+        """
+        with self._store.database.write() as connection:
+            before = self._held(connection)
+            if not waits_in(connection, before.id):
+                return
+            if self.done("ask"):
+                event = Event("Withheld examples still wait for a person's decision", level="warn")
+            else:
+                self._store.record_step_in(connection, before, "ask", {})
+                self._done["ask"] = {}
+            after = self._store.move_in(connection, before, Status.PAUSED, event)
+        self._store.observe(before, after)
+        raise StoppedError(f"{self.job.id}: waits for people")
+
+    def await_release(self) -> Release:
+        """The decision of people about a model that failed the gate. Raises StoppedError until there is one."""
+        with self._store.database.write() as connection:
+            before = self._held(connection)
+            found = request_in(connection, before, self._store.database.now())
+            after = None
+            if found.state in (ReleaseState.WAITING, ReleaseState.SIGNED):
+                waits = Event("The model did not pass the release gate and waits for two signatures", level="warn")
+                after = self._store.move_in(connection, before, Status.PAUSED, waits)
+        if after is not None:
+            self._store.observe(before, after)
+            raise StoppedError(f"{self.job.id}: waits for signatures")
+        return found
 
     def done(self, name: str) -> bool:
         """Whether a step is recorded as finished."""
@@ -185,11 +231,9 @@ class JobRun:
         if self._stop.is_set():
             raise StoppedError(f"{self.job.id}: asked to stop")
 
-    def park(self, status: Status, event: Event, step: str | None = None) -> None:
-        """Set a status in which the job waits, record a `step` with it, and raise StoppedError."""
-        if step is not None:
-            self._done[step] = {}
-        self._move(status, event, step=step)
+    def park(self, status: Status, event: Event) -> None:
+        """Set a status in which the job waits, and raise StoppedError."""
+        self._move(status, event)
         raise StoppedError(f"{self.job.id}: waits as {status}")
 
     def fail(self, error: JobError) -> None:
@@ -237,15 +281,18 @@ class JobRun:
         """Release the lease."""
         self._leases.release(self.job.id, self._owner)
 
-    def _move(self, status: Status, event: Event, error: JobError | None = None, step: str | None = None) -> None:
+    def _move(self, status: Status, event: Event, error: JobError | None = None) -> None:
         with self._store.database.write() as connection:
-            before = held(connection, self.job.id, self._owner)
-            if before.status is not self.job.status:
-                raise StoppedError(f"{self.job.id}: the job was {before.status}")
-            if step is not None:
-                self._store.record_step_in(connection, before, step, {})
+            before = self._held(connection)
             after = self._store.move_in(connection, before, status, event, error=error)
         self._store.observe(before, after)
+
+    def _held(self, connection: Connection) -> Job:
+        """The locked job. Raises StoppedError where it has another status than this driver's."""
+        job = held(connection, self.job.id, self._owner)
+        if job.status is not self.job.status:
+            raise StoppedError(f"{self.job.id}: the job was {job.status}")
+        return job
 
     def _estimated_finish(self, step: int, total_steps: int) -> float | None:
         """Extrapolate from this driver's first report; None for the first report itself."""

@@ -25,11 +25,11 @@ class Steps(Protocol):
         ...
 
     def screen(self, run: JobRun, validation: Validation) -> Screening:
-        """Judge all rows; write the kept rows, the quarantine and the report."""
+        """Judge all rows; write the kept rows, the quarantine and the report; file withheld rows for review."""
         ...
 
     def review(self, run: JobRun, screening: Screening) -> Screening:
-        """Apply the decisions of people: add the approved rows to the kept ones."""
+        """Add the rows that people approved (`run.decisions()`) to the kept ones."""
         ...
 
     def train(self, run: JobRun, screening: Screening) -> Training:

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import ColumnElement, insert, select, update
 
 from reft_ray.jobs import ids
 from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.errors import InvalidError, NotFoundError
+from reft_ray.jobs.review import Reviewer
 from reft_ray.jobs.tables import api_keys, organizations, projects
 
 PREFIX = "sk-reft-"
@@ -27,7 +28,25 @@ SCOPES = (
     "chat",
     "moderations",
     "webhooks",
+    "reviews.read",
+    "reviews.write",
+    "appeals.read",
+    "appeals.write",
+    "releases.read",
+    "releases.write",
+    "audit.read",
+    "admin",
 )
+_STAFF = ("reviews.read", "reviews.write", "appeals.read", "appeals.write", "releases.read")
+ROLES: Mapping[str, tuple[str, ...]] = {
+    "owner": (*SCOPES[: SCOPES.index("reviews.write")], "appeals.read", "appeals.write"),
+    "curator": _STAFF,
+    "lead": (*_STAFF, "releases.write", "audit.read"),
+    "operator": SCOPES,
+    "auditor": ("reviews.read", "appeals.read", "releases.read", "audit.read"),
+}
+"""The most scopes of a key by its role. An owner sees their own project; the others see all of them."""
+OWNER = "owner"
 MAX_SECONDS = 100 * 365 * 86400
 OPERATOR: Mapping[str, Any] = {"type": "session", "session": {"user": "operator"}}
 """The audit log's actor for the command line."""
@@ -50,7 +69,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The caller: the project that owns the objects it creates, and the scopes of its key."""
+    """The caller: the project that owns the objects it creates, its role, and the scopes of its key."""
 
     organization_id: str
     project_id: str
@@ -58,15 +77,28 @@ class Principal:
     scopes: frozenset[str]
     limits: Limits
 
+    role: str = OWNER
+    name: str = "operator"
+    """Shown to other people: unique, the key's name and id, or the name of who signed in."""
     @property
     def actor(self) -> dict[str, Any]:
         """This principal in the audit log."""
         if self.key_id is None:
-            return dict(OPERATOR)
+            return {"type": "session", "session": {"user": self.name}}
         return {"type": "api_key", "api_key": {"id": self.key_id, "type": "user"}}
 
 
-LOCAL = Principal("org-local", "proj_local", None, frozenset(SCOPES), Limits())
+    @property
+    def reviewer(self) -> Reviewer:
+        """This principal as one who decides."""
+        return Reviewer(self.name, self.actor)
+
+    @property
+    def visible(self) -> str | None:
+        """The one project whose rows, appeals and jobs this principal may see; None for all projects."""
+        return self.project_id if self.role == OWNER else None
+
+LOCAL = Principal("org-local", "proj_local", None, frozenset(SCOPES), Limits(), "operator")
 """The caller of a service without keys, which answers on loopback only."""
 
 
@@ -80,6 +112,7 @@ class ApiKey:
     hint: str
     scopes: Sequence[str]
     created_at: float
+    role: str
     expires_at: float | None
     revoked_at: float | None
 
@@ -99,19 +132,24 @@ class Tenants:
         organization: str,
         project: str,
         name: str,
-        scopes: Sequence[str] = SCOPES,
+        scopes: Sequence[str] | None = None,
         expires_seconds: float | None = None,
         limits: Mapping[str, int] | None = None,
     ) -> tuple[ApiKey, str]:
+        role: str = OWNER,
+        actor: Mapping[str, Any] = OPERATOR,
         """Create a key and return it with its secret; creates the organisation and the project if necessary.
 
-        `limits` update those of the project. Raises InvalidError.
+        `scopes` are at most those of the role, and all of them by default. `limits` update those of the project.
+        Raises InvalidError.
         """
-        unknown = sorted(set(scopes) - set(SCOPES))
+        if role not in ROLES:
+            raise InvalidError(f"role {role!r} is unknown; choose from {', '.join(ROLES)}", "role")
+        scopes = ROLES[role] if scopes is None else scopes
+        unknown = sorted(set(scopes) - set(ROLES[role]))
         if unknown or not scopes:
-            raise InvalidError(
-                f"scopes: {', '.join(unknown) or 'none given'}; choose from {', '.join(SCOPES)}", "scopes"
-            )
+            given, known = ", ".join(unknown) or "none given", ", ".join(ROLES[role])
+            raise InvalidError(f"scopes: {given}; a key of role {role} may have {known}", "scopes")
         if expires_seconds is not None and expires_seconds <= 0:
             raise InvalidError("a key must expire in the future", "expires")
         if expires_seconds is not None and expires_seconds > MAX_SECONDS:
@@ -145,17 +183,17 @@ class Tenants:
                     hint=f"{PREFIX}...{secret[-4:]}",
                     scopes=list(scopes),
                     created_at=now,
+                    role=role,
                     expires_at=None if expires_seconds is None else now + expires_seconds,
                 )
             )
-            self.audit.append_in(
-                connection, "api_key.created", OPERATOR, project_id, {"id": key_id, "scopes": list(scopes)}
-            )
+            data = {"id": key_id, "role": role, "scopes": list(scopes)}
+            self.audit.append_in(connection, "api_key.created", actor, project_id, data)
             if limits:
                 mine = projects.c.id == project_id
                 stored = connection.execute(select(projects.c.limits).where(mine)).scalar_one()
                 connection.execute(update(projects).where(mine).values(limits={**stored, **limits}))
-                self.audit.append_in(connection, "rate_limit.updated", OPERATOR, project_id, dict(limits))
+                self.audit.append_in(connection, "rate_limit.updated", actor, project_id, dict(limits))
         return self.key(key_id), secret
 
     def key(self, key_id: str) -> ApiKey:
@@ -177,7 +215,7 @@ class Tenants:
         with self.database.read() as connection:
             return [(row[0], row[1], ApiKey(*row[2:])) for row in connection.execute(query)]
 
-    def revoke(self, key_id: str) -> ApiKey:
+    def revoke(self, key_id: str, actor: Mapping[str, Any] = OPERATOR) -> ApiKey:
         """Revoke a key; revoking it again changes nothing."""
         key = self.key(key_id)
         with self.database.write() as connection:
@@ -187,7 +225,7 @@ class Tenants:
                 .values(revoked_at=self.database.now())
             ).rowcount
             if changed:
-                self.audit.append_in(connection, "api_key.deleted", OPERATOR, key.project_id, {"id": key_id})
+                self.audit.append_in(connection, "api_key.deleted", actor, key.project_id, {"id": key_id})
         return self.key(key_id)
 
     def any_keys(self) -> bool:
@@ -198,9 +236,14 @@ class Tenants:
     def authenticate(self, secret: str) -> Principal | None:
         """The principal of a secret; None when it is unknown, revoked or expired."""
         query = (
-            select(api_keys, projects.c.organization_id, projects.c.limits)
-            .join_from(api_keys, projects)
-            .where(api_keys.c.digest == _digest(secret))
+        return self._principal(api_keys.c.digest == _digest(secret))
+
+    def principal(self, key_id: str) -> Principal | None:
+        """The principal of a key that a session was opened with; None when it is revoked or expired."""
+        return self._principal(api_keys.c.id == key_id)
+
+    def _principal(self, which: ColumnElement[bool]) -> Principal | None:
+            select(api_keys, projects.c.organization_id, projects.c.limits).join_from(api_keys, projects).where(which)
         )
         with self.database.read() as connection:
             row = connection.execute(query).first()
@@ -209,7 +252,13 @@ class Tenants:
         if row.expires_at is not None and row.expires_at <= self.database.now():
             return None
         return Principal(
-            row.organization_id, row.project_id, row.id, frozenset(row.scopes), Limits.from_json(row.limits)
+            row.organization_id,
+            row.project_id,
+            row.id,
+            frozenset(row.scopes),
+            Limits.from_json(row.limits),
+            row.role,
+            f"{row.name} ({row.id})",
         )
 
 

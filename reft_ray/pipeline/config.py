@@ -75,7 +75,8 @@ class ScreeningArgs(Settings):
     """Screening: files of up to `small_rows` rows are screened in the driver, larger ones by Ray actors.
 
     `job_threshold`: rows above the threshold that the file's own scores give are withheld for review as well; it is
-    never above the teacher's nor below `job_threshold_floor`.
+    never above the teacher's nor below `job_threshold_floor`. People also review a random sample of `kept_sample` kept
+    rows, which estimates what the teacher misses. `cascade` has the guards that judge rows next to the teacher.
     """
 
     small_rows: int = Field(10_000, ge=0)
@@ -87,6 +88,8 @@ class ScreeningArgs(Settings):
     job_threshold: bool = True
     job_threshold_floor: float = Field(0.0, ge=-1, le=1)
 
+    kept_sample: int = Field(20, ge=0, le=1000)
+    cascade: CascadeSettings = CascadeSettings()
 
 class BaseArgs(Settings):
     """A base model that users may finetune.

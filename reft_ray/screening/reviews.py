@@ -120,6 +120,14 @@ class Reviews:
         self.count(made)
         return made
 
+    def record(self, reviews: Iterable[Review]) -> None:
+        """Replace the log by decisions that were made elsewhere, in the queue of a service, and write the approved
+        rows."""
+        made = list(reviews)
+        self._output.write(LOG, b"".join(orjson.dumps(asdict(review)) + b"\n" for review in made))
+        manifest = load_manifest(self._output)
+        self._write_approved_units(dict.fromkeys(manifest.unit_of(review.row_number) for review in made))
+
     def count(self, reviews: Iterable[Review]) -> None:
         """Record metrics of decisions: their number, and the time since the screening ended."""
         screened = self._output.written_at(REPORT)

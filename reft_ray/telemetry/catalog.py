@@ -19,6 +19,7 @@ REASON = Label(
 )
 POLICY = Label("policy", ("online", "filter", "review", "fail"))
 MODEL = Label("model", ("base", "student"))
+BOUND = Label("bound", ("estimate", "low", "high"))
 STAGE = Label("stage", ("teacher", "student"))
 STATUSES = ("validating_files", "screening", "queued", "running", "evaluating", "paused")
 ENDED = ("succeeded", "failed", "cancelled")
@@ -208,6 +209,27 @@ REVIEW_AGE = _histogram(
     "reft_review_age_seconds", Unit.SECONDS, "Age of a quarantined row at its review decision.", _LONG
 )
 REVIEW_OLDEST = _gauge("reft_review_oldest_pending_seconds", Unit.SECONDS, "Age of the oldest row that awaits review.")
+REVIEW_OVERTURNED = _gauge(
+    "reft_review_overturned_ratio",
+    Unit.RATIO,
+    "Share of the reviewed withheld rows that people approved, with its 95 % interval.",
+    TEACHER,
+    BOUND,
+)
+REVIEW_MISSED = _gauge(
+    "reft_review_missed_ratio",
+    Unit.RATIO,
+    "Share of the reviewed sample of kept rows that people rejected, with its 95 % interval.",
+    TEACHER,
+    BOUND,
+)
+REVIEW_FALSE_POSITIVES = _gauge(
+    "reft_review_false_positive_ratio",
+    Unit.RATIO,
+    "Share of harmless rows that jobs withhold, estimated from the decisions of people, with its 95 % interval.",
+    TEACHER,
+    BOUND,
+)
 
 # Invariants
 

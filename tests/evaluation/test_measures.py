@@ -5,7 +5,8 @@ import pytest
 
 from reft_ray.core.conversation import Example, chat
 from reft_ray.core.errors import ReftError
-from reft_ray.evaluation.intervals import Measure, bootstrap, wilson
+from reft_ray.core.proportion import wilson
+from reft_ray.evaluation.intervals import Measure, bootstrap
 from reft_ray.evaluation.judges import RefusalMatcher
 from reft_ray.evaluation.suite import Suite, TaskTest, evaluate, harmful_score, over_refusal
 from reft_ray.evaluation.task_accuracy import Match, final_number, is_right, task_accuracy

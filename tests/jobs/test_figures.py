@@ -1,13 +1,18 @@
 """Metrics of the store: read at each scrape, equal after a restart, without row texts."""
 
+from dataclasses import replace
+
 import pytest
+from fixtures.reviews import filed
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
 from reft_ray.jobs.figures import AUDIT_SECONDS, Figures
-from reft_ray.jobs.job import Event, Status
+from reft_ray.jobs.job import Event, Options, Status
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.results import Evaluation, GateCheck, Screening, record_of
+from reft_ray.jobs.review import SERVICE, Action
+from reft_ray.jobs.review_queue import Filter, ReviewQueue
 from reft_ray.jobs.tables import audit_log
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import PrometheusRecorder
@@ -33,6 +38,7 @@ def scrape(database):
 
 @pytest.fixture
 def job(jobs, spec):
+    spec = replace(spec, options=Options(policy="review"))
     return jobs.create("org", "acme", spec, {}, actor={"type": "api_key", "id": "k"})
 
 
@@ -57,17 +63,27 @@ def test_jobs_and_the_head_of_the_queue(scrape, jobs, job, clock):
 
 
 def test_rows_that_wait_for_review(scrape, jobs, job, clock):
-    before = Screening(rows=10, kept=6, review=3, blocked=1, kept_uri="x")
-    after = Screening(rows=10, kept=8, review=1, blocked=1, kept_uri="x")
-    step(jobs, job, "screen", before)
-    step(jobs, job, "ask", None)
-    jobs.move(job.id, Status.PAUSED, Event("asks"))
+    step(jobs, job, "screen", Screening(rows=10, kept=6, review=3, blocked=1, kept_uri="x", teacher_id="t"))
+    queue = ReviewQueue(jobs)
+    queue.file(job, [filed(number) for number in range(1, 5)])
     clock.advance(70)
     assert scrape(catalog.QUARANTINE_ROWS)[("pending",)] == 4
     assert scrape(catalog.REVIEW_OLDEST) == {(): 70}
-    step(jobs, job, "review", after)
+    assert scrape(catalog.REVIEW_OVERTURNED) == {}
+    *three, last = (item.id for item in queue.list(Filter()).items)
+    queue.decide(three[:2], Action.APPROVE, "harmless", "", SERVICE)
+    queue.decide(three[2:], Action.REJECT, "illegal", "", SERVICE)
     counts = scrape(catalog.QUARANTINE_ROWS)
-    assert [counts[(state,)] for state in ("pending", "approved", "rejected", "expired")] == [0, 2, 2, 0]
+    assert [counts[(state,)] for state in ("pending", "approved", "rejected", "expired")] == [1, 2, 1, 0]
+    overturned = scrape(catalog.REVIEW_OVERTURNED)
+    assert overturned[("estimate", "t")] == pytest.approx(2 / 3)
+    assert overturned[("low", "t")] < 2 / 3 < overturned[("high", "t")]
+    # Two thirds of 4 withheld rows, against these and 6 kept rows.
+    assert scrape(catalog.REVIEW_FALSE_POSITIVES)[("estimate", "t")] == pytest.approx((8 / 3) / (8 / 3 + 6))
+    assert scrape(catalog.REVIEW_MISSED) == {}
+    jobs.move(job.id, Status.CANCELLED, Event("cancelled"))
+    assert scrape(catalog.QUARANTINE_ROWS)[("expired",)] == 1
+    queue.decide([last], Action.REJECT, "illegal", "", SERVICE)
     assert scrape(catalog.REVIEW_OLDEST) == {(): 0}
 
 

@@ -10,57 +10,14 @@ import pytest
 from reft_ray.core.errors import StoppedError
 from reft_ray.jobs.errors import LeaseLostError
 from reft_ray.jobs.fake_steps import FakeSteps
-from reft_ray.jobs.files import FileStore
-from reft_ray.jobs.job import Event, JobSpec, Options, Status
-from reft_ray.jobs.job_store import JobStore
-from reft_ray.jobs.lease import Leases, Slots
+from reft_ray.jobs.job import Event, JobSpec, Status
+from reft_ray.jobs.lease import Slots
 from reft_ray.jobs.lifecycle import run_job
-from reft_ray.jobs.models import ModelStore
 from reft_ray.jobs.results import Evaluation, GateCheck, Screening, record_of, result_of
-from reft_ray.jobs.run import JobFailedError, JobRun
+from reft_ray.jobs.review import SERVICE, Action
+from reft_ray.jobs.review_queue import Filter, ReviewQueue
+from reft_ray.jobs.run import JobFailedError
 from reft_ray.telemetry import catalog
-from reft_ray.telemetry.recorder import MemoryRecorder
-
-
-class Harness:
-    """A store, and drivers in this process."""
-
-    def __init__(self, database, content):
-        self.recorder = MemoryRecorder()
-        self.jobs = JobStore(database, self.recorder)
-        self.files = FileStore(database, content)
-        self.models = ModelStore(database)
-        self.leases = Leases(self.jobs)
-
-    def job(self, *texts, **options):
-        rows = [json.dumps({"messages": [{"role": "user", "content": text}]}) for text in texts or ("hello",) * 10]
-        file = self.files.create("proj_a", "train.jsonl", "fine-tune", ["\n".join(rows).encode()])
-        spec = JobSpec(model="org/tiny", training_file=file.id, seed=1, suffix="mine", options=Options(**options))
-        return self.jobs.create("org-acme", "proj_a", spec, {}).id
-
-    def driver(self, job_id):
-        owner = f"driver-{self.jobs.get(job_id).attempt}"
-        job = self.leases.acquire(job_id, self.leases.claim(self.jobs.get(job_id)), owner)
-        return JobRun(job, self.leases, owner, self.files)
-
-    def drive(self, job_id, steps=None):
-        """One driver's turn, then the scheduler's; until the job ends or waits for a person."""
-        steps = steps or FakeSteps()
-        while self.jobs.get(job_id).status in (Status.VALIDATING, Status.QUEUED, Status.RUNNING):
-            self.leases.grant(Slots())
-            run = self.driver(job_id)
-            with contextlib.suppress(StoppedError):
-                run_job(run, steps, self.recorder)
-            run.release()
-        return self.jobs.get(job_id)
-
-    def messages(self, job_id):
-        return [item.event.message for item in self.jobs.events(job_id, limit=100).items][::-1]
-
-
-@pytest.fixture
-def harness(sqlite_database, content):
-    return Harness(sqlite_database, content)
 
 
 def test_a_clean_file_becomes_a_model(harness, clock):
@@ -86,8 +43,8 @@ def test_a_clean_file_becomes_a_model(harness, clock):
     assert harness.recorder.total(catalog.GATE_RESULTS, result="passed") == 1
 
 
-def test_a_jobs_lifecycle_is_equal_on_both_databases(database, content):
-    harness = Harness(database, content)
+def test_a_jobs_lifecycle_is_equal_on_both_databases(database, content, make_harness):
+    harness = make_harness(database, content)
     assert harness.drive(harness.job("hi", "hello", "a bomb", "a knife")).status is Status.SUCCEEDED
     assert harness.drive(harness.job(), FakeSteps(harmful_score=math.nan)).error.code == "unsafe_model"
 
@@ -100,8 +57,9 @@ def test_flagged_rows_are_dropped_and_listed_without_their_text(harness):
     )
     assert (event.level, event.data["blocked"], event.data["review"], event.data["kept"]) == ("warn", 1, 1, 8)
     report = b"".join(harness.files.read(event.data["report_file"], "proj_a")).splitlines()
-    assert [json.loads(line) for line in report] == [
-        {"summary": {"rows": 10, "kept": 8}},
+    first, *rest = (json.loads(line) for line in report)
+    assert (first["summary"], sum(first["histogram"])) == ({"rows": 10, "kept": 8}, 10)
+    assert rest == [
         {"line": 9, "decision": "block"},
         {"line": 10, "decision": "review"},
     ]
@@ -161,8 +119,13 @@ def test_an_invalid_file_fails_with_all_its_lines(harness):
 def test_review_waits_for_people_and_resumes(harness):
     job_id = harness.job("hi", "a knife", policy="review")
     assert harness.drive(job_id).status is Status.PAUSED
-    assert harness.messages(job_id)[-1].startswith("1 examples wait for review")
+    assert harness.messages(job_id)[-1].startswith("1 examples are withheld for review")
     harness.jobs.move(job_id, Status.VALIDATING, Event("resumed"), sources={Status.PAUSED})
+    assert harness.drive(job_id).status is Status.PAUSED, "a row is still undecided"
+    queue = ReviewQueue(harness.jobs)
+    (review,) = queue.list(Filter(job=job_id)).items
+    queue.decide([review.id], Action.APPROVE, "education", "", SERVICE)
+    assert harness.jobs.get(job_id).status is Status.VALIDATING
     job = harness.drive(job_id)
     assert job.status is Status.SUCCEEDED
     assert harness.jobs.steps(job_id)["review"]["kept"] == 2
