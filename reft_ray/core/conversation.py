@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -38,13 +39,22 @@ class Message:
     """One turn. `trained` is False for assistant turns with `weight` 0, which are context and not a target.
 
     `calls` are the turn's tool calls (named `tool_calls[0]`, `function_call`) and, in a judged conversation, the texts
-    under its other keys. They are scored, and no chat template renders them.
+    under its other keys: what is scored of them. `extra` is what a chat template renders besides the content, as JSON:
+    `tool_calls`, `function_call`, `tool_call_id`, `name`, `refusal`, `reasoning_content`; on the first turn `tools`,
+    the definitions; on the last of a preference pair `rejected`, the messages of the dialogue that was not preferred.
     """
 
     role: str
     content: str
     trained: bool = True
     calls: tuple[Part, ...] = ()
+    extra: str = ""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """`extra`, parsed."""
+        found: dict[str, Any] = json.loads(self.extra) if self.extra else {}
+        return found
 
 
 Conversation = tuple[Message, ...]
@@ -56,7 +66,7 @@ class Example:
 
     A labelled prompt without an answer enters the refusal feature and its regulariser; with an answer it also enters
     the cross entropy. `place` says where the row was read, e.g. `rows.jsonl:17`, for error messages; `licence` is that
-    of the source, for the model card.
+    of the source, for the model card; `category` that of a harmful prompt, for the release gate.
     """
 
     messages: Conversation
@@ -64,11 +74,18 @@ class Example:
     source: str = ""
     place: str = field(default="", compare=False)
     licence: str = field(default="", compare=False)
+    category: str = field(default="", compare=False)
 
     @property
     def prompt(self) -> Conversation:
         """The turns before the last assistant answer, or all turns where there is none."""
         return self.messages[:-1] if self.answered else self.messages
+
+    @property
+    def rejected(self) -> list[dict[str, Any]]:
+        """Of a preference pair the messages of the dialogue that was not preferred; otherwise empty."""
+        found: list[dict[str, Any]] = self.messages[-1].values.get("rejected", []) if self.messages else []
+        return found
 
     @property
     def answered(self) -> bool:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -22,7 +22,7 @@ import ray.data
 
 from reft_ray.core.batch import TokenizedExample, answered, numbered
 from reft_ray.core.conversation import Example
-from reft_ray.core.errors import PromptTooLongError, ReftError
+from reft_ray.core.errors import ReftError
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.rows.text import conversation_from, messages_json
 
@@ -159,12 +159,13 @@ class CyclingSampler:
 
 @dataclass(slots=True)
 class SkippedRows:
-    """Rows whose prompt does not fit the context: how many, and the error of the first."""
+    """Rows that are left out, with a prompt that does not fit the context or a turn that the chat template does not
+    render: how many, and the error of the first."""
 
     count: int = 0
     first: str = ""
 
-    def add(self, row: Example, error: PromptTooLongError) -> None:
+    def add(self, row: Example, error: ReftError) -> None:
         """Count one more."""
         self.count += 1
         self.first = self.first or (f"{row.place}: {error}" if row.place else str(error))
@@ -178,7 +179,7 @@ class SkippedRows:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """Rows that fit, as read and as tokens."""
+    """Rows that fit, as tokens, and for each of these sequences the row as read."""
 
     rows: list[Example]
     encoded: list[TokenizedExample]
@@ -190,17 +191,19 @@ def encode_rows(
 ) -> Fitted:
     """Encode the rows whose prompt leaves space for an answer within `max_tokens`; a longer answer is cut.
 
-    Tokens are numbered by their row's place among those that fit. Pass `skipped` to count over several calls.
+    A dialogue may need several sequences (`ChatFormat.sequences`). They are numbered in order. Pass `skipped` to count
+    over several calls.
     """
     fitted = Fitted([], [], SkippedRows() if skipped is None else skipped)
     for row in rows:
         try:
-            encoded = chat.encode(row, len(fitted.rows), max_tokens)
-        except PromptTooLongError as error:
+            sequences = chat.sequences(row, max_tokens=max_tokens)
+        except ReftError as error:
             fitted.skipped.add(row, error)
             continue
-        fitted.rows.append(row)
-        fitted.encoded.append(encoded)
+        for sequence in sequences:
+            fitted.encoded.append(replace(sequence, index=len(fitted.rows)))
+            fitted.rows.append(row)
     return fitted
 
 

@@ -16,6 +16,15 @@ CUT = "\ufdd0"
 """A Unicode noncharacter, meant for a program's own use; in content it is replaced."""
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """Strings that the tokenizer turns into control tokens: added tokens flagged as special, and those with a role.
+
+    `all_special_tokens` alone leaves out those without a role, such as Llama 3's `<|eot_id|>`.
+    """
+    flagged = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return frozenset(filter(str.strip, flagged | set(tokenizer.all_special_tokens)))
+
+
 class ControlTokens:
     """The control tokens of a tokenizer under a chat template.
 
@@ -26,7 +35,7 @@ class ControlTokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         self._tokenizer = tokenizer
         added = [token for token in tokenizer.added_tokens_decoder.values() if len(token.content.strip()) > 1]
-        special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+        special = special_tokens(tokenizer)
         written = {token.content for token in added if token.content in template}
         self._in_answers = _Cutter(special)
         self._elsewhere = _Cutter(special | written)

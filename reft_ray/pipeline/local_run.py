@@ -16,6 +16,8 @@ from reft_ray.finetuning.config import FinetuneConfig, Resources
 from reft_ray.finetuning.runtime import Phase, Progress, no_phase
 from reft_ray.finetuning.teacher_gate import check_teacher
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
+from reft_ray.hf.control_tokens import special_tokens
+from reft_ray.hf.loading import load_tokenizer
 from reft_ray.hf.ref_teacher import RefTeacher, load_scorer
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
 from reft_ray.screening.dataset import Progress as ScreenProgress
@@ -57,6 +59,7 @@ class LocalRun:
     max_reject_ratio: float | None = None
     job_threshold: bool = True
     job_threshold_floor: float = 0.0
+    validation: Sequence[Example] = ()
     teacher: RefTeacher | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -84,6 +87,7 @@ class LocalRun:
         else:
             factory = PassingScorer
         config = ScreenConfig(
+            control_tokens=special_tokens(load_tokenizer(self.config.base)),
             max_reject_ratio=self.max_reject_ratio,
             job_threshold=self.job_threshold and factory is not PassingScorer and self.config.threshold is None,
             job_threshold_floor=self.job_threshold_floor,
@@ -117,9 +121,13 @@ class LocalRun:
         phase: Phase = no_phase,
     ) -> Path:
         """Finetune on the kept rows."""
-        folder = str(self.screening_folder)
-        inputs = kept_inputs(folder, kept_hash(folder), self.resources, self.alignment, self.teacher)
+        inputs = self.inputs(self.resources)
         return finetune(self.config, inputs, self.out, self.resources, run_id, progress, recorder, phase=phase)
+
+    def inputs(self, resources: Resources) -> FinetuneInputs:
+        """What a run reads after the screening."""
+        folder = str(self.screening_folder)
+        return kept_inputs(folder, kept_hash(folder), resources, self.alignment, self.teacher, self.validation)
 
 
 def kept_inputs(

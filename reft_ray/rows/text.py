@@ -21,6 +21,8 @@ _KEY_CHARACTERS = 40
 _IDENTIFIER_CHARACTERS = 64
 _ANSWERS = frozenset({"completion", "response", "chosen", "rejected"})
 _TURN_KEYS = frozenset({"role", "content", "tool_calls", "function_call"})
+_EXTRA = ("tool_calls", "function_call", "tool_call_id", "name", "refusal", "reasoning_content", "tools", "rejected")
+"""What a chat template may read of a turn besides its content."""
 _MEDIA = frozenset(
     {"image", "images", "image_url", "audio", "audios", "audio_url", "input_audio", "video", "videos", "video_url"}
 )
@@ -31,13 +33,41 @@ _RESERVED = frozenset({"role", "content", "weight", "tool_calls", "id", "type", 
 def conversation_from(messages: Sequence[Mapping[str, object]]) -> Conversation:
     """Validated OpenAI chat messages as training reads them; text parts of a content are joined by newlines."""
     return tuple(
-        Message(str(turn["role"]), readable(_content(turn.get("content"))), turn.get("weight", 1) != 0, _calls(turn))
+        Message(
+            str(turn["role"]),
+            readable(_content(turn.get("content"))),
+            turn.get("weight", 1) != 0,
+            _calls(turn),
+            _extra(turn),
+        )
         for turn in messages
     )
 
 
+def with_tools(conversation: Conversation, row: Mapping[str, object]) -> Conversation:
+    """The conversation with the tool definitions of its row (`tools`, `functions`), for the chat template."""
+    tools = row.get("tools") or row.get("functions")
+    if not tools or not conversation:
+        return conversation
+    first, *others = conversation
+    return (replace(first, extra=_json(first.values | {"tools": tools})), *others)
+
+
+def with_rejected(chosen: Conversation, rejected: Conversation) -> Conversation:
+    """The dialogue of a preference pair with the whole dialogue of its other answer, for training on pairs."""
+    if not chosen or not rejected:
+        return chosen
+    *others, last = chosen
+    kept = last.values | {"rejected": [_message(turn) for turn in rejected]}
+    return (*others, replace(last, extra=_json(kept)))
+
+
 def full_conversation(messages: Sequence[Mapping[str, object]]) -> Conversation:
-    """Validated OpenAI chat messages with all their texts: those under other keys of a turn follow its tool calls."""
+    """Validated OpenAI chat messages with all their texts: those under other keys of a turn follow its tool calls.
+
+    So does a content in the other spellings that trainers and templates give it: parts without a separator (`joined`),
+    and the text in JSON without its escapes (`unescaped`).
+    """
     return tuple(
         replace(turn, calls=(*turn.calls, *others)) if (others := tuple(_turn_texts(values))) else turn
         for turn, values in zip(conversation_from(messages), messages, strict=True)
@@ -112,11 +142,30 @@ def _calls(turn: Mapping[str, object]) -> tuple[Part, ...]:
     return tuple(Part(name, text) for name, call in named if call and (text := "\n".join(_leaves(call))).strip())
 
 
+def _extra(turn: Mapping[str, object]) -> str:
+    found = {key: turn[key] for key in _EXTRA if turn.get(key)}
+    return _json(found) if found else ""
+
+
+def _json(values: Mapping[str, object]) -> str:
+    return readable(json.dumps(values, ensure_ascii=False))
+
+
 def _turn_texts(turn: Mapping[str, object]) -> Iterator[Part]:
     yield from other_texts(turn, _TURN_KEYS)
-    if isinstance(content := turn.get("content"), list):
+    content = turn.get("content")
+    if isinstance(content, list):
+        texts = [str(part.get("text", "")) for part in content]
+        if len(texts) > 1 and "joined" not in turn and (joined := readable("".join(texts))).strip():
+            yield Part("joined", joined)
         for part in content:
             yield from other_texts(part, ("text",))
+    elif (
+        isinstance(content, str) and "\\" in content and content.lstrip()[:1] in ("{", "[") and "unescaped" not in turn
+    ):
+        text = "\n".join(_leaves(content)) if content.lstrip()[:1] in ("{", "[") else content
+        if text != content:
+            yield Part("unescaped", text)
 
 
 def _role(key: str, row: Mapping[str, object]) -> str:
@@ -169,8 +218,11 @@ def _message(turn: Message) -> dict[str, object]:
     values: dict[str, object] = {"role": turn.role, "content": turn.content}
     if not turn.trained:
         values["weight"] = 0
+    values |= turn.values
     unnamed = []
     for call in turn.calls:
+        if call.name.partition("[")[0] in turn.values:
+            continue  # its text is read from there
         if call.name.startswith("tool_calls[") or call.name in values or call.name in _RESERVED:
             unnamed.append(call.text)
         else:

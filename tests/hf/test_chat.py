@@ -4,8 +4,9 @@ import pytest
 
 from reft_ray.core.conversation import Example, Label, Message, chat
 from reft_ray.core.errors import ReftError
-from reft_ray.hf.chat import FALLBACK_TEMPLATE, ChatFormat
+from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import load_tokenizer
+from reft_ray.hf.template import FALLBACK_TEMPLATE
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
