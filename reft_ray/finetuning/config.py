@@ -15,11 +15,14 @@ from reft_ray.settings import Settings
 
 
 class Lora(Settings):
-    """Low-rank adapters; `scale` is alpha / rank."""
+    """Low-rank adapters; `scale` is alpha / rank. With `rslora` the product is scaled by alpha / sqrt(rank)."""
 
     rank: int = Field(16, ge=1, le=1024)
     scale: float = Field(2.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
+    targets: Literal["all-linear", "attention", "mlp"] = Field("all-linear", description="which layers get adapters")
+    rslora: bool = False
+    first_layer: int = Field(1, ge=1, description="lowest layer with an adapter: those below need no backward pass")
 
 
 class Optimizer(Settings):
@@ -29,6 +32,7 @@ class Optimizer(Settings):
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
+    states: Literal["float32", "8bit"] = Field("float32", description="8bit: bitsandbytes on a GPU")
 
 
 class Training(Settings):
@@ -41,16 +45,20 @@ class Training(Settings):
     epochs: float = Field(3.0, gt=0)
     batch_rows: int = Field(16, ge=1)
     micro_batch_tokens: int | None = Field(None, ge=1, description="default: what fits into free memory, up to 8192")
-    max_tokens: int | None = Field(None, ge=8)
+    max_tokens: int = Field(4096, ge=8, description="longer answers are cut, longer prompts left out")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    gradient_checkpointing: bool | None = Field(None, description="default: for rows longer than a micro-batch")
+    gradient_checkpointing: bool | None = Field(None, description="default: where activations do not fit otherwise")
+    packing: bool | None = Field(None, description="rows end to end without padding; default: on a GPU")
+    compile: bool = Field(False, description="compile decoder layers with torch.compile")
+    kernels: Literal["torch", "liger"] = Field("torch", description="liger: fused norms and activations, on a GPU")
+    quantize: Literal["none", "4bit"] = Field("none", description="4bit: QLoRA through bitsandbytes, on a GPU")
     seed: int = Field(0, ge=0, lt=2**31)
     checkpoint_every: int = Field(200, ge=1)
     log_every: int = Field(10, ge=1)
 
     def longest_row(self, context: int) -> int:
         """The most tokens of a row: `max_tokens`, within the base model's context."""
-        return min(self.max_tokens or context, context)
+        return min(self.max_tokens, context)
 
     @field_validator("base")
     @classmethod
@@ -144,6 +152,14 @@ class Baselines(Settings):
     ldifs_weight: float = Field(0.01, ge=0)
 
 
+class Preference(Settings):
+    """DPO: `beta` is how much a pair counts against the distance from the start; `sft_weight` adds the cross entropy
+    of the chosen answers, without which a base model may unlearn both answers of a pair."""
+
+    beta: float = Field(0.1, gt=0)
+    sft_weight: float = Field(0.2, ge=0)
+
+
 class FinetuneConfig(Training):
     """Stage 2: how a student is finetuned on user rows.
 
@@ -155,6 +171,11 @@ class FinetuneConfig(Training):
     step: Literal["guided", "lisa", "vaccine", "booster", "ldifs"] = "guided"
     baselines: Baselines = Baselines()
     init_adapter: str | None = None
+    loss: Literal["sft", "dpo"] = Field("sft", description="dpo: rows are preference pairs")
+    preference: Preference = Preference()
+    select: Literal["last", "best"] = Field("last", description="best: the checkpoint with the lowest validation loss")
+    patience: int | None = Field(None, ge=1, description="stop after this many checkpoints without a lower one")
+    enable_thinking: bool = Field(False, description="learn empty thoughts of answers without reasoning")
     labels: Literal["soft", "hard"] = "soft"
     init: Literal["base", "aligned"] = "base"
     teacher_forward: Literal["cached", "live"] = "cached"
@@ -177,6 +198,8 @@ class FinetuneConfig(Training):
             )
         if self.step in ("lisa", "booster") and not (self.method.distills and self.labels == "hard"):
             raise ValueError(f"step={self.step} reads alignment rows by hard labels: set method=distill, labels=hard")
+        if self.loss == "dpo" and (self.weights == "full" or self.step != "guided"):
+            raise ValueError("loss=dpo compares with the weights at the start: it needs weights=lora and step=guided")
         if self.init_adapter and (self.init == "aligned" or self.weights == "full"):
             raise ValueError("init_adapter is a start by itself: leave init=base and weights=lora")
         return self
@@ -201,6 +224,8 @@ class Resources(Settings):
     """What a run takes from the cluster, and how many failures it survives."""
 
     workers: int = Field(1, ge=0, description="0 trains in this process, without a cluster")
+    min_workers: int | None = Field(None, ge=1, description="train with as few while a cluster has no room for all")
+    start_minutes: float = Field(15, gt=0, description="how long a group of workers may take to start, nodes included")
     gpus_per_worker: float = Field(0, ge=0)
     cpus_per_worker: float | None = Field(None, gt=0, description="default: 1, without workers all that there are")
     strategy: Literal["data_parallel", "fsdp"] = "data_parallel"

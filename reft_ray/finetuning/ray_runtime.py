@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,11 +97,17 @@ def set_threads() -> None:
 
 
 def as_task(what: str, work: Callable[..., T], *args: Any, resources: Resources, stop: Stop | None = None) -> T:
-    """Run `work` as a Ray task with the resources of one training worker; `what` names it in messages.
+    """`as_tasks` with one task."""
+    return as_tasks(what, work, [args], resources, stop)[0]
 
-    The process that drives a run may be small, so the cluster places what holds a model.
 
-    Raises StoppedError at once when `stop` returns True, ReftError when the task fails.
+def as_tasks(
+    what: str, work: Callable[..., T], calls: Sequence[tuple[Any, ...]], resources: Resources, stop: Stop | None = None
+) -> list[T]:
+    """Run `work` on each of these arguments as Ray tasks, each with the resources of one training worker.
+
+    The process that drives a run may be small, so the cluster places what holds a model. `what` names the tasks in
+    messages. Raises StoppedError at once when `stop` returns True, ReftError when a task fails; the others are ended.
     """
     task: Any = ray.remote(
         num_cpus=resources.cpus_per_worker or 1,
@@ -111,16 +117,21 @@ def as_task(what: str, work: Callable[..., T], *args: Any, resources: Resources,
         # A reused process would keep the model's memory from the workers that train next.
         max_calls=1,
     )(_work)
-    future = task.options(name=what).remote(work, args)
-    while not ray.wait([future], timeout=_POLL_SECONDS)[0]:
-        if stop is not None and stop():
-            ray.cancel(future, force=True)
-            raise StoppedError(f"stopped while {what}")
+    futures = [task.options(name=what).remote(work, args) for args in calls]
+    pending = futures
     try:
-        result: T = ray.get(future)
+        while pending:
+            done, pending = ray.wait(pending, timeout=_POLL_SECONDS)
+            ray.get(done)
+            if pending and stop is not None and stop():
+                raise StoppedError(f"stopped while {what}")
+        results: list[T] = ray.get(futures)
     except RayError as error:
         raise ReftError(f"{what} failed: {cause_of(error)}") from error
-    return result
+    finally:
+        for future in pending:
+            ray.cancel(future, force=True)
+    return results
 
 
 def cause_of(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from reft_ray.hf.loading import context_of, load_tokenizer
 from reft_ray.hf.lora import using_adapter
 from reft_ray.hf.machine import tokens_that_fit
 from reft_ray.hf.ref_teacher import RefTeacher
-from reft_ray.hf.soft_targets import StoredTargets, alignment_key, key_name, write_soft_targets
+from reft_ray.hf.soft_targets import StoredTargets, alignment_key, is_complete, key_name, write_soft_targets
 
 
 def ensure_soft_targets(
@@ -32,29 +32,36 @@ def ensure_soft_targets(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Callable[[float], None] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Path:
-    """The file of soft labels in `folder`, computed now if it does not exist."""
+    """The soft labels in `folder`, computed now if they are missing; `share` (rank, processes) computes its part."""
     chat, rows, key = _wanted(config, teacher, alignment)
     path = folder / key_name(key)
-    if not path.is_file():
+    if not is_complete(path):
         model = teacher.standalone(teacher.base(config.base, dtype, str(device)))
         tokens = config.micro_batch_tokens or tokens_that_fit(model, device)
-        write_soft_targets(path, ModelForward(model), rows, key, chat.pad_id, tokens, device, progress)
+        write_soft_targets(path, ModelForward(model), rows, key, chat.pad_id, tokens, device, progress, share)
     return path
 
 
 def soft_targets_path(config: FinetuneConfig, teacher: RefTeacher, alignment: Sequence[Example], folder: Path) -> Path:
-    """The path of that file, which may not exist yet; loads a tokenizer and no model."""
+    """The path of these labels, which may not be complete yet; loads a tokenizer and no model."""
     return folder / key_name(_wanted(config, teacher, alignment)[2])
 
 
 def soft_targets_on_worker(
-    config: FinetuneConfig, teacher: RefTeacher, alignment: Sequence[Example], folder: Path, gpu: bool
+    config: FinetuneConfig,
+    teacher: RefTeacher,
+    alignment: Sequence[Example],
+    folder: Path,
+    gpu: bool,
+    share: tuple[int, int] = (0, 1),
 ) -> Path:
-    """The file, computed on this machine's accelerator in bfloat16, the precision of frozen weights there."""
+    """A share of the labels, computed on this machine's accelerator in bfloat16, the precision of frozen weights."""
     device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
     narrow = device == "cuda" and config.precision != "float32"
-    return ensure_soft_targets(config, teacher, alignment, folder, device, torch.bfloat16 if narrow else torch.float32)
+    dtype = torch.bfloat16 if narrow else torch.float32
+    return ensure_soft_targets(config, teacher, alignment, folder, device, dtype, share=share)
 
 
 def distillation_of(
@@ -93,6 +100,6 @@ def distillation_of(
 def _wanted(
     config: FinetuneConfig, teacher: RefTeacher, alignment: Sequence[Example]
 ) -> tuple[ChatFormat, list[TokenizedExample], dict[str, str]]:
-    chat = ChatFormat(load_tokenizer(config.base))
+    chat = ChatFormat(load_tokenizer(config.base), config.enable_thinking)
     rows, _ = alignment_rows(chat, alignment, config.longest_row(context_of(config.base)))
     return chat, rows, alignment_key(rows, teacher.id, config.temperature, config.topk)

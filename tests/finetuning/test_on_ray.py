@@ -140,11 +140,11 @@ def test_a_worker_makes_the_soft_labels_and_the_driver_loads_no_model(
     monkeypatch.setattr(RefTeacher, "base", lambda *_, **__: pytest.fail("the driver loaded the base"))
     resources = Resources.of({"workers": 1, "shared": str(tmp_path / "shared")})
     assert weights(finetune(config, inputs, tmp_path / "student", resources))
-    (found,) = (tmp_path / "shared/targets").glob("*.safetensors")
+    (found,) = (tmp_path / "shared/targets").iterdir()
     assert found.name == made.name
-    here = load_file(made)
-    for name, tensor in load_file(found).items():
-        assert torch.allclose(tensor, here[name], atol=1e-5), name
+    here, there = (load_file(folder / "part-00000.safetensors") for folder in (made, found))
+    for name in ("logprobs", "log_tail"):
+        assert torch.allclose(there[name].float(), here[name].float(), atol=0.01), name
 
 
 def test_soft_labels_that_cannot_be_made_say_why_in_one_line(teacher: RefTeacher, llama: Path, tmp_path: Path) -> None:
