@@ -28,7 +28,8 @@ import psutil
 import pyarrow.json as pj
 
 from reft_ray.core.scoring import TextScore, judge
-from reft_ray.rows.format import Format, conversation_of
+from reft_ray.rows.format import Format
+from reft_ray.rows.layout import conversation_of
 from reft_ray.rows.reader import validate
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset import screen

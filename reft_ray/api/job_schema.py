@@ -6,11 +6,12 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from reft_ray.api.errors import ApiError, invalid
 from reft_ray.api.settings import ServiceSettings
 from reft_ray.jobs.job import Hyperparameters, JobSpec, Options
+from reft_ray.rows.format import Format
 from reft_ray.settings import Settings, nearest
 
 MAX_SEED = 2147483647
@@ -28,11 +29,16 @@ class Strict(Settings):
 
 
 class HyperparametersBody(Strict):
-    """OpenAI's hyperparameters."""
+    """OpenAI's hyperparameters; null means `auto`."""
 
     n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=50)] = "auto"
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
     learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0, le=100)] = "auto"
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _null_is_auto(cls, value: object) -> object:
+        return "auto" if value is None else value
 
 
 class SupervisedBody(Strict):
@@ -69,6 +75,10 @@ class ReftBody(Strict):
     kd_weight: float | None = Field(None, ge=0)
     temperature: float | None = Field(None, gt=0)
     alignment_dataset: str | None = None
+    format: Literal[tuple(Format)] | None = None  # type: ignore[valid-type]
+    columns: dict[Key, Key] = Field(default_factory=dict, max_length=32)
+    speakers: dict[Key, Literal["system", "user", "assistant", "tool"]] = Field(default_factory=dict, max_length=32)
+    skip_invalid: bool = False
     gate: GateBody = Field(default_factory=GateBody)
 
 
@@ -158,6 +168,10 @@ def _options(reft: ReftBody, settings: ServiceSettings) -> Options:
         kd_weight=reft.kd_weight,
         temperature=reft.temperature,
         alignment_dataset=dataset,
+        format=reft.format,
+        columns=reft.columns,
+        speakers=reft.speakers,
+        skip_invalid=reft.skip_invalid,
         gate=gate,
     )
 
@@ -167,7 +181,7 @@ _UNIONS = ("int", "float", "constrained-int", "constrained-float", "literal['aut
 
 def _refusal(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False, include_input=False)[0]
-    path = [str(part) for part in first["loc"] if str(part) not in _UNIONS]
+    path = _field(first)
     param = ".".join(path)[:128]
     if first["type"] == "missing":
         return invalid(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
@@ -176,9 +190,15 @@ def _refusal(error: ValidationError) -> ApiError:
     return invalid(f"Invalid value for '{param}': {_message(first, error)}.", param)
 
 
+def _field(error: Mapping[str, Any]) -> list[str]:
+    """The path of the field that an error is about, without the members of a union."""
+    return [str(part) for part in error["loc"] if str(part) not in _UNIONS]
+
+
 def _message(first: Mapping[str, Any], error: ValidationError) -> str:
     # A union reports an error per member; together they say what is accepted.
-    same = [item["msg"] for item in error.errors(include_url=False, include_input=False)]
+    field = _field(first)
+    same = [item["msg"] for item in error.errors(include_url=False, include_input=False) if _field(item) == field]
     return str(first["msg"]) if len(same) == 1 else "; or ".join(dict.fromkeys(same))
 
 

@@ -14,6 +14,7 @@ from reft_ray.cli.finetune import finetune
 from reft_ray.cli.quickstart import quickstart
 from reft_ray.cli.screen import screen
 from reft_ray.cli.serve import serve
+from reft_ray.cli.validate import validate
 from reft_ray.openmp import wait_passively
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("quickstart")(quickstart)
+app.command("validate")(validate)
 app.command("screen")(screen)
 app.command("finetune")(finetune)
 app.command("eval")(evaluate)

@@ -20,17 +20,28 @@ from reft_ray.cli.common import (
     recording,
     user_errors,
 )
+from reft_ray.cli.reading import (
+    READING,
+    ColumnOption,
+    ContainerOption,
+    FormatOption,
+    SpeakerOption,
+    TokenizerOption,
+    columns_of,
+    named,
+    speakers_of,
+)
 from reft_ray.core.errors import BlockedByPolicyError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reft_ray.core.scoring import Scorer
-    from reft_ray.screening.config import ScorerFactory, ScreenConfig
+    from reft_ray.screening.config import RowCheck, ScorerFactory, ScreenConfig
     from reft_ray.screening.guards import Guard, Teacher
     from reft_ray.screening.report import ScreenReport
 
-READING, DECIDING, GUARD, RUNNING = "Reading", "Decisions", "Second guard", "Execution"
+DECIDING, GUARD, RUNNING = "Decisions", "Second guard", "Execution"
 
 
 def screen(
@@ -44,22 +55,14 @@ def screen(
     base: Annotated[
         str | None, typer.Option(help="The base model, if it is not at the path that the teacher records.")
     ] = None,
-    row_format: Annotated[
-        str | None, typer.Option("--format", help="Row format instead of detecting it.", rich_help_panel=READING)
-    ] = None,
-    container: Annotated[
-        str | None, typer.Option(help="File format instead of detecting it.", rich_help_panel=READING)
-    ] = None,
-    column: Annotated[
-        list[str] | None, typer.Option(help="FIELD=COLUMN, e.g. prompt=question.", rich_help_panel=READING)
-    ] = None,
+    row_format: FormatOption = None,
+    container: ContainerOption = None,
+    column: ColumnOption = None,
+    speaker: SpeakerOption = None,
     source_column: Annotated[
         str | None, typer.Option(help="Break the report down by this column.", rich_help_panel=READING)
     ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(help="tokenizer.json whose control tokens make a row invalid.", rich_help_panel=READING),
-    ] = None,
+    tokenizer: TokenizerOption = None,
     policy: Annotated[
         Literal["filter", "review", "fail"],
         typer.Option(help="Handling of withheld rows.", rich_help_panel=DECIDING),
@@ -129,9 +132,11 @@ def screen(
             raise UsageError("--review-threshold and --block-threshold must be set together")
         factory = _factory(teacher, base, url, key)
         config = ScreenConfig(
-            format=_named(Format, row_format, "--format"),
-            container=_named(Container, container, "--container"),
-            columns=_columns(column or []),
+            format=named(Format, row_format, "--format"),
+            container=named(Container, container, "--container"),
+            columns=columns_of(column),
+            speakers=speakers_of(speaker),
+            row_check=functools.partial(load_check, str(tokenizer)) if tokenizer and tokenizer.is_dir() else None,
             source_column=source_column,
             control_tokens=control_tokens_of(tokenizer) if tokenizer else frozenset(),
             thresholds=_thresholds(Thresholds, review_threshold, block_threshold),
@@ -170,6 +175,13 @@ def load_scorer(teacher: str, base: str | None) -> Scorer:
     from reft_ray.hf.ref_teacher import RefTeacher
 
     return RefTeacher.load(teacher).scorer(base)
+
+
+def load_check(base: str) -> RowCheck:
+    """The check of rows by a base model's chat template; called in every process that reads rows."""
+    from reft_ray.hf.row_check import TemplateCheck
+
+    return TemplateCheck(base)
 
 
 def remote_teacher(url: str, key: str) -> Teacher:
@@ -215,22 +227,6 @@ def _thresholds(make: Any, review: float | None, block: float | None) -> Any:
         return make(review, block)
     except ValueError as error:
         raise UsageError(str(error)) from None
-
-
-def _named(kind: Any, value: str | None, option: str) -> Any:
-    if value is not None and value not in list(kind):
-        raise UsageError(f"{option} {value}: there are {', '.join(kind)}")
-    return None if value is None else kind(value)
-
-
-def _columns(pairs: list[str]) -> dict[str, str]:
-    columns = {}
-    for pair in pairs:
-        field, equals, column = pair.partition("=")
-        if not (field and equals and column):
-            raise UsageError(f"--column {pair}: expected FIELD=COLUMN, e.g. prompt=question")
-        columns[field] = column
-    return columns
 
 
 @contextmanager

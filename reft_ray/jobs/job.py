@@ -51,6 +51,8 @@ class Hyperparameters:
 class Options:
     """Our extension (`extra_body={"reft": {...}}`); None means the value of the operator's preset.
 
+    `format`, `columns` and `speakers` say how to read the files where they do not; `skip_invalid` leaves invalid rows
+    out instead of refusing the file.
     `gate` holds limits of the release gate that are stricter than the operator's.
     """
 
@@ -60,6 +62,10 @@ class Options:
     kd_weight: float | None = None
     temperature: float | None = None
     alignment_dataset: str | None = None
+    format: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    speakers: Mapping[str, str] = field(default_factory=dict)
+    skip_invalid: bool = False
     gate: Mapping[str, float] = field(default_factory=dict)
 
 

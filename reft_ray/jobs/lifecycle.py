@@ -38,7 +38,7 @@ def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None, sign_re
         validation = run.once(
             "validate", Validation, lambda: steps.validate(run), event_of=_validated, result_files=_report
         )
-        refuse_invalid_files(validation)
+        refuse_invalid_files(validation, run.job.spec.options)
 
         screening = run.once(
             "screen",
@@ -95,14 +95,14 @@ def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None, sign_re
         run.fail(failure.error)
 
 
-def refuse_invalid_files(validation: Validation) -> None:
-    """Raise JobFailedError for a file with invalid rows; the report lists all of them."""
-    if validation.errors:
+def refuse_invalid_files(validation: Validation, options: Options) -> None:
+    """Raise JobFailedError for a file with invalid rows, unless the job skips them; the report lists all of them."""
+    if validation.errors and not options.skip_invalid:
         raise JobFailedError(
             INVALID_FILE,
             "The job failed due to an invalid training file. "
             f"{validation.errors} of {validation.rows} examples are invalid{_lines(validation.first_lines)}; "
-            f"first error: {validation.first_code or 'unknown'}.{_see(validation.report_file)}",
+            f"first error: {validation.first_code or 'unknown'}{_first(validation)}.{_see(validation.report_file)}",
             "training_file",
         )
 
@@ -191,6 +191,10 @@ def _number(value: float | None) -> str:
 
 def _lines(numbers: tuple[int, ...]) -> str:
     return f"; first lines: {', '.join(map(str, numbers[:10]))}" if numbers else ""
+
+
+def _first(validation: Validation) -> str:
+    return f", {validation.first_fault}" if validation.first_fault else ""
 
 
 def _see(file_id: str | None) -> str:

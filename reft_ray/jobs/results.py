@@ -12,7 +12,8 @@ REJECTED_SECONDS = 30 * 86400
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The check of the training and validation files; `first_lines` are the first invalid ones."""
+    """The check of the training and validation files; `first_lines` are the first invalid ones, `first_fault` says what
+    is wrong with the first."""
 
     rows: int
     tokens: int
@@ -20,6 +21,7 @@ class Validation:
     first_lines: tuple[int, ...] = ()
     first_code: str | None = None
     report_file: str | None = None
+    first_fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 
 from reft_ray.jobs.errors import InvalidError
 from reft_ray.rows.checks import Fault
+from reft_ray.rows.first_bytes import HEAD_BYTES, Json, json_layout, not_data
 from reft_ray.rows.reader import REPEATED_KEY, parse_row
 
-HEAD_BYTES = 1 << 16
 _OTHER_FORMATS = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".gz", ".zst")
 
 
 def checked(filename: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Pass the chunks through. Raises InvalidError when the start of the file is not JSONL.
+    """Pass the chunks through. Raises InvalidError when the start of the file is neither JSONL nor a JSON array.
 
     Only the start is checked: the job validates every row and reports all errors.
     """
@@ -39,6 +39,10 @@ def checked(filename: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _check(head: bytes, complete: bool) -> None:
+    if what := not_data(head):
+        raise InvalidError(f"The file is {what}.", "file", "invalid_file_format")
+    if json_layout(head) is Json.TEXT:
+        return
     lines = head.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if not complete:
         *lines, cut = lines

@@ -11,12 +11,14 @@ from typing import Any
 
 from reft_ray.core.errors import BlockedByPolicyError, StoppedError
 from reft_ray.hf.ref_teacher import load_scorer
+from reft_ray.hf.row_check import TemplateCheck
 from reft_ray.jobs.job import Event, Status
 from reft_ray.jobs.results import REJECTED_SECONDS, Screening
 from reft_ray.jobs.run import JobRun
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.run_config import thresholds_of
-from reft_ray.pipeline.uploaded_rows import control_tokens, text_container
+from reft_ray.pipeline.uploaded_rows import control_tokens, uploaded
+from reft_ray.rows.format import Format
 from reft_ray.screening.config import Policy, ScreenConfig
 from reft_ray.screening.dataset import Progress, screen
 from reft_ray.screening.kept_rows import kept_hash
@@ -41,10 +43,12 @@ def screening_folder(run: JobRun) -> str:
 def screen_file(run: JobRun, context: ModelContext) -> Screening:
     """Screen the training file with the base model's teacher; resumes after a crash."""
     spec, args = run.job.spec, context.args.screening
-    record = run.files.get(spec.training_file, run.job.project_id)
     config = ScreenConfig(
-        container=text_container(record.filename),
+        format=spec.options.format and Format(spec.options.format),
+        columns=spec.options.columns,
+        speakers=spec.options.speakers,
         control_tokens=control_tokens(context.base),
+        row_check=partial(TemplateCheck, context.base),
         thresholds=thresholds_of(spec.options, context.teacher.manifest.thresholds),
         # `jobs.lifecycle` applies the job's policy; here it only decides whether rows wait for review.
         policy=Policy.REVIEW if spec.options.policy == "review" else Policy.FILTER,
@@ -64,10 +68,12 @@ def screen_file(run: JobRun, context: ModelContext) -> Screening:
 
     folder = screening_folder(run)
     metrics = ScreeningMetrics(run.recorder, run.job.project_id, context.teacher.manifest.histogram)
-    uri = run.files.uri(spec.training_file, run.job.project_id)
+    source = uploaded(run, spec.training_file)
     # The output is complete in this case too; `jobs.lifecycle` decides what follows.
     with suppress(BlockedByPolicyError):
-        screen([uri], folder, partial(load_scorer, context.teacher.folder, context.base), config, check_stop, metrics)
+        screen(
+            [source], folder, partial(load_scorer, context.teacher.folder, context.base), config, check_stop, metrics
+        )
     return _result(run, folder)
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from reft_ray.core.conversation import Conversation, Example
+from reft_ray.hf.control_tokens import special_tokens
 from reft_ray.hf.loading import load_tokenizer
 from reft_ray.jobs.run import JobRun
 from reft_ray.rows.checks import Fault
-from reft_ray.rows.reader import RowReader, control_tokens_of
+from reft_ray.rows.format import Format
+from reft_ray.rows.reader import RowReader
 from reft_ray.screening.file_parsing import parse_unit, shape_of
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.reading import plan_files, read_units
-from reft_ray.screening.sources import COMPRESSIONS, SUFFIXES, Container, find_sources
+from reft_ray.screening.sources import Source, source_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +27,18 @@ class ReadRow:
     conversation: Conversation = ()
 
 
-def text_container(filename: str) -> Container | None:
-    """JSONL or CSV by the file's name; None for containers that are detected by their bytes."""
-    path = Path(filename.lower())
-    container = SUFFIXES.get(Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix)
-    return container if container in (Container.JSONL, Container.CSV) else None
+def uploaded(run: JobRun, file_id: str) -> Source:
+    """An uploaded file under its owner's name. Raises UsageError where it cannot be read."""
+    record = run.files.get(file_id, run.job.project_id)
+    return source_of(run.files.uri(file_id, run.job.project_id), record.filename)
 
 
 def read_rows(run: JobRun, file_id: str, base: str) -> Iterator[ReadRow]:
     """Every row of a file. Raises UsageError with the owner's file name if it cannot be read."""
-    record = run.files.get(file_id, run.job.project_id)
-    (source,) = find_sources([run.files.uri(file_id, run.job.project_id)], text_container(record.filename))
-    (plan,) = plan_files([replace(source, name=record.filename)], Limits())
-    shape = shape_of(plan, None, {})
-    reader = RowReader(shape.format, control_tokens=control_tokens(base))
+    options = run.job.spec.options
+    (plan,) = plan_files([uploaded(run, file_id)], Limits())
+    shape = shape_of(plan, options.format and Format(options.format), options.columns, options.speakers)
+    reader = RowReader(shape.format, options.columns, control_tokens(base), speakers=options.speakers)
     for unit in read_units(plan, plan.cuts.ranges):
         lines, raws = unit.rows["row_number"].to_pylist(), unit.rows["raw"].to_pylist()
         for line, raw, row in zip(lines, raws, parse_unit(unit, shape.container, shape.header), strict=True):
@@ -59,6 +58,4 @@ def answered_examples(run: JobRun, file_id: str | None, base: str) -> Iterator[E
 
 def control_tokens(base: str) -> frozenset[str]:
     """Strings that the base model's tokenizer turns into control tokens."""
-    if (Path(base) / "tokenizer.json").is_file():
-        return control_tokens_of(Path(base))
-    return frozenset(str(token) for token in load_tokenizer(base).all_special_tokens)
+    return special_tokens(load_tokenizer(base))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO
 
-from reft_ray.core.conversation import Example
-from reft_ray.core.errors import PromptTooLongError, ReftError, StoppedError, UsageError
+from reft_ray.core.conversation import Conversation, Example
+from reft_ray.core.errors import StoppedError, UsageError
 from reft_ray.evaluation.task_accuracy import Match, comparable
-from reft_ray.hf.chat import ChatFormat
-from reft_ray.hf.loading import context_of, load_tokenizer
+from reft_ray.hf.loading import context_of
+from reft_ray.hf.row_check import TemplateCheck
 from reft_ray.jobs.content import CHUNK_BYTES
 from reft_ray.jobs.lifecycle import INVALID_FILE
 from reft_ray.jobs.results import Validation
 from reft_ray.jobs.run import JobFailedError, JobRun
-from reft_ray.pipeline.uploaded_rows import ReadRow, read_rows
+from reft_ray.pipeline.uploaded_rows import read_rows
 from reft_ray.rows.checks import Fault
 
 REPORT = "validation_report.jsonl"
@@ -34,10 +35,12 @@ class _Tally:
     too_long: int = 0
     first_lines: list[int] = field(default_factory=list)
     first_code: str | None = None
+    first_fault: str | None = None
 
     def add_faults(self, file: str, line: int, faults: tuple[Fault, ...]) -> None:
         self.errors += 1
-        self.first_code = self.first_code or faults[0].code
+        if self.first_code is None:
+            self.first_code, self.first_fault = faults[0].code, f"line {line}: {faults[0]}"
         if len(self.first_lines) < FIRST_LINES:
             self.first_lines.append(line)
         for fault in faults:
@@ -50,18 +53,21 @@ def validate_files(run: JobRun, base: str, min_rows: int, match: Match = Match.E
     Raises JobFailedError for a file in an unknown format, or without a row that fits the model's context.
     """
     spec = run.job.spec
-    counter = _TokenCounter(base)
+    count = partial(TemplateCheck(base).tokens, context=context_of(base))
     with tempfile.TemporaryFile() as report:
         tally = _Tally(report)
-        _read(run, spec.training_file, "training_file", base, counter, tally)
+        _read(run, spec.training_file, "training_file", base, count, tally)
         training = Validation(tally.rows, tally.tokens)
-        if training.rows < min_rows:
-            message = f"{training.rows} examples, but at least {min_rows} are required"
+        valid = training.rows - (tally.errors if spec.options.skip_invalid else 0)
+        if valid < min_rows:
+            message = f"{valid} examples, but at least {min_rows} are required"
+            if spec.options.skip_invalid:
+                raise JobFailedError(INVALID_FILE, f"The job failed due to an invalid training file: {message}.")
             tally.add_faults("training_file", training.rows, (Fault("", "too_few_examples", message, "add examples"),))
         if tally.too_long and not tally.errors:
             _report_too_long(run, tally.too_long, training.rows)
         if spec.validation_file is not None:
-            _read(run, spec.validation_file, "validation_file", base, counter, tally, match)
+            _read(run, spec.validation_file, "validation_file", base, count, tally, match)
         file_id = run.save_file(REPORT, _chunks(report)) if tally.errors else None
     return Validation(
         # Errors of both files are counted against the rows of both.
@@ -71,6 +77,7 @@ def validate_files(run: JobRun, base: str, min_rows: int, match: Match = Match.E
         tuple(tally.first_lines),
         tally.first_code,
         file_id,
+        tally.first_fault,
     )
 
 
@@ -79,7 +86,7 @@ def _read(
     file_id: str,
     name: str,
     base: str,
-    counter: _TokenCounter,
+    count: Callable[[Conversation], int | Fault],
     tally: _Tally,
     match: Match = Match.EXACT,
 ) -> None:
@@ -95,7 +102,7 @@ def _read(
             if example.answered and not comparable(match, example.response):
                 tally.add_faults(name, row.line, (_NO_NUMBER,))
                 continue
-            tokens = counter.count(row)
+            tokens = count(row.conversation)
             if isinstance(tokens, Fault):
                 tally.add_faults(name, row.line, (tokens,))
             else:
@@ -117,23 +124,6 @@ def _report_too_long(run: JobRun, count: int, rows: int) -> None:
         data={"too_long": count},
         key="validate/too_long",
     )
-
-
-class _TokenCounter:
-    """Tokens of rows as training encodes them."""
-
-    def __init__(self, base: str) -> None:
-        self._chat = ChatFormat(load_tokenizer(base))
-        self._context = context_of(base)
-
-    def count(self, row: ReadRow) -> int | Fault:
-        """Tokens of a row, truncated to the context; 0 if its prompt fills it; a Fault from the chat template."""
-        try:
-            return len(self._chat.encode(Example(row.conversation), max_tokens=self._context))
-        except PromptTooLongError:
-            return 0
-        except ReftError as error:
-            return Fault("", "chat_template", str(error).splitlines()[0])
 
 
 def _chunks(report: IO[bytes]) -> Iterator[bytes]:

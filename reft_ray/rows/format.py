@@ -1,17 +1,16 @@
-"""Row formats: how the keys of a row say what it means, the conversation that is trained on and the text to judge."""
+"""Row formats: how the keys of a row say what it means, and which option says it where they do not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
-from reft_ray.core.conversation import Conversation, Message
 from reft_ray.core.errors import UsageError
-from reft_ray.rows.text import conversation_from, full_conversation, other_texts, other_turns, tool_definitions
+from reft_ray.rows.turns import DIALOGUES, SPEAKERS, Turn, json_or_text, openai_turn, role_of, tag_of, turns_in
 
 Row = Mapping[str, Any]
-Reader = Callable[[Sequence[Mapping[str, Any]]], Conversation]
 
 
 class Format(StrEnum):
@@ -37,33 +36,13 @@ SIGNATURES: tuple[tuple[Format, frozenset[str]], ...] = (
     (Format.PREFERENCE, frozenset({"input", "preferred_output", "non_preferred_output"})),
     (Format.PREFERENCE, frozenset({"chosen", "rejected"})),
 )
+DIALOGUE = {Format.CHAT: "messages", Format.SHAREGPT: "conversations"}
+"""The key of the turns in the formats that are one dialogue."""
+PAIR_PROMPTS = ("prompt", "messages", "conversations", "question", "query", "instruction")
+"""The keys under which a preference pair has its prompt; the first that has a value counts."""
 
-_KEYS: Mapping[Format, frozenset[str]] = {
-    Format.CHAT: frozenset({"messages"}),
-    Format.COMPLETION: frozenset({"prompt", "completion"}),
-    Format.RESPONSE: frozenset({"prompt", "response"}),
-    Format.ALPACA: frozenset({"instruction", "input", "output", "system", "history"}),
-    Format.SHAREGPT: frozenset({"conversations", "system"}),
-    Format.PREFERENCE: frozenset({"input", "preferred_output", "non_preferred_output", "prompt", "chosen", "rejected"}),
-    Format.PROMPT: frozenset({"prompt"}),
-    Format.TEXT: frozenset({"text"}),
-}
-"""The keys that each format reads."""
-_TOOLS = frozenset({"tools", "functions"})
-_TRAINED_KEYS = frozenset().union(*_KEYS.values())
-"""The keys under which trainers look for text; other columns describe the row."""
-
-SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "function_call": "assistant",
-    "observation": "tool",
-    "tool": "tool",
-}
+_PROMPTS = ("question", "query", "instruction", "input", "problem", "user", "text", "context")
+_ANSWERS = ("answer", "output", "response", "completion", "target", "solution", "assistant", "label")
 
 
 def rename_columns(row: Row, columns: Mapping[str, str]) -> Row:
@@ -75,121 +54,134 @@ def rename_columns(row: Row, columns: Mapping[str, str]) -> Row:
     return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
 
 
-def formats_of(row: Row) -> list[Format]:
-    """Every format whose keys the row has, in a fixed order."""
+def listed_turns(row: Row, columns: Mapping[str, str] | None = None) -> Row:
+    """The row with every dialogue as a list of turns, as they are written but for the keys that `columns` names.
+
+    Raises turns.RepeatedKeyError.
+    """
+    found: dict[str, Any] = {}
+    if isinstance(history := row.get("history"), str):
+        found["history"] = json_or_text(history) or []
+    for key in DIALOGUES:
+        value = row.get(key)
+        if value is not None and (turns := turns_in(value)) is not None and (turns is not value or columns):
+            found[key] = (
+                [rename_columns(turn, columns) if isinstance(turn, dict) else turn for turn in turns]
+                if columns
+                else turns
+            )
+    return {**row, **found} if found else row
+
+
+def openai_row(row: Row, speakers: Mapping[str, str] = SPEAKERS) -> Row:
+    """A checked row with every dialogue as OpenAI messages; idempotent."""
+    row = listed_turns(row)
+    found: dict[str, list[Turn]] = {}
+    for key in DIALOGUES:
+        turns = row.get(key)
+        if isinstance(turns, list) and any(_is_foreign(turn) for turn in turns):
+            found[key] = [openai_turn(turn, speakers) if isinstance(turn, dict) else turn for turn in turns]
+    return {**row, **found} if found else row
+
+
+def _is_foreign(turn: object) -> bool:
+    return (
+        isinstance(turn, dict)
+        and (turn.get("role") == "function" or "role" not in turn)
+        and bool({"from", "role"} & turn.keys())
+    )
+
+
+def formats_of(row: Row, speakers: Mapping[str, str] = SPEAKERS) -> list[Format]:
+    """Every format whose keys the row has, in a fixed order.
+
+    A dialogue next to a preference pair that ends without an answer is the pair's prompt.
+    """
     keys = row.keys()
-    return list(dict.fromkeys(fmt for fmt, needed in SIGNATURES if needed <= keys))
+    found = list(dict.fromkeys(fmt for fmt, needed in SIGNATURES if needed <= keys))
+    if Format.PREFERENCE in found and len(found) > 1:
+        found = [fmt for fmt in found if fmt not in DIALOGUE or _answered(row[DIALOGUE[fmt]], speakers)]
+    return found
 
 
-def detect(rows: Iterable[Row], name: str) -> Format:
+def _answered(value: object, speakers: Mapping[str, str]) -> bool:
+    turns = turns_in(value)
+    last = turns[-1] if turns else None
+    if not isinstance(last, Mapping):
+        return True
+    speaker, _ = tag_of(last)
+    return role_of(last.get(speaker), speakers) in ("assistant", None)
+
+
+def detect(rows: Iterable[Row], name: str, speakers: Mapping[str, str] = SPEAKERS) -> Format:
     """The one format of these sample rows (with our column names).
 
     Raises UsageError when a row has two formats, when rows disagree, or when no row has a known format.
     """
     found: Format | None = None
-    keys: list[str] = []
+    first: Row = {}
     for row in rows:
-        candidates = formats_of(row)
+        candidates = formats_of(row, speakers)
         if found is not None and found not in candidates:
             candidates = [found, *candidates]
         if len(candidates) > 1:
             one, other = candidates[:2]
-            raise UsageError(f"{name}: rows can be read as {one} or as {other}; name one with --format")
+            raise UsageError(
+                f"{name}: rows can be read as {one} or as {other}; name one: {option(fmt=one)}, or {option(fmt=other)}"
+            )
         found = candidates[0] if candidates else found
-        keys = keys or sorted(row)[:12]
+        first = first or row
     if found is None:
         raise UsageError(
-            f"{name}: no known row format; the columns are {printable(keys) or 'unreadable'}; "
-            f"map them with --column, e.g. --column prompt=question --column response=answer"
+            f"{name}: no known row format; the columns are {printable(sorted(first)[:12])}; {_hint(first)}"
         )
     return found
+
+
+def _hint(row: Row) -> str:
+    """The option that would read a row of no known format."""
+    for key, value in row.items():
+        turns = value if isinstance(value, list) else turns_in(value)
+        if turns and isinstance(turns[0], Mapping):
+            named = turns[0].keys()
+            dialogue = "messages" if "role" in named else "conversations"
+            columns = {dialogue: key} if key != dialogue else {}
+            if not {"role", "from"} & named:
+                texts = [name for name, text in turns[0].items() if isinstance(text, str)]
+                if len(texts) < 2:
+                    continue
+                speaker, text = sorted(texts, key=lambda name: len(turns[0][name]))[:2]
+                columns |= {"from": speaker, "value": text}
+            return f"map them with {option(columns=columns)}"
+    prompt = next((key for key in _PROMPTS if isinstance(row.get(key), str)), None)
+    answer = next((key for key in _ANSWERS if key != prompt and isinstance(row.get(key), str)), None)
+    columns = {"prompt": prompt or "QUESTION", "response": answer or "ANSWER"}
+    alone = f", or, for texts without an answer, {option(fmt=Format.TEXT)}" if "text" in row else ""
+    return f"map them with {option(columns=columns)}{alone}"
+
+
+def option(
+    fmt: Format | None = None, columns: Mapping[str, str] | None = None, speakers: Mapping[str, str] | None = None
+) -> str:
+    """The option of the command and the field of a job that name a format, columns or speakers."""
+    values: dict[str, Any] = {}
+    flags = []
+    if fmt:
+        flags.append(f"--format {fmt}")
+        values["format"] = str(fmt)
+    if columns:
+        flags += [f"--column {ours}={_name(theirs)}" for ours, theirs in columns.items()]
+        values["columns"] = {ours: _name(theirs) for ours, theirs in columns.items()}
+    if speakers:
+        flags += [f"--speaker {_name(tag)}={role}" for tag, role in speakers.items()]
+        values["speakers"] = {_name(tag): role for tag, role in speakers.items()}
+    return f'{" ".join(flags)} (in a job: "reft": {json.dumps(values, ensure_ascii=False)})'
+
+
+def _name(name: str) -> str:
+    return printable([name[:40]])
 
 
 def printable(names: Iterable[str]) -> str:
     """Column names for a one-line message: some databases cannot store text with a NUL."""
     return ", ".join(name if name.isprintable() else ascii(name) for name in names)
-
-
-def conversation_of(row: Row, fmt: Format) -> Conversation:
-    """What training reads of a valid row; of a preference pair the preferred answer."""
-    return _laid_out(row, fmt, conversation_from)
-
-
-def judged_text(row: Row, fmt: Format, every_key: bool = False) -> Conversation:
-    """All text of a valid row that a model could learn, under the keys that some format reads (or under every key).
-
-    The turns of `conversation_of` come first and keep their places, each with the texts under its other keys. Then
-    follow the answer that is not preferred, tool definitions, and text that another format would read (unless a turn
-    with the same thresholds or stricter ones has the same text).
-    """
-    turns = _laid_out(row, fmt, full_conversation)
-    known = _KEYS[fmt] | _TOOLS
-    sources = [row]
-    rest: Conversation = ()
-    if fmt is Format.PREFERENCE:
-        turns = (*turns, *_answer(row, "non_preferred_output", "rejected", full_conversation))
-        if "preferred_output" not in row:
-            known = known - {"input"}
-            rest = _turns(row["prompt"], "user", full_conversation) if row.get("prompt") is not None else ()
-        elif isinstance(source := row.get("input"), Mapping):
-            known = known - {"prompt"}
-            sources.append(source)
-            rest = other_turns(source, {"messages", *_TOOLS})
-    tools = [turn for source in sources for turn in tool_definitions(source)]
-    rest_of_row = row if every_key else {key: value for key, value in row.items() if key in _TRAINED_KEYS}
-    rest = (*rest, *other_turns(rest_of_row, known))
-    present = {turn.content for turn in turns if turn.role != "assistant"}
-    return (*turns, *tools, *(turn for turn in rest if turn.calls or turn.content not in present))
-
-
-def _laid_out(row: Row, fmt: Format, read: Reader) -> Conversation:
-    match fmt:
-        case Format.CHAT:
-            return read(row["messages"])
-        case Format.SHAREGPT:
-            turns = [_sharegpt_turn(turn, full=read is full_conversation) for turn in row["conversations"]]
-            return (Message("system", row["system"]), *turns) if row.get("system") else tuple(turns)
-        case Format.ALPACA:
-            return _alpaca(row)
-        case Format.COMPLETION | Format.RESPONSE:
-            return (*_turns(row["prompt"], "user", read), *_turns(row[fmt.value], "assistant", read))
-        case Format.PREFERENCE:
-            return (*_preference_prompt(row, read), *_answer(row, "preferred_output", "chosen", read))
-        case Format.PROMPT | Format.TEXT:
-            return _turns(row[fmt.value], "user", read)
-
-
-def _turns(value: Any, role: str, read: Reader) -> Conversation:
-    return (Message(role, value),) if isinstance(value, str) else read(value)
-
-
-def _sharegpt_turn(turn: Mapping[str, Any], full: bool) -> Message:
-    others = tuple(other_texts(turn, ("from", "value"))) if full else ()
-    return Message(SHAREGPT_ROLES[turn["from"]], turn["value"], calls=others)
-
-
-def _alpaca(row: Row) -> Conversation:
-    turns = [Message("system", row["system"])] if row.get("system") else []
-    for question, answer in row.get("history") or ():
-        turns += [Message("user", question), Message("assistant", answer)]
-    prompt = f"{row['instruction']}\n\n{row['input']}" if row.get("input") else row["instruction"]
-    return (*turns, Message("user", prompt), Message("assistant", row["output"]))
-
-
-def _preference_prompt(row: Row, read: Reader) -> Conversation:
-    source = row.get("input") if "preferred_output" in row else row.get("prompt")
-    if isinstance(source, Mapping):
-        return read(source["messages"])
-    if source is None or _holds_prompt(row):
-        return ()
-    return _turns(source, "user", read)
-
-
-def _holds_prompt(row: Row) -> bool:
-    """Whether `chosen` and `rejected` are whole dialogues that repeat the prompt, as in UltraFeedback."""
-    chosen = row.get("chosen")
-    return isinstance(chosen, list) and bool(chosen) and chosen[0].get("role") != "assistant"
-
-
-def _answer(row: Row, ours: str, theirs: str, read: Reader) -> Conversation:
-    return _turns(row[ours] if ours in row else row[theirs], "assistant", read)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -14,15 +15,19 @@ import orjson
 
 from reft_ray.core.conversation import Conversation, parts
 from reft_ray.core.errors import UsageError
-from reft_ray.rows.checks import CHECKS, Fault, media_faults
-from reft_ray.rows.format import Format, Row, conversation_of, detect, formats_of, judged_text, rename_columns
+from reft_ray.rows.checks import CHECKS, Fault, media_faults, plainly_valid
+from reft_ray.rows.diagnosis import line_fault
+from reft_ray.rows.format import Format, Row, detect, formats_of, listed_turns, openai_row, rename_columns
+from reft_ray.rows.keys import repeats_key
+from reft_ray.rows.layout import conversation_of, judged_text
+from reft_ray.rows.turns import SPEAKERS, RepeatedKeyError
 
 DETECTION_ROWS = 100
 REPEATED_KEY = Fault("", "ambiguous_keys", "a dictionary has one key twice", "keep one value under each key")
 _NO_FORMAT = Fault("", "missing_messages_list", "no messages", "give messages, a prompt with an answer, or text")
+_WRAP = 'write {"messages": [...]} or another dictionary on each line'
 _NO_TEXT = Fault("", "missing_content", "the row has no text")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,7 @@ class RowReader:
     `control_tokens` are strings that the base model's tokenizer turns into control tokens: inside text they would
     open or close a turn during training. `judging` reads rows that are not trained on: prompts or texts
     (`{"text": ...}`) alone, turns with other keys, null for an absent value; every text in a row is judged.
+    `speakers` are the roles of ShareGPT speakers beyond `turns.SPEAKERS`; `columns` names the keys of turns as well.
     """
 
     def __init__(
@@ -73,18 +79,31 @@ class RowReader:
         columns: Mapping[str, str] | None = None,
         control_tokens: Iterable[str] = (),
         judging: bool = False,
+        speakers: Mapping[str, str] | None = None,
     ) -> None:
         self.format = fmt
         self.columns = dict(columns or {})
+        self.speakers = {**SPEAKERS, **(speakers or {})}
         self.judging = judging
+        self._plain = fmt is Format.CHAT and not (self.columns or judging)
         tokens = sorted(filter(None, set(control_tokens)), key=len, reverse=True)
         self._tokens = re.compile("|".join(map(re.escape, tokens))) if tokens else None
         # Two bytes rule almost every row out; JSON escapes may hide a token, so rows with them are searched in full.
         escapes = {b"\\u00" if all(map(str.isascii, tokens)) else b"\\u", b"\\/"}
         self._hints = tuple({token.encode()[:2] for token in tokens} | escapes) if tokens else ()
 
+    def of_format(self, fmt: Format) -> RowReader:
+        """This reader for rows of one format."""
+        other = copy.copy(self)
+        other.format = fmt
+        other._plain = fmt is Format.CHAT and not (self.columns or self.judging)
+        return other
+
     def read_line(self, raw: bytes) -> ChatRow | list[Fault]:
         """One line of JSONL as a row, or all its faults."""
+        searched = self._tokens is not None and any(hint in raw for hint in self._hints)
+        if self._plain and not searched and (found := _plain_chat(raw)) is not None:
+            return found
         row = parse_row(raw, lone_surrogates=self.judging)
         return [row] if isinstance(row, Fault) else self.read(row, raw)
 
@@ -93,16 +112,28 @@ class RowReader:
         fields = rename_columns(row, self.columns)
         if self.judging:
             fields = {key: value for key, value in fields.items() if value is not None}
-        fmt = self.format or _format_of(fields, self.judging)
+        try:
+            fields = listed_turns(fields, self.columns)
+        except RepeatedKeyError:
+            return [REPEATED_KEY]
+        fmt = self.format or self._format_of(fields)
         if fmt is None:
             return [*media_faults(fields), _NO_FORMAT]
-        faults = CHECKS[fmt](fields, self.judging) + media_faults(fields)
+        faults = CHECKS[fmt](fields, self.judging, self.speakers) + media_faults(fields)
         if self._tokens is not None and (raw is None or any(hint in raw for hint in self._hints)):
             faults = faults + list(self._token_faults(self._tokens, fields))
         if faults:
             return faults
-        found = ChatRow(fields, fmt, every_key=self.judging)
+        found = ChatRow(openai_row(fields, self.speakers), fmt, every_key=self.judging)
         return [_NO_TEXT] if self.judging and not parts(found.judged) else found
+
+    def _format_of(self, row: Row) -> Format | None:
+        found = formats_of(row, self.speakers)
+        if not self.judging:
+            return found[0] if len(found) == 1 else None
+        # The other formats' texts are judged as other keys of the row.
+        alone = (fmt for fmt in (Format.PROMPT, Format.TEXT) if fmt.value in row)
+        return next(iter(found), next(alone, None))
 
     @staticmethod
     def _token_faults(tokens: re.Pattern[str], row: Row) -> Iterable[Fault]:
@@ -123,48 +154,33 @@ class RowReader:
                 )
 
 
+def _plain_chat(raw: bytes) -> ChatRow | None:
+    """The row on a line that is most plain: messages alone, of two texts each; None for any other."""
+    try:
+        row = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    if type(row) is not dict or len(row) != 1 or not plainly_valid(turns := row.get("messages")):
+        return None
+    # Four strings for each turn and the one key: more are written where a key is repeated.
+    written = raw.count(b'"') - (raw.count(b'\\"') if b"\\" in raw else 0)
+    return ChatRow(row, Format.CHAT) if written == 2 + 8 * len(turns) else None
+
+
 def parse_row(raw: bytes, lone_surrogates: bool = False) -> Row | Fault:
     """One JSONL line as a dictionary, or its fault. `lone_surrogates` are refused, or replaced by `?`."""
     try:
         row = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         if not (lone_surrogates and _SURROGATE.search(raw)):
-            return _unreadable(raw, error)
+            return line_fault(raw, error)
         try:
             row = orjson.loads(json.dumps(json.loads(raw), ensure_ascii=False).encode("utf-8", "replace"))
         except (ValueError, RecursionError):
-            return _unreadable(raw, error)
+            return line_fault(raw, error)
     if type(row) is not dict:
-        return Fault("", "data_type", f"the line is a JSON {_json_type(row)}, not a dictionary", 'write {"...": ...}')
+        return Fault("", "data_type", f"the line is a JSON {_json_type(row)}, not a dictionary", _WRAP)
     return REPEATED_KEY if repeats_key(raw, row) else row
-
-
-def repeats_key(raw: bytes, value: object) -> bool:
-    """Whether JSON (`raw`, parsed to `value`) has a key twice in one dictionary; readers differ in which they take."""
-    try:
-        written = orjson.dumps(value)
-    except orjson.JSONEncodeError:  # nested deeper than can be written
-        return _keys_written(raw) != _keys_parsed(value)
-    if b"\\" in raw and b"\\u0022" in raw:
-        return _keys_written(raw) != _keys_parsed(value)
-    # Faster: a lost entry also lost its quotes.
-    return raw.count(b'"') != written.count(b'"')
-
-
-def _keys_written(raw: bytes) -> int:
-    return sum(1 for string in _STRING.finditer(raw) if string[1])
-
-
-def _keys_parsed(value: object) -> int:
-    pending, count = [value], 0
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            count += len(value)
-            pending += value.values()
-        elif isinstance(value, list):
-            pending += value
-    return count
 
 
 def _json_type(value: object) -> str:
@@ -224,23 +240,3 @@ def _detected(lines: list[bytes], columns: Mapping[str, str], name: str) -> Form
         if line and not isinstance(row := parse_row(line), Fault):
             sample.append(rename_columns(row, columns))
     return detect(sample, name)
-
-
-def _format_of(row: Row, judging: bool) -> Format | None:
-    found = formats_of(row)
-    if not judging:
-        return found[0] if len(found) == 1 else None
-    # The other formats' texts are judged as other keys of the row.
-    alone = (fmt for fmt in (Format.PROMPT, Format.TEXT) if fmt.value in row)
-    return next(iter(found), next(alone, None))
-
-
-def _unreadable(raw: bytes, error: orjson.JSONDecodeError) -> Fault:
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\x00" in raw[:64]:
-        return Fault("", "invalid_utf8", "the line is not UTF-8 (it looks like UTF-16)", "save the file as UTF-8")
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError as bad:
-        return Fault("", "invalid_utf8", f"byte {bad.start} is not UTF-8", "save the file as UTF-8")
-    message = f"not valid JSON at character {error.pos}: {error.msg.split(': line')[0]}"
-    return Fault("", "invalid_json", message, "one JSON dictionary per line, without line breaks inside")

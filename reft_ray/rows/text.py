@@ -163,7 +163,7 @@ def _turn_texts(turn: Mapping[str, object]) -> Iterator[Part]:
     elif (
         isinstance(content, str) and "\\" in content and content.lstrip()[:1] in ("{", "[") and "unescaped" not in turn
     ):
-        text = "\n".join(_leaves(content)) if content.lstrip()[:1] in ("{", "[") else content
+        text = "\n".join(_leaves(content))
         if text != content:
             yield Part("unescaped", text)
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reft_ray.core.errors import UsageError
+from reft_ray.rows.diagnosis import FIX, broken_at
 from reft_ray.screening.ranges import CHUNK, Cuts, Limits, Range
 from reft_ray.screening.sources import Container, Source
 
@@ -64,18 +65,25 @@ def parquet_groups(source: Source, wanted: Sequence[Range]) -> list[tuple[Range,
     return [tuple(group) for _, group in grouped]
 
 
-def json_elements(source: Source, row_bytes: int = 1 << 62) -> Iterator[bytes]:
-    """The exact text of each element of a JSON array of dictionaries, in order, read as a stream.
+def json_elements(source: Source, row_bytes: int = 1 << 62, lenient: bool = False) -> Iterator[bytes]:
+    """The exact text of each dictionary in a JSON array, or of dictionaries one after the other, read as a stream.
 
+    `lenient` accepts a comma before the closing bracket.
     Raises UsageError at the first malformed element: where the next one starts is unknown.
     """
     with source.stream() as stream:
         text = _Scanner(stream, source.name, row_bytes)
-        text.skip("[", "the file does not start with [")
+        if text.peek() != "[":
+            while text.peek():
+                yield text.element().encode()
+            return
+        text.skip("[", "")
         while text.peek() != "]":
             yield text.element().encode()
             if text.peek() != "]":
                 text.skip(",", "an element is not followed by , or ]")
+                if text.peek() == "]" and not lenient:
+                    raise text.error("a comma before ]")
         text.skip("]", "")
         if text.peek():
             raise text.error("text after the closing ]")
@@ -93,10 +101,16 @@ class _Scanner:
         self._text = ""
         self._at = 0
         self._elements = 0
+        self._lines = 1  # the line of `_text`'s first character
+        self._column = 1  # and its column
 
-    def error(self, what: str) -> UsageError:
-        hint = "a bad row ends a JSON array; in JSONL it is reported and skipped"
-        return UsageError(f"{self._name}: {what} near element {self._elements + 1} ({hint})")
+    def error(self, what: str, at: int | None = None) -> UsageError:
+        before = self._text[: self._at if at is None else at]
+        line = self._lines + before.count("\n")
+        column = len(before) - before.rfind("\n") if "\n" in before else self._column + len(before)
+        hint = f"a bad row ends JSON text; in JSONL it alone is reported: {FIX} repairs it or names every error"
+        place = f"line {line}, column {column}, near element {self._elements + 1}"
+        return UsageError(f"{self._name}: {place}: {what} ({hint})")
 
     def peek(self) -> str:
         """The next character other than white space; empty at the end of the file."""
@@ -119,17 +133,27 @@ class _Scanner:
         while True:
             try:
                 _, end = self._json.raw_decode(self._text, self._at)
-            except (ValueError, RecursionError):
-                if len(self._text) - self._at > self._row_bytes or not self._more():
-                    raise self.error("malformed JSON, or a row over the size limit,") from None
+            except (ValueError, RecursionError) as error:
+                if len(self._text) - self._at > self._row_bytes:
+                    raise self.error("a row over the size limit, or malformed JSON") from None
+                if not self._more():
+                    raise self._malformed(error) from None
             else:
                 element = self._text[self._at : end]
                 self._at = end
                 self._elements += 1
                 return element
 
+    def _malformed(self, error: ValueError | RecursionError) -> UsageError:
+        if not isinstance(error, json.JSONDecodeError):
+            return self.error("JSON that is nested too deeply")
+        return self.error(broken_at(self._text, error.pos)[0], error.pos)
+
     def _more(self) -> bool:
         chunk = bytes(self._stream.read(CHUNK))
+        done = self._text[: self._at]
+        self._lines += done.count("\n")
+        self._column = len(done) - done.rfind("\n") if "\n" in done else self._column + len(done)
         try:
             self._text = self._text[self._at :] + self._utf8.decode(chunk, final=not chunk)
         except UnicodeDecodeError:

@@ -8,16 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from reft_ray.core.conversation import Conversation
 from reft_ray.core.decoding import readings
 from reft_ray.core.errors import UsageError
 from reft_ray.core.scoring import Scorer
 from reft_ray.core.verdict import Thresholds
+from reft_ray.rows.checks import Fault
 from reft_ray.rows.format import Format
 from reft_ray.screening.guards import Combine, Decode, Guard, Order, Teacher
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.sources import Container, Source
 
 ScorerFactory = Callable[[], Scorer | Teacher]
+RowCheck = Callable[[Conversation], Fault | None]
 
 
 class Policy(StrEnum):
@@ -36,7 +39,10 @@ class Policy(StrEnum):
 class ScreenConfig:
     """How a screening reads rows, judges them and runs.
 
-    - `columns` maps our field names to the file's; `source_column` names a column to break the report down by.
+    - `columns` maps our field names (and keys of turns) to the file's, `speakers` the file's names of ShareGPT speakers
+      to roles; `source_column` names a column to break the report down by.
+    - `row_check` makes a check of what training reads of a row, e.g. `hf.row_check.TemplateCheck`: a row with a fault
+      is invalid. It must pickle.
     - `max_reject_ratio`: above this share of withheld rows among valid ones the dataset is refused, whatever the
       policy: where many rows are harmful, the kept ones hold the harmful rows that the filter missed.
     - `job_threshold`: rows above the threshold that the dataset's own scores give (`core.job_threshold`) go to review
@@ -52,8 +58,10 @@ class ScreenConfig:
     format: Format | None = None
     container: Container | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    speakers: Mapping[str, str] = field(default_factory=dict)
     source_column: str | None = None
     control_tokens: frozenset[str] = frozenset()
+    row_check: Callable[[], RowCheck] | None = None
     thresholds: Thresholds | None = None
     job_threshold: bool = True
     job_threshold_floor: float = 0.0
@@ -93,6 +101,8 @@ class ScreenConfig:
             "sources": [[s.name, s.size, s.version, s.container, s.compression] for s in sources],
             "format": self.format,
             "columns": sorted(self.columns.items()),
+            **({"speakers": sorted(self.speakers.items())} if self.speakers else {}),
+            **({"row_check": True} if self.row_check else {}),
             "source_column": self.source_column,
             "control_tokens": sorted(self.control_tokens),
             "thresholds": thresholds and [thresholds.review, thresholds.block],

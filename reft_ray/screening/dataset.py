@@ -25,7 +25,7 @@ from reft_ray.screening.policy import Status
 from reft_ray.screening.reading import FilePlan, Unit, groups, plan_files, read_units
 from reft_ray.screening.report import REPORT, RowsLostError, ScreenReport, compose
 from reft_ray.screening.reviews import Reviews
-from reft_ray.screening.sources import find_sources
+from reft_ray.screening.sources import Source, find_sources
 from reft_ray.screening.stored_verdicts import judged_units, read_judged
 from reft_ray.screening.unit_state import UnitState
 from reft_ray.screening.unit_worker import Finished, Job, Pass, UnitWorker, judges_of, worker_of
@@ -57,7 +57,7 @@ class Progress:
 
 
 def screen(
-    inputs: Sequence[str],
+    inputs: Sequence[str | Source],
     out: str,
     scorer_factory: ScorerFactory,
     config: ScreenConfig | None = None,
@@ -91,7 +91,7 @@ def screen(
 
 
 def _screened(
-    inputs: Sequence[str],
+    inputs: Sequence[str | Source],
     out: str,
     scorer_factory: ScorerFactory,
     config: ScreenConfig,
@@ -101,9 +101,9 @@ def _screened(
     check_names(config.findings_off)
     sources = find_sources(inputs, config.container)
     plans = plan_files(sources, config.limits)
-    shapes = [shape_of(plan, config.format, config.columns) for plan in plans]
+    shapes = [shape_of(plan, config.format, config.columns, config.speakers) for plan in plans]
     output = Output(out)
-    manifest = manifest_of(config.fingerprint(sources), config.columns, plans, shapes)
+    manifest = manifest_of(config, sources, plans, shapes)
     open_output(output, manifest)
     total = sum(plan.cuts.rows for plan in plans)
     sample, application = sample_share(total), metrics.recorder.application

@@ -7,19 +7,19 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import orjson
 import pyarrow as pa
 
 from reft_ray.core.errors import UsageError
 from reft_ray.rows.checks import Fault
+from reft_ray.rows.diagnosis import utf8_fault
 from reft_ray.rows.format import Format, Row, detect, printable, rename_columns
-from reft_ray.rows.reader import DETECTION_ROWS, REPEATED_KEY, parse_row, repeats_key
+from reft_ray.rows.reader import DETECTION_ROWS, parse_row
+from reft_ray.rows.turns import SPEAKERS
+from reft_ray.screening.csv_records import delimiter_of
 from reft_ray.screening.reading import FilePlan, Unit, read_units
 from reft_ray.screening.sources import Container
 
-_STRUCTURED = frozenset(
-    {"messages", "conversations", "history", "tools", "chosen", "rejected", "preferred_output", "non_preferred_output"}
-)
+SHOWN_FAULTS = 3
 _UNREADABLE = (ValueError, ArithmeticError, LookupError, pa.ArrowException)
 """Errors of Arrow and Python for values that one of them cannot hold."""
 
@@ -53,10 +53,12 @@ def parse_unit(unit: Unit, container: Container, header: bytes = b"") -> list[Ro
     ]
 
 
-def shape_of(plan: FilePlan, fmt: Format | None, columns: Mapping[str, str]) -> FileShape:
+def shape_of(
+    plan: FilePlan, fmt: Format | None, columns: Mapping[str, str], speakers: Mapping[str, str] | None = None
+) -> FileShape:
     """The shape of a file; without `fmt` the format is detected from the first rows, if there are any.
 
-    Raises UsageError for an ambiguous or unknown format, or a wrong CSV header.
+    Raises UsageError for an ambiguous or unknown format, a wrong CSV header, or a file whose first rows are all faulty.
     """
     source, header = plan.source, plan.cuts.header
     if source.container is Container.CSV:
@@ -64,20 +66,30 @@ def shape_of(plan: FilePlan, fmt: Format | None, columns: Mapping[str, str]) -> 
             _CsvParser(header)
         except UsageError as error:
             raise UsageError(f"{source.name}: {error}") from None
-    found = fmt or _detected(plan, columns)
+    found = fmt or _detected(plan, columns, {**SPEAKERS, **(speakers or {})})
     return FileShape(plan.index, source.name, source.container, source.compression, plan.first_row, found, header)
 
 
-def _detected(plan: FilePlan, columns: Mapping[str, str]) -> Format:
+def _detected(plan: FilePlan, columns: Mapping[str, str], speakers: Mapping[str, str]) -> Format:
+    name = plan.source.name
     sample: list[Row] = []
-    seen = 0
+    faults: list[tuple[int, Fault]] = []
     for unit in read_units(plan, plan.cuts.ranges[:3]):
         rows = parse_unit(unit, plan.source.container, plan.cuts.header)
-        seen += len(rows)
-        sample += [rename_columns(row, columns) for row in rows if not isinstance(row, Fault)]
+        numbers = (number - plan.first_row for number in unit.rows["row_number"].to_pylist())
+        for number, row in zip(numbers, rows, strict=True):
+            if isinstance(row, Fault):
+                faults.append((number, row))
+            else:
+                sample.append(rename_columns(row, columns))
         if len(sample) >= DETECTION_ROWS:
             break
-    return detect(sample[:DETECTION_ROWS], plan.source.name) if seen else Format.CHAT
+    if sample:
+        return detect(sample[:DETECTION_ROWS], name, speakers)
+    if faults:
+        shown = "; ".join(f"line {number}: {fault}" for number, fault in faults[:SHOWN_FAULTS])
+        raise UsageError(f"{name}: none of its first {len(faults):,} rows can be read: {shown}")
+    return Format.CHAT
 
 
 class _CsvParser:
@@ -85,7 +97,7 @@ class _CsvParser:
 
     def __init__(self, header: bytes) -> None:
         text = header.decode("utf-8", "replace").strip("\r\n")
-        self._delimiter = max(",\t;", key=text.count)
+        self._delimiter = delimiter_of(header).decode()
         try:
             rows = self._rows(text)
         except csv.Error as error:
@@ -101,7 +113,7 @@ class _CsvParser:
         try:
             rows = self._rows(raw.decode("utf-8").rstrip("\r\n"))
         except UnicodeDecodeError as bad:
-            return Fault("", "invalid_utf8", f"byte {bad.start} is not UTF-8", "save the file as UTF-8")
+            return utf8_fault(raw, bad.start)
         except csv.Error as error:
             return Fault("", "invalid_csv", str(error), "quote fields that hold quotes or line breaks")
         # The file was cut where quotes are balanced; a reader that ignores quotes would find other rows here.
@@ -112,22 +124,10 @@ class _CsvParser:
         if len(cells) != len(self._names):
             message = f"{len(cells)} fields, and the header has {len(self._names)}"
             return Fault("", "invalid_csv", message, "quote fields that hold the separator")
-        row = {name: _structured(name, cell) for name, cell in zip(self._names, cells, strict=True)}
-        return REPEATED_KEY if None in row.values() else row
+        return dict(zip(self._names, cells, strict=True))
 
     def _rows(self, text: str) -> list[list[str]]:
         return list(csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter, strict=True))
-
-
-def _structured(name: str, cell: str) -> object:
-    """The JSON of a cell in columns that are lists in all other containers; None where a key is repeated."""
-    if name in _STRUCTURED and cell[:1] in ("[", "{"):
-        try:
-            value = orjson.loads(cell)
-        except orjson.JSONDecodeError:
-            return cell
-        return None if repeats_key(cell.encode(), value) else value
-    return cell
 
 
 def _native_rows(table: pa.Table) -> list[Row | Fault]:

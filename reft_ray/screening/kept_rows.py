@@ -13,7 +13,7 @@ import pyarrow as pa
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.errors import BlockedByPolicyError, ReftError
 from reft_ray.rows.checks import Fault
-from reft_ray.rows.format import conversation_of, rename_columns
+from reft_ray.rows.reader import RowReader
 from reft_ray.rows.text import conversation_from, messages_json
 from reft_ray.screening import reviews
 from reft_ray.screening.file_parsing import FileShape, parse_unit
@@ -120,10 +120,13 @@ def unit_rows(out: str, manifest: Manifest, unit_id: str) -> list[tuple[int, Con
     rows = _rows_in(output.uri_of(name), shape)
     if len(rows) != len(numbers):
         raise ReftError(f"{name}: {len(rows)} rows instead of {len(numbers)} kept ones; screen into a new directory")
-    return [
-        (number, conversation_of(rename_columns(row, manifest.columns), shape.format))
-        for number, row in zip(numbers, rows, strict=True)
-    ]
+    reader = RowReader(shape.format, manifest.columns, speakers=manifest.speakers)
+    found = []
+    for number, row in zip(numbers, rows, strict=True):
+        if isinstance(read := reader.read(row), list):
+            raise ReftError(f"{name}: row {number} can no longer be read ({read[0]}); screen into a new directory")
+        found.append((number, read.conversation))
+    return found
 
 
 def _rows_in(path: str, shape: FileShape) -> list[dict[str, object]]:

@@ -10,10 +10,11 @@ import orjson
 
 from reft_ray.core.errors import ReftError, UsageError
 from reft_ray.rows.format import Format
+from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.file_parsing import FileShape
 from reft_ray.screening.outputs import Output
 from reft_ray.screening.reading import FilePlan
-from reft_ray.screening.sources import Container
+from reft_ray.screening.sources import Container, Source
 
 MANIFEST = ".screen/manifest.json"
 
@@ -24,6 +25,7 @@ class Manifest:
 
     fingerprint: str
     columns: Mapping[str, str]
+    speakers: Mapping[str, str]
     shapes: tuple[FileShape, ...]
     units: tuple[str, ...]
     spans: tuple[tuple[int, int], ...]
@@ -41,7 +43,7 @@ class Manifest:
 
 
 def manifest_of(
-    fingerprint: str, columns: Mapping[str, str], plans: Sequence[FilePlan], shapes: Sequence[FileShape]
+    config: ScreenConfig, sources: Sequence[Source], plans: Sequence[FilePlan], shapes: Sequence[FileShape]
 ) -> Manifest:
     """The manifest of a planned screening."""
     units, spans = [], []
@@ -50,7 +52,8 @@ def manifest_of(
         ends = [start - 1 for start in starts[1:]] + [plan.first_row + plan.cuts.rows]
         units += [plan.unit_id(unit) for unit in plan.cuts.ranges]
         spans += list(zip(starts, ends, strict=False))
-    return Manifest(fingerprint, dict(columns), tuple(shapes), tuple(units), tuple(spans))
+    fingerprint, columns, speakers = config.fingerprint(sources), dict(config.columns), dict(config.speakers)
+    return Manifest(fingerprint, columns, speakers, tuple(shapes), tuple(units), tuple(spans))
 
 
 def open_output(output: Output, manifest: Manifest) -> None:
@@ -90,4 +93,5 @@ def load_manifest(output: Output) -> Manifest:
         for shape in values["shapes"]
     )
     spans = tuple((first, last) for first, last in values["spans"])
-    return Manifest(values["fingerprint"], values["columns"], shapes, tuple(values["units"]), spans)
+    names = values["columns"], values.get("speakers", {})
+    return Manifest(values["fingerprint"], *names, shapes, tuple(values["units"]), spans)

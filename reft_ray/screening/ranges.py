@@ -1,7 +1,7 @@
 """Cutting text files into units of work at row boundaries, with exact line numbers.
 
-One pass over the file finds line ends (and quotes, for CSV), at memory speed. It gives every unit its first byte and
-first line, so that units are read in any order and more than once, and row numbers are line numbers.
+One pass over the file finds line ends at memory speed (and quotes in CSV, slower). It gives every unit its first byte
+and first line, so that units are read in any order and more than once, and row numbers are line numbers.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from reft_ray.core.errors import UsageError
+from reft_ray.screening.csv_records import Quotes, delimiter_of, without_mark
 from reft_ray.screening.sources import Source
 
 CHUNK = 8 << 20
-_NEWLINE, _QUOTE = 10, 34
+_NEWLINE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +63,64 @@ def cut_text(source: Source, limits: Limits, quoted: bool) -> Cuts:
     """Cut a JSONL file, or (`quoted`) a CSV file, which has quoted line breaks and a header row."""
     cutter = _Cutter(limits, header=quoted)
     warnings: tuple[str, ...] = ()
-    quotes = total = 0
+    records: _RecordEnds | None = None
+    total = 0
     for chunk in _chunks(source):
         if total == 0:
-            warnings = _warnings(chunk, source.name)
+            warnings = _warnings(chunk)
             cutter.begin(len(codecs.BOM_UTF8) if chunk.startswith(codecs.BOM_UTF8) else 0)
+            records = _RecordEnds(delimiter_of(chunk), limits.row_bytes) if quoted else None
         bytes_C = np.frombuffer(chunk, dtype=np.uint8)
         ends_L = np.flatnonzero(bytes_C == _NEWLINE) + (total + 1)
-        ends_R = ends_L
-        if quoted:
-            quotes_Q = np.flatnonzero(bytes_C == _QUOTE) + total
-            ends_R = ends_L[(quotes + np.searchsorted(quotes_Q, ends_L)) % 2 == 0]
-            quotes += len(quotes_Q)
-        cutter.feed(ends_R, ends_L)
+        cutter.feed(records.among(ends_L, chunk) if records else ends_L, ends_L)
         total += len(chunk)
     ranges, lines = cutter.finish(total)
     return Cuts(ranges, lines, _header(source, cutter.header, limits), warnings)
+
+
+class _RecordEnds:
+    """The line ends that end a CSV record, chunk by chunk. Quotes are only counted in a line over the limit, which is
+    not kept."""
+
+    def __init__(self, delimiter: bytes, line_bytes: int) -> None:
+        self._quotes = Quotes(delimiter)
+        self._line_bytes = line_bytes
+        self._line = bytearray()  # the start of the next line
+        self._counted = 0  # quotes in a line over the limit
+        self._first = True
+
+    def among(self, ends_L: np.ndarray, chunk: bytes) -> np.ndarray:
+        """Those of the line ends of a chunk that end a record."""
+        if not (self._quotes.open or self._counted or b'"' in chunk or b'"' in self._line):
+            if len(ends_L):
+                self._line.clear()
+                self._first = False
+            self._hold(chunk[chunk.rfind(b"\n") + 1 :])
+            return ends_L
+        *lines, rest = chunk.split(b"\n")
+        ended = []
+        for line in lines:
+            self._hold(line)
+            ended.append(self._end_line())
+        self._hold(rest)
+        return ends_L[np.array(ended, dtype=bool)]
+
+    def _hold(self, piece: bytes) -> None:
+        if self._counted or len(self._line) + len(piece) > self._line_bytes:
+            self._counted += self._line.count(b'"') + piece.count(b'"') + (not self._counted) * 2
+            self._line.clear()
+        else:
+            self._line += piece
+
+    def _end_line(self) -> bool:
+        line, counted = bytes(self._line), self._counted
+        self._line.clear()
+        self._counted = 0
+        if counted:
+            self._quotes.open ^= counted % 2 == 1
+            return not self._quotes.open
+        first, self._first = self._first, False
+        return self._quotes.feed(without_mark(line) if first else line)
 
 
 class _Cutter:
@@ -162,9 +205,7 @@ def _chunks(source: Source) -> Iterator[bytes]:
         raise UsageError(f"{source.name}: cannot be read to its end: {str(error).splitlines()[0]}") from error
 
 
-def _warnings(head: bytes, name: str) -> tuple[str, ...]:
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UsageError(f"{name}: the file is UTF-16; save it as UTF-8")
+def _warnings(head: bytes) -> tuple[str, ...]:
     found = []
     if head.startswith(codecs.BOM_UTF8):
         found.append("byte-order mark at the start of the file, left out of the kept rows")

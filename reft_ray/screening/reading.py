@@ -7,13 +7,15 @@ most one unit is in memory. A unit is the same in a loop, in a Ray task and afte
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 
 from reft_ray.core.errors import ReftError, UsageError
 from reft_ray.screening import columnar
+from reft_ray.screening.csv_records import csv_records, delimiter_of
 from reft_ray.screening.ranges import Cuts, Limits, Range, cut_text
 from reft_ray.screening.sources import Container, Source
 
@@ -112,8 +114,16 @@ def rows_table(numbers: Iterable[int], raws: Sequence[bytes | None], reasons: Se
     )
 
 
+def read_bytes(plan: FilePlan, ranges: Sequence[Range]) -> bytes:
+    """The bytes of ranges of a text file that follow each other."""
+    with _Reader(plan.source) as reader:
+        return reader.read(ranges[0].start, ranges[-1].end - ranges[0].start)
+
+
 def _text_units(plan: FilePlan, ranges: Sequence[Range]) -> Iterator[Unit]:
-    split = csv_records if plan.source.container is Container.CSV else json_lines
+    split: Callable[[bytes, int], Iterator[tuple[int, bytes]]] = json_lines
+    if plan.source.container is Container.CSV:
+        split = partial(csv_records, delimiter=delimiter_of(plan.cuts.header))
     with _Reader(plan.source) as reader:
         for unit in ranges:
             first = plan.first_row + unit.first_row
@@ -135,22 +145,6 @@ def json_lines(data: bytes, first: int) -> Iterator[tuple[int, bytes]]:
     for number, line in enumerate(data.split(b"\n"), start=first):
         if line and not line.isspace():
             yield number, line
-
-
-def csv_records(data: bytes, first: int) -> Iterator[tuple[int, bytes]]:
-    """CSV records with the number of their first line; quoted fields may contain line feeds."""
-    held: list[bytes] = []
-    quotes = 0
-    for number, line in enumerate(data.split(b"\n"), start=first):
-        held.append(line)
-        quotes += line.count(b'"')
-        if quotes % 2 == 0:
-            record = b"\n".join(held)
-            if not record.isspace() and record:
-                yield number - len(held) + 1, record
-            held, quotes = [], 0
-    if held and (record := b"\n".join(held).rstrip(b"\n")):
-        yield first + data.count(b"\n") - len(held) + 1, record
 
 
 def _json_units(plan: FilePlan, ranges: Sequence[Range]) -> Iterator[Unit]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from reft_ray.core.scoring import Scorer
 from reft_ray.core.verdict import Decision
 from reft_ray.rows.checks import Fault
 from reft_ray.rows.format import Row
-from reft_ray.rows.reader import RowReader
+from reft_ray.rows.reader import ChatRow, RowReader
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
 from reft_ray.screening.file_parsing import FileShape, parse_unit
 from reft_ray.screening.guards import GuardedVerdict, GuardEnsemble
@@ -104,9 +104,10 @@ class UnitParser:
         self._config = config
         self._shapes = {shape.index: shape for shape in shapes}
         self._readers: dict[int, RowReader] = {}
+        self._check = config.row_check() if config.row_check else None
 
-    def parse(self, unit: Unit) -> ParsedUnit:
-        """The rows of a unit."""
+    def parse(self, unit: Unit, checked: Container[int] = ()) -> ParsedUnit:
+        """The rows of a unit; those with a number in `checked` passed the row check before."""
         shape = self._shapes[unit.file]
         parsed = parse_unit(unit, shape.container, shape.header)
         numbers = unit.rows["row_number"].to_pylist()
@@ -115,6 +116,8 @@ class UnitParser:
         rows: list[ScreenedRow | ValidRow] = []
         for number, raw, row in zip(numbers, raws, parsed, strict=True):
             found = [row] if isinstance(row, Fault) else reader.read(row, raw)
+            if self._check and isinstance(found, ChatRow) and number not in checked:
+                found = [fault] if (fault := self._check(found.conversation)) else found
             if isinstance(found, list):
                 rows.append(ScreenedRow(number, Outcome.INVALID, tuple(found)))
             else:
@@ -122,7 +125,9 @@ class UnitParser:
         return ParsedUnit(unit, shape, rows)
 
     def _reader(self, shape: FileShape) -> RowReader:
-        return RowReader(shape.format, self._config.columns, self._config.control_tokens)
+        return RowReader(
+            shape.format, self._config.columns, self._config.control_tokens, speakers=self._config.speakers
+        )
 
     def _group(self, row: Row) -> str | None:
         if self._config.source_column is None:

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from reft_ray.core.errors import UsageError
+from reft_ray.core.errors import UsageError, first_line
+from reft_ray.rows.first_bytes import HEAD_BYTES, Json, json_layout, not_data
 
 
 class Container(StrEnum):
@@ -104,12 +105,18 @@ def display_name(uri: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def find_sources(inputs: Sequence[str], container: Container | None = None) -> list[Source]:
-    """Every file that the inputs name, sorted by name within each input; a directory means the data files in it."""
+def find_sources(inputs: Sequence[str | Source], container: Container | None = None) -> list[Source]:
+    """Every file that the inputs name, sorted by name within each input; a directory means the data files in it.
+
+    An input may be a Source already. Raises UsageError for a file that is missing, damaged or not data.
+    """
     if not inputs:
         raise UsageError("no input: name a file, a directory, a glob or a URI")
     sources: dict[str, Source] = {}
     for item in inputs:
+        if isinstance(item, Source):
+            sources.setdefault(item.uri, item)
+            continue
         found = _remote(item, container) if "://" in item else _local(item, container)
         if not found:
             raise UsageError(f"{display_name(item)}: no such file, or no data file in it")
@@ -126,7 +133,7 @@ def _local(item: str, container: Container | None) -> list[Source]:
     else:
         matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob cannot start from an absolute pattern)
         paths = sorted(entry for entry in map(Path, matches) if entry.is_file())
-    return [_described(str(entry.absolute()), str(entry), container) for entry in paths]
+    return [source_of(str(entry.absolute()), str(entry), container) for entry in paths]
 
 
 def _remote(item: str, container: Container | None) -> list[Source]:
@@ -149,7 +156,7 @@ def _remote(item: str, container: Container | None) -> list[Source]:
         parts._replace(path=info.path[root:], fragment="").geturl()
         for info in sorted(files, key=lambda info: info.path)
     ]
-    return [_described(uri, display_name(uri), container) for uri in uris]
+    return [source_of(uri, display_name(uri), container) for uri in uris]
 
 
 def _has_magic(path: str) -> bool:
@@ -166,17 +173,23 @@ def _known(name: str) -> bool:
     return inner.suffix in SUFFIXES and not name.startswith((".", "_"))
 
 
-def _described(uri: str, name: str, container: Container | None) -> Source:
+def source_of(uri: str, name: str, container: Container | None = None) -> Source:
+    """One file under a name of its own, e.g. that of its owner. Raises UsageError under this name alone."""
     filesystem, path = filesystem_of(uri)
-    info = filesystem.get_file_info([path])[0]
-    if info.type != pafs.FileType.File:
-        raise UsageError(f"{name}: no such file")
-    with filesystem.open_input_file(path) as stored:
-        head = stored.read(4096)
-    compression = next((codec for magic, codec in _MAGIC if head.startswith(magic)), None)
-    if compression:
+    try:
+        (info,) = filesystem.get_file_info([path])
+        if info.type != pafs.FileType.File:
+            raise UsageError(f"{name}: no such file")
         with filesystem.open_input_file(path) as stored:
-            head = _first_bytes(stored, compression, name)
+            head = bytes(stored.read(HEAD_BYTES))
+        compression = next((codec for magic, codec in _MAGIC if head.startswith(magic)), None)
+        if compression:
+            with filesystem.open_input_file(path) as stored:
+                head = _first_bytes(stored, compression, name)
+    except OSError as error:
+        raise UsageError(f"{name}: cannot be read: {first_line(error).replace(path, name)}") from None
+    if what := not_data(head):
+        raise UsageError(f"{name}: the file is {what}")
     found = container or _detected_container(head, name)
     if compression and found.columnar:
         raise UsageError(f"{name}: {found} files compress their columns; decompress the file first")
@@ -186,12 +199,13 @@ def _described(uri: str, name: str, container: Container | None) -> Source:
 def _first_bytes(stored: Any, compression: str, name: str) -> bytes:
     try:
         with pa.CompressedInputStream(stored, compression) as stream:
-            return bytes(stream.read(4096))
+            return bytes(stream.read(HEAD_BYTES))
     except OSError as error:
-        raise UsageError(f"{name}: damaged {compression} file: {error}") from error
+        raise UsageError(f"{name}: damaged {compression} file: {first_line(error)}") from None
 
 
 def _detected_container(head: bytes, name: str) -> Container:
+    """The container by its first bytes, where they tell more than the name does."""
     if head.startswith(b"PAR1"):
         return Container.PARQUET
     if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
@@ -199,11 +213,13 @@ def _detected_container(head: bytes, name: str) -> Container:
     path = Path(name.lower())
     suffix = Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
     named = SUFFIXES.get(suffix)
-    if named in (Container.CSV, Container.JSONL):
+    if named is Container.CSV:
         return named
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if start == b"{":
-        return Container.JSONL
-    if start == b"[":
+    layout = json_layout(head)
+    if layout is Json.TEXT or (named is Container.JSON and layout and head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["):
         return Container.JSON
+    if layout is Json.LINES or named is Container.JSONL:
+        return Container.JSONL
+    if named is not None:
+        raise UsageError(f"{name}: the file is empty or not {named}")
     raise UsageError(f"{name}: unknown file format; name it with --container ({', '.join(Container)})")

@@ -117,7 +117,8 @@ class PartWriter:
 
     def work(self, unit: Unit) -> Finished:
         """Write the parts and the state of a unit; idempotent."""
-        judged, parsed = read_judged(self._output, unit.id), self._parser.parse(unit)
+        judged = read_judged(self._output, unit.id)
+        parsed = self._parser.parse(unit, checked=frozenset(judged.numbers))
         if [row.number for row in parsed.valid] != judged.numbers:
             raise ReftError(f"unit {unit.id}: the input changed after it was judged; screen into a new directory")
         result = parsed.screened([self._threshold.apply(verdict) for verdict in judged.verdicts])

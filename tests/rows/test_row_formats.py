@@ -8,7 +8,8 @@ from reft_ray.core.conversation import chat, parts
 from reft_ray.core.errors import UsageError
 from reft_ray.core.scoring import judge
 from reft_ray.core.verdict import Decision
-from reft_ray.rows.format import Format, conversation_of, detect, judged_text, rename_columns
+from reft_ray.rows.format import Format, detect, rename_columns
+from reft_ray.rows.layout import conversation_of, judged_text
 from reft_ray.rows.text import conversation_from, full_conversation, messages_json
 from reft_ray.testbed.word_scorer import WordScorer
 
