@@ -24,6 +24,7 @@ import yaml
 
 from reft_ray.core.conversation import Example
 from reft_ray.telemetry import rendering
+from reft_ray.telemetry.promql import RELABELING
 from reft_ray.testbed.synthetic import SyntheticRows, write_chat_rows
 from reft_ray.testbed.tasks import Task
 
@@ -41,12 +42,16 @@ def watched_service() -> Iterator[tuple[str, str]]:
         command = [str(Path(sys.executable).with_name("reft-ray")), "serve", "--state", str(home / "state")]
         command += ["--port", str(port), "--metrics-port", str(ray_port)]
         rendering.write(home)
-        targets = {"ray": ray_port, "reft-gateway": port}
+        targets = {"reft-ray": ray_port, "reft-gateway": port}
         config = {
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "2s"},
             "rule_files": [str(home / rendering.RULE_FILE)],
             "scrape_configs": [
-                {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
+                {
+                    "job_name": job,
+                    "static_configs": [{"targets": [f"127.0.0.1:{target}"]}],
+                    "metric_relabel_configs": [RELABELING],
+                }
                 for job, target in targets.items()
             ],
         }

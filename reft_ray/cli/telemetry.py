@@ -17,13 +17,13 @@ def render(
     out: Annotated[Path, typer.Option(help="Directory for the dashboards; rules go to its `rules/`.")] = Path(
         "dashboards"
     ),
-    runbooks: Annotated[str, typer.Option(help="Base address of the runbooks.")] = "docs/runbooks",
+    runbooks: Annotated[str | None, typer.Option(help="URL of your runbooks.", show_default="the project's")] = None,
 ) -> None:
     """Write the Grafana dashboards and the Prometheus rules."""
-    from reft_ray.telemetry import rendering
+    from reft_ray.telemetry import dashboards, rendering
 
     with user_errors():
-        for path in rendering.write(out, runbooks):
+        for path in rendering.write(out, runbooks or dashboards.RUNBOOKS):
             print(path)
 
 

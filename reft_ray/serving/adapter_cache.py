@@ -30,6 +30,12 @@ class AdapterCache:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._count = 0
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, uri: str) -> bool:
+        return uri in self._entries
+
     @asynccontextmanager
     async def use(self, uri: str) -> AsyncIterator[Path]:
         """Keep an adapter's directory for the duration of the block. Raises what `fetch` raises."""

@@ -72,7 +72,7 @@ def _students(options: ServeArgs) -> dict[str, Application]:
             # Time for running completions.
             graceful_shutdown_timeout_s=60,
             **_size(options.students),
-        )(student).bind(uri, options.service.chat)
+        )(student).bind(uri, options.service.chat, options.application)
         for number, uri in enumerate(uris)
     }
 
@@ -81,10 +81,10 @@ def _student_class(args: ChatArgs) -> type[StudentReplica]:
     """The student for Serve: errors are yielded as values, and the router learns which adapters are loaded."""
 
     class Student(StudentReplica):
-        def __init__(self, uri: str, args: ChatArgs) -> None:
+        def __init__(self, uri: str, args: ChatArgs, application: str) -> None:
             logs.configure()
             _spin_briefly()
-            super().__init__(uri, args)
+            super().__init__(uri, args, RayRecorder(Labeller(application=application)))
 
         async def stream(
             self, target: Target, conversation: Conversation, sampling: Sampling

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from reft_ray.api.chat_model import ChatError, ChatOverloadedError
-from reft_ray.core.completion import Piece, Sampling
+from reft_ray.core.completion import Piece, Sampling, TokenLogprob
 from reft_ray.core.errors import ReftError
 from reft_ray.hf.decoding import DecodingBatch
-from reft_ray.hf.sampling import DecodingRow
+from reft_ray.hf.sampling import DecodingRow, TokenScore
 from reft_ray.hf.shared_base import SharedBase
 from reft_ray.hf.text_stream import TextStream
 from reft_ray.serving.args import ChatArgs
@@ -39,6 +39,8 @@ class Request:
     text: TextStream
     emit: Callable[[Piece | ChatError], None]
     cancelled: bool = False
+    echoed: str | None = None
+    """The prompt's text, for a completion that begins with it."""
 
     @property
     def final_length(self) -> int:
@@ -70,14 +72,26 @@ class ChatEngine:
             return len(self._waiting) + len(self._running)
 
     @property
+    def waiting_requests(self) -> int:
+        """Requests that wait for a place in the batch."""
+        return len(self._waiting)
+
+    @property
     def is_alive(self) -> bool:
         """Whether requests are accepted."""
         return self._thread.is_alive() and not self._closed
 
     async def complete(
-        self, prompt: list[int], adapter: str | None, folder: Path | None, sampling: Sampling
+        self,
+        prompt: list[int],
+        adapter: str | None,
+        folder: Path | None,
+        sampling: Sampling,
+        echoed: str | None = None,
     ) -> AsyncIterator[Piece]:
         """Yield the pieces of a completion; `folder` holds the adapter with the key `adapter`.
+
+        With `echoed`, the text of the prompt, that comes first, with its log probabilities where they are asked for.
 
         Raises ChatError. Closing the iterator removes the row before the next step.
         """
@@ -91,6 +105,7 @@ class ChatEngine:
         request = Request(
             DecodingRow(sampling, prompt, adapter), folder, TextStream(self.base.chat.tokenizer, sampling.stop), emit
         )
+        request.echoed = echoed
         with self._changed:
             if not self.is_alive:
                 raise ChatError("the model has been stopped")
@@ -215,7 +230,29 @@ class ChatEngine:
             self.base.trial_run()
             self._fail(requests, f"the model failed: {type(error).__name__}")
             return
+        self._echo(requests)
         self._emit_all(rows, tokens)
+
+    def _echo(self, requests: Sequence[Request]) -> None:
+        """Send the prompts of requests that ask for them."""
+        for request in requests:
+            row, top = request.row, request.row.sampling.logprobs
+            if request.echoed is None:
+                continue
+            logprobs: list[TokenLogprob] = []
+            if top is not None:
+                scores = self.base.prompt_scores(row.prompt, row.adapter, top)
+                first = TokenLogprob(self._token(row.prompt[0]), None)
+                pairs = zip(row.prompt[1:], scores, strict=True)
+                logprobs = [first, *(self._logprob(token, score) for token, score in pairs)]
+            request.emit(Piece(request.echoed, tokens=0, logprobs=tuple(logprobs)))
+
+    def _token(self, token: int) -> str:
+        return str(self.base.chat.tokenizer.decode([token]))
+
+    def _logprob(self, token: int, score: TokenScore) -> TokenLogprob:
+        top = tuple((self._token(other), value) for other, value in score.top)
+        return TokenLogprob(self._token(token), score.logprob, top)
 
     def _emit_all(self, rows: Sequence[DecodingRow], tokens: Sequence[int | None]) -> None:
         requests = [self._running[row] for row in rows]
@@ -239,7 +276,8 @@ class ChatEngine:
             reason = "stop" if token in self._stop_ids else "length"
             text += request.text.flush()
         prompt_tokens = len(row.prompt) if len(row.tokens) == 1 else 0
-        return Piece(text, prompt_tokens=prompt_tokens, finish_reason=reason)
+        logprobs = (self._logprob(token, row.score),) if row.score is not None else ()
+        return Piece(text, prompt_tokens=prompt_tokens, finish_reason=reason, logprobs=logprobs)
 
     def _remove(self, rows: Sequence[DecodingRow]) -> None:
         if rows:
@@ -267,4 +305,5 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
         sum(piece.tokens for piece in pieces),
         sum(piece.prompt_tokens for piece in pieces),
         pieces[-1].finish_reason,
+        tuple(item for piece in pieces for item in piece.logprobs),
     )

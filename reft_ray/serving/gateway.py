@@ -15,6 +15,7 @@ from reft_ray.serving.args import ServeArgs, from_environment
 from reft_ray.serving.chat import chat_of
 from reft_ray.serving.finetuning_service import finetuning_app
 from reft_ray.serving.handle import HandleModerator
+from reft_ray.serving.measured_chat import MeasuredChat
 from reft_ray.telemetry import catalog, logs
 from reft_ray.telemetry.metric_types import Labeller
 from reft_ray.telemetry.ray_recorder import RayRecorder
@@ -39,7 +40,7 @@ class Gateway:
     def __serve_build_asgi_app__(self) -> FastAPI:
         service = self._args.service
         if service is not None:
-            chat = chat_of(service, self._students)
+            chat = MeasuredChat(chat_of(service, self._students), self._recorder)
             return finetuning_app(self._args, service, self._moderator, chat, self._recorder)
         return create_filter_app(
             self._moderator,

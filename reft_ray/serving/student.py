@@ -9,11 +9,14 @@ from dataclasses import replace
 from functools import partial
 
 from reft_ray.api.chat_model import ChatError, ContextLengthError, ConversationError, Target
-from reft_ray.core.completion import Piece, Sampling
+from reft_ray.core.completion import Piece, RawPrompt, Sampling
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.errors import ReftError
+from reft_ray.hf.turns import check_rendered
 from reft_ray.serving.adapter_cache import AdapterCache
 from reft_ray.serving.args import ChatArgs
+from reft_ray.telemetry import catalog
+from reft_ray.telemetry.recorder import NullRecorder, Recorder
 
 MAX_FAILED_STEPS = 3
 """One failure may be a batch that was too large; a broken device fails every time."""
@@ -25,7 +28,7 @@ class StudentReplica:
     Raises ReftError when the base model cannot be loaded.
     """
 
-    def __init__(self, uri: str, args: ChatArgs) -> None:
+    def __init__(self, uri: str, args: ChatArgs, recorder: Recorder | None = None) -> None:
         # Imported here, because `app` configures OpenMP before torch is loaded.
         from reft_ray.hf.adapter_files import fetch_adapter
         from reft_ray.hf.compute import default_device, resolve_dtype
@@ -34,23 +37,32 @@ class StudentReplica:
         from reft_ray.serving.engine import ChatEngine
 
         self._args = args
+        self._recorder = recorder or NullRecorder()
         device = args.device or default_device()
         base = load_base(uri, resolve_dtype(args.precision, device), device)
         self.engine = ChatEngine(SharedBase(base, args.max_adapters), args)
         fetch = partial(fetch_adapter, max_bytes=args.max_adapter_bytes)
         self._adapters = AdapterCache(fetch, max_idle=2 * args.max_adapters)
 
-    async def generate(self, target: Target, conversation: Conversation, sampling: Sampling) -> AsyncIterator[Piece]:
-        prompt = await asyncio.to_thread(self._prompt, conversation)
-        sampling = replace(sampling, max_tokens=self._max_tokens(len(prompt), sampling))
+    async def generate(
+        self, target: Target, prompt: Conversation | RawPrompt, sampling: Sampling
+    ) -> AsyncIterator[Piece]:
+        raw = prompt if isinstance(prompt, RawPrompt) else None
+        ids = await asyncio.to_thread(self._raw if raw else self._prompt, prompt)
+        echoed = self._echoed(raw, ids) if raw and sampling.echo else None
+        self._recorder.set(catalog.CHAT_WAITING, self.engine.waiting_requests)
+        sampling = replace(sampling, max_tokens=self._max_tokens(len(ids), sampling))
         async with AsyncExitStack() as stack:
             folder = None
             if target.adapter_uri is not None:
+                result = "hit" if target.adapter_uri in self._adapters else "miss"
+                self._recorder.count(catalog.CHAT_ADAPTER_LOOKUPS, result=result)
                 try:
                     folder = await stack.enter_async_context(self._adapters.use(target.adapter_uri))
                 except ReftError as error:
                     raise ChatError(str(error)) from None
-            pieces = self.engine.complete(prompt, target.adapter_uri, folder, sampling)
+            self._recorder.set(catalog.CHAT_ADAPTERS, len(self._adapters))
+            pieces = self.engine.complete(ids, target.adapter_uri, folder, sampling, echoed)
             async for piece in await stack.enter_async_context(aclosing(pieces)):  # type: ignore[type-var]
                 yield piece
 
@@ -75,12 +87,28 @@ class StudentReplica:
 
     def _prompt(self, conversation: Conversation) -> list[int]:
         try:
-            prompt = self.engine.base.chat.prompt(conversation)
+            chat = self.engine.base.chat
+            text = chat.render(conversation, generation=True)
+            if any(turn.extra for turn in conversation):
+                # Tool calls that the template leaves out would be a dialogue that the user did not write.
+                check_rendered(conversation, text, chat.control.cut)
+            prompt = chat.tokens(text)
         except ReftError as error:
             raise ConversationError(str(error)) from None
         if not prompt:
             raise ConversationError("the chat template renders this conversation to no tokens")
         return prompt
+
+    def _raw(self, prompt: RawPrompt) -> list[int]:
+        """The ids of a prompt without a template; a text gets what its tokenizer puts in front of every text."""
+        tokenizer = self.engine.base.chat.tokenizer
+        ids = list(prompt.ids) or tokenizer(prompt.text)["input_ids"]
+        if not ids or max(ids) >= len(tokenizer):
+            raise ConversationError(f"prompt: token ids are at least one, and below {len(tokenizer)}")
+        return [int(token) for token in ids]
+
+    def _echoed(self, prompt: RawPrompt, ids: list[int]) -> str:
+        return prompt.text or str(self.engine.base.chat.tokenizer.decode(ids))
 
     def _max_tokens(self, prompt: int, sampling: Sampling) -> int:
         """The completion's limit within the context. Raises ContextLengthError."""

@@ -15,7 +15,7 @@ PROJECT = Label("project", limit=50)
 DECISION = Label("decision", ("allow", "review", "block"))
 REASON = Label(
     "reason",
-    ("clear", "refusal_score", "encoded_text", "guard", "job_threshold", "no_text", "not_a_number", "truncated"),
+    ("clear", "refusal_score", "encoded_text", "guard", "job_threshold", "no_text", "truncated"),
 )
 POLICY = Label("policy", ("online", "filter", "review", "fail"))
 MODEL = Label("model", ("base", "student"))
@@ -101,7 +101,7 @@ FILTER_ERRORS = _counter(
     "reft_filter_errors_total",
     Unit.COUNT,
     "Filter requests that failed in the service; the response was an error, never an allow.",
-    Label("error_type", ("teacher_unavailable", "teacher_lost", "deadline", "scorer", "internal")),
+    Label("error_type", ("teacher_unavailable", "teacher_lost", "deadline", "scorer", "guard", "internal")),
 )
 FILTER_SHED = _counter(
     "reft_filter_shed_requests_total",
@@ -317,6 +317,43 @@ GATE_RESULTS = _counter(
     Label("result", ("passed", "withheld", "error")),
 )
 
+# Chat, whichever engine answers
+
+CHAT_REQUESTS = _counter(
+    "reft_chat_requests_total",
+    Unit.REQUESTS,
+    "Completions by outcome; `cancelled` means that the client disconnected.",
+    MODEL,
+    Label("outcome", ("completed", "overloaded", "failed", "cancelled")),
+)
+CHAT_FIRST_TOKEN_SECONDS = _histogram(
+    "reft_chat_time_to_first_token_seconds",
+    Unit.SECONDS,
+    "Time from the request to its first token, queueing included.",
+    (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+    MODEL,
+)
+CHAT_TOKEN_SECONDS = _histogram(
+    "reft_chat_inter_token_seconds",
+    Unit.SECONDS,
+    "Mean time between the tokens of a completion after its first one.",
+    (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0),
+    MODEL,
+)
+CHAT_TOKENS = _counter(
+    "reft_chat_tokens_total", Unit.TOKENS, "Tokens of conversations and of completions.", MODEL,
+    Label("kind", ("prompt", "completion")),
+)  # fmt: skip
+CHAT_RUNNING = _gauge("reft_chat_running_requests", Unit.REQUESTS, "Completions in progress, per gateway.")
+CHAT_WAITING = _gauge("reft_chat_waiting_requests", Unit.REQUESTS, "Completions that wait, per student replica.")
+CHAT_ADAPTERS = _gauge("reft_chat_adapters", Unit.COUNT, "Adapters on disk, per student replica.")
+CHAT_ADAPTER_LOOKUPS = _counter(
+    "reft_chat_adapter_lookups_total",
+    Unit.COUNT,
+    "Requests for a finetuned model by whether the replica had its adapter.",
+    Label("result", ("hit", "miss")),
+)
+
 # The API
 
 API_REQUESTS = _counter(
@@ -339,7 +376,7 @@ RATE_LIMITED = _counter(
     "reft_ratelimit_rejections_total",
     Unit.REQUESTS,
     "Requests rejected by a rate limit or quota.",
-    Label("limit", ("requests", "rows", "tokens", "bytes", "jobs")),
+    Label("limit", ("requests", "rows", "tokens", "moderation_tokens", "bytes", "jobs")),
 )
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

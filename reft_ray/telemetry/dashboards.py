@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 from reft_ray.telemetry import catalog
+from reft_ray.telemetry.boards import chat, finetuning, jobs, nodes, review, safety, screening, service
 from reft_ray.telemetry.boards import filter as filter_board
-from reft_ray.telemetry.boards import finetuning, safety, screening, service
 from reft_ray.telemetry.metric_types import APPLICATION, Metric
 from reft_ray.telemetry.panel import Board, Chart, Panel, Thresholds
-from reft_ray.telemetry.promql import names
+from reft_ray.telemetry.promql import CLUSTER
 
 BOARDS: tuple[Board, ...] = (
     filter_board.BOARD,
     screening.BOARD,
+    review.BOARD,
+    jobs.BOARD,
     finetuning.BOARD,
     safety.BOARD,
+    chat.BOARD,
     service.BOARD,
+    nodes.ACCELERATORS,
+    nodes.DATA,
 )
-RUNBOOKS = "docs/runbooks"
+RUNBOOKS = "https://github.com/reft-ray/reft-ray/blob/main/docs/runbooks"
 _TAG = "reft"
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _GRID_WIDTH = 24
@@ -58,6 +64,7 @@ _OPTIONS: dict[Chart, dict[str, Any]] = {
 
 def dashboard_json(board: Board, runbooks: str = RUNBOOKS) -> dict[str, Any]:
     """The dashboard's JSON model. `runbooks`, the URL of the runbooks, is the default of a text box."""
+    panels = list(_panels(board))
     return {
         "uid": f"reft-{board.name}",
         "title": f"reft-ray / {board.title}",
@@ -83,12 +90,12 @@ def dashboard_json(board: Board, runbooks: str = RUNBOOKS) -> dict[str, Any]:
                 "keepTime": True,
             }
         ],
-        "templating": {"list": _variables(runbooks)},
-        "panels": list(_panels(board)),
+        "templating": {"list": _variables(runbooks, json.dumps(panels))},
+        "panels": panels,
     }
 
 
-def _variables(runbooks: str) -> list[dict[str, Any]]:
+def _variables(runbooks: str, used: str) -> list[dict[str, Any]]:
     return [
         {
             "name": "datasource",
@@ -98,10 +105,14 @@ def _variables(runbooks: str) -> list[dict[str, Any]]:
             "multi": False,
             "includeAll": False,
         },
-        _query_variable("cluster", "label_values(up, cluster)"),
-        _query_variable(APPLICATION, _values(catalog.BUILD_INFO, APPLICATION)),
-        _query_variable("teacher", _values(catalog.TEACHER_INFO, "teacher")),
-        _query_variable("project", _values(catalog.JOBS, "project")),
+        # Each lists the values that the choices before it leave.
+        _query_variable(CLUSTER, _values(catalog.BUILD_INFO, CLUSTER)),
+        _query_variable(APPLICATION, _values(catalog.BUILD_INFO, APPLICATION, CLUSTER)),
+        *(
+            _query_variable(label, _values(metric, label, CLUSTER, APPLICATION))
+            for label, metric in (("teacher", catalog.TEACHER_INFO), ("project", catalog.JOBS))
+            if f"${label}" in used
+        ),
         {
             "name": "runbooks",
             "label": "Runbooks",
@@ -113,8 +124,9 @@ def _variables(runbooks: str) -> list[dict[str, Any]]:
     ]
 
 
-def _values(metric: Metric, label: str) -> str:
-    return f'label_values({{__name__=~"{names(metric)}"}}, {label})'
+def _values(metric: Metric, label: str, *chosen: str) -> str:
+    inside = ",".join(f'{name}=~"${name}"' for name in chosen)
+    return f"label_values({metric.name}{{{inside}}}, {label})"
 
 
 def _query_variable(name: str, query: str) -> dict[str, Any]:

@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 from typing import Any, TextIO
+
+from reft_ray.telemetry.tracing import current_ids
 
 FIELDS = (
     "request_id",
@@ -54,7 +57,7 @@ def log_context(**fields: str | int | float) -> Iterator[None]:
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as JSON: time, level, logger, message, the fields in FIELDS, and an exception's location."""
+    """Formats a record as JSON: time, level, logger, message, trace, the fields in FIELDS, an exception's location."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line of JSON."""
@@ -65,6 +68,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": message if len(message) <= MESSAGE_LIMIT else message[:MESSAGE_LIMIT] + "...",
         }
+        line |= current_ids()
         line |= _context.get()
         line |= {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}
         if record.exc_info and record.exc_info[0] is not None:
@@ -75,15 +79,32 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def configure(level: str = "INFO", stream: TextIO | None = None) -> logging.Handler:
-    """Log JSON lines to `stream` (default stderr), replacing an earlier JSON handler; returns the new handler."""
-    logger = logging.getLogger("reft_ray")
-    for handler in list(logger.handlers):
-        if isinstance(handler.formatter, JsonFormatter):
-            logger.removeHandler(handler)
+def configure(level: str = "INFO", stream: TextIO | None = None, whole_process: bool = False) -> logging.Handler:
+    """Log JSON lines to `stream` (default stderr), replacing an earlier JSON handler; returns the new handler.
+
+    With `whole_process` the lines of other libraries, uncaught exceptions and warnings are JSON lines as well: their
+    plain form would show an exception's message, which may quote a row.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter())
-    logger.addHandler(handler)
-    logger.setLevel(level)
-    logger.propagate = False
+    loggers = [logging.getLogger("reft_ray")]
+    loggers[0].propagate = False
+    loggers[0].setLevel(level)
+    if whole_process:
+        loggers.append(logging.getLogger())
+        logging.captureWarnings(True)
+        sys.excepthook = _log_uncaught
+        threading.excepthook = lambda uncaught: _log_uncaught(
+            uncaught.exc_type, uncaught.exc_value, uncaught.exc_traceback
+        )
+    for logger in loggers:
+        for old in list(logger.handlers):
+            if isinstance(old.formatter, JsonFormatter):
+                logger.removeHandler(old)
+        logger.addHandler(handler)
     return handler
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    # The formatter writes type and place only.
+    logging.getLogger("reft_ray").critical("uncaught exception", exc_info=(kind, error or kind(), trace))

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from reft_ray.telemetry.catalog import BUILD_INFO
-from reft_ray.telemetry.promql import Query
+from reft_ray.telemetry.promql import CLUSTER, SCRAPED, Query
 
 DASHBOARD = Query(
     "$__rate_interval",
     {"cluster": "$cluster", "application": "$application", "teacher": "$teacher", "project": "$project"},
 )
 LAST_DAY = Query("1d", DASHBOARD.matchers)
+NODES = f'{SCRAPED},{CLUSTER}=~"$cluster"'
+"""Matches Ray's metrics of nodes, which belong to no application."""
 
 
 def zero_if_absent(expr: str) -> str:
@@ -43,6 +45,8 @@ class DisplayUnit(StrEnum):
     SHARE = "percentunit"
     BYTES = "bytes"
     NUMBER = "short"
+    CELSIUS = "celsius"
+    WATT = "watt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,8 @@ class Line:
 class Panel:
     """One panel, with the runbook of the alert on the same signal.
 
-    `needs` names what the cluster must run for the panel to have data: `ray`, `serve` or `gpu`; empty if nothing.
+    `needs` names what the cluster must run for the panel to have data: `ray`, `serve`, `data` (a dataset of Ray Data),
+    `gpu` or `dcgm` (NVIDIA's exporter); empty if nothing.
     """
 
     title: str

@@ -1,15 +1,18 @@
-"""Service level objectives and the Prometheus recording rules."""
+"""Service level objectives and the Prometheus recording rules, all per cluster and application."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from reft_ray.telemetry import catalog as c
-from reft_ray.telemetry.promql import Query
+from reft_ray.telemetry.metric_types import APPLICATION
+from reft_ray.telemetry.promql import CLUSTER, SCRAPED, Query
 
-HOUR = Query("1h")
-FILTER_ROUTES = "/v1/(moderations|screenings).*"
+BY = (CLUSTER, APPLICATION)
+INTERVAL_SECONDS = 60
+"""How often rules are evaluated; a sum of rates over time is multiplied by it to count events."""
+
+_SHORT, _HOUR = Query("5m"), Query("1h")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,48 +27,76 @@ class RecordingRule:
 class Slo:
     """A service level objective over 30 days: the fraction `objective` of events is good.
 
-    `bad_share` builds the expression for the fraction of bad events over a window.
+    `events` and `bad` are rates per second over five minutes. Fewer than `least_bad` bad events in a window alert
+    nobody, however few the events are. Without `pages`, alerts only warn.
     """
 
     name: str
     title: str
     objective: float
-    bad_share: Callable[[Query], str]
+    events: str
+    bad: str
+    least_bad: int
+    pages: bool = True
 
     @property
     def budget(self) -> float:
         """The error budget: the fraction of events that may be bad."""
         return 1.0 - self.objective
 
-    def recording_rule(self, window: str) -> RecordingRule:
-        """The recording rule for the fraction of bad events over a window."""
-        return RecordingRule(f"reft:slo_{self.name}:bad_share_rate{window}", self.bad_share(Query(window)))
+    @property
+    def rates(self) -> tuple[RecordingRule, RecordingRule]:
+        """The recording rules from which all windows are computed: events, and bad events, per second."""
+        name = f"reft:slo_{self.name}"
+        return (
+            RecordingRule(f"{name}:events_rate5m", self.events),
+            RecordingRule(f"{name}:bad_rate5m", f"{self.bad} or 0 * {self.events}"),
+        )
+
+    def bad_share(self, window: str) -> RecordingRule:
+        """The recording rule for the fraction of bad events over a window; no value without events."""
+        events, bad = (rule.name if window == "5m" else f"sum_over_time({rule.name}[{window}])" for rule in self.rates)
+        return RecordingRule(f"reft:slo_{self.name}:bad_share{window}", f"{bad} / ({events} > 0)")
+
+    def bad_events(self, window: str) -> str:
+        """The number of bad events over a window."""
+        return f"{INTERVAL_SECONDS} * sum_over_time({self.rates[1].name}[{window}])"
 
 
-def _failed_requests(query: Query) -> str:
-    return query.ratio(
-        query.rate(c.API_REQUESTS, route=FILTER_ROUTES, code="5.."), query.rate(c.API_REQUESTS, route=FILTER_ROUTES)
+def _proxied(**labels: str) -> str:
+    """Rate of the requests that Serve's proxies answered, those without a gateway included."""
+    inside = "".join(f',{label}=~"{value}"' for label, value in labels.items())
+    return (
+        f'sum by ({", ".join(BY)}) (rate(ray_serve_num_http_requests_total{{{SCRAPED},application!=""{inside}}}[5m]))'
     )
 
 
-AVAILABILITY = Slo("moderation_availability", "Moderation and screening requests succeed", 0.999, _failed_requests)
+AVAILABILITY = Slo(
+    "availability", "Requests succeed at the proxy", 0.999, _proxied(), _proxied(status_code="5.."), least_bad=10
+)
 LATENCY = Slo(
     "moderation_latency",
     "Moderation requests finish within 500 ms",
     0.99,
-    lambda query: query.above(0.5, c.FILTER_REQUEST_SECONDS, stream="moderation"),
+    _SHORT.rate(c.FILTER_REQUEST_SECONDS, *BY, stream="moderation"),
+    _SHORT.rate_above(0.5, c.FILTER_REQUEST_SECONDS, *BY, stream="moderation"),
+    least_bad=10,
 )
 FRESHNESS = Slo(
     "screening_freshness",
     "Datasets of up to 100,000 rows are screened within 10 minutes",
     0.95,
-    lambda query: query.above(600.0, c.SCREENING_SECONDS, size="small"),
+    _SHORT.rate(c.SCREENING_SECONDS, *BY, size="small"),
+    _SHORT.rate_above(600.0, c.SCREENING_SECONDS, *BY, size="small"),
+    least_bad=3,
+    pages=False,
 )
 SLOS = (AVAILABILITY, LATENCY, FRESHNESS)
-WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
+BUDGET_WINDOW = "30d"
+WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d", BUDGET_WINDOW)
 
-BLOCK_RATIO = RecordingRule("reft:filter_block_ratio:rate1h", HOUR.share(c.FILTER_ROWS, decision="block"))
+BLOCK_RATIO = RecordingRule("reft:filter_block_ratio:rate1h", _HOUR.share(c.FILTER_ROWS, *BY, decision="block"))
 RECORDING_RULES: tuple[RecordingRule, ...] = (
     BLOCK_RATIO,
-    *(slo.recording_rule(window) for slo in SLOS for window in WINDOWS),
+    *(rule for slo in SLOS for rule in (*slo.rates, *(slo.bad_share(window) for window in WINDOWS))),
 )

@@ -10,7 +10,7 @@ import yaml
 
 from reft_ray.telemetry.alerts import ALERTS
 from reft_ray.telemetry.dashboards import BOARDS, RUNBOOKS, dashboard_json
-from reft_ray.telemetry.recording_rules import RECORDING_RULES
+from reft_ray.telemetry.recording_rules import INTERVAL_SECONDS, RECORDING_RULES
 
 RULE_FILE = "rules/reft.yaml"
 _HEADER = "# Made by `reft-ray telemetry render` from reft_ray/telemetry: change it there.\n"
@@ -22,6 +22,7 @@ def rule_groups(runbooks: str = RUNBOOKS) -> dict[str, Any]:
         "groups": [
             {
                 "name": "reft-records",
+                "interval": f"{INTERVAL_SECONDS}s",
                 "rules": [{"record": rule.name, "expr": rule.expr} for rule in RECORDING_RULES],
             },
             {
@@ -32,7 +33,11 @@ def rule_groups(runbooks: str = RUNBOOKS) -> dict[str, Any]:
                         "expr": alert.expr,
                         "for": alert.hold,
                         "labels": alert.labels,
-                        "annotations": {"summary": alert.summary, "runbook_url": f"{runbooks}/{alert.name}.md"},
+                        "annotations": {
+                            "summary": alert.summary,
+                            "description": alert.description,
+                            "runbook_url": f"{runbooks}/{alert.name}.md",
+                        },
                     }
                     for alert in ALERTS
                 ],

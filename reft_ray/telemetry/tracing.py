@@ -5,13 +5,17 @@ Spans contain ids, counts and scores, never text.
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
+
+logger = logging.getLogger(__name__)
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 Attribute = str | int | float | bool
@@ -74,10 +78,19 @@ class Tracer:
                 raise
 
 
-def tracer_from_environment() -> Tracer:
-    """A tracer that exports to OTEL_EXPORTER_OTLP_ENDPOINT, or a no-op tracer if that is not set.
+def current_ids() -> dict[str, str]:
+    """`trace_id` and `span_id` of the open span in hexadecimal; nothing outside of spans."""
+    api = sys.modules.get("opentelemetry.trace")
+    context = api.get_current_span().get_span_context() if api is not None else None
+    if context is None or not context.is_valid:
+        return {}
+    return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
-    Raises RuntimeError if it is set and the extra `otel` is not installed.
+
+def tracer_from_environment() -> Tracer:
+    """A tracer that exports to OTEL_EXPORTER_OTLP_ENDPOINT; a no-op tracer if that is not set.
+
+    Also without the extra `otel`, after a warning: the filter must not stop for want of traces.
     """
     if not os.environ.get(ENDPOINT):
         return Tracer()
@@ -86,8 +99,11 @@ def tracer_from_environment() -> Tracer:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as error:
-        raise RuntimeError(f"{ENDPOINT} is set, but the extra is missing: pip install 'reft-ray[otel]'") from error
+    except ImportError:
+        logger.warning(
+            "%s is set, but the extra is missing, so nothing is traced: pip install 'reft-ray[otel]'", ENDPOINT
+        )
+        return Tracer()
     provider = TracerProvider(resource=Resource.create({"service.name": "reft-ray"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Tracer(provider)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.util
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import yaml
 from ray.serve.autoscaling_policy import _apply_default_params
 from ray.serve.config import AutoscalingConfig
 
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "scale.py"
+ROOT = Path(__file__).resolve().parents[2]
+PATH = ROOT / "benchmarks" / "scale.py"
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,30 @@ def test_the_policy_oscillates_without_a_small_downscaling_factor(scale: ModuleT
     assert plain["day_shed_share"] > 0.05
     assert damped["day_shed_share"] < 0.001
     assert damped["replica_hours"] < plain["replica_hours"]
+
+
+@pytest.mark.parametrize("name", ["autoscaling", "service"])
+@pytest.mark.parametrize(("call", "row", "rows"), [(0.01, 0.001, 4), (0.01, 0.0027, 4), (0.01, 0.0027, 32)])
+def test_what_is_shipped_is_what_the_simulation_advises(
+    scale: ModuleType, name: str, call: float, row: float, rows: int
+) -> None:
+    """A day at 80 % of the load that the largest number of replicas is sized for."""
+    config = yaml.safe_load((ROOT / "serve_configs" / f"{name}.yaml").read_text())
+    (teacher,) = (d for d in config["applications"][0]["deployments"] if d["name"] == "Teacher")
+    shipped = teacher["autoscaling_config"]
+    rule = scale.Rule(
+        target=shipped["target_ongoing_requests"],
+        lowest=shipped["min_replicas"],
+        highest=shipped["max_replicas"],
+        up_delay=shipped["upscale_delay_s"],
+        down_delay=shipped["downscale_delay_s"],
+        down_factor=shipped["downscaling_factor"],
+    )
+    service = scale.Service(call=call, row=row, max_ongoing=teacher["max_ongoing_requests"])
+    load = scale.diurnal(0.8 * 0.6 * service.limit(rows) * min(10, shipped["max_replicas"] / 2))
+    shed = scale.day(service, load, rows, rule)["day_shed_share"]
+    assert shed < 0.005
+    assert shed <= scale.day(service, load, rows, replace(rule, target=8, down_factor=1.0))["day_shed_share"]
 
 
 def test_a_screening_scales_with_actors_and_repeats_lost_units(scale: ModuleType) -> None:

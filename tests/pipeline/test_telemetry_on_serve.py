@@ -11,7 +11,6 @@ import openai
 import pytest
 from openai import NOT_GIVEN
 
-from reft_ray.screening.reviews import Action, Reviews
 from reft_ray.serving.args import ServeArgs
 from reft_ray.serving.local import local_service
 from reft_ray.telemetry.recording_rules import RECORDING_RULES
@@ -43,7 +42,7 @@ def running(toy, tmp_path_factory):
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OMP_NUM_THREADS", "1")
         with local_service(args, PORT, metrics_port=metrics_port) as url:
-            yield url, {"ray": f"127.0.0.1:{metrics_port}", "reft-gateway": f"127.0.0.1:{PORT}"}, root / "files"
+            yield url, {"reft-ray": f"127.0.0.1:{metrics_port}", "reft-gateway": f"127.0.0.1:{PORT}"}
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +54,11 @@ def prometheus(running, watching):
 @pytest.fixture(scope="module")
 def ledger(running, prometheus):
     """All user actions, twice, so that counters have a rate; what was sent, by series."""
-    url, _, files = running
+    url, _ = running
     sent: Counter[str] = Counter()
     with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
         for _ in range(2):
-            use(client, url, files, sent)
+            use(client, url, sent)
             prometheus.until_none(lambda: wrong(prometheus, sent), seconds=40)
     prometheus.wait(
         "computed the records", lambda: all(prometheus.query(item.name) for item in RECORDING_RULES), seconds=60
@@ -72,7 +71,7 @@ def jsonl_of(prompt: str, count: int) -> bytes:
     return (json.dumps({"messages": turns}) + "\n").encode() * count
 
 
-def use(client, url, files, sent) -> None:
+def use(client, url, sent) -> None:
     """Moderate, screen, finetune with and without success, review withheld rows, chat, and send invalid requests."""
     # New texts each time, because cached scores form no batch.
     polite = " please" * (1 + sent['reft_filter_rows_total{stream="moderation",decision="block"}'])
@@ -97,10 +96,9 @@ def use(client, url, files, sent) -> None:
 
     paused = finetune(client, jsonl_of(HARMLESS, 20) + jsonl_of(HARMFUL, 2), sent, policy="review")
     assert paused.status == "paused"
-    reviews = Reviews(str(next(files.glob(f"**/{paused.id}/scratch/screening"))))
-    for row, action in zip(reviews.items(False), (Action.APPROVE, Action.REJECT), strict=True):
-        reviews.decide([row["row_number"]], action, "ann", "seen")
-    client.fine_tuning.jobs.resume(paused.id)
+    rows = client.get("/reviews", cast_to=dict, options={"params": {"job": paused.id, "kind": "withheld"}})["data"]
+    for row, action, code in zip(rows, ("approve", "reject"), ("harmless", "harmful_request"), strict=True):
+        client.post(f"/reviews/{row['id']}/decision", cast_to=dict, body={"action": action, "code": code})
     assert ended(client, paused.id).status == "succeeded"
     sent['reft_jobs{job="reft-gateway",status="succeeded"}'] += 1
     sent['reft_gate_results_total{result="passed"}'] += 1
@@ -144,7 +142,7 @@ def wrong(prometheus, sent) -> list[str]:
     found = []
     for series, count in sent.items():
         name, selector = series.split("{", 1)
-        expr = f'sum({{__name__=~"(ray_)?{name}",{selector})'
+        expr = f"sum({name}{{{selector})"
         value = next((value for _, value in prometheus.query(expr)), None)
         if value != count:
             found.append(f"{series} is {value}, sent {count}")

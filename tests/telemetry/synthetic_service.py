@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import sys
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -85,11 +86,11 @@ class RecordingActor:
         return ledger(self.memory)
 
 
-@serve.deployment(name="teacher", ray_actor_options={"num_cpus": 0})
+@serve.deployment(name="Teacher", ray_actor_options={"num_cpus": 0})
 class Deployment:
-    """A deployment, so that Serve exports its metrics."""
+    """A deployment behind a proxy, so that Serve exports the metrics of both."""
 
-    def __call__(self) -> str:
+    def __call__(self, request: object) -> str:
         return "ok"
 
 
@@ -116,6 +117,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def call(proxy: int) -> None:
+    """One request through Serve's proxy, which counts it."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{proxy}/", timeout=30) as answer:
+        assert answer.read() == b"ok"
+
+
 def emit(document: object) -> None:
     os.write(_OUT, json.dumps(document).encode() + b"\n")
 
@@ -125,17 +132,19 @@ def main() -> None:
     ray.init(
         address="local", num_cpus=2, include_dashboard=False, _metrics_export_port=port, logging_level=logging.ERROR
     )
-    handle = serve.run(Deployment.bind(), name="filter", route_prefix=None, logging_config={"log_level": "ERROR"})
-    handle.remote().result()
+    proxy = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": proxy})
+    serve.run(Deployment.bind(), name="filter", logging_config={"log_level": "ERROR"})
+    call(proxy)
     recording = RecordingActor.remote()
     gateway, memory = PrometheusRecorder(Labeller("gateway", projects=True)), MemoryRecorder()
     server = expose(gateway)
-    emit({"targets": {"ray": f"127.0.0.1:{port}", "gateway": f"127.0.0.1:{server.server_port}"}})
+    emit({"targets": {"reft-ray": f"127.0.0.1:{port}", "reft-gateway": f"127.0.0.1:{server.server_port}"}})
     for number, _ in enumerate(sys.stdin, start=1):
         record_round(gateway, number)
         record_round(memory, number)
-        emit({"ray": ray.get(recording.record.remote(number)), "gateway": ledger(memory)})
-        handle.remote().result()
+        emit({"reft-ray": ray.get(recording.record.remote(number)), "reft-gateway": ledger(memory)})
+        call(proxy)
     serve.shutdown()
     ray.shutdown()
 

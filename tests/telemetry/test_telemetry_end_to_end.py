@@ -19,7 +19,8 @@ from reft_ray.telemetry.recording_rules import RECORDING_RULES
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
-PREFIX = {"ray": "ray_", "gateway": ""}
+PREFIX = {"reft-ray": "ray_", "reft-gateway": ""}
+"""Of the exposed names; Prometheus stores them without it."""
 RAY_DROPS_GAUGES_AFTER = 20.0
 KINDS = {metric.name: metric.kind for metric in METRICS}
 
@@ -28,7 +29,7 @@ def exposed(entry: dict, job: str) -> str:
     """The aggregated series of a ledger entry in PromQL."""
     suffix = "_count" if KINDS[entry["metric"]] is Kind.HISTOGRAM else ""
     labels = "".join(f',{name}="{value}"' for name, value in entry["labels"].items())
-    return f'sum({PREFIX[job]}{entry["metric"]}{suffix}{{job="{job}"{labels}}})'
+    return f'sum({entry["metric"]}{suffix}{{job="{job}"{labels}}})'
 
 
 def mismatches(prometheus, ledger) -> list[str]:
@@ -36,8 +37,8 @@ def mismatches(prometheus, ledger) -> list[str]:
     found = []
     for job, entries in ledger.items():
         have = {}
-        for labels, value in prometheus.query(f'{{__name__=~"{PREFIX[job]}reft_.*",job="{job}"}}'):
-            name = labels["__name__"].removeprefix(PREFIX[job])
+        for labels, value in prometheus.query(f'{{__name__=~"reft_.*",job="{job}"}}'):
+            name = labels["__name__"]
             for entry in entries:
                 suffix = "_count" if KINDS[entry["metric"]] is Kind.HISTOGRAM else ""
                 if name == entry["metric"] + suffix and entry["labels"].items() <= labels.items():
@@ -94,9 +95,9 @@ def test_gauges_are_refreshed(prometheus, service, ledger):
         "passed the time after which Ray drops gauges",
         lambda: time.monotonic() - since > RAY_DROPS_GAUGES_AFTER + 2 * REFRESH_SECONDS,
     )
-    gauges = {"ray": [entry for entry in ledger["ray"] if KINDS[entry["metric"]] is Kind.GAUGE]}
-    text = httpx.get(f"http://{service.targets['ray']}/metrics", timeout=30).text
-    assert all(f"ray_{entry['metric']}" + "{" in text for entry in gauges["ray"])
+    gauges = {"reft-ray": [entry for entry in ledger["reft-ray"] if KINDS[entry["metric"]] is Kind.GAUGE]}
+    text = httpx.get(f"http://{service.targets['reft-ray']}/metrics", timeout=30).text
+    assert all(f"ray_{entry['metric']}" + "{" in text for entry in gauges["reft-ray"])
     assert mismatches(prometheus, gauges) == []
 
 
@@ -112,7 +113,7 @@ def test_promtool_accepts_our_metrics(service, ledger, job):
     messages = (done.stdout + done.stderr).splitlines()
     # Ray adds labels in camel case, such as WorkerId, to every metric.
     camel_case = "label names should be written in 'snake_case' not 'camelCase'"
-    assert [line for line in messages if job != "ray" or not line.endswith(camel_case)] == []
+    assert [line for line in messages if job != "reft-ray" or not line.endswith(camel_case)] == []
     assert done.returncode in (0, 3)
 
 
@@ -122,5 +123,5 @@ def test_pictures_are_drawn_from_prometheus(prometheus, ledger, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     pictures = sorted(tmp_path.glob("*.png"))
-    assert [path.stem for path in pictures] == sorted(f"dashboard-{board.name}" for board in BOARDS)
+    assert {path.stem for path in pictures} == {f"dashboard-{board.name}" for board in BOARDS} - {"dashboard-gpu"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)

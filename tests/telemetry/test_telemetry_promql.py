@@ -9,16 +9,14 @@ Q = Query("5m", {"cluster": "$cluster", "teacher": "$teacher"})
 N = c.FILTER_TRUNCATIONS.name
 
 
-def test_selectors_match_both_expositions_and_only_labels_that_exist():
-    assert Q.series(c.FILTER_TRUNCATIONS) == f'{{__name__=~"{N}|ray_{N}",cluster=~"$cluster"}}'
+def test_selectors_have_only_labels_that_exist():
+    assert Q.series(c.FILTER_TRUNCATIONS) == f'{N}{{cluster=~"$cluster"}}'
     assert 'teacher=~"$teacher"' in Q.series(c.FILTER_ROWS)
     assert 'teacher=~"t1"' in Q.series(c.FILTER_ROWS, teacher="t1")
 
 
 def test_counters_are_summed_over_workers_and_replicas():
-    assert Query("5m").rate(c.FILTER_TRUNCATIONS, "stream") == (
-        f'sum by (stream) (rate({{__name__=~"{N}|ray_{N}"}}[5m]))'
-    )
+    assert Query("5m").rate(c.FILTER_TRUNCATIONS, "stream") == (f"sum by (stream) (rate({N}{{}}[5m]))")
     assert "WorkerId" not in Q.share(c.FILTER_ROWS, decision="block")
 
 
@@ -29,13 +27,13 @@ def test_a_ratio_is_zero_without_a_part_and_absent_without_a_whole():
 def test_gauges_of_the_job_store_are_counted_once_for_many_gateways():
     name = c.JOBS.name
     assert Query("5m").shared_gauge(c.JOBS, "project", "status") == (
-        f'sum by (status) (max by (status, project) ({{__name__=~"{name}|ray_{name}"}}))'
+        f"sum by (status) (max by (status, project) ({name}{{}}))"
     )
 
 
 def test_above_matches_the_bounds_of_ray_and_prometheus_client():
-    assert 'le=~"0[.]5"' in Q.above(0.5, c.FILTER_REQUEST_SECONDS)
-    assert 'le=~"600([.]0)?"' in Q.above(600.0, c.SCREENING_SECONDS)
+    assert 'le=~"0[.]5"' in Q.rate_above(0.5, c.FILTER_REQUEST_SECONDS)
+    assert 'le=~"600([.]0)?"' in Q.rate_above(600.0, c.SCREENING_SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +43,7 @@ def test_above_matches_the_bounds_of_ray_and_prometheus_client():
         (lambda: Q.rate(c.JOBS), "has no rate"),
         (lambda: Q.gauge(c.FILTER_ROWS), "is a counter, not a gauge"),
         (lambda: Q.quantile(0.5, c.FILTER_ROWS), "is a counter, not a histogram"),
-        (lambda: Q.above(0.51, c.FILTER_REQUEST_SECONDS), "no bucket bound"),
+        (lambda: Q.rate_above(0.51, c.FILTER_REQUEST_SECONDS), "no bucket bound"),
     ],
 )
 def test_invalid_queries_are_refused(build, message):

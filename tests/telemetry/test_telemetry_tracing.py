@@ -1,9 +1,12 @@
 """Traces follow the gen_ai conventions, contain no text, and are disabled by default."""
 
+import json
+import logging
 import sys
 
 import pytest
 
+from reft_ray.telemetry.logs import JsonFormatter
 from reft_ray.telemetry.tracing import ENDPOINT, Tracer, tracer_from_environment
 
 sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="opentelemetry-sdk is not installed")
@@ -61,8 +64,22 @@ def test_without_an_endpoint_nothing_is_exported(monkeypatch):
     assert tracer_from_environment()._tracer is None
 
 
-def test_an_endpoint_without_the_extra_is_an_error(monkeypatch):
+def test_an_endpoint_without_the_extra_is_a_warning(monkeypatch, caplog):
+    """A teacher must not stop for want of traces."""
     monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:4318")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(RuntimeError, match=r"reft-ray\[otel\]"):
-        tracer_from_environment()
+    monkeypatch.setattr(logging.getLogger("reft_ray"), "propagate", True)
+    assert tracer_from_environment()._tracer is None
+    assert "reft-ray[otel]" in caplog.text
+
+
+def test_logs_within_a_span_name_it(traced):
+    tracer, finished = traced
+    record = logging.LogRecord("reft_ray.x", logging.INFO, "x.py", 1, "said", (), None)
+    with tracer.span("moderation", "rt-1"):
+        inside = json.loads(JsonFormatter().format(record))
+    outside = json.loads(JsonFormatter().format(record))
+    (done,) = finished()
+    assert inside["trace_id"] == f"{done.context.trace_id:032x}"
+    assert inside["span_id"] == f"{done.context.span_id:016x}"
+    assert "trace_id" not in outside

@@ -7,6 +7,8 @@ from reft_ray.telemetry import recording_rules
 from reft_ray.telemetry.panel import DASHBOARD as Q
 from reft_ray.telemetry.panel import Board, Chart, DisplayUnit, Line, Panel, Section, Thresholds, zero_if_absent
 
+_BLOCKED = f"{recording_rules.BLOCK_RATIO.name}{{{Q.scope}}}"
+
 _DECISIONS = Section(
     "Decisions",
     (
@@ -61,8 +63,8 @@ _DECISIONS = Section(
             "Blocked share in the last hour and its 7-day mean; three times the mean fires an alert.",
             DisplayUnit.SHARE,
             (
-                Line(recording_rules.BLOCK_RATIO.name, "last hour"),
-                Line(f"avg_over_time({recording_rules.BLOCK_RATIO.name}[7d])", "7-day mean"),
+                Line(f"max({_BLOCKED})", "last hour"),
+                Line(f"max(avg_over_time({_BLOCKED}[7d]))", "7-day mean"),
             ),
             Thresholds(0.1, 0.3),
             runbook="ReftRejectRatioJump",
@@ -183,7 +185,7 @@ _ERRORS = Section(
             DisplayUnit.OPERATIONS_PER_SECOND,
             (Line(zero_if_absent(Q.rate(c.FILTER_ERRORS, "error_type")), "{{error_type}}"),),
             Thresholds(0.01, 0.1),
-            runbook="ReftModerationAvailabilityBurn",
+            runbook="ReftAvailabilityBurn",
         ),
         Panel(
             "Requests shed",

@@ -1,4 +1,4 @@
-"""The Screening dashboard: datasets, findings and review."""
+"""The Screening dashboard: datasets and findings."""
 
 from __future__ import annotations
 
@@ -99,55 +99,4 @@ _CONTENT = Section(
     ),
 )
 
-_REVIEW = Section(
-    "Review",
-    (
-        Panel(
-            "Quarantine",
-            "Quarantined rows by review state.",
-            DisplayUnit.NUMBER,
-            (Line(Q.gauge(c.QUARANTINE_ROWS, "state"), "{{state}}"),),
-            Thresholds(1000, 10_000),
-            runbook="ReftQuarantineOld",
-        ),
-        Panel(
-            "Oldest row that awaits review",
-            "Age of the oldest pending row. The target is three days.",
-            DisplayUnit.SECONDS,
-            (Line(Q.gauge(c.REVIEW_OLDEST)),),
-            Thresholds(172_800, 259_200),
-            Chart.STAT,
-            "ReftQuarantineOld",
-        ),
-        Panel(
-            "Age at decision",
-            "Median and 95th percentile of a row's age at its review decision.",
-            DisplayUnit.SECONDS,
-            tuple(Line(Q.quantile(q, c.REVIEW_AGE), f"p{q * 100:.0f}") for q in (0.5, 0.95)),
-            Thresholds(172_800, 259_200),
-            runbook="ReftQuarantineOld",
-        ),
-        Panel(
-            "Decisions, last day",
-            "Rows approved and rejected by reviewers.",
-            DisplayUnit.NUMBER,
-            (Line(LAST_DAY.increase(c.REVIEW_DECISIONS, "outcome"), "{{outcome}}"),),
-        ),
-        Panel(
-            "Overturn rate, last day",
-            "Fraction of reviewed rows that were approved: an estimate of false positives.",
-            DisplayUnit.SHARE,
-            (Line(LAST_DAY.share(c.REVIEW_DECISIONS, outcome="approved")),),
-            Thresholds(0.1, 0.2),
-            Chart.STAT,
-            "ReftOverturnRateHigh",
-        ),
-    ),
-)
-
-BOARD = Board(
-    "screening",
-    "Screening",
-    "Datasets, findings and the review backlog.",
-    (_DATASETS, _CONTENT, _REVIEW),
-)
+BOARD = Board("screening", "Screening", "Datasets, findings and invalid rows.", (_DATASETS, _CONTENT))

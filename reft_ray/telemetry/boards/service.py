@@ -6,6 +6,7 @@ from reft_ray.telemetry import catalog as c
 from reft_ray.telemetry.panel import DASHBOARD as Q
 from reft_ray.telemetry.panel import (
     NO_THRESHOLDS,
+    NODES,
     Board,
     Chart,
     DisplayUnit,
@@ -15,16 +16,22 @@ from reft_ray.telemetry.panel import (
     Thresholds,
     zero_if_absent,
 )
-from reft_ray.telemetry.recording_rules import AVAILABILITY, FRESHNESS, LATENCY, Slo
+from reft_ray.telemetry.promql import SCRAPED
+from reft_ray.telemetry.recording_rules import AVAILABILITY, BUDGET_WINDOW, FRESHNESS, LATENCY, Slo
 
 
 def _budget(slo: Slo, runbook: str) -> Panel:
-    """Error budget over three days instead of 30."""
+    """What is left of the error budget, per cluster and application."""
     return Panel(
         slo.title,
-        f"Remaining error budget over three days for the objective of {slo.objective:.1%}; below 0 it is missed.",
+        f"Remaining error budget over 30 days for the objective of {slo.objective:.1%}; below 0 it is missed.",
         DisplayUnit.SHARE,
-        (Line(f"1 - {slo.recording_rule('3d').name} / {slo.budget:.4g}"),),
+        (
+            Line(
+                f"1 - {slo.bad_share(BUDGET_WINDOW).name}{{{Q.scope}}} / {slo.budget:.4g}",
+                "{{cluster}} {{application}}",
+            ),
+        ),
         Thresholds(0.5, 0.1, low_is_bad=True),
         Chart.STAT,
         runbook,
@@ -34,7 +41,7 @@ def _budget(slo: Slo, runbook: str) -> Panel:
 _OBJECTIVES = Section(
     "Objectives",
     (
-        _budget(AVAILABILITY, "ReftModerationAvailabilityBurn"),
+        _budget(AVAILABILITY, "ReftAvailabilityBurn"),
         _budget(LATENCY, "ReftModerationLatencyBurn"),
         _budget(FRESHNESS, "ReftScreeningFreshnessBurn"),
         Panel(
@@ -63,7 +70,7 @@ _API = Section(
             DisplayUnit.REQUESTS_PER_SECOND,
             (Line(Q.rate(c.API_REQUESTS, "code", code="[45].."), "{{code}}"),),
             Thresholds(0.1, 1),
-            runbook="ReftModerationAvailabilityBurn",
+            runbook="ReftAvailabilityBurn",
         ),
         Panel(
             "Request time",
@@ -98,7 +105,7 @@ _API = Section(
     ),
 )
 
-_SCOPE = 'cluster=~"$cluster"'
+_SCOPE = f"{SCRAPED},{Q.scope}"
 
 
 def _ray(
@@ -134,35 +141,15 @@ _RAY = Section(
             "CPU and memory utilisation per node.",
             DisplayUnit.SHARE,
             (
-                Line(f"max by (instance) (ray_node_cpu_utilization{{{_SCOPE}}}) / 100", "CPU {{instance}}"),
+                Line(f"max by (instance) (ray_node_cpu_utilization{{{NODES}}}) / 100", "CPU {{instance}}"),
                 Line(
-                    f"max by (instance) (ray_node_mem_used{{{_SCOPE}}})"
-                    f" / max by (instance) (ray_node_mem_total{{{_SCOPE}}})",
+                    f"max by (instance) (ray_node_mem_used{{{NODES}}})"
+                    f" / max by (instance) (ray_node_mem_total{{{NODES}}})",
                     "memory {{instance}}",
                 ),
             ),
             Thresholds(0.8, 0.95),
             needs="ray",
-        ),
-        Panel(
-            "Object store",
-            "Bytes in Ray's object store by location; spilled objects are read from disk.",
-            DisplayUnit.BYTES,
-            (Line(f"sum by (Location) (ray_object_store_memory{{{_SCOPE}}})", "{{Location}}"),),
-            needs="ray",
-        ),
-        Panel(
-            "GPUs",
-            "Utilisation per GPU.",
-            DisplayUnit.SHARE,
-            (
-                Line(
-                    f"max by (instance, GpuIndex) (ray_node_gpus_utilization{{{_SCOPE}}}) / 100",
-                    "{{instance}} {{GpuIndex}}",
-                ),
-            ),
-            Thresholds(0.95, 0.99),
-            needs="gpu",
         ),
     ),
 )
