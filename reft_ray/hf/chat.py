@@ -150,7 +150,9 @@ class ChatFormat:
         ]
 
     def _sequences(self, example: Example) -> list[_Sequence]:
-        messages, found, current = example.messages, [], _Sequence()
+        messages = example.messages
+        found: list[_Sequence] = []
+        current = _Sequence()
 
         def extend(prompt: str) -> _Sequence:
             piece = current

@@ -25,7 +25,7 @@ class TemplateCheck:
     def tokens(self, conversation: Conversation, context: int | None = None) -> int | Fault:
         """Tokens of a row, truncated to the context; 0 if its prompt fills it."""
         try:
-            return len(self._chat.encode(Example(conversation), max_tokens=context))
+            return sum(map(len, self._chat.sequences(Example(conversation), max_tokens=context)))
         except PromptTooLongError:
             return 0
         except ReftError as error:

@@ -49,6 +49,8 @@ def template_turns(messages: Sequence[Message], cut: Cut, splits_reasoning: bool
                 values[key] = cut(str(more[key]), "user")
         if calls := _calls(more, f"messages[{index}]"):
             values["tool_calls"] = _cut_all(calls, cut)
+        elif any(call.name.partition("[")[0] in ("tool_calls", "function_call") for call in turn.calls):
+            raise ReftError(f"messages[{index}] has a tool call that cannot be read")
         turns.append(values)
     return turns
 

@@ -50,7 +50,8 @@ def with_tools(conversation: Conversation, row: Mapping[str, object]) -> Convers
     if not tools or not conversation:
         return conversation
     first, *others = conversation
-    return (replace(first, extra=_json(first.values | {"tools": tools})), *others)
+    extra = _json(first.values | {"tools": tools}) or _json({"tools": "nested too deeply"})
+    return (replace(first, extra=extra), *others)
 
 
 def with_rejected(chosen: Conversation, rejected: Conversation) -> Conversation:
@@ -148,7 +149,12 @@ def _extra(turn: Mapping[str, object]) -> str:
 
 
 def _json(values: Mapping[str, object]) -> str:
-    return readable(json.dumps(values, ensure_ascii=False))
+    """The values as JSON; empty where they are nested too deeply to write: `rows.checks` refuses such rows for training,
+    and judging reads the texts of their calls."""
+    try:
+        return readable(json.dumps(values, ensure_ascii=False, default=str))
+    except (RecursionError, ValueError):
+        return ""
 
 
 def _turn_texts(turn: Mapping[str, object]) -> Iterator[Part]:

@@ -136,7 +136,13 @@ def test_what_a_template_drops_is_named(llama: Path) -> None:
         "two calls": "the chat template refuses this conversation: This model only supports single tool-calls at once!",
         "not JSON": "messages[1].tool_calls[0]: the arguments are not a JSON object",
     }
-    no_tools = format_of(llama, "llama-4")
+    deep: object = "x"
+    for _ in range(20_000):
+        deep = [deep]
+    nested = [TURNS[0], {**TURNS[1], "tool_calls": [{"function": {"name": "look", "arguments": deep}}]}]
+    with pytest.raises(ReftError, match=r"messages\[1\] has a tool call that cannot be read"):
+        sequences(fmt, conversation_from(nested))
+    no_tools = format_of(llama, "smollm2")
     with pytest.raises(ReftError, match="does not render tools"):
         sequences(no_tools, with_tools(chat("hi", "no"), {"tools": [TOOL]}))
 
