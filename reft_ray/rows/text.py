@@ -149,8 +149,10 @@ def _extra(turn: Mapping[str, object]) -> str:
 
 
 def _json(values: Mapping[str, object]) -> str:
-    """The values as JSON; empty where they are nested too deeply to write: `rows.checks` refuses such rows for training,
-    and judging reads the texts of their calls."""
+    """The values as JSON; empty where they are nested too deeply to write.
+
+    `rows.checks` refuses such rows for training, and judging reads the texts of their calls.
+    """
     try:
         return readable(json.dumps(values, ensure_ascii=False, default=str))
     except (RecursionError, ValueError):
