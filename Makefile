@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out/quickstart
 
-.PHONY: quickstart test test-ray test-servers test-slow check format docs install clean
+.PHONY: quickstart console test test-ray test-servers test-slow check format docs pictures install clean
 
 quickstart: $(STAMP)  ## The whole method on a real language model, offline, on CPU
 	$(BIN)/reft-ray quickstart --out $(OUT)
+
+console: $(STAMP)  ## The console with a job that waits for a reviewer, in seconds
+	$(BIN)/reft-ray serve --state out/console --demo
 
 test: $(STAMP)  ## The fast lane: everything that starts no cluster and no server
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
@@ -35,6 +38,9 @@ format: $(STAMP)
 docs: $(STAMP)  ## Regenerate dashboards, alert rules and manifests
 	$(BIN)/reft-ray telemetry render
 	$(BIN)/reft-ray manifests render
+
+pictures: $(STAMP)  ## Make the pictures of docs/console.md; needs Chromium
+	$(BIN)/python benchmarks/console_pictures.py docs/pictures/console
 
 install: $(STAMP)
 

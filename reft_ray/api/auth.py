@@ -29,11 +29,15 @@ _AREAS = {
     "teacher": "moderations",
     "webhook_endpoints": "webhooks",
 }
-_SPLIT = ("files", "fine_tuning", "models")
+_SPLIT = ("files", "fine_tuning", "models", "reviews", "appeals", "releases")
 """Areas with separate read and write scopes."""
 
 
 def authenticator(stores: Stores) -> Callable[[Request], None]:
+    "reviews": "reviews",
+    "appeals": "appeals",
+    "releases": "releases",
+    "audit": "audit.read",
     """The dependency of every route: sets `request.state.principal` and `.project`, or answers 401, 403 or 429."""
 
     def authenticate(request: Request) -> None:

@@ -1,4 +1,4 @@
-"""An HTTP client of a running service for commands."""
+"""An HTTP client of a running service, for commands and programs."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from reft_ray.atomic import atomic_write
 from reft_ray.core.errors import ReftError, UsageError
 
 if TYPE_CHECKING:
-    from reft_ray.cli.remote import Remote
+    from reft_ray.api.remote import Remote
     from reft_ray.jobs.database import Database
     from reft_ray.telemetry.recorder import Recorder
 
@@ -97,7 +97,7 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
 def running_service(url: str, key: str) -> Iterator[Remote]:
     """A client of a running service, for a command's body; includes `user_errors`."""
     with user_errors():
-        from reft_ray.cli.remote import Remote
+        from reft_ray.api.remote import Remote
 
         with Remote(url, key) as remote:
             yield remote

@@ -10,7 +10,7 @@ import typer
 from reft_ray.cli.common import DEFAULT_URL, JsonOption, KeyOption, UrlOption, print_json, running_service
 
 if TYPE_CHECKING:
-    from reft_ray.cli.remote import Remote
+    from reft_ray.api.remote import Remote
 
 app = typer.Typer(no_args_is_help=True, help="Create, watch and control finetuning jobs of a running service.")
 

@@ -1,27 +1,40 @@
-"""`reft-ray review`: list withheld rows and decide about them."""
+"""`reft-ray review`: list withheld rows and decide about them, in a directory or in a job of a service."""
 
 from __future__ import annotations
 
 import getpass
 import json
 import re
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from reft_ray.cli.common import JsonOption, print_json, recording, user_errors
+from reft_ray.cli.common import (
+    DEFAULT_URL,
+    JsonOption,
+    KeyOption,
+    UrlOption,
+    print_json,
+    recording,
+    user_errors,
+)
+from reft_ray.cli.remote_review import decide, is_job, list_job, review_client, text_of
 from reft_ray.core.errors import UsageError
 
 _SCREENING_OF_A_JOB = re.compile(r"/jobs/[^/]+/scratch/")
 
 app = typer.Typer(no_args_is_help=True, help="Review withheld rows.")
 
-OutArgument = Annotated[str, typer.Argument(help="The output directory of a screening.")]
+OutArgument = Annotated[
+    str, typer.Argument(help="The output directory of a screening, or a job of a service, ftjob-...")
+]
 RowsArgument = Annotated[list[int], typer.Argument(help="Row numbers from the list.")]
 ReasonOption = Annotated[str, typer.Option(help="The reason; it is recorded with the decision.")]
-ReviewerOption = Annotated[str | None, typer.Option(help="Who decides [default: the user logged in].")]
+ReviewerOption = Annotated[
+    str | None, typer.Option(help="Who decides about a directory [default: the user logged in]; a job's key says it.")
+]
+DuplicatesOption = Annotated[bool, typer.Option("--duplicates", help="In a job: also about near-duplicates.")]
 
 
 @app.command("list")
@@ -29,9 +42,15 @@ def list_rows(
     out: OutArgument,
     show: Annotated[Literal["pending", "decided", "all"], typer.Option(help="Which rows.")] = "pending",
     limit: Annotated[int, typer.Option(min=1, help="The most rows to print.")] = 50,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = "none",
     as_json: JsonOption = False,
 ) -> None:
     """List withheld rows with their evidence, without their text."""
+    if is_job(out):
+        with review_client(url, key) as client:
+            list_job(client, out, show, limit, as_json)
+        return
     with user_errors():
         from itertools import islice
 
@@ -57,9 +76,24 @@ def list_rows(
 def show(
     out: OutArgument,
     row: Annotated[int, typer.Argument(help="A row number from the list.")],
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = "none",
     as_json: JsonOption = False,
 ) -> None:
     """Show one withheld row with its text, which may be disturbing."""
+    if is_job(out):
+        with review_client(url, key) as client:
+            found = text_of(client, out, row)
+            if as_json:
+                print_json(found)
+                return
+            for name in ("row", "line", "decision", "reason", "part", "encoding", "score", "state"):
+                print(f"{name}: {found[name]}")
+            for part in found["text"]["parts"]:
+                print(f"\n{part['name']}:\n{_printable(part['text'])}")
+                for reading in part["decoded"]:
+                    print(f"decoded ({reading['encoding']}):\n{_printable(reading['text'])}")
+        return
     with user_errors():
         from reft_ray.core.conversation import parts
         from reft_ray.rows.text import conversation_from
@@ -71,22 +105,69 @@ def show(
             return
         for name in ("row_number", "source", "line", "decision", "reason", "part", "encoding", "score", "probability"):
             print(f"{name}: {item[name]}")
-        for part in parts(conversation_from(item["messages"])):
-            print(f"\n{part.name}:\n{_printable(part.text)}")
+        for each in parts(conversation_from(item["messages"])):
+            print(f"\n{each.name}:\n{_printable(each.text)}")
         if item["review"]:
             print(f"\n{item['review']['action']} by {item['review']['reviewer']}: {item['review']['reason']}")
 
 
 @app.command()
-def approve(out: OutArgument, rows: RowsArgument, reason: ReasonOption, reviewer: ReviewerOption = None) -> None:
+def approve(
+    out: OutArgument,
+    rows: RowsArgument,
+    reason: ReasonOption,
+    reviewer: ReviewerOption = None,
+    code: Annotated[str, typer.Option(help="In a job: the reason's code, see `/v1/reviews/codes`.")] = "other_harmless",
+    duplicates: DuplicatesOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = "none",
+) -> None:
     """Overturn the filter's decision: the rows are added to the kept ones, with their provenance."""
-    _decide(out, rows, "approve", reason, reviewer)
+    if is_job(out):
+        with review_client(url, key) as client:
+            _print_made(decide(client, out, rows, "approve", code, reason, duplicates))
+    else:
+        _decide(out, rows, "approve", reason, reviewer)
 
 
 @app.command()
-def reject(out: OutArgument, rows: RowsArgument, reason: ReasonOption, reviewer: ReviewerOption = None) -> None:
+def reject(
+    out: OutArgument,
+    rows: RowsArgument,
+    reason: ReasonOption,
+    reviewer: ReviewerOption = None,
+    code: Annotated[str, typer.Option(help="In a job: the reason's code, see `/v1/reviews/codes`.")] = "other_harmful",
+    duplicates: DuplicatesOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = "none",
+) -> None:
     """Confirm that rows stay withheld."""
-    _decide(out, rows, "reject", reason, reviewer)
+    if is_job(out):
+        with review_client(url, key) as client:
+            _print_made(decide(client, out, rows, "reject", code, reason, duplicates))
+    else:
+        _decide(out, rows, "reject", reason, reviewer)
+
+
+@app.command("next")
+def next_row(
+    job: Annotated[str, typer.Argument(help="A job of a service, ftjob-...")],
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = "none",
+    as_json: JsonOption = False,
+) -> None:
+    """Reserve the row of a job that is nearest to its limit, for ten minutes, and print it without its text."""
+    with review_client(url, key) as client:
+        found = client.claim(job=job)
+        if as_json:
+            print_json(found)
+        elif found is None:
+            print("no row is free")
+        else:
+            print(
+                f"row {found['row']}: {found['decision']}, {found['reason']}; show it with "
+                f"`reft-ray review show {job} {found['row']}`"
+            )
 
 
 @app.command()
@@ -106,10 +187,16 @@ def _decide(out: str, rows: list[int], action: str, reason: str, reviewer: str |
     with user_errors():
         from reft_ray.screening.reviews import Action, Reviews
 
-        # A job counts the decisions about its rows itself when it resumes.
-        with nullcontext() if _SCREENING_OF_A_JOB.search(out) else recording() as recorder:
+        if _SCREENING_OF_A_JOB.search(out):
+            raise UsageError(f"{out}: rows of a job are decided through the service: name the job, ftjob-...")
+        with recording() as recorder:
             made = Reviews(out, recorder).decide(rows, Action(action), reviewer or getpass.getuser(), reason)
         print(f"{len(made)} rows: {action} by {made[0].reviewer}")
+
+
+def _print_made(made: list[dict[str, Any]]) -> None:
+    for row in made:
+        print(f"row {row['row']}: {row['state']}")
 
 
 def _summary(summary: Any) -> dict[str, Any]:

@@ -307,7 +307,9 @@ reviews = Table(
     UniqueConstraint("job_id", "row_number"),
     Index("ix_reviews_queue", "state", "margin", "seq"),
     Index("ix_reviews_age", "state", "seq"),
-    Index("ix_reviews_job", "job_id", "state", "margin", "seq"),
+    # With what pages count, so that counting reads no row.
+    Index("ix_reviews_job", "job_id", "state", "margin", "seq", "kind", "reason"),
+    Index("ix_reviews_counts", "state", "kind", "reason", "project_id"),
     Index("ix_reviews_cluster", "job_id", "cluster"),
     Index("ix_reviews_content", "project_id", "content_id"),
 )

@@ -60,7 +60,8 @@ def upgrade() -> None:
     for name, columns in {
         "queue": ["state", "margin", "seq"],
         "age": ["state", "seq"],
-        "job": ["job_id", "state", "margin", "seq"],
+        "job": ["job_id", "state", "margin", "seq", "kind", "reason"],
+        "counts": ["state", "kind", "reason", "project_id"],
         "cluster": ["job_id", "cluster"],
         "content": ["project_id", "content_id"],
     }.items():
