@@ -95,6 +95,27 @@ class ServiceSettings(Settings):
     base_models: Mapping[str, BaseModelSettings] = Field(min_length=1)
     alignment_datasets: tuple[str, ...] = ()
     gate: Mapping[str, float] = Field(
+class ChatModerationSettings(Settings):
+    """The modes of a chat's input and output: `score` reports, `block` withholds."""
+
+    input: Literal["score", "block"] = "block"
+    output: Literal["score", "block"] = "block"
+
+
+class OidcSettings(Settings):
+    """An identity provider for the console (OpenID Connect).
+
+    `roles` maps values of the claim `role_claim` to curator, lead, operator or auditor; the first that matches counts.
+    """
+
+    issuer: str = Field(min_length=1, description="As in its tokens, without /.well-known.")
+    client_id: str = Field(min_length=1)
+    client_secret_variable: str | None = Field(None, description="The environment variable with the client's secret.")
+    name: str = "single sign-on"
+    role_claim: str = "roles"
+    roles: Mapping[str, Literal["curator", "lead", "operator", "auditor"]] = Field(min_length=1)
+
+
         default_factory=dict, description="The release gate's limits; a user may ask for lower ones, never higher ones."
     )
     max_reject_ratio: float = Field(0.5, ge=0, le=1)
@@ -108,3 +129,8 @@ class ServiceSettings(Settings):
         description="Require an API key of loopback clients too, even before any key exists: they may be a proxy.",
     )
     max_completion_tokens: int = Field(4096, ge=1)
+    second_person: bool = Field(False, description="A second person must confirm when a block is overturned.")
+    sign_releases: bool = Field(
+        False, description="A model that fails the gate waits for two people, instead of failing its job."
+    )
+    oidc: OidcSettings | None = None

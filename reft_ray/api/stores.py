@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reft_ray.api.settings import ServiceSettings
+from reft_ray.jobs.appeals import Appeals
 from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.database import Database
@@ -14,6 +15,8 @@ from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.models import ModelStore
 from reft_ray.jobs.rate_limits import RateLimits
 from reft_ray.jobs.tenants import Tenants
+from reft_ray.jobs.releases import Releases
+from reft_ray.jobs.review_queue import ReviewQueue
 from reft_ray.jobs.uploads import UploadStore
 from reft_ray.jobs.webhooks import Webhooks
 from reft_ray.telemetry.recorder import Recorder
@@ -34,6 +37,9 @@ class Stores:
     rate_limits: RateLimits
     webhooks: Webhooks
     counter: Counter
+    reviews: ReviewQueue
+    appeals: Appeals
+    releases: Releases
 
     @classmethod
     def open(
@@ -47,9 +53,11 @@ class Stores:
         """Open all stores over one database and one content URI."""
         files = FileStore(database, ContentStore(files_uri), settings.max_file_bytes, settings.max_project_bytes)
         return cls(
+        jobs = JobStore(database, recorder)
+        reviews = ReviewQueue(jobs, settings.second_person)
             database=database,
             settings=settings,
-            jobs=JobStore(database, recorder),
+            jobs=jobs,
             files=files,
             uploads=UploadStore(files, settings.max_upload_bytes),
             models=ModelStore(database),
@@ -59,3 +67,6 @@ class Stores:
             webhooks=Webhooks(database, settings.private_webhooks),
             counter=counter,
         )
+            reviews=reviews,
+            appeals=Appeals(reviews),
+            releases=Releases(jobs),

@@ -22,7 +22,11 @@ def create(
     organization: Annotated[str, typer.Option("--org", help="The organisation; created if it is new.")] = "default",
     project: Annotated[str, typer.Option(help="The project; created if it is new.")] = "default",
     name: Annotated[str, typer.Option(help="A description of the key.")] = "key",
-    scope: Annotated[list[str] | None, typer.Option(help="Can be repeated; default: all scopes.")] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="Can be repeated; default: all scopes of the role.")] = None,
+    role: Annotated[
+        str,
+        typer.Option(help="owner, curator, lead, operator or auditor; all but owner see every project."),
+    ] = "owner",
     expires: Annotated[str | None, typer.Option(help="Lifetime such as 12h, 90d or 8w; default: unlimited.")] = None,
     limit: Annotated[
         list[str] | None,
@@ -36,7 +40,7 @@ def create(
         from reft_ray.jobs.tenants import SCOPES, Tenants
 
         lifetime, limits = _seconds(expires), _limits(limit or [])
-        key, secret = Tenants(records).create_key(organization, project, name, scope or SCOPES, lifetime, limits)
+        key, secret = Tenants(records).create_key(organization, project, name, scope or None, lifetime, limits, role)
         if as_json:
             print_json({"id": key.id, "project_id": key.project_id, "secret": secret, "expires_at": key.expires_at})
         else:
@@ -61,7 +65,7 @@ def list_keys(database: DatabaseOption = DEFAULT_DATABASE, as_json: JsonOption =
             ended = key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now)
             until = "" if key.expires_at is None else f" until {_date(key.expires_at)}"
             state = "revoked" if key.revoked_at is not None else "expired" if ended else f"valid{until}"
-            print(f"{key.id}  {key.hint}  {org}/{project}  {key.name}  {state}")
+            print(f"{key.id}  {key.hint}  {org}/{project}  {key.name}  {key.role}  {state}")
         print(f"{len(found)} keys in {records.name}", file=sys.stderr)
 
 
