@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import orjson
+
 from reft_ray.core.conversation import ROLES
 from reft_ray.rows.format import DIALOGUE, Format, Row, option
 from reft_ray.rows.layout import holds_prompt, prompt_key
@@ -170,6 +172,10 @@ def _call_faults(turn: Turn, path: str, judging: bool) -> list[Fault]:
     if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
         hint = "a list of {id, type, function: {name, arguments}}"
         return [Fault(f"{path}.tool_calls", "data_type", "tool_calls is not a list of dictionaries", hint)]
+    try:
+        orjson.dumps(calls)
+    except orjson.JSONEncodeError:
+        return [Fault(f"{path}.tool_calls", "data_type", "tool_calls are nested too deeply", "give arguments as JSON")]
     return []
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from reft_ray.core.conversation import Conversation, Message, Part
+from reft_ray.core.conversation import Conversation, Message
 from reft_ray.rows.format import DIALOGUE, PAIR_PROMPTS, Format, Row, openai_row
 from reft_ray.rows.text import (
     conversation_from,
@@ -86,20 +86,7 @@ def judged_text(row: Row, fmt: Format, every_key: bool = False) -> Conversation:
     rest = (*rest, *other_turns(rest_of_row, known))
     present = {turn.content for turn in turns if turn.role != "assistant"}
     others = (turn for turn in rest if turn.calls or turn.content not in present)
-    return (*_joined_turns(turns), *tools, *others)
-
-
-def _joined_turns(turns: Conversation) -> Conversation:
-    """The turns; the last of a user who speaks more than once also has all of their text in one piece, since a request
-    may be split over turns."""
-    spoken = [index for index, turn in enumerate(turns) if turn.role == "user" and turn.content]
-    if len(spoken) < 2 or any(call.name == "all_turns" for call in turns[spoken[-1]].calls):
-        return turns
-    last = turns[spoken[-1]]
-    whole = Part("all_turns", "\n".join(turns[index].content for index in spoken))
-    found = list(turns)
-    found[spoken[-1]] = replace(last, calls=(*last.calls, whole))
-    return tuple(found)
+    return (*turns, *tools, *others)
 
 
 def prompt_key(row: Row) -> str:

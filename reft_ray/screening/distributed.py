@@ -1,7 +1,8 @@
-"""Screening on Ray Data: one actor reads, an actor pool judges and writes, and the driver receives counts only.
+"""Screening on Ray Data: tasks read units in parallel, an actor pool judges them, and the driver receives counts only.
 
-A unit is one row of a block, so that Ray can split and merge blocks without splitting a unit. Backpressure stops the
-reader while the pool is busy; memory depends on the units in flight, not on the file.
+Writing parts from stored verdicts needs no teacher, so it is done by tasks: a screening starts one pool. A unit is one
+row of a block, so that Ray can split and merge blocks without splitting a unit. Backpressure stops the readers while
+the pool is busy; memory depends on the units in flight, which are as many as the actors need, not on the file.
 """
 
 from __future__ import annotations
@@ -9,22 +10,29 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, ExecutionResources
+from ray.data import ActorPoolStrategy, Datasource, ExecutionResources, ReadTask
+from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 
 from reft_ray.core.errors import ReftError, UsageError, first_line
 from reft_ray.local_ray import ensure_ray
 from reft_ray.screening.config import ScreenConfig
+from reft_ray.screening.dataset_threshold import DatasetThreshold
 from reft_ray.screening.metrics import ScreeningMetrics
+from reft_ray.screening.ranges import Cuts, Range
 from reft_ray.screening.reading import FilePlan, Unit, groups, read_units
 from reft_ray.screening.unit_worker import Finished, Job, Pass, UnitWorker, judges_of, worker_of
 from reft_ray.telemetry.shared_recorder import SharedRecorder
 
 IN_FLIGHT_BYTES = 384 << 20
+IN_FLIGHT_BYTES_PER_ACTOR = 32 << 20
+"""What is in flight at least, and for each actor: two units that are judged and a few that were read."""
 UNITS_IN_FLIGHT = 2
 
 logger = logging.getLogger(__name__)
@@ -46,42 +54,37 @@ def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> 
 
     Raises ReftError where a reader, a scorer or Ray fails.
     """
-    tasks = [
-        {"file": plan.index, "numbers": [unit.number for unit in group]}
-        for plan in plans
-        for group in groups(plan, done)
-    ]
+    tasks = [(plan, group) for plan in plans for group in groups(plan, done)]
     if not tasks:
         return
     config = job.config
     _ensure_ray_for(config)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
+    dataset = ray.data.read_datasource(_UnitsDatasource(tasks), override_num_blocks=len(tasks))
     context = dataset.context
     context.target_max_block_size = 1  # one block per unit, for progress and cheap retries
     context.enable_progress_bars = False
-    context.execution_options.resource_limits = ExecutionResources(object_store_memory=IN_FLIGHT_BYTES)
-    finished = dataset.map_batches(
-        _Reader,
-        fn_constructor_args=(list(plans),),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=0,
-        compute=ActorPoolStrategy(size=1),
-    ).map_batches(
-        _Worker,
-        fn_constructor_args=(job,),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=config.cpus_per_actor,
-        num_gpus=(job.step is not Pass.WRITE and config.gpus_per_actor) or None,
-        compute=ActorPoolStrategy(
-            min_size=1,
-            max_size=config.actors,
-            initial_size=config.actors,
-            max_tasks_in_flight_per_actor=UNITS_IN_FLIGHT,
-        ),
-    )
+    in_flight = max(IN_FLIGHT_BYTES, config.actors * IN_FLIGHT_BYTES_PER_ACTOR)
+    context.execution_options.resource_limits = ExecutionResources(object_store_memory=in_flight)
+    if job.step is Pass.WRITE:
+        finished = dataset.map_batches(
+            partial(_write, job), batch_size=1, batch_format="pyarrow", num_cpus=config.cpus_per_actor
+        )
+    else:
+        finished = dataset.map_batches(
+            _Worker,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=config.cpus_per_actor,
+            num_gpus=config.gpus_per_actor or None,
+            compute=ActorPoolStrategy(
+                min_size=1,
+                max_size=config.actors,
+                initial_size=config.actors,
+                max_tasks_in_flight_per_actor=UNITS_IN_FLIGHT,
+            ),
+        )
     try:
         for batch in finished.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for done_unit in batch.to_pylist():  # type: ignore[union-attr]
@@ -119,23 +122,47 @@ def judges_on_ray(job: Job) -> dict[str, Any]:
     return found
 
 
-class _Reader:
-    """Reads groups of ranges, one unit at a time."""
+class _UnitsDatasource(Datasource):
+    """Each group of ranges as a read task, which yields one unit at a time."""
 
-    def __init__(self, plans: Sequence[FilePlan]) -> None:
-        self._plans = {plan.index: plan for plan in plans}
+    def __init__(self, tasks: Sequence[tuple[FilePlan, tuple[Range, ...]]]) -> None:
+        super().__init__()
+        self._tasks = tasks
 
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        try:
-            for task in batch.to_pylist():
-                plan = self._plans[task["file"]]
-                for unit in read_units(plan, [plan.cuts.ranges[number] for number in task["numbers"]]):
-                    native = None if unit.native is None else _to_ipc(unit.native)
-                    yield pa.table(
-                        [[unit.id], [unit.file], [_to_ipc(unit.rows)], [native], [None]], schema=_UNIT_SCHEMA
-                    )
-        except ReftError as error:
-            yield pa.table([[None], [None], [None], [None], [_error_text(error)]], schema=_UNIT_SCHEMA)
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Bytes of all units, about those of the files."""
+        return sum(plan.source.size for plan in {id(plan): plan for plan, _ in self._tasks}.values())
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        """One task for each group."""
+        return [
+            ReadTask(partial(_units, replace(plan, cuts=Cuts(group, plan.cuts.rows, plan.cuts.header))), _METADATA)
+            for plan, group in self._tasks
+        ]
+
+
+_METADATA = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+
+
+def _units(plan: FilePlan) -> Iterator[pa.Table]:
+    try:
+        for unit in read_units(plan, plan.cuts.ranges):
+            native = None if unit.native is None else _to_ipc(unit.native)
+            yield pa.table([[unit.id], [unit.file], [_to_ipc(unit.rows)], [native], [None]], schema=_UNIT_SCHEMA)
+    except ReftError as error:
+        yield pa.table([[None], [None], [None], [None], [_error_text(error)]], schema=_UNIT_SCHEMA)
+
+
+def _write(job: Job, batch: pa.Table) -> pa.Table:
+    """The second pass over a unit; a worker process keeps its writer for the next one."""
+    key = (job.out, job.threshold)
+    if key not in _writers:
+        _writers.clear()
+        _writers[key] = _Worker(job)
+    return _writers[key](batch)
+
+
+_writers: dict[tuple[str, DatasetThreshold | None], _Worker] = {}
 
 
 class _Worker:

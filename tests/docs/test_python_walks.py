@@ -1,4 +1,4 @@
-"""The four walks of docs/python.md run as printed, one after another."""
+"""The walks of docs/python.md run as printed, one after another; the one on Ray Data in the lane `ray`."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,32 @@ import pytest
 PAGE = Path(__file__).parents[2] / "docs/python.md"
 
 
+def walks_of(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_walk_on_ray_data_runs(
+    walk_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    monkeypatch.chdir(walk_folder)
+    (walk,) = [walk for walk in walks_of(PAGE) if "ray.data" in walk]
+    assert len([line for line in walk.splitlines() if line.strip()]) <= 12
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20)
+    try:
+        exec(compile(walk, "walk", "exec"), {"Path": Path})
+    finally:
+        ray.shutdown()
+    assert capsys.readouterr().out.strip().endswith(", invalid=0)")
+    assert (walk_folder / "moderated/manifest.parquet").is_file()
+
+
 def test_the_walks_run(walk_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(walk_folder)
-    walks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    walks = [walk for walk in walks_of(PAGE) if "ray.data" not in walk]
     names: dict[str, object] = {}
     printed = []
     for number, walk in enumerate(walks, start=1):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reft_ray.core.conversation import chat, parts
+from reft_ray.core.conversation import chat
 from reft_ray.core.errors import UsageError
 from reft_ray.core.scoring import judge
 from reft_ray.rows.checks import Fault
@@ -268,8 +268,7 @@ HIDDEN = "how to build a bomb"
 def test_text_that_a_trainer_learns_or_renders_is_judged(row):
     found = RowReader().read_line(json.dumps(row).encode())
     assert isinstance(found, ChatRow), found
-    joined = " ".join(part.text for part in parts(found.judged)).replace("\n", "")
-    assert "bomb" in joined
+    assert decision(found) == "block"
 
 
 def test_any_spelling_of_a_dialogue_is_the_same_conversation():
@@ -301,3 +300,15 @@ def test_any_spelling_of_a_dialogue_is_the_same_conversation():
         found = RowReader().read_line(json.dumps(row).encode())
         assert isinstance(found, ChatRow), (row, found)
         assert spoken(found) == [(turn["role"], turn["content"]) for turn in dialogue], row
+
+
+def test_file_systems_of_fsspec_are_read_and_unknown_ones_named():
+    fsspec = pytest.importorskip("fsspec")
+    files = fsspec.filesystem("memory")
+    for name in ("b", "a"):
+        files.pipe(f"/sets/{name}.jsonl", jsonl({"messages": TURNS}))
+    found = find_sources(["memory://sets/*.jsonl"])
+    assert [source.name for source in found] == ["memory://sets/a.jsonl", "memory://sets/b.jsonl"]
+    assert [row.conversation for row in valid(read("memory://sets/a.jsonl"))] == [FERN]
+    with pytest.raises(UsageError, match="nosuch://"):
+        find_sources(["nosuch://x/y.jsonl"])

@@ -1,0 +1,249 @@
+"""Training rows as a Ray dataset: a Datasource whose tasks read byte ranges, or row groups, in parallel.
+
+The driver lists the files and cuts JSONL at multiples of a size; it reads none of them. A task reads the lines that
+start in its range. Compressed files, CSV and JSON text have no places to start at: a task reads a whole one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from reft_ray.core.errors import UsageError
+from reft_ray.local_ray import ensure_ray
+from reft_ray.rows.checks import Fault
+from reft_ray.rows.format import Format, Row, detect, rename_columns
+from reft_ray.rows.reader import DETECTION_ROWS, RowReader, parse_row
+from reft_ray.rows.text import messages_json
+from reft_ray.screening.file_parsing import parse_unit, shape_of
+from reft_ray.screening.ranges import Limits
+from reft_ray.screening.reading import groups, plan_files, read_units
+from reft_ray.screening.sources import Container, Source, find_sources
+
+ROWS = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("position", pa.int64(), nullable=False),
+        pa.field("line", pa.int64()),
+        pa.field("raw", pa.large_binary()),
+        pa.field("messages", pa.large_string()),
+        pa.field("judged", pa.large_string()),
+        pa.field("faults", pa.string()),
+    ]
+)
+"""One row: `position` is its first byte in a JSONL file, else its number in the file; with `source` it identifies the
+row. `raw` are its bytes (null in Parquet and Arrow). `messages` is what training reads and `judged` all text that a
+model could learn, both as OpenAI messages in JSON; null where the row has `faults` (a JSON list)."""
+
+SPAN_BYTES = 64 << 20
+_BLOCK_BYTES = 4 << 20
+_LONGEST_ROW = 16 << 20
+
+
+def read_rows(
+    inputs: str | Sequence[str],
+    *,
+    format: Format | str | None = None,
+    columns: Mapping[str, str] | None = None,
+    speakers: Mapping[str, str] | None = None,
+    container: Container | str | None = None,
+    control_tokens: Sequence[str] = (),
+    lines: bool = False,
+    span_bytes: int = SPAN_BYTES,
+    **options: Any,
+) -> ray.data.Dataset:
+    """The rows of files, directories, globs or URIs as a dataset with the schema ROWS; invalid rows keep their place.
+
+    `format`, `columns`, `speakers` and `container` are those of `reft-ray screen`. `lines` numbers the rows of JSONL
+    by line, for which tasks count the lines of every range first; otherwise `line` is null there. `options` go to
+    `ray.data.read_datasource`. Raises UsageError for inputs that do not exist or are no data.
+    """
+    ensure_ray()
+    reader = RowReader(format and Format(format), columns, control_tokens, speakers=speakers)
+    sources = find_sources([inputs] if isinstance(inputs, str) else inputs, container and Container(container))
+    pieces = [piece for source in sources for piece in pieces_of(source, span_bytes)]
+    if lines:
+        pieces = _numbered(pieces)
+    return ray.data.read_datasource(RowsDatasource(pieces, reader), **options)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one task reads: the lines that start in [start, end) of a JSONL file, or (`end` None) a whole file.
+
+    `first_line` is the number of the first one, where it is known.
+    """
+
+    source: Source
+    start: int = 0
+    end: int | None = None
+    first_line: int | None = 1
+
+
+def pieces_of(source: Source, span_bytes: int = SPAN_BYTES) -> list[Piece]:
+    """A file in pieces, by its size alone."""
+    if source.container is not Container.JSONL or source.compression:
+        return [Piece(source)]
+    # No range ends inside of a byte-order mark.
+    span_bytes = max(span_bytes, 16)
+    starts = range(0, max(source.size, 1), span_bytes)
+    ends = [min(start + span_bytes, source.size) for start in starts]
+    return [Piece(source, start, end, None if start else 1) for start, end in zip(starts, ends, strict=True)]
+
+
+def _numbered(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces with their first lines: a prefix sum over the line feeds of each, which tasks count."""
+    count = ray.remote(num_cpus=1)(_line_feeds)
+    found = ray.get([count.remote(piece) for piece in pieces])
+    numbered: list[Piece] = []
+    next_line = 1
+    for piece, feeds in zip(pieces, found, strict=True):
+        next_line = next_line if piece.start else 1
+        numbered.append(replace(piece, first_line=next_line))
+        next_line += feeds
+    return numbered
+
+
+def _line_feeds(piece: Piece) -> int:
+    """The line feeds before the end of the last line that starts in the piece."""
+    return sum(data.count(b"\n") for _, data in _chunks(piece)) if piece.end is not None else 0
+
+
+class RowsDatasource(Datasource):
+    """Pieces of files as read tasks."""
+
+    def __init__(self, pieces: Sequence[Piece], reader: RowReader) -> None:
+        super().__init__()
+        self._pieces = pieces
+        self._reader = reader
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Bytes of all rows: as text and twice as messages."""
+        return 3 * sum((piece.end or piece.source.size) - piece.start for piece in self._pieces)
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        """One task for each piece; small files share tasks, so that there are at most `parallelism` of those."""
+        whole = sorted(self._pieces, key=lambda piece: piece.source.uri)
+        share = max(1, sum((piece.end or piece.source.size) - piece.start for piece in whole) // max(1, parallelism))
+        grouped: list[list[Piece]] = []
+        held = share
+        for piece in whole:
+            size = (piece.end or piece.source.size) - piece.start
+            if held + size > share or not grouped:
+                grouped.append([])
+                held = 0
+            grouped[-1].append(piece)
+            held += size
+        return [self._task(group) for group in grouped]
+
+    def _task(self, group: Sequence[Piece]) -> ReadTask:
+        size = sum((piece.end or piece.source.size) - piece.start for piece in group)
+        names = [piece.source.name for piece in group]
+        metadata = BlockMetadata(num_rows=None, size_bytes=3 * size, exec_stats=None, input_files=names)
+        return ReadTask(partial(_read, group, self._reader), metadata, schema=ROWS)
+
+
+def _read(pieces: Sequence[Piece], reader: RowReader) -> Iterator[pa.Table]:
+    empty = True
+    for piece in pieces:
+        for table in blocks(piece, reader):
+            empty = False
+            yield table
+    if empty:
+        yield ROWS.empty_table()
+
+
+def blocks(piece: Piece, reader: RowReader) -> Iterator[pa.Table]:
+    """The rows of a piece, a few megabytes at a time."""
+    if piece.end is None:
+        yield from _whole_file(piece.source, reader)
+        return
+    name, line, read = piece.source.name, piece.first_line, None
+    for offset, data in _chunks(piece):
+        if read is None:
+            read = _reader_for(data, reader, name) if reader.format is None else reader.read_line
+        found = []
+        at = offset
+        for number, raw in enumerate(data.split(b"\n")):
+            if raw and not raw.isspace():
+                found.append(_row(name, at, None if line is None else line + number, raw, read(raw)))
+            at += len(raw) + 1
+        line = None if line is None else line + data.count(b"\n")
+        if found:
+            yield pa.Table.from_pylist(found, schema=ROWS)
+
+
+def _reader_for(data: bytes, reader: RowReader, name: str) -> Callable[[bytes], Any]:
+    """The reader with the format of the first rows."""
+    sample: list[Row] = []
+    for raw in data.split(b"\n"):
+        if raw and not isinstance(row := parse_row(raw), Fault):
+            sample.append(rename_columns(row, reader.columns))
+        if len(sample) == DETECTION_ROWS:
+            break
+    return reader.of_format(detect(sample, name, reader.speakers) if sample else Format.CHAT).read_line
+
+
+def _chunks(piece: Piece) -> Iterator[tuple[int, bytes]]:
+    """(offset, whole lines) of a piece, about `_BLOCK_BYTES` at a time. Raises UsageError for a line without an end."""
+    end = piece.end or 0
+    with piece.source.open() as stored:
+        # A line belongs to the piece in which it starts: one that starts at `start` follows a line feed.
+        at = piece.start
+        if at:
+            at -= 1
+            skipped = 0
+            while chunk := stored.read_at(min(_BLOCK_BYTES, piece.source.size - at), at):
+                feed = bytes(chunk).find(b"\n")
+                at += len(chunk) if feed < 0 else feed + 1
+                skipped += len(chunk)
+                if feed >= 0 or at >= end:
+                    break
+        elif bytes(stored.read_at(3, 0)) == b"\xef\xbb\xbf":
+            at = 3
+        while at < end:
+            data = bytes(stored.read_at(min(_BLOCK_BYTES, end - at), at))
+            while data and not data.endswith(b"\n") and at + len(data) < piece.source.size:
+                if len(data) > _LONGEST_ROW + _BLOCK_BYTES:
+                    message = f"a row after byte {at:,} is longer than {_LONGEST_ROW:,} bytes"
+                    raise UsageError(f"{piece.source.name}: {message}")
+                more = bytes(stored.read_at(min(1 << 16, piece.source.size - at - len(data)), at + len(data)))
+                feed = more.find(b"\n")
+                data += more if feed < 0 else more[: feed + 1]
+            if not data:
+                return
+            yield at, data
+            at += len(data)
+
+
+def _whole_file(source: Source, reader: RowReader) -> Iterator[pa.Table]:
+    (plan,) = plan_files([source], Limits())
+    shape = shape_of(plan, reader.format, reader.columns, reader.speakers)
+    reader = reader.of_format(shape.format)
+    for unit in itertools.chain.from_iterable(read_units(plan, ranges) for ranges in groups(plan)):
+        numbers, raws = unit.rows["row_number"].to_pylist(), unit.rows["raw"].to_pylist()
+        rows = zip(numbers, raws, parse_unit(unit, shape.container, shape.header), strict=True)
+        yield pa.Table.from_pylist(
+            [
+                _row(source.name, number, number, raw, [row] if isinstance(row, Fault) else reader.read(row, raw))
+                for number, raw, row in rows
+            ],
+            schema=ROWS,
+        )
+
+
+def _row(source: str, position: int, line: int | None, raw: bytes | None, found: Any) -> dict[str, Any]:
+    row = {"source": source, "position": position, "line": line, "raw": raw}
+    if isinstance(found, list):
+        return row | {"faults": orjson.dumps([fault._asdict() for fault in found]).decode()}
+    return row | {"messages": messages_json(found.conversation), "judged": messages_json(found.judged)}
