@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 
@@ -50,6 +51,8 @@ SUFFIXES = {
     ".feather": Container.ARROW,
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+_OF_ARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file", "mock")
+"""Schemes that `pyarrow.fs` reads itself; others are read by fsspec, e.g. hf://."""
 _MAGIC = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"))
 
 
@@ -93,8 +96,17 @@ def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
 
 @functools.lru_cache(maxsize=16)
 def _client(root: str, query: str) -> tuple[pafs.FileSystem, str]:
-    filesystem, path = pafs.FileSystem.from_uri(f"{root}{query}")
-    return filesystem, str(path).rstrip("/")
+    scheme = root.partition("://")[0]
+    if scheme in _OF_ARROW:
+        filesystem, path = pafs.FileSystem.from_uri(f"{root}{query}")
+        return filesystem, str(path).rstrip("/")
+    if scheme not in fsspec.available_protocols():
+        raise ValueError(f"no file system is known for {scheme}://")
+    try:
+        other, path = fsspec.url_to_fs(root)
+    except ImportError as error:
+        raise ValueError(f"{scheme}:// needs a package: {first_line(error)}") from None
+    return pafs.PyFileSystem(pafs.FSSpecHandler(other)), str(path).rstrip("/")
 
 
 def display_name(uri: str) -> str:
