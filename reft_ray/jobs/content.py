@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
@@ -15,6 +16,10 @@ from reft_ray.core.errors import UsageError
 from reft_ray.jobs.errors import TooLargeError
 
 CHUNK_BYTES = 1 << 20
+LINE_BYTES = 8 << 20
+"""Length at which a line is cut off: no row is longer, and a file without a line feed is not kept in memory."""
+
+_PARTIAL = ".partial"
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
@@ -37,7 +42,8 @@ class ContentStore:
             raise UsageError(
                 f"file store {uri!r}: {error}; use an absolute path or a URI such as s3://bucket"
             ) from None
-        self._fs.create_dir(self._root, recursive=True)
+        self._local = isinstance(self._fs, fs.LocalFileSystem)
+        self._create_dir(self._root)
         self._uri = uri.rstrip("/")
 
     def uri(self, key: str) -> str:
@@ -46,9 +52,11 @@ class ContentStore:
 
     def write(self, key: str, chunks: Iterable[bytes], limit: int | None = None) -> Written:
         """Store the chunks under a key atomically. Raises TooLargeError above `limit` bytes."""
-        path = self._path(key)
-        self._fs.create_dir(path.rpartition("/")[0], recursive=True)
-        temporary = f"{path}.{secrets.token_hex(4)}.part"
+        path, temporary = self._path(key), f"{self._root}/{_PARTIAL}/{secrets.token_hex(16)}"
+        self._create_dir(path.rpartition("/")[0])
+        self._create_dir(f"{self._root}/{_PARTIAL}")
+        if self._local:
+            Path(temporary).touch(0o600)  # the file keeps this mode
         digest, size = hashlib.sha256(), 0
         try:
             with self._fs.open_output_stream(temporary) as stream:
@@ -90,9 +98,31 @@ class ContentStore:
         if self._fs.get_file_info(path).type is fs.FileType.Directory:
             self._fs.delete_dir(path)
 
+    def names(self) -> list[str]:
+        """The names of the files at the top."""
+        found = self._fs.get_file_info(fs.FileSelector(self._root))
+        return [info.base_name for info in found if info.type is fs.FileType.File]
+
     def exists(self, key: str) -> bool:
         """Whether a key has bytes."""
         return self._fs.get_file_info(self._path(key)).type is fs.FileType.File
+
+    def sweep(self, older_than: float) -> int:
+        """Remove what killed writers left, unwritten since `older_than` (seconds since the epoch); their number."""
+        selector = fs.FileSelector(f"{self._root}/{_PARTIAL}", allow_not_found=True)
+        stale = [info.path for info in self._fs.get_file_info(selector) if info.mtime.timestamp() < older_than]
+        for path in stale:
+            self._remove(path)
+        return len(stale)
+
+    def _create_dir(self, path: str) -> None:
+        """Make a directory that only this user can enter."""
+        if not self._local:
+            self._fs.create_dir(path, recursive=True)
+            return
+        missing = [each for each in (Path(path), *Path(path).parents) if not each.exists()]
+        for each in reversed(missing):
+            each.mkdir(0o700, exist_ok=True)
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{_checked(key)}"
@@ -102,13 +132,17 @@ class ContentStore:
             self._fs.delete_file(path)
 
 
-def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of a text in chunks, without line ends."""
-    rest = b""
+def split_lines(chunks: Iterable[bytes], longest: int = LINE_BYTES) -> Iterator[bytes]:
+    """The lines of a text in chunks, without line ends; a line of more than `longest` bytes is cut off there."""
+    rest = bytearray()
     for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
-    yield rest
+        *lines, last = chunk.split(b"\n")
+        for line in lines:
+            rest += line[: longest - len(rest)]
+            yield bytes(rest)
+            rest.clear()
+        rest += last[: longest - len(rest)]
+    yield bytes(rest)
 
 
 def _checked(key: str) -> str:

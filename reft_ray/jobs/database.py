@@ -15,9 +15,13 @@ from alembic import command
 from alembic.config import Config
 from filelock import FileLock
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from reft_ray.core.errors import UsageError
+
+UNREACHABLE = (OperationalError, InterfaceError, PoolTimeoutError)
+"""What a database raises that is down, full or locked."""
 
 LOCK_WAIT_SECONDS = 30
 """How long a writer waits for another one before it fails."""
@@ -86,9 +90,10 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """A transaction that commits or rolls back."""
-        with self.engine.connect().execution_options(reft_write=True) as connection, connection.begin():
+    def write(self, lock_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[Connection]:
+        """A transaction that commits or rolls back; on SQLite it waits `lock_seconds` for another writer."""
+        options = {"reft_write": True, "reft_lock_seconds": lock_seconds}
+        with self.engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
 
     def serialize(self, connection: Connection, name: str) -> None:
@@ -104,6 +109,11 @@ class Database:
             config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+    def check(self) -> None:
+        """Raise what the database raises where it does not answer."""
+        with self.read() as connection:
+            connection.execute(text("SELECT 1"))
 
     def close(self) -> None:
         """Close all connections."""
@@ -129,7 +139,10 @@ def _sqlite(url: str, create: bool) -> Engine:
     if not path or path == ":memory:":
         raise UsageError("database: job records must survive the process; use sqlite:///PATH instead of memory")
     if create:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if not Path(path).parent.exists():
+            Path(path).parent.mkdir(0o700, parents=True)
+        # It holds the secrets of webhooks. SQLite gives its other files the mode of this one.
+        Path(path).touch(0o600)
         # Two connections that switch a new file to WAL at once both fail immediately, whatever the timeout.
         with FileLock(f"{path}.lock", timeout=LOCK_WAIT_SECONDS), closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -148,7 +161,9 @@ def _sqlite(url: str, create: bool) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("reft_write", False)
+        options = connection.get_execution_options()
+        writes, seconds = options.get("reft_write", False), options.get("reft_lock_seconds", LOCK_WAIT_SECONDS)
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine

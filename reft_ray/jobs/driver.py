@@ -39,7 +39,8 @@ _VARIABLE = "env"
 LOST_LEASE_SECONDS = 10.0
 """How long a driver that lost its lease may take to exit by itself."""
 
-logger = logging.getLogger(__name__)
+# As a module that runs, `__name__` is `__main__`, whose log would be a plain one.
+logger = logging.getLogger("reft_ray.jobs.driver")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,8 @@ class DriverConfig:
     max_file_bytes: int = MAX_FILE_BYTES
     max_project_bytes: int = MAX_PROJECT_BYTES
     handle: str | None = None
-
     sign_releases: bool = False
+
     def to_json(self) -> str:
         """Serialize for the environment."""
         return json.dumps(asdict(self))
@@ -173,7 +174,7 @@ def _stop_on_signals(run: JobRun) -> None:
 def main() -> int:
     """The command line."""
     wait_passively()
-    logs.configure()
+    logs.configure(whole_process=True)
     job_id, attempt = sys.argv[1:]
     with logs.log_context(job_id=job_id):
         return drive(job_id, int(attempt), DriverConfig.from_environment())

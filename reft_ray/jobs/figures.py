@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 
 from reft_ray.core.proportion import Share
 from reft_ray.jobs.audit import AuditLog
+from reft_ray.jobs.audit_heads import AuditHeads
 from reft_ray.jobs.job import TERMINAL, Status
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.lifecycle import SUITE
@@ -31,6 +32,7 @@ class Figures:
     """The job store as readings of catalogue metrics."""
 
     store: JobStore
+    heads: AuditHeads | None = None
     _breaks: float = 0.0
     _verified: float | None = field(default=None)
 
@@ -40,11 +42,11 @@ class Figures:
         recorder.add_callback(catalog.JOB_OLDEST_QUEUED, self.oldest_queued)
         recorder.add_callback(catalog.QUARANTINE_ROWS, self.quarantine)
         recorder.add_callback(catalog.REVIEW_OLDEST, self.oldest_pending)
-        recorder.add_callback(catalog.AUDIT_BREAKS, self.audit_breaks)
-        recorder.add_callback(catalog.SAFETY_EVAL, self.safety)
         recorder.add_callback(catalog.REVIEW_OVERTURNED, self.overturned)
         recorder.add_callback(catalog.REVIEW_MISSED, self.missed)
         recorder.add_callback(catalog.REVIEW_FALSE_POSITIVES, self.false_positives)
+        recorder.add_callback(catalog.AUDIT_BREAKS, self.audit_breaks)
+        recorder.add_callback(catalog.SAFETY_EVAL, self.safety)
 
     def jobs(self) -> Readings:
         """Jobs by project and status; every status is present, even without jobs."""
@@ -108,7 +110,9 @@ class Figures:
         """Whether the audit log is broken."""
         now = self.store.database.now()
         if self._verified is None or now >= self._verified + AUDIT_SECONDS:
-            self._breaks = float(AuditLog(self.store.database).verify().fault is not None)
+            log = AuditLog(self.store.database)
+            verified = log.verify() if self.heads is None else self.heads.verify(log)
+            self._breaks = float(verified.fault is not None)
             self._verified = now
         yield {}, self._breaks
 

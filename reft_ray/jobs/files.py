@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Select, delete, func, insert, or_, select, update
 
 from reft_ray.jobs import ids
+from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.database import Database
-from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError, QuotaError
+from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError, QuotaError, TooLargeError
 from reft_ray.jobs.job import TERMINAL
 from reft_ray.jobs.paging import Page, page
 from reft_ray.jobs.tables import files, jobs, uploads
@@ -62,6 +63,7 @@ class FileStore:
         self.content = content
         self.max_file_bytes = max_file_bytes
         self.max_project_bytes = max_project_bytes
+        self.audit = AuditLog(database)
 
     def create(
         self,
@@ -74,17 +76,16 @@ class FileStore:
         parent_id: str | None = None,
         file_id: str | None = None,
         reserved: int | None = None,
+        actor: Mapping[str, Any] | None = None,
     ) -> FileRecord:
-        """Store a new file, or replace the file with this `file_id`.
+        """Store a new file, or replace the file with this `file_id`. With an `actor`, the audit log gets an entry.
 
         `reserved`: the file's exact limit in bytes, for which quota was reserved beforehand.
 
         A training file's format is checked while it arrives. The record is written first, so there are never bytes
         without a record; it is listed once all bytes are stored.
         """
-        if expires_after is not None and not EXPIRES_SECONDS[0] <= expires_after <= EXPIRES_SECONDS[1]:
-            low, high = EXPIRES_SECONDS
-            raise InvalidError(f"expires_after.seconds must be from {low} to {high}.", "expires_after")
+        check_lifetime(expires_after)
         now = self.database.now()
         file_id = file_id or ids.new_id(ids.FILE)
         writer = secrets.token_hex(32)  # in place of the hash: identifies the record as this call's
@@ -121,6 +122,8 @@ class FileStore:
                     .where(files.c.id == file_id)
                     .values(bytes=written.bytes, sha256=written.sha256, status="processed")
                 )
+                if actor is not None:
+                    self.audit.append_in(connection, "file.created", actor, project_id, {"id": file_id})
         except BaseException:
             with self.database.write() as connection:
                 # Unless another call has replaced the record meanwhile.
@@ -157,7 +160,7 @@ class FileStore:
             )
 
     def read(self, file_id: str, project_id: str) -> Iterator[bytes]:
-        """Read the bytes in chunks."""
+        """Read the bytes in chunks. Raises NotFoundError, also where the bytes are gone, before the first chunk."""
         self.get(file_id, project_id)
         try:
             return self.content.read(_key(project_id, file_id))
@@ -177,10 +180,12 @@ class FileStore:
         self.get(file_id, project_id)
         return self.content.uri(_key(project_id, file_id))
 
-    def delete(self, file_id: str, project_id: str) -> None:
+    def delete(self, file_id: str, project_id: str, actor: Mapping[str, Any] | None = None) -> None:
         """Delete a file and the files made from it. Raises ConflictError while a job needs it."""
-        self.get(file_id, project_id)
         with self.database.write() as connection:
+            # Locked first: a job that is being created has locked it too, so one of the two sees the other.
+            if not self._locked(connection, file_id, project_id):
+                raise NotFoundError("File object", file_id)
             running = connection.execute(_users().where(files.c.id == file_id)).scalar()
             if running is not None:
                 raise ConflictError(f"File {file_id} is used by job {running}; cancel the job first.", "file_in_use")
@@ -189,7 +194,28 @@ class FileStore:
                 .where(or_(files.c.id == file_id, files.c.parent_id == file_id))
                 .values(deleted_at=self.database.now())
             )
+            if actor is not None:
+                self.audit.append_in(connection, "file.deleted", actor, project_id, {"id": file_id})
         self.sweep()
+
+    def check_usable_in(self, connection: Connection, project_id: str, training: str, validation: str | None) -> None:
+        """Lock the files of a job that is created in this transaction. Raises InvalidError for one it cannot use."""
+        for param, file_id in (("training_file", training), ("validation_file", validation)):
+            if file_id is None:
+                continue
+            purpose = self._locked(connection, file_id, project_id)
+            if purpose is None:
+                raise InvalidError(f"invalid {param}: {file_id[:64]}", param, f"invalid_{param}")
+            if purpose != "fine-tune":
+                raise InvalidError(
+                    f"File {file_id} has purpose '{purpose}'; a {param} needs 'fine-tune'.", param, f"invalid_{param}"
+                )
+
+    def _locked(self, connection: Connection, file_id: str, project_id: str) -> str | None:
+        """Lock a visible file until the transaction ends; its purpose, or None where there is none."""
+        query = self._visible(project_id).with_only_columns(files.c.purpose).where(files.c.id == file_id)
+        purpose: str | None = connection.execute(query.with_for_update()).scalar()
+        return purpose
 
     def sweep(self) -> int:
         """Remove deleted, expired and interrupted files; returns their number."""
@@ -199,16 +225,38 @@ class FileStore:
             (files.c.expires_at < now) & ~_users().exists(),
             (files.c.status == "uploaded") & (files.c.created_at < now - STALE_SECONDS),
         )
+        removed = 0
         with self.database.read() as connection:
             expired = select(files.c.id).where(gone)
             rows = connection.execute(
-                select(files.c.id, files.c.project_id).where(or_(gone, files.c.parent_id.in_(expired)))
+                select(files.c.id, files.c.project_id, files.c.parent_id).where(
+                    or_(gone, files.c.parent_id.in_(expired))
+                )
             ).all()
         for row in rows:
+            with self.database.write() as connection:
+                # Asked again with the row locked: a job may have come to need it.
+                connection.execute(select(files.c.id).where(files.c.id == row.id).with_for_update())
+                parents = [row.parent_id] if row.parent_id else []
+                still = select(files.c.id).where(gone, files.c.id.in_([row.id, *parents]))
+                orphaned = parents and connection.execute(_with_id(row.parent_id)).first() is None
+                if not orphaned and connection.execute(still).first() is None:
+                    continue
+                connection.execute(update(files).where(files.c.id == row.id).values(deleted_at=now))
             self.content.delete(_key(row.project_id, row.id))
             with self.database.write() as connection:
                 connection.execute(delete(files).where(files.c.id == row.id))
-        return len(rows)
+            removed += 1
+        return removed
+
+    def check_room(self, project_id: str, size: int) -> None:
+        """Raise what `create` would for a file of this size, before its bytes are read."""
+        if size > self.max_file_bytes:
+            raise TooLargeError(f"The content is larger than the allowed {self.max_file_bytes} bytes.")
+        with self.database.read() as connection:
+            left = self.remaining(connection, project_id)
+        if size > left:
+            raise QuotaError(f"The project's quota has {left} bytes left, not {size}; delete files.", "bytes")
 
     def remaining(self, connection: Connection, project_id: str) -> int:
         """Bytes left of the project's quota; open uploads count fully. Raises QuotaError where none are left."""
@@ -252,6 +300,17 @@ def safe_name(filename: str) -> str:
     """The last part of a path, without control characters; only for display."""
     name = re.sub(r"[\x00-\x1f\x7f]", "", re.split(r"[/\\]", filename)[-1]).strip()
     return name[:512] or "upload"
+
+
+def check_lifetime(seconds: int | None) -> None:
+    """Raise InvalidError for a lifetime outside of OpenAI's bounds."""
+    low, high = EXPIRES_SECONDS
+    if seconds is not None and not low <= seconds <= high:
+        raise InvalidError(f"expires_after.seconds must be from {low} to {high}.", "expires_after")
+
+
+def _with_id(file_id: str) -> Select[Any]:
+    return select(files.c.id).where(files.c.id == file_id)
 
 
 def _users() -> Select[Any]:

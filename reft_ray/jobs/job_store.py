@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import Connection, Text, cast, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Text, cast, exists, false, func, insert, select, update
 
 from reft_ray.core.errors import StoppedError
 from reft_ray.jobs import ids, webhooks
 from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.database import Database
-from reft_ray.jobs.errors import ConflictError, LeaseLostError, NotFoundError, QuotaError
+from reft_ray.jobs.errors import ConflictError, InvalidError, LeaseLostError, NotFoundError, QuotaError
 from reft_ray.jobs.job import TERMINAL, TRANSITIONS, Checkpoint, Event, Job, JobError, JobSpec, Status, StoredEvent
 from reft_ray.jobs.job_rows import COLUMNS, append_event, checkpoint_of, event_of, fetch, job_of, locked, upsert
 from reft_ray.jobs.paging import Page, page
 from reft_ray.jobs.tables import job_checkpoints, job_events, job_steps, jobs
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
+
+MAX_METADATA = 16
 
 
 class JobStore:
@@ -39,10 +41,14 @@ class JobStore:
         actor: Mapping[str, Any] | None = None,
         max_unfinished: int | None = None,
         request_key: str | None = None,
+        seeded: bool = False,
+        admit: Callable[[Connection], None] = lambda connection: None,
     ) -> Job:
         """Create a job in `validating_files`, with its first event.
 
         The same `request_key` of a project returns the same job, so a request whose response was lost can be repeated.
+        `seeded`: the request named the seed, so a repeated one must name the same. `admit` runs in the transaction that
+        creates the job and raises where it must not be created.
         Raises QuotaError when the project has `max_unfinished` unfinished jobs.
         """
         job_id = ids.derived_id(ids.JOB, project_id, request_key) if request_key else ids.new_id(ids.JOB)
@@ -51,7 +57,8 @@ class JobStore:
                 self.database.serialize(connection, job_id)
                 row = connection.execute(select(*COLUMNS).where(jobs.c.id == job_id)).first()
                 if row is not None:
-                    return _repeated(job_of(row), spec)
+                    return _repeated(job_of(row), spec, metadata, seeded)
+            admit(connection)
             if max_unfinished is not None:
                 self._check_quota(connection, project_id, max_unfinished)
             connection.execute(
@@ -109,6 +116,18 @@ class JobStore:
             query = query.where(func.length(cast(jobs.c.metadata, Text)) <= len("{}"))
         with self.database.read() as connection:
             return page(connection, jobs, query, job_of, after=after, limit=limit)
+
+    def _having(self, metadata: Mapping[str, str]) -> list[ColumnElement[bool]]:
+        """Conditions on the pairs. No key is part of a JSON path, in which SQLite gives characters a meaning."""
+        if any("\0" in text for pair in metadata.items() for text in pair):
+            return [false()]  # neither database stores it
+        if not self.database.is_sqlite:
+            return [jobs.c.metadata[key].as_string() == value for key, value in metadata.items()]
+        each = func.json_each(jobs.c.metadata).table_valued("key", "value")
+        return [
+            exists(select(1).select_from(each).where(each.c.key == key, each.c.value == value))
+            for key, value in metadata.items()
+        ]
 
     def with_status(self, statuses: Collection[Status]) -> Sequence[Job]:
         """Jobs of all projects with these statuses, oldest first."""
@@ -326,9 +345,10 @@ def held(connection: Connection, job_id: str, lease: str) -> Job:
     return job
 
 
-def _repeated(job: Job, spec: JobSpec) -> Job:
+def _repeated(job: Job, spec: JobSpec, metadata: Mapping[str, str], seeded: bool) -> Job:
     # Each request without a seed draws a different one.
-    if replace(spec, seed=job.spec.seed) != job.spec:
+    same = spec if seeded else replace(spec, seed=job.spec.seed)
+    if same != job.spec or dict(metadata) != dict(job.metadata):
         raise ConflictError(
             f"The idempotency key was used for a different request (job {job.id}).", "idempotency_conflict"
         )

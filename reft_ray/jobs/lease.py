@@ -27,6 +27,7 @@ class Slots(Settings):
 
     training: int = Field(1, ge=1)
     validating: int = Field(2, ge=1)
+    validating_per_project: int = Field(1, ge=1)
     training_per_project: int = Field(1, ge=1)
 
 
@@ -37,6 +38,7 @@ class Leases:
         self.store = store
         self.lease_seconds = lease_seconds
         self.start_seconds = start_seconds
+        self._ahead: dict[tuple[str, float], float] = {}
 
     @property
     def database(self) -> Database:
@@ -81,7 +83,11 @@ class Leases:
         """Whether a driver holds the job, or was launched recently enough to still be starting."""
         now = self.database.now()
         if job.lease_owner is not None:
-            return job.lease_until is not None and job.lease_until > now
+            if job.lease_until is None or job.lease_until <= now + self.lease_seconds:
+                return job.lease_until is not None and job.lease_until > now
+            # Its driver's clock is ahead, or ours was set back: it is alive if it renews the lease within our time.
+            self._ahead = {key: since for key, since in self._ahead.items() if now < since + 10 * self.lease_seconds}
+            return now < self._ahead.setdefault((job.id, job.lease_until), now) + self.lease_seconds
         return job.launched_at is not None and job.launched_at + self.start_seconds > now
 
     def claim(self, job: Job) -> int | None:

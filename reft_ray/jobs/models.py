@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
 from reft_ray.jobs import ids
+from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError
 from reft_ray.jobs.job import Job
@@ -47,6 +49,7 @@ class ModelStore:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self.audit = AuditLog(database)
 
     def register_in(self, connection: Connection, job: Job, uri: str) -> None:
         """Register a job's student, in the transaction in which the job succeeds."""
@@ -105,13 +108,15 @@ class ModelStore:
             raise NotFoundError("model", name)
         return Student(*row), uri
 
-    def delete(self, model_id: str, project_id: str) -> Student:
-        """Delete a student of this project; the sweep removes its files."""
+    def delete(self, model_id: str, project_id: str, actor: Mapping[str, Any] | None = None) -> Student:
+        """Delete a student of this project; the sweep removes its files. With an `actor`, it is in the audit log."""
         student = self.get(model_id, project_id)
-        if student.project_id != project_id:
-            raise NotFoundError("model", model_id)
+        mine = (models.c.id == model_id) & (models.c.project_id == project_id) & models.c.deleted_at.is_(None)
         with self.database.write() as connection:
-            connection.execute(update(models).where(models.c.id == model_id).values(deleted_at=self.database.now()))
+            if not connection.execute(update(models).where(mine).values(deleted_at=self.database.now())).rowcount:
+                raise NotFoundError("model", model_id)
+            if actor is not None:
+                self.audit.append_in(connection, "model.deleted", actor, project_id, {"id": model_id})
         return student
 
     def deleted(self) -> Sequence[Student]:
@@ -127,11 +132,13 @@ class ModelStore:
             connection.execute(delete(checkpoint_permissions).where(checkpoint_permissions.c.checkpoint == model_id))
             connection.execute(delete(models).where(models.c.id == model_id, models.c.deleted_at.is_not(None)))
 
-    def share(self, name: str, project_id: str, with_projects: Sequence[str]) -> Sequence[Permission]:
+    def share(
+        self, name: str, project_id: str, with_projects: Sequence[str], actor: Mapping[str, Any] | None = None
+    ) -> Sequence[Permission]:
         """Permit other projects of the organisation to use a checkpoint or a model."""
-        self._own(name, project_id)
         now = self.database.now()
         with self.database.write() as connection:
+            self._own(connection, name, project_id)
             organization = select(projects.c.organization_id).where(projects.c.id == project_id)
             siblings = set(
                 connection.execute(
@@ -151,17 +158,20 @@ class ModelStore:
                     )
                 )
                 made.append(permission)
+                if actor is not None:
+                    entry = {"id": permission.id}
+                    self.audit.append_in(connection, "checkpoint.permission.created", actor, project_id, entry)
         return made
 
     def permissions(
         self, name: str, project_id: str, *, after: str | None = None, limit: int = 10, only: str | None = None
     ) -> Page[Permission]:
         """The permissions of a checkpoint."""
-        self._own(name, project_id)
         query = select(*_PERMISSION).where(checkpoint_permissions.c.checkpoint == name)
         if only is not None:
             query = query.where(checkpoint_permissions.c.project_id == only)
         with self.database.read() as connection:
+            self._own(connection, name, project_id)
             return page(
                 connection,
                 checkpoint_permissions,
@@ -171,22 +181,24 @@ class ModelStore:
                 limit=limit,
             )
 
-    def unshare(self, name: str, project_id: str, permission_id: str) -> None:
+    def unshare(self, name: str, project_id: str, permission_id: str, actor: Mapping[str, Any] | None = None) -> None:
         """Revoke a permission."""
-        self._own(name, project_id)
         mine = (checkpoint_permissions.c.id == permission_id) & (checkpoint_permissions.c.checkpoint == name)
         with self.database.write() as connection:
+            self._own(connection, name, project_id)
             if connection.execute(delete(checkpoint_permissions).where(mine)).rowcount == 0:
                 raise NotFoundError("checkpoint permission", permission_id)
+            if actor is not None:
+                entry = {"id": permission_id}
+                self.audit.append_in(connection, "checkpoint.permission.deleted", actor, project_id, entry)
 
-    def _own(self, name: str, project_id: str) -> None:
+    def _own(self, connection: Connection, name: str, project_id: str) -> None:
         model_id = name.partition(":ckpt-step-")[0]
-        with self.database.read() as connection:
-            owner = connection.execute(
-                select(models.c.project_id)
-                .join_from(models, jobs, models.c.job_id == jobs.c.id)
-                .where(models.c.id == model_id, models.c.deleted_at.is_(None))
-            ).scalar()
+        owner = connection.execute(
+            select(models.c.project_id)
+            .join_from(models, jobs, models.c.job_id == jobs.c.id)
+            .where(models.c.id == model_id, models.c.deleted_at.is_(None))
+        ).scalar()
         if owner != project_id:
             raise NotFoundError("model", name)
 

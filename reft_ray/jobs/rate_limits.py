@@ -12,6 +12,11 @@ from reft_ray.jobs.database import Database
 from reft_ray.jobs.tables import rate_buckets
 
 MINUTE = 60.0
+AHEAD_SECONDS = 5.0
+
+
+LOCK_SECONDS = 5.0
+"""How long a request waits for a locked database before its limit is taken as unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,11 @@ class RateLimits:
             return Allowance(per_minute, 0, MINUTE, math.inf)
         now, rate = self.database.now(), per_minute / MINUTE
         mine = (rate_buckets.c.owner == owner) & (rate_buckets.c.name == name)
+        # Gateways' clocks differ by seconds, and then the later one counts. A bucket further ahead was filled by a
+        # clock that was set back since.
+        ahead = rate_buckets.c.updated_at > now + AHEAD_SECONDS
         elapsed = case((rate_buckets.c.updated_at < now, now - rate_buckets.c.updated_at), else_=0)
-        latest = case((rate_buckets.c.updated_at < now, now), else_=rate_buckets.c.updated_at)
+        latest = case((ahead | (rate_buckets.c.updated_at < now), now), else_=rate_buckets.c.updated_at)
         filled = rate_buckets.c.level + elapsed * rate
         level = case((filled > per_minute, per_minute), else_=filled)
         taking = (
@@ -51,7 +59,7 @@ class RateLimits:
             .values(level=level - cost, updated_at=latest)
             .returning(rate_buckets.c.level)
         )
-        with self.database.write() as connection:
+        with self.database.write(LOCK_SECONDS) as connection:
             left = connection.execute(taking).scalar()
             taken = left is not None
             if not taken:

@@ -67,8 +67,12 @@ class Reconciler:
             if job.status is Status.RUNNING:
                 self._start(job)
         waiting = [job for job in missing if job.status is Status.VALIDATING]
-        while waiting and validating.total() < self.slots.validating:
-            job = min(waiting, key=lambda job: validating[job.project_id])
+        while validating.total() < self.slots.validating:
+            most = self.slots.validating_per_project
+            eligible = [job for job in waiting if validating[job.project_id] < most]
+            if not eligible:
+                break
+            job = min(eligible, key=lambda job: validating[job.project_id])
             waiting.remove(job)
             if self._start(job):
                 validating[job.project_id] += 1

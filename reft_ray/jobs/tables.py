@@ -237,6 +237,10 @@ webhook_endpoints = Table(
     Column("secret", String(128), nullable=False),
     Column("events", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("failures", Integer, nullable=False, server_default="0"),
+    Column("failing_since", Float),
+    Column("retry_at", Float),
+    Column("disabled_at", Float),
     Index(None, "project_id"),
 )
 

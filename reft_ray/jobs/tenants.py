@@ -58,6 +58,7 @@ class Limits:
 
     requests_per_minute: int = 600
     tokens_per_minute: int = 1_000_000
+    moderation_tokens_per_minute: int = 10_000_000
     unfinished_jobs: int = 50
 
     @classmethod

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 
 from reft_ray.jobs import ids
 from reft_ray.jobs.content import Written
 from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError, QuotaError, TooLargeError
-from reft_ray.jobs.files import OPEN_UPLOAD, FileRecord, FileStore, safe_name
+from reft_ray.jobs.files import OPEN_UPLOAD, FileRecord, FileStore, check_lifetime, safe_name
 from reft_ray.jobs.tables import upload_parts, uploads
 
 LIFETIME_SECONDS = 3600.0
 PART_BYTES = 64 << 20
+MAX_PARTS = 10_000
 JOIN_SECONDS = 900.0
 """After this time, a join that has not finished is presumed lost and may be started again."""
 
@@ -53,6 +54,7 @@ class UploadStore:
         self, project_id: str, filename: str, purpose: str, size: int, mime_type: str, expires_after: int | None = None
     ) -> Upload:
         """Create an upload of exactly `size` bytes, which count as used until it is closed."""
+        check_lifetime(expires_after)
         if size > self.max_bytes:
             raise TooLargeError(f"An upload may have up to {self.max_bytes} bytes, not {size}.")
         now, upload_id = self.database.now(), ids.new_id(ids.UPLOAD)
@@ -91,6 +93,17 @@ class UploadStore:
             return self.get(upload_id, project_id)
         return upload
 
+    def check_room(self, upload_id: str, project_id: str, size: int) -> None:
+        """Raise what `add_part` would for a part of this size, before its bytes are read."""
+        upload = self._pending(upload_id, project_id)
+        with self.database.read() as connection:
+            parts = select(func.count()).where(upload_parts.c.upload_id == upload.id)
+            count = connection.execute(parts).scalar_one()
+        if count >= MAX_PARTS:
+            raise TooLargeError(f"An upload may have up to {MAX_PARTS} parts.")
+        if size > upload.bytes:
+            raise TooLargeError(f"The part has {size} bytes, the whole upload {upload.bytes}.")
+
     def add_part(self, upload_id: str, project_id: str, chunks: Iterable[bytes]) -> tuple[str, float]:
         """Store a part; returns its id and creation time. Sending the same bytes again returns the same part."""
         upload = self._pending(upload_id, project_id)
@@ -106,7 +119,12 @@ class UploadStore:
         return kept
 
     def complete(
-        self, upload_id: str, project_id: str, part_ids: Sequence[str], md5: str | None = None
+        self,
+        upload_id: str,
+        project_id: str,
+        part_ids: Sequence[str],
+        md5: str | None = None,
+        actor: Mapping[str, Any] | None = None,
     ) -> tuple[Upload, FileRecord]:
         """Join the parts, in the given order, into a file; repeating it returns the same file."""
         upload = self.get(upload_id, project_id)
@@ -123,6 +141,7 @@ class UploadStore:
                 expires_after=upload.file_expires_after,
                 file_id=ids.derived_id(ids.FILE, upload_id),
                 reserved=upload.bytes,
+                actor=actor,
             )
         except BaseException:
             self._move(claim, status="pending", expires_at=upload.expires_at)
@@ -212,6 +231,8 @@ class UploadStore:
         if not self._move(seen, status=status, file_id=file_id):
             return False
         self.files.content.delete_tree(f"{seen.project_id}/uploads/{seen.id}")
+        with self.database.write() as connection:
+            connection.execute(delete(upload_parts).where(upload_parts.c.upload_id == seen.id))
         return True
 
     def _move(self, seen: Upload, **values: Any) -> bool:

@@ -15,8 +15,8 @@ from reft_ray.jobs.estimate import Size, count_bytes
 from reft_ray.rows.checks import Fault
 from reft_ray.rows.reader import ChatRow, RowReader
 
-EXACT_ROWS = 2_000
-"""Tokenise at most this many rows; the rest is extrapolated by bytes."""
+EXACT_ROWS, EXACT_BYTES = 2_000, 8 << 20
+"""Tokenise at most this many rows and bytes, plus one row; the rest is extrapolated by bytes."""
 
 
 class TokenizerCounter:
@@ -31,17 +31,17 @@ class TokenizerCounter:
         """Invalid rows count as 0 tokens; other file formats are estimated from their bytes."""
         chat, reader = self._chat(self._bases[model]), RowReader()
         rows = size = tokens = counted = 0
+        exact = True
         for line in split_lines(chunks):
             if not line or line.isspace():
                 continue
             rows += 1
             size += len(line)
-            if rows <= self._exact_rows:
+            if exact := exact and rows <= self._exact_rows and counted < EXACT_BYTES:
                 counted += len(line)
                 tokens += _tokens(chat, reader.read_line(line))
         if tokens == 0:
             return Size(rows, count_bytes(model, [b"x" * size]).tokens, exact=False)
-        exact = rows <= self._exact_rows
         return Size(rows, tokens if exact else math.ceil(tokens * size / counted), exact)
 
 
@@ -49,6 +49,6 @@ def _tokens(chat: ChatFormat, row: ChatRow | list[Fault]) -> int:
     if isinstance(row, list):
         return 0
     try:
-        return len(chat.encode(Example(row.conversation)))
+        return sum(map(len, chat.sequences(Example(row.conversation))))
     except ReftError:
         return 0

@@ -1,13 +1,18 @@
 """Webhooks: recorded with the change, retried with growing waits, verified by the openai client."""
 
 import json
+import socket
+import threading
 
 import openai
 import pytest
 
+from reft_ray.jobs.addresses import is_public
+from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.errors import InvalidError, NotFoundError
 from reft_ray.jobs.job import Event, Status
-from reft_ray.jobs.webhooks import RETRY_SECONDS, Webhooks
+from reft_ray.jobs.job_store import JobStore
+from reft_ray.jobs.webhooks import DISABLE_SECONDS, MAX_ENDPOINTS, RETRY_SECONDS, Webhooks
 
 
 class Post:
@@ -17,7 +22,7 @@ class Post:
         self.answers = list(answers)
         self.sent = []
 
-    def __call__(self, url, body, headers):
+    def __call__(self, url, body, headers, address=None):
         self.sent.append((url, body, dict(headers)))
         answer = self.answers.pop(0) if self.answers else 200
         if isinstance(answer, Exception):
@@ -28,6 +33,15 @@ class Post:
 @pytest.fixture
 def webhooks(database):
     return Webhooks(database, allow_private=True)
+
+
+@pytest.fixture
+def finished_on(spec):
+    def finish(database):
+        jobs = JobStore(database)
+        jobs.move(jobs.create("org-a", "proj_a", spec, {}).id, Status.FAILED, Event("over"))
+
+    return finish
 
 
 @pytest.fixture
@@ -134,3 +148,122 @@ def test_a_malformed_address_is_named_also_where_private_ones_are_allowed(sqlite
 def test_no_webhook_reaches_into_the_operators_network(sqlite_database, url):
     with pytest.raises(InvalidError):
         Webhooks(sqlite_database).add("proj_a", url)
+
+
+def test_a_project_has_ten_endpoints_at_most(webhooks):
+    for number in range(MAX_ENDPOINTS):
+        webhooks.add("proj_a", f"http://127.0.0.1:1/{number}")
+    with pytest.raises(InvalidError, match="up to 10 endpoints"):
+        webhooks.add("proj_a", "http://127.0.0.1:1/more")
+    webhooks.add("proj_b", "http://127.0.0.1:1/hook")
+
+
+def test_no_name_is_resolved_at_registration(sqlite_database, monkeypatch):
+    numeric = socket.getaddrinfo
+
+    def resolve(host, *args, **options):
+        assert options.get("flags") == socket.AI_NUMERICHOST, f"{host} was looked up"
+        return numeric(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    Webhooks(sqlite_database).add("proj_a", "https://hooks.example.com/x")
+
+
+def test_endpoints_that_hang_delay_their_own_project_alone(webhooks, finished):
+    """Ten endpoints of one project are silent until another project's delivery has arrived."""
+    arrived, hanging = threading.Event(), []
+
+    def post(url, body, headers, address=None):
+        if url.endswith("/other"):
+            arrived.set()
+            return 200
+        hanging.append(url)
+        assert arrived.wait(30)
+        raise TimeoutError
+
+    for number in range(10):
+        webhooks.add("proj_a", f"http://127.0.0.1:1/{number}")
+    webhooks.add("proj_b", "http://127.0.0.1:1/other")
+    finished("proj_a")
+    finished("proj_b")
+    assert webhooks.deliver(post) == 1
+    assert hanging
+
+
+def test_a_failing_endpoint_is_put_off_with_all_its_deliveries_and_disabled_after_days(webhooks, finished, clock):
+    endpoint = webhooks.add("proj_a", "http://127.0.0.1:1/hook")
+    for _ in range(5):
+        finished()
+    post = Post(*[OSError()] * 1000)
+    webhooks.deliver(post)
+    assert len(post.sent) == 1
+    for _ in range(11):
+        finished()
+        clock.advance(DISABLE_SECONDS / 10)
+        webhooks.deliver(post)
+    assert webhooks.list("proj_a")[0].disabled_at is not None
+    assert len(post.sent) == 11  # one attempt at a time, however many are due
+    sent = len(post.sent)
+    clock.advance(10**6)
+    finished()
+    webhooks.deliver(post)
+    assert len(post.sent) == sent
+    entries = AuditLog(webhooks.database).entries()
+    assert [(entry.type, entry.data["id"]) for entry in entries] == [("webhook_endpoint.disabled", endpoint.id)]
+
+
+def test_an_endpoint_that_answers_again_is_not_put_off(webhooks, finished, clock):
+    webhooks.add("proj_a", "http://127.0.0.1:1/hook")
+    finished()
+    finished()
+    post = Post(500)
+    webhooks.deliver(post)
+    clock.advance(6)
+    assert webhooks.deliver(post) == 2
+
+
+INSIDE = [
+    "127.0.0.1", "10.0.0.8", "169.254.169.254", "::1", "fe80::1%eth0", "fc00::1", "64:ff9b::a00:8", "64:ff9b:1::1",
+    "2002:a00:8::", "2001:0:a00:8::", "fec0::1", "224.0.0.1", "ff02::1", "::127.0.0.1", "::ffff:0:127.0.0.1",
+    "::ffff:127.0.0.1", "0.0.0.0", "100.64.0.1", "240.0.0.1", "192.0.2.1", "2001:db8::1", "not an address",
+]  # fmt: skip
+
+
+@pytest.fixture
+def resolving(monkeypatch):
+    """Make every name resolve to the given addresses."""
+
+    def resolve_to(*addresses):
+        def resolve(host, *args, **options):
+            if options.get("flags") == socket.AI_NUMERICHOST:
+                raise socket.gaierror
+            return [(0, 0, 0, "", (address, 443)) for address in addresses]
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+    return resolve_to
+
+
+@pytest.mark.parametrize("address", INSIDE)
+def test_only_addresses_of_the_public_internet_are_public(address):
+    assert not is_public(address)
+
+
+def test_a_name_that_leads_inside_is_not_connected_to(sqlite_database, finished_on, resolving):
+    webhooks, post = Webhooks(sqlite_database), Post()
+    webhooks.add("proj_a", "https://hooks.example.com/x")
+    finished_on(sqlite_database)
+    resolving("8.8.8.8", "10.0.0.8")
+    assert webhooks.deliver(post) == 0
+    assert post.sent == []
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111"])
+def test_the_address_that_was_checked_is_the_one_that_is_connected_to(sqlite_database, finished_on, resolving, address):
+    assert is_public(address)
+    webhooks, found = Webhooks(sqlite_database), []
+    webhooks.add("proj_a", "https://hooks.example.com/x")
+    finished_on(sqlite_database)
+    resolving(address)
+    assert webhooks.deliver(lambda url, body, headers, address: found.append(address) or 200) == 1
+    assert found == [address]
