@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reft_ray.cli.common import parse_settings, user_errors
+from reft_ray.cli.resources import GpusOption, PrecisionOption
 
 if TYPE_CHECKING:
     from reft_ray.experiments.bench.config import BenchConfig
@@ -36,6 +37,8 @@ def run(
     teacher: TeacherOption = None,
     out: OutOption = Path("out/bench"),
     workers: Annotated[int, typer.Option(help="Cells in parallel, as Ray tasks; 0 runs them in this process.")] = 0,
+    gpus_per_worker: GpusOption = None,
+    precision: PrecisionOption = "auto",
     minutes: Annotated[float | None, typer.Option(help="Start no new cell or section after this time.")] = None,
     set_: SetOption = None,
     section: SectionOption = None,
@@ -46,7 +49,12 @@ def run(
         from reft_ray.experiments.bench.workspace import Workspace
 
         seconds = math.inf if minutes is None else 60 * minutes
-        workspace = Workspace(_config(preset, rows, base, teacher, set_), out, _log, workers, seconds)
+        chosen = ["device=cuda"] if gpus_per_worker else []
+        if precision != "auto":
+            chosen += [f"{stage}.precision={precision}" for stage in ("student", "teacher_settings")]
+        workspace = Workspace(
+            _config(preset, rows, base, teacher, [*chosen, *(set_ or [])]), out, _log, workers, seconds
+        )
         if workers:
             from reft_ray.local_ray import ensure_training_ray
 

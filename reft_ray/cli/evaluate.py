@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from reft_ray.cli.common import JsonOption, print_json, user_errors
+from reft_ray.cli.resources import PrecisionOption
 
 _NAMES = {
     "harmful_score": "harmful score",
@@ -32,6 +33,10 @@ def evaluate(
     max_prompts: Annotated[int | None, typer.Option(min=1, help="Most prompts of each file; default: all.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     device: Annotated[str, typer.Option(help="cpu or cuda; auto: cuda where there is one.")] = "auto",
+    precision: PrecisionOption = "auto",
+    engine: Annotated[
+        str, typer.Option(help="What answers: transformers or vllm; auto: vLLM on a GPU where it is installed.")
+    ] = "auto",
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in a batch, answers included.")] = 8192,
     judge: Annotated[
         list[str] | None,
@@ -57,6 +62,7 @@ def evaluate(
         from reft_ray.core.conversation import Example, Label
         from reft_ray.core.errors import UsageError
         from reft_ray.evaluation.judge_settings import JudgeKind, JudgeSettings, judges_from
+        from reft_ray.evaluation.judges import Respond
         from reft_ray.evaluation.suite import Suite, TaskTest
         from reft_ray.evaluation.suite import evaluate as run
         from reft_ray.evaluation.task_accuracy import Match
@@ -64,6 +70,7 @@ def evaluate(
         from reft_ray.hf.chat import ChatFormat
         from reft_ray.hf.compute import default_device
         from reft_ray.hf.generate import Responder, load_student
+        from reft_ray.hf.vllm_responder import VllmResponder, uses_vllm
 
         if match not in set(Match):
             raise UsageError(f"--match {match}: one of {', '.join(Match)}")
@@ -96,9 +103,13 @@ def evaluate(
             tasks=tests,
             judges=judges_from([settings(kind) for kind in kinds], chosen, batch_tokens),
         )
-        loaded = load_student(base, adapter, chosen)
-        responder = Responder(loaded.model, ChatFormat(loaded.tokenizer), max_new_tokens, batch_tokens)
-        found = run(responder, suite).as_dict()
+        respond: Respond
+        if uses_vllm(engine, chosen):
+            respond = VllmResponder(base, adapter, max_new_tokens)
+        else:
+            loaded = load_student(base, adapter, chosen, precision)
+            respond = Responder(loaded.model, ChatFormat(loaded.tokenizer), max_new_tokens, batch_tokens)
+        found = run(respond, suite).as_dict()
         if as_json:
             print_json({**found, "judges": kinds})
             return

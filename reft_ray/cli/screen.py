@@ -31,6 +31,7 @@ from reft_ray.cli.reading import (
     named,
     speakers_of,
 )
+from reft_ray.cli.resources import PrecisionOption, accelerators, default_gpus
 from reft_ray.core.errors import BlockedByPolicyError, UsageError
 
 if TYPE_CHECKING:
@@ -103,10 +104,27 @@ def screen(
         typer.Option(help="The guard's probability of harm above which a row is withheld.", rich_help_panel=GUARD),
     ] = 0.5,
     actors: Annotated[
-        int, typer.Option(help="Parallel scorers; with --url, parallel requests.", rich_help_panel=RUNNING)
-    ] = 1,
-    gpus: Annotated[float, typer.Option(help="GPUs per scorer, fractions allowed.", rich_help_panel=RUNNING)] = 0.0,
-    cpus: Annotated[float, typer.Option(help="CPUs per scorer.", rich_help_panel=RUNNING)] = 1.0,
+        int | None,
+        typer.Option(
+            "--actors",
+            "--workers",
+            help="Parallel scorers, by default one per GPU of this machine; with --url, parallel requests.",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option(
+            "--gpus",
+            "--gpus-per-worker",
+            help="GPUs per scorer, fractions allowed; default: one if there is one.",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None,
+    cpus: Annotated[
+        float, typer.Option("--cpus", "--cpus-per-worker", help="CPUs per scorer.", rich_help_panel=RUNNING)
+    ] = 1.0,
+    precision: PrecisionOption = "auto",
     small_rows: Annotated[
         int, typer.Option(help="The most rows that are screened without a cluster.", rich_help_panel=RUNNING)
     ] = 10_000,
@@ -130,7 +148,11 @@ def screen(
 
         if (review_threshold is None) != (block_threshold is None):
             raise UsageError("--review-threshold and --block-threshold must be set together")
-        factory = _factory(teacher, base, url, key)
+        factory = _factory(teacher, base, url, key, precision)
+        if gpus is None:
+            gpus = 0.0 if url else default_gpus()
+        if actors is None:
+            actors = max(1, accelerators()) if gpus else 1
         config = ScreenConfig(
             format=named(Format, row_format, "--format"),
             container=named(Container, container, "--container"),
@@ -170,11 +192,11 @@ def screen(
             raise refused
 
 
-def load_scorer(teacher: str, base: str | None) -> Scorer:
+def load_scorer(teacher: str, base: str | None, precision: str = "auto") -> Scorer:
     """The scorer of a teacher on disk; called in every scoring process."""
     from reft_ray.hf.ref_teacher import RefTeacher
 
-    return RefTeacher.load(teacher).scorer(base)
+    return RefTeacher.load(teacher).scorer(base, precision=precision)
 
 
 def load_check(base: str) -> RowCheck:
@@ -191,7 +213,9 @@ def remote_teacher(url: str, key: str) -> Teacher:
     return RemoteTeacher(url, key)
 
 
-def _factory(teacher: Path | None, base: str | None, url: str | None, key: str) -> ScorerFactory:
+def _factory(
+    teacher: Path | None, base: str | None, url: str | None, key: str, precision: str = "auto"
+) -> ScorerFactory:
     if (teacher is None) == (url is None):
         raise UsageError("name one scorer: --teacher DIRECTORY, or --url of a running service")
     if url is not None:
@@ -200,7 +224,7 @@ def _factory(teacher: Path | None, base: str | None, url: str | None, key: str) 
         return functools.partial(remote_teacher, url, key)
     if teacher is None or not teacher.is_dir():
         raise UsageError(f"no Ref-Teacher at {teacher}")
-    return functools.partial(load_scorer, str(teacher), base)
+    return functools.partial(load_scorer, str(teacher), base, precision)
 
 
 def _guard(text: str, threshold: float) -> Callable[[], Guard]:

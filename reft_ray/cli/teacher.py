@@ -10,6 +10,17 @@ import typer
 
 from reft_ray.cli import teacher_measures
 from reft_ray.cli.common import JsonOption, parse_settings, print_json, recording, user_errors
+from reft_ray.cli.resources import (
+    CpusOption,
+    GpusOption,
+    PrecisionOption,
+    StorageOption,
+    StrategyOption,
+    WorkersOption,
+    resources_of,
+    start_ray,
+    with_precision,
+)
 from reft_ray.cli.teacher_rows import (
     BaseOption,
     HoldoutOption,
@@ -22,7 +33,7 @@ from reft_ray.cli.teacher_rows import (
 )
 
 if TYPE_CHECKING:
-    from reft_ray.finetuning.config import TeacherConfig
+    from reft_ray.finetuning.config import Resources, TeacherConfig
 
 app = typer.Typer(help="Prepare and inspect Ref-Teachers.", no_args_is_help=True)
 
@@ -38,7 +49,12 @@ def train(
     holdout_source: HoldoutOption = None,
     licence: LicenceOption = None,
     set_: SetOption = None,
-    workers: Annotated[int, typer.Option(help="Ray Train workers; 0 trains in this process.")] = 0,
+    workers: WorkersOption = None,
+    gpus_per_worker: GpusOption = None,
+    cpus_per_worker: CpusOption = None,
+    strategy: StrategyOption = "data_parallel",
+    precision: PrecisionOption = "auto",
+    storage: StorageOption = None,
     run_id: Annotated[str | None, typer.Option(help="Name of the run; the same name resumes.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -46,9 +62,10 @@ def train(
     with user_errors():
         from reft_ray.finetuning.config import TeacherConfig
 
-        config = TeacherConfig.of({"base": base, **parse_settings(set_)})
+        config = TeacherConfig.of({"base": base, **with_precision(precision), **parse_settings(set_)})
         files = RowFiles(prompts, validation, holdout_source, licence, refusals, helpful)
-        _show(_prepared(config, files, out, workers, run_id, as_json), as_json)
+        resources = resources_of(workers, gpus_per_worker, cpus_per_worker, strategy, storage)
+        _show(_prepared(config, files, out, resources, run_id, as_json), as_json)
 
 
 @app.command("build")
@@ -60,14 +77,23 @@ def build(
     holdout_source: HoldoutOption = None,
     licence: LicenceOption = None,
     set_: SetOption = None,
+    workers: WorkersOption = None,
+    gpus_per_worker: GpusOption = None,
+    cpus_per_worker: CpusOption = None,
+    strategy: StrategyOption = "data_parallel",
+    precision: PrecisionOption = "auto",
+    storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a Ref-Teacher from an aligned model without training, in minutes on a CPU."""
     with user_errors():
         from reft_ray.finetuning.config import TeacherConfig
 
-        config = TeacherConfig.of({"base": base, "weights": "none", "feature": "base", **parse_settings(set_)})
-        _show(_prepared(config, RowFiles(prompts, validation, holdout_source, licence), out, 0, None, as_json), as_json)
+        fixed = {"base": base, "weights": "none", "feature": "base"}
+        config = TeacherConfig.of({**fixed, **with_precision(precision), **parse_settings(set_)})
+        files = RowFiles(prompts, validation, holdout_source, licence)
+        resources = resources_of(workers, gpus_per_worker, cpus_per_worker, strategy, storage)
+        _show(_prepared(config, files, out, resources, None, as_json), as_json)
 
 
 app.command("evaluate")(teacher_measures.evaluate)
@@ -85,16 +111,14 @@ def show(
 
 
 def _prepared(
-    config: TeacherConfig, files: RowFiles, out: Path, workers: int, run_id: str | None, as_json: bool
+    config: TeacherConfig, files: RowFiles, out: Path, resources: Resources, run_id: str | None, as_json: bool
 ) -> Path:
     from reft_ray.cli.progress import bar
-    from reft_ray.finetuning.config import Resources
     from reft_ray.finetuning.trainer import prepare_teacher
-    from reft_ray.local_ray import ensure_training_ray
 
     data = files.read(config.seed)
-    if workers:
-        ensure_training_ray()
+    if resources.workers:
+        start_ray(resources)
     with recording() as recorder, bar("Ref-Teacher", quiet=as_json) as progress:
 
         def show_progress(metrics: Mapping[str, Any]) -> None:
@@ -104,7 +128,7 @@ def _prepared(
             else:
                 progress.update(metrics)
 
-        made = prepare_teacher(config, data, out, Resources(workers=workers), run_id, show_progress, recorder)
+        made = prepare_teacher(config, data, out, resources, run_id, show_progress, recorder)
     return made.folder
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reft_ray.cli.common import JsonOption, print_json, user_errors
+from reft_ray.cli.resources import PrecisionOption
 
 if TYPE_CHECKING:
     from reft_ray.core.conversation import Conversation
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 TeacherOption = Annotated[Path, typer.Option(help="Directory of the artefact.")]
 LabelledOption = Annotated[list[Path], typer.Option(help="Labelled prompts, JSONL.")]
 MovedBaseOption = Annotated[str | None, typer.Option(help="The base model, if it moved.")]
-PrecisionOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 _PART = 32
 """Prompts answered between two reports."""
 

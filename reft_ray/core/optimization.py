@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +13,27 @@ from torch.distributed.tensor import DTensor
 from reft_ray.core.errors import ReftError
 from reft_ray.core.forward import AllReduce, single_rank
 
+BETAS = (0.9, 0.999)
+
 
 def adamw(parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW with decay on matrices only: biases, norms and other vectors keep their scale.
 
     On a GPU one kernel updates all of them.
     """
+    groups = decay_groups(parameters, weight_decay)
+    fused = bool(groups) and all(p.is_cuda for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=fused)
+
+
+def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """The trained parameters as an optimiser's groups: matrices with decay, vectors without."""
     trainable = [p for p in parameters if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    fused = bool(trainable) and all(p.is_cuda for p in trainable)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.999), fused=fused)
+    return [group for group in groups if group["params"]]
 
 
 def learning_rate_at(progress: float, peak: float, warmup: float, floor: float = 0.0) -> float:

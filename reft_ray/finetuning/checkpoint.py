@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.config import Training
+from reft_ray.finetuning.sharding import SHARDS, load_shards
 from reft_ray.hf.adapter_files import read_tensors, write_tensors
 
 _STATE = "state.json"
@@ -38,8 +39,14 @@ def _like(value: Tensor, model: Tensor) -> Tensor:
     return distribute_tensor(value, model.device_mesh, model.placements) if isinstance(model, DTensor) else value
 
 
+def gather_weights(model: nn.Module, rank: int) -> dict[str, Tensor]:
+    """Whole copies of sharded weights on rank 0, one after the other; nothing on the others, which must call it too."""
+    copies = ((name, whole(parameter)) for name, parameter in trainable(model).items())
+    return {name: copy for name, copy in copies if rank == 0}
+
+
 def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """Copies of weights and optimiser state, whole tensors by parameter name; a collective under sharding."""
+    """Copies of weights and optimiser state by parameter name."""
     parameters = trainable(model)
     moments = {
         f"{name}.{key}": whole(value).clone()
@@ -134,7 +141,10 @@ def restore(
     for name, value in inputs.items():
         if document.get("inputs", {}).get(name, value) != value:
             raise ReftError(f"{folder} was written with a different {name}: choose a new run id or remove it")
-    restore_weights(model, groups["weights"])
-    restore_optimizer(model, optimizer, groups.get("optimizer", {}))
+    if (folder / SHARDS).is_dir():
+        load_shards(folder, trainable(model), optimizer)
+    else:
+        restore_weights(model, groups["weights"])
+        restore_optimizer(model, optimizer, groups.get("optimizer", {}))
     restore_rng(folder, rank)
     return groups, document["state"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from reft_ray.atomic import atomic_directory
 from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.model import STUDENT, TrainableModel
-from reft_ray.hf.adapter_files import OutputKind, check_replaceable
+from reft_ray.hf.adapter_files import OutputKind, check_replaceable, sign_product
 from reft_ray.hf.lora import is_adapted, save_adapter
 
 EXPORT = "export"
@@ -22,12 +22,15 @@ ADAPTER = "adapter"
 
 
 def export_student(trainable_model: TrainableModel, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write gathered trainable weights as a PEFT directory, or as a whole model with its tokenizer."""
+    """Write gathered trainable weights as a PEFT directory or a whole model, with tokenizer and chat template.
+
+    The template is the one that was trained, also where the base has none.
+    """
     if is_adapted(trainable_model.model):
         save_adapter(trainable_model.model, STUDENT, folder, trainable_model.base.name, dict(weights))
-        return
-    trainable_model.base.model.save_pretrained(folder, state_dict=dict(weights))
-    trainable_model.base.tokenizer.save_pretrained(folder)
+    else:
+        trainable_model.base.model.save_pretrained(folder, state_dict=dict(weights))
+    trainable_model.chat.save_tokenizer(folder)
 
 
 def collect_export(checkpoint: Path, out: Path, product: OutputKind) -> Path:
@@ -41,4 +44,5 @@ def collect_export(checkpoint: Path, out: Path, product: OutputKind) -> Path:
     check_replaceable(out, product)
     with atomic_directory(out, replace=True) as made:
         shutil.copytree(source, made, dirs_exist_ok=True)
+        sign_product(made)
     return out

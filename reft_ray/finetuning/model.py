@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,10 +10,11 @@ from torch import nn
 
 from reft_ray.core.errors import ReftError
 from reft_ray.core.forward import Forward
-from reft_ray.finetuning.config import Training
+from reft_ray.finetuning.config import FinetuneConfig, Training
 from reft_ray.finetuning.runtime import Runtime
+from reft_ray.finetuning.sharding import shard
 from reft_ray.hf.chat import ChatFormat
-from reft_ray.hf.forward import ModelForward, decoder_layers
+from reft_ray.hf.forward import ModelForward, bare_model, recompute_above
 from reft_ray.hf.loading import Base, load_base
 from reft_ray.hf.lora import (
     LoraSettings,
@@ -24,8 +25,9 @@ from reft_ray.hf.lora import (
     read_adapter,
     saved_scale,
 )
-from reft_ray.hf.machine import tokens_that_fit
+from reft_ray.hf.machine import tokens_kept, tokens_that_fit
 from reft_ray.hf.ref_teacher import RefTeacher
+from reft_ray.hf.training import Speed, make_ready
 
 STUDENT = "student"
 """The name of a student's adapter."""
@@ -40,6 +42,7 @@ class TrainableModel:
     chat: ChatFormat
     max_tokens: int
     micro_batch_tokens: int
+    packed: bool = False
 
     @property
     def forward(self) -> Forward:
@@ -47,43 +50,64 @@ class TrainableModel:
         return ModelForward(self.model)
 
 
-def load_trainable(config: Training, runtime: Runtime, adapter: str) -> TrainableModel:
-    """Load the base in the run's precision and attach the trainable part."""
-    base = load_base(config.base, _dtype(config, runtime.device), runtime.device)
+def load_trainable(config: Training, runtime: Runtime, adapter: str, sharded: bool = False) -> TrainableModel:
+    """Load the base in the run's precision and attach the trainable part.
+
+    For a `sharded` run rank 0 loads it into the memory of its host and the others its shapes alone; `shard` then moves
+    it to the devices.
+    """
+    if sharded and config.quantize != "none":
+        raise ReftError("strategy=fsdp shards whole weights: leave quantize=none")
+    device = runtime.device if not sharded else torch.device("meta" if runtime.rank else "cpu")
+    base = load_base(
+        config.base, _dtype(config, runtime.device), device, four_bit=config.quantize == "4bit" and not sharded
+    )
     model: nn.Module = base.model
-    if config.gradient_checkpointing:
-        base.model.activation_checkpointing_enable({"use_reentrant": False})
-        base.model.enable_input_require_grads()
     if config.weights == "lora":
-        settings = LoraSettings(config.lora.rank, config.lora.scale, config.lora.dropout)
+        lora = config.lora
+        settings = LoraSettings(**lora.model_dump())
         model = attach(base.model, adapter, settings, config.seed)
     elif config.weights == "full":
         model.requires_grad_(True)
     model.train()
+    chat = ChatFormat(base.tokenizer, isinstance(config, FinetuneConfig) and config.enable_thinking)
     limit = config.longest_row(base.context)
-    tokens = config.micro_batch_tokens or tokens_that_fit(base.model, runtime.device, runtime.world_size)
-    return TrainableModel(base, model, ChatFormat(base.tokenizer), limit, tokens)
+    trainable_model = TrainableModel(base, model, chat, limit, config.micro_batch_tokens or 0)
+    return trainable_model if sharded else _made_ready(trainable_model, config, runtime)
+
+
+def shard_trainable(trainable_model: TrainableModel, config: Training, runtime: Runtime) -> TrainableModel:
+    """Spread a model that `load_trainable` loaded for it over the devices of all ranks."""
+    shard(trainable_model.model, runtime.rank, runtime.device, _compute_dtype(config, runtime.device))
+    return _made_ready(trainable_model, config, runtime)
+
+
+def _made_ready(trainable_model: TrainableModel, config: Training, runtime: Runtime) -> TrainableModel:
+    """Precision, packing, and what fits into memory."""
+    model, device = trainable_model.model, runtime.device
+    where = (bare_model(model), device, runtime.world_size)
+    tokens = trainable_model.micro_batch_tokens or tokens_that_fit(*where)
+    if config.gradient_checkpointing is not False:
+        kept = tokens_kept(*where) if device.type == "cuda" else tokens
+        recompute_above(model, 0 if config.gradient_checkpointing else kept)
+    packed = device.type == "cuda" if config.packing is None else config.packing
+    dtype = _compute_dtype(config, device)
+    speed = Speed(packed, config.compile, config.kernels == "liger")
+    reads_packed = make_ready(model, dtype if dtype is not torch.float32 else None, speed)
+    return replace(trainable_model, micro_batch_tokens=tokens, packed=reads_packed)
+
+
+def _compute_dtype(config: Training, device: torch.device) -> torch.dtype:
+    """What products are computed in; trained weights stay float32 beside it."""
+    wanted = config.precision
+    if wanted == "auto":
+        wanted = "bfloat16" if device.type == "cuda" else "float32"
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 
 
 def _dtype(config: Training, device: torch.device) -> torch.dtype:
     """Frozen base weights may be bfloat16 (PEFT keeps adapters in float32); trained ones stay float32."""
-    wanted = config.precision
-    if wanted == "auto":
-        wanted = "bfloat16" if device.type == "cuda" else "float32"
-    return torch.bfloat16 if wanted == "bfloat16" and config.weights == "lora" else torch.float32
-
-
-def apply_fsdp(model: nn.Module) -> nn.Module:
-    """FSDP, a unit per decoder layer; gradients are summed, because the loss already holds the global counts."""
-    from torch.distributed.fsdp import FSDPModule, fully_shard
-
-    for layer in decoder_layers(model):
-        fully_shard(layer)
-    fully_shard(model)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-    return model
+    return torch.float32 if config.weights == "full" else _compute_dtype(config, device)
 
 
 def start_from(trainable_model: TrainableModel, adapter: Path) -> None:

@@ -11,30 +11,27 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from reft_ray.baselines.booster import Booster
-from reft_ray.baselines.ldifs import Ldifs
-from reft_ray.baselines.lisa import Lisa
-from reft_ray.baselines.step import GuidedStep, Step
-from reft_ray.baselines.vaccine import Vaccine
 from reft_ray.core.batch import Batch, TokenizedExample, answered, collate, dummy_batch, micro_batches
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
-from reft_ray.core.forward import AllReduce, single_rank
+from reft_ray.core.forward import single_rank
 from reft_ray.core.guided import Distillation
 from reft_ray.core.held_out import held_out
 from reft_ray.core.losses import cross_entropy_sum
-from reft_ray.core.optimization import adamw, learning_rate_at, optimizer_step, set_learning_rate
-from reft_ray.finetuning.checkpoint import TrainState, gather_state, restore, trainable, write_state
+from reft_ray.core.optimization import learning_rate_at, optimizer_step, set_learning_rate
+from reft_ray.finetuning.best import BestState, BestWeights
+from reft_ray.finetuning.checkpoint import TrainState, gather_state, gather_weights, restore, trainable, write_state
 from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.export import ADAPTER, EXPORT, export_student
 from reft_ray.finetuning.model import (
     STUDENT,
     TrainableModel,
-    apply_fsdp,
     load_trainable,
+    shard_trainable,
     start_from,
     start_from_teacher,
 )
+from reft_ray.finetuning.preference import AtStart, encode_pairs, weights_at_start
 from reft_ray.finetuning.rows import (
     CyclingSampler,
     RowSource,
@@ -47,12 +44,15 @@ from reft_ray.finetuning.rows import (
     shuffled,
 )
 from reft_ray.finetuning.runtime import Runtime
+from reft_ray.finetuning.sharding import save_shards
+from reft_ray.finetuning.steps import step_of
 from reft_ray.finetuning.targets import distillation_of
 from reft_ray.hf.compute import keep_faster_threads
-from reft_ray.hf.forward import ModelForward, attention_blocks, decoder_layers, recompute_above
+from reft_ray.hf.forward import ModelForward
 from reft_ray.hf.lora import is_adapted
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.soft_targets import rows_key
+from reft_ray.hf.training import optimizer_of
 
 _KEPT_REPORTS = 500
 """At most this many of the last reports are kept in a checkpoint. A listener may have died before it received them, so
@@ -80,9 +80,12 @@ def train_student(
     """
     runtime.phase("loading")
     torch.manual_seed(config.seed + runtime.rank)
-    trainable_model = load_trainable(config, runtime, STUDENT)
-    if sharded and config.step != "guided":
-        raise ReftError(f"step={config.step} keeps whole weights: use strategy=data_parallel")
+    if not validation and (config.select == "best" or config.patience):
+        raise ReftError("select=best and patience compare checkpoints on validation rows: there are none")
+    if sharded and (config.step != "guided" or config.loss == "dpo"):
+        kept = "loss=dpo" if config.loss == "dpo" else f"step={config.step}"
+        raise ReftError(f"{kept} keeps whole weights: use strategy=data_parallel")
+    trainable_model = load_trainable(config, runtime, STUDENT, sharded)
     if config.init == "aligned":
         start_from_teacher(trainable_model, teacher)
     if config.init_adapter:
@@ -96,36 +99,18 @@ def train_student(
             raise ReftError("distillation needs alignment rows with answers that fit the model's context")
         inputs["alignment set"] = rows_key(aligned)
         distillation = distillation_of(config, trainable_model, aligned, teacher, targets_folder)
+    at_start = None
+    if config.loss == "dpo":
+        start = teacher.folder / "adapter" if teacher and config.init == "aligned" else config.init_adapter
+        at_start = weights_at_start(trainable_model.model, Path(start) if start else None)
     if sharded:
-        apply_fsdp(trainable_model.model)
-    run = StudentRun(runtime, config, trainable_model, rows, aligned, distillation, sharded)
+        trainable_model = shard_trainable(trainable_model, config, runtime)
+    run = StudentRun(runtime, config, trainable_model, rows, aligned, distillation, sharded, at_start)
     run.inputs = inputs
     run.alignment_note = skipped.note
     run.validation = answered(encode_rows(trainable_model.chat, validation, trainable_model.max_tokens).encoded)
     run.train()
     return trainable_model
-
-
-def step_of(
-    config: FinetuneConfig, model: nn.Module, distillation: Distillation, all_reduce: AllReduce, steps: int
-) -> Step:
-    """The step that a configuration names, for a run of `steps` steps from the model's present weights."""
-    student = ModelForward(model)
-    settings = config.baselines
-    guided = GuidedStep(student, distillation, all_reduce)
-    match config.step:
-        case "guided":
-            return guided
-        case "lisa":
-            alternation = (settings.lisa_alignment_steps, settings.lisa_user_steps)
-            return Lisa(guided, trainable(model), *alternation, settings.lisa_rho, steps // 10, all_reduce)
-        case "vaccine":
-            return Vaccine(student, attention_blocks(model), settings.vaccine_rho, all_reduce)
-        case "booster":
-            parameters = list(trainable(model).values())
-            return Booster(student, parameters, settings.booster_weight, settings.booster_alpha, all_reduce)
-        case "ldifs":
-            return Ldifs(student, list(decoder_layers(model)), trainable(model), settings.ldifs_weight, all_reduce)
 
 
 @dataclass
@@ -141,13 +126,18 @@ class StudentState(TrainState):
     skipped: SkippedRows = field(default_factory=SkippedRows)
     sampler: SamplerState = field(default_factory=SamplerState)
     reports: list[dict[str, Any]] = field(default_factory=list)
+    best: BestState = field(default_factory=BestState)
     micro_batch_tokens: int = 0
     threads: int = 0
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> Self:
         """The state of a checkpoint."""
-        nested = {"skipped": SkippedRows(**saved["skipped"]), "sampler": SamplerState(**saved["sampler"])}
+        nested: dict[str, Any] = {
+            "skipped": SkippedRows(**saved["skipped"]),
+            "sampler": SamplerState(**saved["sampler"]),
+        }
+        nested["best"] = BestState(**saved["best"])
         return cls(**{**saved, **nested})
 
 
@@ -163,12 +153,17 @@ class StudentRun:
         aligned: Sequence[TokenizedExample],
         distillation: Distillation,
         sharded: bool,
+        at_start: AtStart | None = None,
     ) -> None:
         self.runtime, self.config, self.trainable_model = runtime, config, trainable_model
         self.rows, self.aligned, self.sharded = rows, aligned, sharded
         self.model: nn.Module = trainable_model.model
-        self.optimizer = adamw(self.model.parameters(), config.optimizer.learning_rate, config.optimizer.weight_decay)
+        settings = config.optimizer
+        self.optimizer = optimizer_of(
+            self.model.parameters(), settings.learning_rate, settings.weight_decay, settings.states
+        )
         self.state = StudentState()
+        self.best = BestWeights(config, self.state.best)
         self.inputs: dict[str, str] = {}
         self.alignment_note = ""
         self.validation: list[TokenizedExample] = []
@@ -178,7 +173,7 @@ class StudentRun:
             raise ReftError("no rows to train on: screening kept none, or the dataset is empty")
         self.alignment_steps = config.alignment_steps(len(rows))
         self.steps = config.total_steps(len(rows))
-        self.train_step = step_of(config, self.model, distillation, runtime.all_reduce, self.steps)
+        self.train_step = step_of(config, self.model, distillation, runtime.all_reduce, self.steps, at_start)
 
     def train(self) -> None:
         """Train to the end or until asked to stop, from the latest checkpoint if there is one."""
@@ -196,7 +191,7 @@ class StudentRun:
             if self._report_and_check_stop(terms, started):
                 return
         trained = state.step
-        while state.rows_done < self.total_rows:
+        while state.rows_done < self.total_rows and not self.best.exhausted:
             epoch, position = divmod(state.rows_done, len(self.rows))
             order = shuffled(self.rows, self.config.shuffle_rows, f"{self.config.seed}/{epoch}")
             for batch in global_batches(order, self.config.batch_rows, skip=position):
@@ -207,6 +202,8 @@ class StudentRun:
                     break
                 if self._report_and_check_stop(terms, started):
                     return
+                if self.best.exhausted:
+                    break
             if state.step == trained:
                 self._report_mismatch(missing_rows=len(self.rows) - position)
                 raise ReftError(f"the dataset ended at row {position} of {len(self.rows)}: it is not what was screened")
@@ -222,8 +219,6 @@ class StudentRun:
         state.micro_batch_tokens = state.micro_batch_tokens or self.trainable_model.micro_batch_tokens
         if self.sharded:
             return
-        if self.config.gradient_checkpointing is None:
-            recompute_above(self.model, state.micro_batch_tokens)
         if self.runtime.device.type == "cpu":
             state.threads = keep_faster_threads(self._short_pass, state.threads)
 
@@ -262,7 +257,7 @@ class StudentRun:
         config, state = self.config, self.state
         # Rows are counted in the first epoch only: the others repeat them.
         counted = state.skipped if state.rows_done < len(self.rows) else SkippedRows()
-        encoded = encode_rows(self.trainable_model.chat, batch, self.trainable_model.max_tokens, counted).encoded
+        encoded = self._encode(batch, counted)
         tokens = sum(map(len, encoded))
         streams = self.train_step.streams
         aligned: list[TokenizedExample] = []
@@ -302,6 +297,12 @@ class StudentRun:
                 metrics["accuracy"] = found["correct"] / terms.user_tokens
         return metrics | {"soft_labels": config.labels == "soft" and terms.alignment_tokens > 0}
 
+    def _encode(self, batch: Sequence[Example], skipped: SkippedRows) -> list[TokenizedExample]:
+        chat, longest = self.trainable_model.chat, self.trainable_model.max_tokens
+        if self.config.loss == "dpo":
+            return encode_pairs(chat, batch, longest, skipped)
+        return encode_rows(chat, batch, longest, skipped).encoded
+
     def _micro_batches(self, rows: Sequence[TokenizedExample]) -> list[Batch]:
         """This rank's rows of a global batch as micro-batches.
 
@@ -309,7 +310,8 @@ class StudentRun:
         """
         runtime, pad_id = self.runtime, self.trainable_model.chat.pad_id
         mine = rank_slice(rows, runtime.rank, runtime.world_size)
-        batches = micro_batches(mine, self.state.micro_batch_tokens, pad_id, runtime.device)
+        tokens, packed = self.state.micro_batch_tokens, self.trainable_model.packed
+        batches = micro_batches(mine, tokens, pad_id, runtime.device, packed)
         if not self.sharded:
             return batches
         counts = torch.zeros(runtime.world_size, dtype=torch.float64)
@@ -347,13 +349,26 @@ class StudentRun:
         if not due:
             self.runtime.report(metrics)
             return
-        tensors = gather_state(self.model, self.optimizer) | {"method": self.train_step.state()}
+        if self.sharded:
+            # Ranks write their shards; whole weights are for the export and for the best so far.
+            needed = last or is_adapted(self.model) or "valid_loss" in metrics
+            tensors = {"weights": gather_weights(self.model, self.runtime.rank) if needed else {}}
+        else:
+            tensors = gather_state(self.model, self.optimizer)
+        tensors["method"] = self.train_step.state()
+        if "valid_loss" in metrics:
+            self.best.update(metrics["valid_loss"], state.step, tensors["weights"])
+        tensors["best"] = self.best.weights
+        exported = self.best.chosen(tensors["weights"]) if last else tensors["weights"]
         saved = asdict(state)
 
         def write(folder: Path) -> None:
-            write_state(folder, self.runtime.rank, tensors, saved, config, self.inputs)
+            if self.sharded:
+                save_shards(folder, trainable(self.model), self.optimizer)
+            kept = {name: group for name, group in tensors.items() if name != "weights" or not self.sharded}
+            write_state(folder, self.runtime.rank, kept, saved, config, self.inputs)
             if self.runtime.rank == 0 and (last or is_adapted(self.model)):
-                export_student(self.trainable_model, tensors["weights"], folder / (EXPORT if last else ADAPTER))
+                export_student(self.trainable_model, exported, folder / (EXPORT if last else ADAPTER))
 
         self.runtime.report(metrics, write)
 
@@ -372,4 +387,5 @@ class StudentRun:
         tensors, saved = restore(folder, self.runtime.rank, self.config, self.inputs, self.model, self.optimizer)
         self.state = StudentState.of(saved)
         self.earlier = self.state.reports
+        self.best = BestWeights(self.config, self.state.best, tensors.get("best", {}))
         self.train_step.restore(tensors.get("method", {}))

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from reft_ray.core.batch import Batch, TokenizedExample
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
+from reft_ray.core.forward import Predictions
 from reft_ray.core.guided import Distillation, cached_teacher, hard_labels
 from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.model import STUDENT, TrainableModel
@@ -85,9 +85,9 @@ def distillation_of(
         forward = ModelForward(model)
 
         @torch.no_grad()
-        def teach(batch: Batch) -> Tensor:
+        def teach(batch: Batch) -> Predictions:
             with using_adapter(model, "teacher"):
-                return forward.logits(batch)
+                return forward.predictions(batch)
 
         return Distillation(teach, config.distill_weight, config.temperature)
     if targets_folder is None:

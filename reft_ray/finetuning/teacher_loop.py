@@ -17,7 +17,7 @@ from reft_ray.core.conversation import Example, Label
 from reft_ray.core.errors import ReftError
 from reft_ray.core.forward import single_rank
 from reft_ray.core.geometry import Geometry, Readout
-from reft_ray.core.optimization import adamw, learning_rate_at, optimizer_step, set_learning_rate
+from reft_ray.core.optimization import learning_rate_at, optimizer_step, set_learning_rate
 from reft_ray.core.refusal import RunningRefusal
 from reft_ray.core.teacher import Regulariser, class_sums, teacher_step
 from reft_ray.finetuning.checkpoint import (
@@ -37,6 +37,7 @@ from reft_ray.finetuning.rows import CyclingSampler, SamplerState, digest_of, en
 from reft_ray.finetuning.runtime import Runtime
 from reft_ray.finetuning.teacher_filter import FilterChoice, FilterSelection, StageProgress, sample_answers
 from reft_ray.hf.ref_teacher import Manifest
+from reft_ray.hf.training import optimizer_of
 
 TEACHER = "teacher"
 EVALUATIONS = 5
@@ -169,8 +170,9 @@ class TeacherRun:
         # An evaluation runs forward only, in the lower half of the layers, and takes two samples of prompts.
         rows = self.total_steps * config.batch_rows
         self.evaluation_prompts = max(MIN_PROMPTS, round(EVALUATION_SHARE * 3 * rows / EVALUATIONS))
-        self.optimizer = adamw(
-            trainable_model.model.parameters(), config.optimizer.learning_rate, config.optimizer.weight_decay
+        settings = config.optimizer
+        self.optimizer = optimizer_of(
+            trainable_model.model.parameters(), settings.learning_rate, settings.weight_decay, settings.states
         )
         self.running = RunningRefusal(config.feature_decay)
         # What REG acts on in other geometries than plain; fixed at the start.
@@ -242,7 +244,9 @@ class TeacherRun:
         batches = [
             batch
             for group in ([r for r in mine if not r.trained_tokens], [r for r in mine if r.trained_tokens])
-            for batch in micro_batches(group, self.trainable_model.micro_batch_tokens, pad_id, runtime.device)
+            for batch in micro_batches(
+                group, self.trainable_model.micro_batch_tokens, pad_id, runtime.device, self.trainable_model.packed
+            )
         ] or [dummy_batch(pad_id, runtime.device)]
         progress = (state.step + 0.5) / self.total_steps
         set_learning_rate(

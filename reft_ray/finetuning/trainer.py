@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
 from reft_ray.finetuning.export import EXPORT, collect_export
 from reft_ray.finetuning.metrics import TrainingMetrics
 from reft_ray.finetuning.progress import Channel, Sender
-from reft_ray.finetuning.ray_runtime import RayRuntime, as_task, cause_of, set_threads
+from reft_ray.finetuning.ray_runtime import RayRuntime, as_tasks, cause_of, set_threads
 from reft_ray.finetuning.rows import RowSource, ShardRows, dataset_of, digest_of
 from reft_ray.finetuning.runtime import LocalRuntime, Phase, Progress, Runtime, Stop, no_phase
 from reft_ray.finetuning.student_loop import train_student
@@ -35,12 +36,14 @@ from reft_ray.finetuning.teacher_loop import TeacherData, train_teacher
 from reft_ray.hf.adapter_files import ADAPTER, MODEL, OutputKind, check_replaceable
 from reft_ray.hf.compute import use_threads
 from reft_ray.hf.ref_teacher import TEACHER, RefTeacher
+from reft_ray.hf.soft_targets import PART_ROWS, is_complete
 from reft_ray.openmp import passive_unless_chosen
 from reft_ray.telemetry.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 
 _USER = "user"
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _KEPT_CHECKPOINTS = 2
 
 
@@ -78,6 +81,8 @@ def prepare_teacher(
 ) -> RefTeacher:
     """Stage 1: train a Ref-Teacher and write its artefact to `out`. The same `run_id` resumes."""
     resources = resources or Resources()
+    if resources.strategy == "fsdp":
+        raise ReftError("strategy=fsdp shards students; a Ref-Teacher trains with strategy=data_parallel")
     progress = TrainingMetrics(recorder, "teacher", progress) if recorder else progress
 
     def loop(runtime: Runtime, _rows: ray.data.DataIterator | None) -> None:
@@ -151,10 +156,11 @@ def _make_soft_targets(
         ensure_soft_targets(
             config, teacher, alignment, folder, device, progress=lambda share: phase("soft labels", share, "")
         )
-    elif not soft_targets_path(config, teacher, alignment, folder).is_file():
+    elif not is_complete(soft_targets_path(config, teacher, alignment, folder)):
         # The process that drives a run may lack the memory for a whole teacher.
-        what = (soft_targets_on_worker, config, teacher, alignment, folder, gpu)
-        as_task("making soft labels", *what, resources=resources, stop=stop)
+        tasks = max(1, min(resources.workers, -(-len(alignment) // PART_ROWS)))
+        shares = [(config, teacher, alignment, folder, gpu, (rank, tasks)) for rank in range(tasks)]
+        as_tasks("making soft labels", soft_targets_on_worker, shares, resources, stop)
 
 
 Loop = Callable[[Runtime, "ray.data.DataIterator | None"], None]
@@ -197,7 +203,7 @@ def _run(
             worker,
             train_loop_config={},
             scaling_config=ScalingConfig(
-                num_workers=resources.workers,
+                num_workers=_worker_range(resources),
                 use_gpu=resources.gpus_per_worker > 0,
                 resources_per_worker={"CPU": resources.cpus_per_worker or 1}
                 | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
@@ -206,7 +212,8 @@ def _run(
                 name=run_id,
                 storage_path=storage,
                 worker_runtime_env={"env_vars": passive_unless_chosen()},
-                # Without a limit on controller failures it retries an infeasible request forever.
+                # Without a limit on controller failures it retries an infeasible request forever. Nodes that are taken
+                # away with notice count as neither.
                 failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
                 checkpoint_config=CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
             ),
@@ -214,13 +221,33 @@ def _run(
             dataset_config=_every_rank_reads_all(),
         )
         try:
-            result = trainer.fit()
+            with _start_timeout(resources.start_minutes):
+                result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise ReftError(f"run {run_id} failed: {cause_of(error)}") from error
     if result.checkpoint is None:
         return _collected(None, out, product, run_id, stop)
     with result.checkpoint.as_directory() as folder:
         return _collected(Path(folder), out, product, run_id, stop)
+
+
+def _worker_range(resources: Resources) -> int | tuple[int, int]:
+    """The workers, or the least and the most of an elastic run."""
+    least = resources.min_workers
+    return resources.workers if least is None or least >= resources.workers else (least, resources.workers)
+
+
+@contextmanager
+def _start_timeout(minutes: float) -> Iterator[None]:
+    """Let a group of workers take this long to start: by default Ray waits one minute, less than a GPU node boots."""
+    before = os.environ.get(_START_TIMEOUT)
+    if before is None:
+        os.environ[_START_TIMEOUT] = str(60 * minutes)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_START_TIMEOUT]
 
 
 def _collected(checkpoint: Path | None, out: Path, product: OutputKind, run_id: str, stop: Stop | None) -> Path:

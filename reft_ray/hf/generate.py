@@ -11,12 +11,12 @@ from torch import nn
 
 from reft_ray.core.batch import token_batches
 from reft_ray.core.conversation import Conversation
+from reft_ray.hf.adapter_tools import tokenizer_folder
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.compute import default_device, resolve_dtype
-from reft_ray.hf.loading import Base, load_base
+from reft_ray.hf.loading import Base, load_base, load_tokenizer
 from reft_ray.hf.lora import ADAPTER_WEIGHTS, attach_saved, merge
 from reft_ray.hf.ref_teacher import RefTeacher
-
 
 BATCH_TOKENS = {"cpu": 8192, "cuda": 65_536}
 """Tokens of one batch of answers: on a GPU a step takes as long for 500 rows as for 50."""
@@ -34,10 +34,13 @@ class Responder:
         device = next(model.parameters()).device.type
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
 
-    @torch.inference_mode()
     def __call__(self, conversations: Sequence[Conversation]) -> list[str]:
         """One answer per conversation, in order, without special tokens."""
-        prompts = [self.chat.prompt(conversation) for conversation in conversations]
+        return self.answers([self.chat.prompt(conversation) for conversation in conversations])
+
+    @torch.inference_mode()
+    def answers(self, prompts: Sequence[list[int]]) -> list[str]:
+        """One answer per templated prompt, in order, without special tokens."""
         answers = [""] * len(prompts)
         training = self.model.training
         self.model.eval()
@@ -65,13 +68,21 @@ class Responder:
         return [text.strip() for text in texts]
 
 
-def load_student(base: str, student: Path | None, device: str) -> Base:
-    """The base, the base with a student's adapter merged in, or a student with full weights; bfloat16 on CUDA."""
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    if student is not None and not (student / ADAPTER_WEIGHTS).is_file():
+def load_student(base: str, student: Path | None, device: str, precision: str = "auto") -> Base:
+    """The base, the base with a student's adapter merged in, or a student with full weights.
+
+    With `precision=auto` in bfloat16 on CUDA, else in float32.
+    """
+    narrow = device.startswith("cuda") if precision == "auto" else resolve_dtype(precision, device) is torch.bfloat16
+    dtype = torch.bfloat16 if narrow else torch.float32
+    if student is None:
+        return load_base(base, dtype, device)
+    if not (student / ADAPTER_WEIGHTS).is_file():
         return load_base(str(student), dtype, device)
     loaded = load_base(base, dtype, device)
-    return replace(loaded, model=merge(attach_saved(loaded.model, "student", student))) if student else loaded
+    # Its own chat template is the one that it was trained with.
+    tokenizer = load_tokenizer(tokenizer_folder(student, base))
+    return replace(loaded, model=merge(attach_saved(loaded.model, "student", student)), tokenizer=tokenizer)
 
 
 def load_responder(base: str, student: Path | None, max_new_tokens: int = 48, device: str = "cpu") -> Responder:

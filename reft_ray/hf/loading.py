@@ -7,6 +7,7 @@ import json
 import math
 import threading
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers import logging as transformers_logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from reft_ray.core.errors import ReftError, first_line
+from reft_ray.core.errors import ReftError, UsageError, first_line
 from reft_ray.hf.compute import default_device, keep_freed_memory
 from reft_ray.hf.model_store import local_name
 
@@ -91,9 +93,15 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_base(
-    name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", attention: str | None = None
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    attention: str | None = None,
+    four_bit: bool = False,
 ) -> Base:
-    """Load a causal language model and its tokenizer.
+    """Load a causal language model and its tokenizer; on the device `meta` its shapes alone.
+
+    With `four_bit` its linear layers are quantised (NF4, as in QLoRA), which needs CUDA and bitsandbytes.
 
     Raises ReftError, in one line, for a missing path, a model that is not a causal LM, or weights that are not
     safetensors.
@@ -102,11 +110,32 @@ def load_base(
     if config.get_text_config().model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ReftError(f"{name} is a {config.model_type} model, not a causal language model")
     keep_freed_memory()
-    options = {"attn_implementation": attention} if attention else {}
-    model = _load(AutoModelForCausalLM, name, "a causal language model", dtype=dtype, **options)
-    model.to(torch.device(device)).eval()  # type: ignore[arg-type]
-    model.requires_grad_(False)
+    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    if torch.device(device).type == "meta":
+        with _BUILD_LOCK, torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **options)
+    elif four_bit:
+        options |= {"quantization_config": _nf4(), "device_map": {"": torch.device(device)}}
+        model = _load(AutoModelForCausalLM, name, "a causal language model", dtype=dtype, **options)
+    else:
+        model = _load(AutoModelForCausalLM, name, "a causal language model", dtype=dtype, **options)
+        model.to(torch.device(device))  # type: ignore[arg-type]
+    model.eval().requires_grad_(False)
     return Base(name, model, load_tokenizer(name), fingerprint(name))
+
+
+def _nf4() -> BitsAndBytesConfig:
+    """QLoRA's quantisation (arXiv 2305.14314). Raises UsageError where it cannot run."""
+    if not torch.cuda.is_available():
+        raise UsageError("quantize=4bit needs a CUDA GPU, and there is none: leave it out")
+    if find_spec("bitsandbytes") is None:
+        raise UsageError("quantize=4bit needs bitsandbytes: pip install 'reft-ray[gpu]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
 
 
 def load_classifier(

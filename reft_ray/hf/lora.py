@@ -5,15 +5,18 @@ Teacher and student of a job are two adapters on the same weights, so a job neve
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import TypeGuard
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.helpers import rescale_adapter_scale
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,11 +29,18 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class LoraSettings:
-    """Low-rank adapters on every linear layer of the decoder; `scale` is alpha / rank."""
+    """Low-rank adapters on linear layers of the decoder: all of them, or those of `attention` or the `mlp`.
+
+    `scale` is alpha / rank; with `rslora` the product is scaled by alpha / sqrt(rank) (arXiv 2312.03732). The layers
+    below `first_layer` (from 1) stay as they are, so that no backward pass runs through them.
+    """
 
     rank: int = 16
     scale: float = 2.0
     dropout: float = 0.0
+    targets: str = "all-linear"
+    rslora: bool = False
+    first_layer: int = 1
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0.0 <= self.dropout < 1.0:
@@ -43,7 +53,8 @@ def attach(model: nn.Module, name: str, settings: LoraSettings, seed: int = 0) -
         r=settings.rank,
         lora_alpha=settings.rank * settings.scale,  # type: ignore[arg-type]
         lora_dropout=settings.dropout,
-        target_modules="all-linear",
+        use_rslora=settings.rslora,
+        target_modules=_target_modules(model, settings),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
@@ -54,6 +65,36 @@ def attach(model: nn.Module, name: str, settings: LoraSettings, seed: int = 0) -
         else:
             wrapped = get_peft_model(model, config, adapter_name=name)
     return activate(wrapped, name, trainable=True)
+
+
+_ATTENTION = re.compile(r"(^|\.)(self_attn|attention|attn|self_attention|linear_attn|mixer)\.")
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+def _target_modules(model: nn.Module, settings: LoraSettings) -> str | list[str]:
+    """PEFT's name for every linear layer but the head, or the full names of a part of them.
+
+    Of a multimodal model those of its language model alone. Raises ReftError if no layer is left.
+    """
+    bare = model.get_base_model() if isinstance(model, PeftModel) else model
+    decoder = bare.get_decoder() if isinstance(bare, PreTrainedModel) else bare
+    head = bare.get_output_embeddings() if isinstance(bare, PreTrainedModel) else None
+    linear = [name for name, module in bare.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    # Adapters that are there already: not theirs, but the layers that they wrap.
+    names = [name.removesuffix(".base_layer") for name in linear if ".lora_" not in name]
+    prefix = next((name for name, module in bare.named_modules() if module is decoder), "")
+    found = [name for name in names if name.startswith(prefix)]
+    if settings.targets != "all-linear":
+        found = [name for name in found if bool(_ATTENTION.search(name)) == (settings.targets == "attention")]
+    if settings.first_layer > 1:
+        numbers = {name: _LAYER.search(name) for name in found}
+        found = [name for name, number in numbers.items() if number and int(number[1]) + 1 >= settings.first_layer]
+    if not found:
+        raise ReftError(
+            f"{type(bare).__name__} has no linear layer for lora.targets={settings.targets}, "
+            f"lora.first_layer={settings.first_layer}"
+        )
+    return found if len(found) < len(names) else "all-linear"
 
 
 def attach_saved(model: nn.Module, name: str, folder: Path, trainable: bool = False) -> PeftModel:
@@ -107,8 +148,20 @@ def scaled_adapters(model: nn.Module, share: float) -> AbstractContextManager[No
 
 
 def merge(model: PeftModel, share: float = 1.0) -> PreTrainedModel:
-    """Fold a share of the active adapter into the base weights and return the bare model."""
+    """Fold a share of the active adapter into the base weights and return the bare model.
+
+    Each sum is computed in float32 and rounded once: an update of a thousandth of a bfloat16 weight would be lost in
+    part at every rounding more.
+    """
     with scaled_adapters(model, share):
+        for module in model.modules():
+            if isinstance(module, BaseTunerLayer):
+                layer = module.get_base_layer()
+                dtype = layer.weight.dtype  # type: ignore[union-attr]
+                if dtype in (torch.bfloat16, torch.float16):
+                    layer.to(torch.float32)
+                    module.merge()
+                    layer.to(dtype)
         merged: PreTrainedModel = model.merge_and_unload()
     return merged.requires_grad_(False).eval()
 
@@ -135,7 +188,8 @@ def saved_scale(folder: Path) -> float:
 
 
 def _scale(config: PeftConfig) -> float:
-    return float(config.lora_alpha / config.r)  # type: ignore[attr-defined]
+    rank: int = config.r  # type: ignore[attr-defined]
+    return float(config.lora_alpha / (sqrt(rank) if config.use_rslora else rank))  # type: ignore[attr-defined]
 
 
 def save_adapter(

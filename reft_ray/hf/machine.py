@@ -13,12 +13,13 @@ from torch import nn
 
 _GIB = 1 << 30
 _UNKNOWN_MEMORY = 4 * _GIB
-_CPU_SHARE, _GPU_SHARE = 0.5, 0.6
+_CPU_SHARE, _GPU_SHARE = 0.5, 0.75
+_GPU_LOSS = 3 * _GIB
+"""For the part of the logits that a loss computes at a time, several times in float32."""
 _CPU_LIMIT = 0.75 * _GIB
 """On a CPU larger micro-batches are hardly faster; SmolLM2 (256 tokens) stays below 2.5 GB with them."""
 _ALLOCATOR = 1.5
 """Measured on SmolLM2: the process grows by this factor over what autograd keeps."""
-_LOGIT_COPIES = 3
 _STEP = 64
 MOST_TOKENS = 8192
 
@@ -75,28 +76,50 @@ def _control_groups(controller: str, root: Path) -> Iterator[Path]:
             yield from (part for part in (folder, *folder.parents) if part.is_relative_to(top))
 
 
-def token_bytes(model: nn.Module, trained: bool = True) -> int:
-    """About how many bytes one token of a micro-batch takes: activations kept for backward, and its logits.
+def token_bytes(model: nn.Module, recomputed: bool = False) -> int:
+    """About how many bytes one token of a training pass takes: the activations that are kept for its backward pass.
 
     Counted for a decoder with adapters on all linear layers: per layer nine tensors of the hidden width (norms,
-    queries, keys, values, attention) and four of the inner width. Attention itself is taken to be linear in tokens.
+    queries, keys, values, attention) and four of the inner width, in the base's precision; `recomputed`: the layer's
+    input alone. Attention itself is taken to be linear in tokens, and logits are computed in parts (`core.losses`).
     """
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    width = int(config.hidden_size)
+    width, layers = int(config.hidden_size), int(config.num_hidden_layers)
     inner = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", None) or 4 * width
     inner = max(inner) if isinstance(inner, (list, tuple)) else inner
     inner *= getattr(config, "num_experts_per_tok", None) or 1
-    kept = int(config.num_hidden_layers) * (9 * width + 4 * int(inner)) * 4 if trained else 0
-    return int(_ALLOCATOR * kept) + _LOGIT_COPIES * int(config.vocab_size) * 4
+    layer = 9 * width + 4 * int(inner)
+    size = min(p.element_size() for p in model.parameters() if p.is_floating_point())
+    # While a layer is computed again, its gradients are there too.
+    return int(_ALLOCATOR * size * (layers * width + 2 * layer if recomputed else layers * layer))
 
 
 def tokens_that_fit(model: nn.Module, device: torch.device | str = "cpu", ranks: int = 1) -> int:
     """The tokens of a micro-batch that fit into free memory; a multiple of 64, at most `MOST_TOKENS`.
 
+    Where activations of half of those do not fit on a GPU, they are taken to be computed again (`tokens_kept`).
+    """
+    kept = tokens_kept(model, device, ranks)
+    if torch.device(device).type == "cpu" or kept >= MOST_TOKENS // 2:
+        return min(MOST_TOKENS, kept)
+    return _fitting(_budget(model, device, ranks) / token_bytes(model, recomputed=True))
+
+
+def tokens_kept(model: nn.Module, device: torch.device | str = "cpu", ranks: int = 1) -> int:
+    """The tokens of a pass whose activations fit into free memory; a longer one has to compute them again.
+
     `model` is loaded; its gradients and optimiser state come later. `ranks` share the memory of a CPU.
     """
+    return _fitting(_budget(model, device, ranks) / token_bytes(model))
+
+
+def _fitting(tokens: float) -> int:
+    return max(_STEP, min(MOST_TOKENS, int(tokens) // _STEP * _STEP))
+
+
+def _budget(model: nn.Module, device: torch.device | str, ranks: int) -> float:
     learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     free = free_memory(device) - 12 * learned
-    cpu = torch.device(device).type == "cpu"
-    budget = min(free * _CPU_SHARE / ranks, _CPU_LIMIT) if cpu else free * _GPU_SHARE
-    return max(_STEP, min(MOST_TOKENS, int(budget / token_bytes(model)) // _STEP * _STEP))
+    if torch.device(device).type == "cpu":
+        return min(free * _CPU_SHARE / ranks, _CPU_LIMIT)
+    return free * _GPU_SHARE - _GPU_LOSS

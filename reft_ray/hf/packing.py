@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -107,33 +108,34 @@ def packed_inputs(batch: Batch) -> dict[str, Any]:
     }
 
 
-def enable_packing(model: PreTrainedModel) -> bool:
+def enable_packing(bare: PreTrainedModel, model: nn.Module | None = None) -> bool:
     """Let a model read packed batches, if it then computes what it computes without packing; returns whether it does.
 
     Not so where layers carry a state along the line (Mamba, linear attention), cap their attention's logits, or look at
-    chunks. The check runs two short rows both ways.
+    chunks. The check runs two short rows both ways through `model`, the same one as a run wraps it.
     """
-    config, before = text_config(model), model.config._attn_implementation
+    config, before = text_config(bare), bare.config._attn_implementation
     layers = set(getattr(config, "layer_types", None) or ())
     if layers - _LAYERS or getattr(config, "attn_logit_softcapping", None) or before not in ("sdpa", ATTENTION):
         return False
-    model.set_attn_implementation(ATTENTION)
+    bare.set_attn_implementation(ATTENTION)
     try:
-        exact = _equal_both_ways(model)
+        exact = _equal_both_ways(bare if model is None else model, int(config.vocab_size))
     except (TypeError, ValueError, RuntimeError):
         exact = False
     if not exact:
-        model.set_attn_implementation(before)
+        bare.set_attn_implementation(before)
     return exact
 
 
-def _equal_both_ways(model: PreTrainedModel) -> bool:
+def _equal_both_ways(model: nn.Module, vocabulary: int) -> bool:
     """Whether the logits of packed rows are those of the same rows padded, and have a gradient."""
-    vocabulary, device, training = int(text_config(model).vocab_size), model.device, model.training
+    device, training = next(model.parameters()).device, model.training
     ids = torch.randint(0, vocabulary, (12,), generator=torch.Generator().manual_seed(0)).tolist()
     rows = [TokenizedExample(part, [True] * len(part), 0) for part in (ids[:7], ids[7:])]
     padded, packed = collate(rows, 0, device), pack(rows, device)
-    learned = next((parameter for parameter in model.parameters() if parameter.requires_grad), None)
+    # Of sharded parameters there is no gradient outside of a whole backward pass.
+    learned = next((p for p in model.parameters() if p.requires_grad and not isinstance(p, DTensor)), None)
     model.eval()
     try:
         with torch.no_grad():

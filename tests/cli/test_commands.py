@@ -169,27 +169,36 @@ def test_finetune_trains_in_this_process_and_shows_its_phases(llama: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("options", "address", "cuda", "expected"),
+    ("options", "cluster", "here", "expected"),
     [
-        ({}, False, False, (0, 0, None)),
-        ({}, False, True, (0, 1, None)),
-        ({"gpus": 0}, False, True, (0, 0, None)),
-        ({"gpus": 2}, False, True, (1, 2, None)),
-        ({}, True, True, (1, 0, None)),
-        ({"strategy": "fsdp"}, False, False, (1, 0, 6)),
-        ({"storage": "s3://bucket/runs"}, False, False, (1, 0, 6)),
-        ({"workers": 4}, False, False, (4, 0, 1)),
-        ({"workers": 2, "cpus": 1.5}, False, False, (2, 0, 1.5)),
+        ({}, None, 0, (0, 0, None)),
+        ({}, None, 1, (0, 1, None)),
+        ({}, None, 8, (8, 1, None)),
+        ({"strategy": "fsdp"}, None, 8, (8, 1, None)),
+        ({"workers": 0}, None, 8, (0, 1, None)),
+        ({"gpus": 0}, None, 1, (0, 0, None)),
+        ({"gpus": 2}, None, 1, (1, 2, None)),
+        ({}, 16, 0, (1, 1, None)),
+        ({"workers": 16}, 16, 0, (16, 1, None)),
+        ({}, 0, 1, (1, 0, None)),
+        ({"strategy": "fsdp"}, None, 0, (1, 0, 6)),
+        ({"storage": "s3://bucket/runs"}, None, 0, (1, 0, 6)),
+        ({"workers": 4}, None, 0, (4, 0, 1)),
+        ({"workers": 2, "cpus": 1.5}, None, 0, (2, 0, 1.5)),
     ],
 )
-def test_finetune_chooses_workers_and_cpus(
-    monkeypatch: pytest.MonkeyPatch, options: dict, address: bool, cuda: bool, expected: tuple
+def test_workers_cpus_and_gpus_are_those_that_there_are(
+    monkeypatch: pytest.MonkeyPatch, options: dict, cluster: int | None, here: int, expected: tuple
 ) -> None:
-    from reft_ray.cli.finetune import _resources
+    """`cluster` and `here` are the GPUs of RAY_ADDRESS and of this machine."""
+    from reft_ray.cli.resources import resources_of
 
-    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: here > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: here)
+    monkeypatch.setattr("reft_ray.local_ray.join_ray", lambda: True)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": float(cluster or 0)})
     monkeypatch.setattr("reft_ray.hf.machine.available_cpus", lambda: 6)
-    monkeypatch.setenv("RAY_ADDRESS", "ray:6379" if address else "")
+    monkeypatch.setenv("RAY_ADDRESS", "" if cluster is None else "ray:6379")
     values = {"workers": None, "gpus": None, "cpus": None, "strategy": "data_parallel", "storage": None, **options}
-    found = _resources(*values.values())
+    found = resources_of(*values.values())
     assert (found.workers, found.gpus_per_worker, found.cpus_per_worker) == expected

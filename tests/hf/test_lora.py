@@ -1,20 +1,25 @@
 from pathlib import Path
+from typing import Any
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
 from reft_ray.core.errors import ReftError
+from reft_ray.hf.forward import decoder_layers
 from reft_ray.hf.loading import load_base
 from reft_ray.hf.lora import (
     LoraSettings,
     activate,
+    adapter_scale,
     attach,
     attach_saved,
     merge,
     read_adapter,
     save_adapter,
+    saved_scale,
     using_adapter,
 )
 
@@ -89,3 +94,69 @@ def test_the_seed_decides_the_adapter_and_the_global_generator_is_unchanged(llam
 def test_a_folder_without_safetensors_is_refused(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(ReftError, match=r"adapter_model\.safetensors is missing"):
         attach_saved(load_base(str(llama)).model, "x", tmp_path)
+
+
+def test_a_vision_tower_is_neither_adapted_nor_taken_for_the_decoder() -> None:
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Gemma3Config(
+        text_config={**text, "num_hidden_layers": 2, "head_dim": 8, "vocab_size": 64, "sliding_window": 8},
+        vision_config={**text, "num_hidden_layers": 2, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    bare = Gemma3ForConditionalGeneration(config)
+    layers = decoder_layers(bare)
+    assert layers[0] is bare.get_decoder().layers[0]
+    model = attach(bare, "teacher", LoraSettings(rank=2))
+    model = attach(model, "student", LoraSettings(rank=2))
+    for name in ("teacher", "student"):
+        adapted = [key for key in dict(model.named_parameters()) if f".lora_A.{name}." in key]
+        assert len(adapted) == 2 * 7
+        assert all(".language_model." in key for key in adapted)
+
+
+def test_rslora_scales_by_the_root_of_the_rank(llama: Path, tmp_path: Path) -> None:
+    model = attach(load_base(str(llama)).model, "student", LoraSettings(rank=16, scale=2.0, rslora=True))
+    assert adapter_scale(model, "student") == 8.0
+    scalings = {module.scaling["student"] for module in model.modules() if hasattr(module, "scaling")}
+    assert scalings == {8.0}
+    save_adapter(model, "student", tmp_path / "a", "base")
+    assert saved_scale(tmp_path / "a") == 8.0
+
+
+def test_a_merge_into_narrow_weights_is_rounded_once(llama: Path) -> None:
+    model = attach(load_base(str(llama)).model.to(torch.bfloat16), "student", LoraSettings(rank=2))
+    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    with torch.no_grad():
+        for part in (layer.lora_A, layer.lora_B):
+            torch.nn.init.normal_(part["student"].weight, std=0.05)
+        delta = layer.scaling["student"] * layer.lora_B["student"].weight @ layer.lora_A["student"].weight
+        expected = (layer.base_layer.weight.float() + delta.float()).to(torch.bfloat16)
+    merged = merge(model)
+    assert torch.equal(merged.model.layers[0].mlp.up_proj.weight, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "layers", "modules"),
+    [
+        ({}, {0, 1, 2, 3}, 7),
+        ({"first_layer": 3}, {2, 3}, 7),
+        ({"targets": "attention"}, {0, 1, 2, 3}, 4),
+        ({"targets": "mlp", "first_layer": 4}, {3}, 3),
+    ],
+)
+def test_adapters_are_on_the_chosen_layers_alone(
+    llama: Path, tmp_path: Path, changes: dict[str, Any], layers: set[int], modules: int
+) -> None:
+    model = attach(load_base(str(llama)).model, "student", LoraSettings(rank=4, **changes))
+    adapted = [name for name, _ in model.named_parameters() if ".lora_A." in name]
+    assert {int(name.split(".layers.")[1].split(".")[0]) for name in adapted} == layers
+    assert len(adapted) == modules * len(layers)
+    randomize(model, "student", 2)
+    save_adapter(model, "student", tmp_path / "adapter", "base")
+    again = attach_saved(load_base(str(llama)).model, "student", tmp_path / "adapter")
+    assert torch.equal(logits(again.eval()), logits(model.eval()))
+
+
+def test_no_layer_for_an_adapter_is_an_error(llama: Path) -> None:
+    with pytest.raises(ReftError, match=r"lora\.first_layer=9"):
+        attach(load_base(str(llama)).model, "student", LoraSettings(first_layer=9))
