@@ -36,6 +36,7 @@ def test_tensorboard_has_every_figure_once(tmp_path: Path) -> None:
     assert b"row text?" not in data
 
 
+@pytest.mark.filterwarnings("ignore")  # those of mlflow's own use of SQLAlchemy
 @pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed")
 def test_mlflow_has_figures_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow

@@ -96,7 +96,9 @@ class Hub(BaseHTTPRequestHandler):
             self._answer(200, {"url": f"{self.server.url}/team/mine", "name": "team/mine"})
         elif "/preupload/" in self.path:
             files = json.loads(body)["files"]
-            self._answer(200, {"files": [{"path": f["path"], "uploadMode": "regular"} for f in files]})
+            self._answer(
+                200, {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+            )
         else:
             self._answer(200, {"success": True, "commitUrl": f"{self.server.url}/team/mine/commit/1", "commitOid": "1"})
 
