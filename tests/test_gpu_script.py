@@ -20,6 +20,7 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 sys.argv = ["gpu.py", *sys.argv[1:]]
+sys.path.insert(0, "benchmarks")
 runpy.run_path("benchmarks/gpu.py", run_name="__main__")
 """
 
