@@ -1,22 +1,27 @@
-"""Authentication, scopes and rate limits: a dependency of every route under /v1."""
+"""Authentication, scopes and rate limits of every route under /v1, asked by `admission`."""
 
 from __future__ import annotations
 
-import ipaddress
 import math
-from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import Depends, Request
 from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reft_ray.api.errors import ApiError
+from reft_ray.api.errors import ApiError, not_found
+from reft_ray.api.origins import is_loopback
 from reft_ray.api.stores import Stores
 from reft_ray.core.errors import UsageError
+from reft_ray.jobs.database import UNREACHABLE
+from reft_ray.jobs.estimate import BYTES_PER_TOKEN
 from reft_ray.jobs.rate_limits import Allowance
 from reft_ray.jobs.tenants import LOCAL, Principal
 from reft_ray.telemetry import catalog
+from reft_ray.telemetry.recorder import Recorder
+
+Limited = Literal["requests", "tokens", "moderation_tokens"]
 
 _AREAS = {
     "files": "files",
@@ -24,6 +29,7 @@ _AREAS = {
     "fine_tuning": "fine_tuning",
     "models": "models",
     "chat": "chat",
+    "completions": "chat",
     "moderations": "moderations",
     "screenings": "moderations",
     "teacher": "moderations",
@@ -48,37 +54,59 @@ def authenticator(stores: Stores) -> Callable[[Request], None]:
         if scope is None or scope not in principal.scopes:
             raise ApiError(
                 403,
-                f"You have insufficient permissions for this operation. Missing scopes: {scope or 'unknown path'}.",
+                f"You have insufficient permissions for this operation. Missing scopes: {scope}.",
                 code="insufficient_permissions",
             )
         if principal.key_id is not None:
-            take(stores, request, "requests", 1)
+            try:
+                take(self._stores, request, "requests", 1, principal, self._recorder)
+            except UNREACHABLE:
+                # Reading goes on where nothing can be written, such as on a full disk.
+                if method not in ("GET", "HEAD"):
+                    raise
+        return principal
 
-    return authenticate
+    def charge(self, request: HTTPConnection, principal: Principal, texts: int) -> None:
+        """Charge the tokens of `texts` bytes that the teacher is to read. Raises ApiError 429."""
+        if principal.key_id is not None:
+            cost = math.ceil(texts / BYTES_PER_TOKEN)
+            take(self._stores, request, "moderation_tokens", cost, principal, self._recorder)
+
+    def _principal(self, request: HTTPConnection) -> Principal:
+        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+        if secret and scheme.lower() == "bearer":
+            principal = self._stores.tenants.authenticate(secret.strip())
+            if principal is not None:
+                return _in_project(principal, request)
+        if self.keyless():
+            _require_loopback(request)
+            return LOCAL
+        message = "Incorrect API key provided." if secret else "You didn't provide an API key."
+        raise ApiError(401, f"{message} Use `Authorization: Bearer sk-reft-...`.", code="invalid_api_key")
 
 
 def current(request: Request) -> Principal:
-    """The principal that `authenticator` set."""
+    """The principal that `Admission` set."""
     principal = request.state.principal
     if not isinstance(principal, Principal):
-        raise TypeError("the route runs without the authenticator")
+        raise TypeError("the route runs without admission")
     return principal
 
 
 Caller = Annotated[Principal, Depends(current)]
 
 
-def take(stores: Stores, request: Request, name: str, cost: float) -> None:
-    """Take from the project's `requests` or `tokens` per minute. Raises ApiError 429 when too few are left."""
-    principal = current(request)
-    limits = principal.limits
-    per_minute = limits.requests_per_minute if name == "requests" else limits.tokens_per_minute
+def take(
+    stores: Stores, request: HTTPConnection, name: Limited, cost: float, principal: Principal, recorder: Recorder
+) -> None:
+    """Take from the project's requests or tokens per minute. Raises ApiError 429 when too few are left."""
+    per_minute = int(getattr(principal.limits, f"{name}_per_minute"))
     allowance = stores.rate_limits.take(principal.project_id, name, cost, per_minute)
     headers = request.scope["state"].setdefault("ratelimit", {})
     headers |= _headers(name, allowance)
     if allowance.allowed:
         return
-    request.app.state.recorder.count(catalog.RATE_LIMITED, limit=name)
+    recorder.count(catalog.RATE_LIMITED, limit=name)
     asked = f"Limit {per_minute}, used {per_minute - allowance.remaining}, requested {math.ceil(cost)}."
     if math.isinf(allowance.wait):
         raise ApiError(
@@ -117,7 +145,7 @@ class RateLimitHeaders:
 
 def check_bind(host: str, has_keys: bool) -> None:
     """Refuse to listen beyond loopback without API keys. Raises UsageError; called before the server binds."""
-    if not has_keys and not _is_loopback(host):
+    if not has_keys and not is_loopback(host):
         raise UsageError(
             f"host {host!r}: without API keys the service answers on loopback only; "
             "make a key with `reft-ray keys create`, or bind to 127.0.0.1"
@@ -132,20 +160,7 @@ def scope_of(method: str, path: str) -> str | None:
     return area
 
 
-def _principal(stores: Stores, request: Request) -> Principal:
-    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-    if secret and scheme.lower() == "bearer":
-        principal = stores.tenants.authenticate(secret.strip())
-        if principal is not None:
-            return _in_project(principal, request)
-    if not stores.settings.require_keys and not stores.tenants.any_keys():
-        _require_loopback(request)
-        return LOCAL
-    message = "Incorrect API key provided." if secret else "You didn't provide an API key."
-    raise ApiError(401, f"{message} Use `Authorization: Bearer sk-reft-...`.", code="invalid_api_key")
-
-
-def _in_project(principal: Principal, request: Request) -> Principal:
+def _in_project(principal: Principal, request: HTTPConnection) -> Principal:
     for header, actual in (
         ("openai-organization", principal.organization_id),
         ("openai-project", principal.project_id),
@@ -156,17 +171,10 @@ def _in_project(principal: Principal, request: Request) -> Principal:
     return principal
 
 
-def _require_loopback(request: Request) -> None:
+def _require_loopback(request: HTTPConnection) -> None:
     # In addition to check_bind: a proxy may listen on another address.
-    if request.client is not None and not _is_loopback(request.client.host):
+    if request.client is not None and not is_loopback(request.client.host):
         raise ApiError(401, "This service has no API keys and answers on loopback only.", code="invalid_api_key")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _headers(name: str, allowance: Allowance) -> dict[str, str]:
@@ -175,3 +183,4 @@ def _headers(name: str, allowance: Allowance) -> dict[str, str]:
         f"x-ratelimit-remaining-{name}": str(allowance.remaining),
         f"x-ratelimit-reset-{name}": f"{allowance.reset_seconds:.3f}s",
     }
+    name = name.replace("_", "-")

@@ -24,7 +24,7 @@ from reft_ray.api.chat_model import (
     Target,
 )
 from reft_ray.api.chat_moderation import ChatModeration
-from reft_ray.api.chat_schema import ChatRequest
+from reft_ray.api.chat_schema import ChatRequest, InlineModeration, ModerationPolicy, Side
 from reft_ray.api.errors import ApiError, busy, invalid
 from reft_ray.api.models import unknown_model
 from reft_ray.api.stores import Stores
@@ -117,7 +117,7 @@ def router(stores: Stores, model: ChatModel) -> APIRouter:
         sampling = body.sampling(stores.settings.max_completion_tokens)
         charged = await _charge(stores, request, caller, body)
         completion = Completion(
-            model, target, body, sampling, ChatModeration(request.app.state.moderator, body.moderation)
+            model, target, body, sampling, ChatModeration(request.app.state.moderator, _moderation(stores, body))
         )
         try:
             admitted = await completion.moderation.admit(body.conversation)
@@ -136,6 +136,19 @@ def router(stores: Stores, model: ChatModel) -> APIRouter:
         return JSONResponse(_whole(completion, choices))
 
     return routes
+
+
+def _moderation(stores: Stores, body: ChatRequest) -> InlineModeration | None:
+    """The moderation that the caller asks for, in the operator's modes at least."""
+    required = stores.settings.chat_moderation
+    if required is None:
+        return body.moderation
+    asked = (body.moderation or InlineModeration()).sides
+    sides = {
+        name: Side(mode="block" if "block" in (getattr(required, name), getattr(asked, name).mode) else "score")
+        for name in ("input", "output")
+    }
+    return InlineModeration(policy=ModerationPolicy(**sides))
 
 
 def resolve(stores: Stores, caller: Principal, name: str) -> Target:
@@ -259,10 +272,10 @@ async def _charge(stores: Stores, request: Request, caller: Principal, body: Cha
     """Take the tokens that the request may use before it runs; `_settle` returns the unused ones."""
     if caller.key_id is None:
         return 0.0
-    prompt = sum(len(turn.content.encode()) for turn in body.conversation) / 4
-    asked = body.max_completion_tokens or body.max_tokens or 256
-    cost = prompt + min(asked, stores.settings.max_completion_tokens) * (body.n or 1)
-    await asyncio.to_thread(take, stores, request, "tokens", cost)
+    # What may come, not what is likely: a byte is a token at most, and a completion may have its whole limit.
+    prompt = sum(len(turn.content.encode()) for turn in body.conversation)
+    cost = prompt + body.sampling(stores.settings.max_completion_tokens).max_tokens * (body.n or 1)
+    await asyncio.to_thread(take, stores, request, "tokens", cost, caller, request.app.state.recorder)
     return cost
 
 

@@ -20,6 +20,7 @@ Progress = Callable[[int, int], None]
 """Receives the number of rows with verdicts and of bytes sent so far."""
 
 _FIRST_PAUSE = 0.1
+CHUNK_ROWS = 10_000
 
 
 class ScreeningError(ReftError):
@@ -124,7 +125,8 @@ class ScreeningClient:
             line = row.rstrip(b"\r\n")
             if b"\n" in line:
                 raise ScreeningError("a row contains a line break: send one line of JSONL per row")
-            if len(body) + len(line) + 1 > self._chunk_bytes and count and len(line) < self._chunk_bytes:
+            full = len(body) + len(line) + 1 > self._chunk_bytes and len(line) < self._chunk_bytes
+            if count and (full or count >= CHUNK_ROWS):
                 yield bytes(body), count, large
                 body, count, large = bytearray(), 0, []
             if len(line) >= self._chunk_bytes:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from fastapi import Request
 
 from reft_ray.api.errors import ApiError, busy, invalid
 from reft_ray.api.moderator import (
@@ -25,6 +28,19 @@ from reft_ray.telemetry.verdict_metrics import record_verdicts
 
 
 @dataclass(frozen=True, slots=True)
+def owner_of(request: Request) -> str | None:
+    """The project of the caller; None for a filter without keys."""
+    project: str | None = getattr(request.state, "project", None)
+    return project
+
+
+async def charge(request: Request, texts: int) -> None:
+    """Charge the caller's project for `texts` bytes that the teacher is to read. Raises ApiError 429."""
+    gate, principal = request.state.gate, request.state.principal
+    if gate is not None:
+        await asyncio.to_thread(gate.charge, request, principal, texts)
+
+
 class FilterContext:
     """The online filter, as its routes use it."""
 

@@ -85,6 +85,11 @@ def busy(message: str, retry_after: float, status: int = 429) -> ApiError:
     return ApiError(status, message, code=code, headers={"retry-after": str(max(1, math.ceil(retry_after)))})
 
 
+def unavailable() -> ApiError:
+    """503: the database of the records does not answer, is full or is locked."""
+    return busy("The service's records cannot be reached; try again.", 5, status=503)
+
+
 def from_records(error: ReftError) -> ApiError:
     """The response to an error of the job records."""
     match error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -13,9 +15,12 @@ from starlette.datastructures import UploadFile
 from reft_ray.api import serializers as wire
 from reft_ray.api.auth import Caller
 from reft_ray.api.errors import invalid
+from reft_ray.api.limits import FORM_BYTES
+from reft_ray.api.shares import Shares
 from reft_ray.api.stores import Stores
 from reft_ray.jobs.content import CHUNK_BYTES
 from reft_ray.jobs.files import PURPOSES
+from reft_ray.jobs.tenants import Principal
 
 
 def router(stores: Stores) -> APIRouter:
@@ -26,7 +31,8 @@ def router(stores: Stores) -> APIRouter:
     @routes.post("/files")
     async def create_file(request: Request, caller: Caller) -> dict[str, Any]:
         """Store a file (multipart: `purpose`, `file`, optional `expires_after[...]`)."""
-        async with request.form(max_files=1, max_fields=16) as form:
+        await asyncio.to_thread(files.check_room, caller.project_id, form_bytes(request))
+        async with request.form(max_files=1, max_fields=16) as form, working(request, caller):
             content, purpose = form.get("file"), form.get("purpose")
             if not isinstance(content, UploadFile):
                 raise invalid("Missing required parameter: 'file'.", "file", "missing_required_parameter")
@@ -39,8 +45,8 @@ def router(stores: Stores) -> APIRouter:
                 str(purpose),
                 chunks_of(content),
                 expires_after=expires_after,
+                actor=caller.actor,
             )
-        await asyncio.to_thread(stores.audit.append, "file.created", caller.actor, caller.project_id, {"id": record.id})
         return wire.file(record)
 
     @routes.get("/files")
@@ -64,8 +70,9 @@ def router(stores: Stores) -> APIRouter:
     def file_content(file_id: str, caller: Caller) -> StreamingResponse:
         """Download a file."""
         record = files.get(file_id, caller.project_id)
+        content = files.read(file_id, caller.project_id)
         return StreamingResponse(
-            files.read(file_id, caller.project_id),
+            content,
             media_type="application/octet-stream",
             headers={"content-length": str(record.bytes), "x-content-type-options": "nosniff"},
         )
@@ -73,8 +80,7 @@ def router(stores: Stores) -> APIRouter:
     @routes.delete("/files/{file_id}")
     def delete_file(file_id: str, caller: Caller) -> dict[str, Any]:
         """Delete a file and the files made from it."""
-        files.delete(file_id, caller.project_id)
-        stores.audit.append("file.deleted", caller.actor, caller.project_id, {"id": file_id})
+        files.delete(file_id, caller.project_id, caller.actor)
         return {"id": file_id, "object": "file", "deleted": True}
 
     return routes
@@ -93,9 +99,21 @@ def _expires_after(anchor: object, seconds: object) -> int | None:
         return None
     if anchor != "created_at":
         raise invalid("expires_after[anchor] must be 'created_at'.", "expires_after.anchor")
-    if not isinstance(seconds, str) or not seconds.isdecimal():
+    if not isinstance(seconds, str) or not re.fullmatch(r"[0-9]{1,12}", seconds):
         raise invalid("expires_after[seconds] must be an integer.", "expires_after.seconds")
     return int(seconds)
+
+
+def form_bytes(request: Request) -> int:
+    """The least that the file of a form has, from the length that its client declared."""
+    length = request.headers.get("content-length", "")
+    return max(0, int(length) - FORM_BYTES) if length.isdecimal() else 0
+
+
+def working(request: Request, caller: Principal) -> AbstractAsyncContextManager[None]:
+    """One of the project's threads during the block, for a route that reads its own body."""
+    threads: Shares = request.state.threads
+    return threads.held(caller.project_id)
 
 
 def chunks_of(content: UploadFile) -> Iterator[bytes]:

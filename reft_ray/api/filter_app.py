@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi.params import Depends
 
 from reft_ray.api import errors, metrics, moderations, screening_stream, screenings
+from reft_ray.api.admission import Admission, Gate
 from reft_ray.api.context import FilterContext
-from reft_ray.api.errors import busy
-from reft_ray.api.middleware import PREFIX, UNLIMITED, RequestMiddleware
+from reft_ray.api.errors import busy, unavailable
+from reft_ray.api.limits import Limits, LimitTable, filter_limits
+from reft_ray.api.middleware import PREFIX, RequestMiddleware
 from reft_ray.api.moderator import Moderator, ModeratorError, OverloadedError
 from reft_ray.api.screening_store import ScreeningStore
 from reft_ray.api.settings import FilterSettings
@@ -55,8 +57,9 @@ def create_filter_app(
     screenings_uri: str | None = None,
     recorder: Recorder | None = None,
     routers: Sequence[APIRouter] = (),
-    dependencies: Sequence[Depends] = (),
-    body_limits: Mapping[str, int] | None = None,
+    gate: Gate | None = None,
+    limits: Limits | None = None,
+    ready: Callable[[], None] = lambda: None,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
     exposed: PrometheusRecorder | None = None,
     metrics_token: str | None = None,
@@ -67,10 +70,10 @@ def create_filter_app(
       screenings answer 501 and only the one-request screening works.
     - `routers`: included under `/v1`, so their paths are such as `/files`. Their `api.errors.ApiError` and `ReftError`
       become OpenAI's error envelope, as does FastAPI's own validation (400, never 422).
-    - `dependencies`: run before every `/v1` route, for authentication; they may set `request.state.project`, the
-      owner of screenings. `/healthz`, `/readyz`, `/metrics` and the documentation need none.
-    - `body_limits`: bytes by path prefix, e.g. `{"/v1/files": 512 << 20}`, or `middleware.UNLIMITED` for routes that
-      limit their bodies themselves. Other paths use `settings.max_body_bytes`.
+    - `gate`: admits the callers of every `/v1` route before their bodies are read. `/healthz`, `/readyz`, `/metrics`
+      and the documentation need no key.
+    - `limits`: the limits of the bodies of `routers`, by route.
+    - `ready`: raises where the service cannot work, for `/readyz`; it may block.
     - `exposed`: the metrics of `/metrics`; `metrics_token`: the bearer token that it requires.
 
     Handlers use `request.state.request_id`, `request.app.state.moderator` and `request.app.state.recorder`. Blocking
@@ -91,24 +94,19 @@ def create_filter_app(
     app.state.recorder = recorder
     errors.install(app)
     _describe_errors(app)
-    limits = {
-        "": settings.max_body_bytes,
-        # The route limits the dataset while it streams, with an error that names the resumable resource.
-        "/v1/screenings": UNLIMITED,
-        "/v1/screenings/": max(settings.max_body_bytes, 2 * settings.max_chunk_bytes),
-        **(body_limits or {}),
-    }
-    app.add_middleware(RequestMiddleware, recorder=recorder, limits=limits)
-    app.include_router(_health(moderator))
+    table = LimitTable({**filter_limits(settings), **(limits or {})}.items())
+    app.add_middleware(Admission, settings=settings, table=table, gate=gate)
+    app.add_middleware(RequestMiddleware, recorder=recorder)
+    app.include_router(_health(moderator, ready))
     app.include_router(metrics.router(exposed or metrics.process_metrics(), metrics_token))
     filter_routers = (moderations.router(context), screening_stream.router(context), screenings.router(context, store))
     for router in (*filter_routers, *routers):
-        app.include_router(router, prefix=PREFIX, dependencies=list(dependencies))
+        app.include_router(router, prefix=PREFIX)
     return app
 
 
-def _health(moderator: Moderator) -> APIRouter:
-    """`/healthz`: the process answers. `/readyz`: the teacher answers. Neither needs a key."""
+def _health(moderator: Moderator, ready: Callable[[], None]) -> APIRouter:
+    """`/healthz`: the process answers. `/readyz`: the teacher and the records answer. Neither needs a key."""
     routes = APIRouter(tags=["health"])
 
     @routes.get("/healthz")
@@ -118,7 +116,12 @@ def _health(moderator: Moderator) -> APIRouter:
 
     @routes.get("/readyz")
     async def readyz() -> dict[str, str]:
-        """Readiness: a teacher has just judged a prompt; 503 otherwise."""
+        """Readiness: the records answer and a teacher has just judged a prompt; 503 otherwise."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await asyncio.to_thread(ready)
+        except Exception:
+            raise unavailable() from None
         try:
             batch = await moderator.judge([chat("Good morning.")], None, time.monotonic() + READY_SECONDS)
         except OverloadedError:

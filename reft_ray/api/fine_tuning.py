@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Request
 from pydantic import BaseModel, Field
+from sqlalchemy import Connection
 
 from reft_ray.api import serializers as wire
 from reft_ray.api.auth import Caller
-from reft_ray.api.errors import invalid, not_found
+from reft_ray.api.errors import not_found
 from reft_ray.api.job_schema import parse
 from reft_ray.api.stores import Stores
 from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.estimate import estimate
-from reft_ray.jobs.job import Event, Job, Status
+from reft_ray.jobs.job import Event, Job, JobSpec, Status
 from reft_ray.jobs.speeds import measured_speed
 from reft_ray.jobs.tenants import Principal
 
@@ -42,7 +43,6 @@ def router(stores: Stores) -> APIRouter:
     ) -> dict[str, Any]:
         """Create a job and start to validate its files. With an `Idempotency-Key`, repeated requests create one job."""
         spec, metadata = parse(body, stores.settings)
-        _check_files(stores, caller, spec.training_file, spec.validation_file)
         job = jobs.create(
             caller.organization_id,
             caller.project_id,
@@ -51,6 +51,8 @@ def router(stores: Stores) -> APIRouter:
             actor=caller.actor,
             max_unfinished=caller.limits.unfinished_jobs,
             request_key=idempotency_key,
+            seeded=body.get("seed") is not None,
+            admit=_files_of(stores, caller, spec),
         )
         return wire.job(job)
 
@@ -58,7 +60,8 @@ def router(stores: Stores) -> APIRouter:
     def estimate_job(body: Annotated[Any, Body()], caller: Caller) -> dict[str, Any]:
         """Estimate a job's tokens, steps and time; takes the body of a job creation."""
         spec, _ = parse(body, stores.settings)
-        _check_files(stores, caller, spec.training_file, spec.validation_file)
+        with stores.database.write() as connection:
+            _files_of(stores, caller, spec)(connection)
         base = stores.settings.base_models[spec.model]
         size = stores.counter(spec.model, stores.files.read(spec.training_file, caller.project_id))
         speed = measured_speed(stores.database, spec.model, base.preset, base.devices) or base.speed
@@ -127,9 +130,7 @@ def router(stores: Stores) -> APIRouter:
     @routes.post("/fine_tuning/checkpoints/{name:path}/permissions")
     def create_permissions(name: str, body: ShareBody, caller: Caller) -> dict[str, Any]:
         """Allow other projects of the organisation to use a checkpoint."""
-        made = stores.models.share(name, caller.project_id, body.project_ids)
-        for permission in made:
-            stores.audit.append("checkpoint.permission.created", caller.actor, caller.project_id, {"id": permission.id})
+        made = stores.models.share(name, caller.project_id, body.project_ids, caller.actor)
         data = [wire.permission(permission) for permission in made]
         return {
             "object": "list",
@@ -142,8 +143,7 @@ def router(stores: Stores) -> APIRouter:
     @routes.delete("/fine_tuning/checkpoints/{name:path}/permissions/{permission_id}")
     def delete_permission(name: str, permission_id: str, caller: Caller) -> dict[str, Any]:
         """Revoke a permission."""
-        stores.models.unshare(name, caller.project_id, permission_id)
-        stores.audit.append("checkpoint.permission.deleted", caller.actor, caller.project_id, {"id": permission_id})
+        stores.models.unshare(name, caller.project_id, permission_id, caller.actor)
         return {"id": permission_id, "object": "checkpoint.permission", "deleted": True}
 
     return routes
@@ -156,20 +156,11 @@ def _job(stores: Stores, caller: Principal, job_id: str) -> Job:
         raise not_found(f"Could not find fine tune: {job_id[:64]}", "fine_tune_id", "fine_tune_not_found") from None
 
 
-def _check_files(stores: Stores, caller: Principal, training: str, validation: str | None) -> None:
-    for param, file_id in (("training_file", training), ("validation_file", validation)):
-        if file_id is None:
-            continue
-        try:
-            record = stores.files.get(file_id, caller.project_id)
-        except NotFoundError:
-            raise invalid(f"invalid {param}: {file_id[:64]}", param, f"invalid_{param}") from None
-        if record.purpose != "fine-tune":
-            raise invalid(
-                f"File {file_id} has purpose '{record.purpose}'; a {param} needs 'fine-tune'.",
-                param,
-                f"invalid_{param}",
-            )
+def _files_of(stores: Stores, caller: Principal, spec: JobSpec) -> Callable[[Connection], None]:
+    def check(connection: Connection) -> None:
+        stores.files.check_usable_in(connection, caller.project_id, spec.training_file, spec.validation_file)
+
+    return check
 
 
 def _metadata(query: Mapping[str, str]) -> tuple[dict[str, str], bool]:

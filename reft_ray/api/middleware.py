@@ -1,13 +1,11 @@
-"""The outermost middleware: request ids, body limits, the response to unexpected errors, request metrics."""
+"""The outermost middleware: request ids, the response to unexpected errors, request metrics."""
 
 from __future__ import annotations
 
 import logging
 import time
 import uuid
-from collections.abc import Mapping
 
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,19 +16,15 @@ from reft_ray.telemetry.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 
-UNLIMITED = -1
-"""The limit of routes that limit their bodies themselves."""
-
 PREFIX = "/v1"
 
 
 class RequestMiddleware:
-    """ASGI middleware. `limits` maps path prefixes to body limits in bytes; the longest matching prefix applies."""
+    """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, recorder: Recorder, limits: Mapping[str, int]) -> None:
+    def __init__(self, app: ASGIApp, recorder: Recorder) -> None:
         self._app = app
         self._recorder = recorder
-        self._limits = sorted(limits.items(), key=lambda item: -len(item[0]))
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,7 +46,7 @@ class RequestMiddleware:
         self._in_flight(+1)
         try:
             with log_context(request_id=request_id):
-                await self._app(scope, self._limited(scope, receive), stamped)
+                await self._app(scope, receive, stamped)
         except ClientDisconnect:
             status = 499
         except Exception:
@@ -65,23 +59,6 @@ class RequestMiddleware:
         finally:
             self._in_flight(-1)
             self._count(scope, status, time.perf_counter() - started)
-
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        limit = next((limit for prefix, limit in self._limits if scope["path"].startswith(prefix)), UNLIMITED)
-        if limit == UNLIMITED:
-            return receive
-        seen = 0
-
-        async def bounded() -> Message:
-            nonlocal seen
-            message = await receive()
-            if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                if seen > limit:
-                    raise HTTPException(413, f"The body exceeds the limit of {limit:,} bytes.")
-            return message
-
-        return bounded
 
     def _in_flight(self, change: int) -> None:
         self._open += change

@@ -40,10 +40,9 @@ def router(stores: Stores) -> APIRouter:
         if model in bases:
             raise ApiError(403, "A base model cannot be deleted.", param="model", code="insufficient_permissions")
         try:
-            stores.models.delete(model, caller.project_id)
+            stores.models.delete(model, caller.project_id, caller.actor)
         except NotFoundError:
             raise unknown_model(model) from None
-        stores.audit.append("model.deleted", caller.actor, caller.project_id, {"id": model})
         return {"id": model, "object": "model", "deleted": True}
 
     return routes

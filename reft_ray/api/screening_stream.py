@@ -11,12 +11,14 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from reft_ray.api.context import FilterContext
-from reft_ray.api.errors import ApiError, busy, invalid
+from reft_ray.api.context import FilterContext, charge, owner_of
+from reft_ray.api.errors import ApiError, busy
 from reft_ray.api.schema import Threshold
-from reft_ray.api.verdict_stream import JSONL_BODY, NDJSON, Slots, VerdictStream, error_record, ndjson, read_body
+from reft_ray.api.shares import Shares
+from reft_ray.api.verdict_stream import JSONL_BODY, NDJSON, VerdictStream, error_record, ndjson, read_body
 from reft_ray.telemetry import catalog
 
+CHARGED_BYTES = 1 << 16
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "One verdict per row in input order, then a trailer.", "content": {NDJSON: {}}}
 }
@@ -46,7 +48,7 @@ class DuplexResponse(StreamingResponse):
 def router(context: FilterContext) -> APIRouter:
     """The route of one-request screenings."""
     routes = APIRouter(tags=["screenings"])
-    slots = Slots(context.settings.max_streams)
+    slots = Shares(context.settings.max_streams, context.settings.max_streams_per_project)
 
     @routes.post(
         "/screenings", response_class=StreamingResponse, responses=_RESPONSES, openapi_extra={"requestBody": JSONL_BODY}
@@ -58,8 +60,6 @@ def router(context: FilterContext) -> APIRouter:
     ) -> StreamingResponse:
         """Screen a JSONL body in one request; the first verdict comes before the upload has ended."""
         limit = context.settings.max_upload_bytes
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise invalid("Compressed bodies are not supported: send plain JSONL.", "content-encoding")
         too_large = (
             f"A streamed dataset may have {limit:,} bytes. Send larger ones in chunks: POST /v1/screenings/resumable, "
             "or `reft-ray screen --url`."
@@ -70,12 +70,26 @@ def router(context: FilterContext) -> APIRouter:
             context.recorder.count(catalog.FILTER_SHED, reason="too_large")
             raise
         thresholds = await context.thresholds(review, block)
-        if not slots.take():
+        owner = owner_of(request)
+        if not slots.take(owner):
             context.recorder.count(catalog.FILTER_SHED, reason="queue_full")
-            raise busy(f"{slots.size} datasets are already being screened; try again later.", 5)
-        return DuplexResponse(_lines(context, VerdictStream(context, thresholds), body), slots.give)
+            raise busy("As many datasets are being screened as may be at once; try again later.", 5)
+        lines = _lines(context, VerdictStream(context, thresholds), _charged(request, body))
+        return DuplexResponse(lines, lambda: slots.give(owner))
 
     return routes
+
+
+async def _charged(request: Request, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The body, charged in steps: a slow stream costs no call per row."""
+    due = 0
+    async for piece in body:
+        due += len(piece)
+        if due >= CHARGED_BYTES:
+            await charge(request, due)
+            due = 0
+        yield piece
+    await charge(request, due)
 
 
 async def _lines(

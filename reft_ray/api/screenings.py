@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Annotated, Any
@@ -17,16 +18,22 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi import Path as PathParameter
 from starlette.responses import StreamingResponse
 
-from reft_ray.api.context import FilterContext
+from reft_ray.api.context import FilterContext, charge, owner_of
 from reft_ray.api.errors import ApiError, busy, conflict, invalid
 from reft_ray.api.schema import ChunkReceipt, Counts, Screening, ScreeningClose, ScreeningCreate
 from reft_ray.api.screening_store import Chunk, ScreeningStore, State
-from reft_ray.api.verdict_stream import JSONL_BODY, NDJSON, OUTCOMES, Slots, VerdictStream, ndjson, read_body
+from reft_ray.api.shares import Shares
+from reft_ray.api.verdict_stream import JSONL_BODY, NDJSON, OUTCOMES, VerdictStream, ndjson, read_body
 from reft_ray.core.verdict import Thresholds
 from reft_ray.telemetry import catalog
 
 EVENT_STREAM = "text/event-stream"
 POLL_SECONDS = 0.25
+ROW_BYTES = 64
+PIECE_ROWS = 2_000
+"""Verdicts that are numbered at once: between two pieces other requests are served."""
+
+_NUMBERED = re.compile(rb'(\{"type":"verdict","row":)(\d+)(.*)', re.DOTALL)
 _ANSWER: dict[int | str, dict[str, Any]] = {200: {"content": {NDJSON: {}, EVENT_STREAM: {}}}}
 
 ScreeningId = Annotated[str, PathParameter(description="The id of the screening.", max_length=64)]
@@ -37,7 +44,7 @@ Cursor = Annotated[int | None, Query(ge=0, description="The first row to read.")
 def router(context: FilterContext, store: ScreeningStore | None) -> APIRouter:
     """The routes of resumable screenings; without a store they answer 501."""
     routes = APIRouter(tags=["screenings"])
-    slots = Slots(context.settings.max_streams)
+    slots = Shares(context.settings.max_streams, context.settings.max_streams_per_project)
 
     def required_store() -> ScreeningStore:
         if store is None:
@@ -45,7 +52,7 @@ def router(context: FilterContext, store: ScreeningStore | None) -> APIRouter:
         return store
 
     async def state_of(request: Request, screening_id: str) -> State:
-        return await asyncio.to_thread(required_store().state, screening_id, _owner(request))
+        return await asyncio.to_thread(required_store().state, screening_id, owner_of(request))
 
     @routes.post("/screenings/resumable")
     async def create(request: Request, body: ScreeningCreate) -> Screening:
@@ -54,7 +61,7 @@ def router(context: FilterContext, store: ScreeningStore | None) -> APIRouter:
         limits = await context.thresholds(override.review, override.block) if override else None
         state = await asyncio.to_thread(
             required_store().create,
-            _owner(request),
+            owner_of(request),
             limits.review if limits else None,
             limits.block if limits else None,
             body.metadata,
@@ -73,20 +80,26 @@ def router(context: FilterContext, store: ScreeningStore | None) -> APIRouter:
         message = f"A chunk may have {limit:,} bytes: send the dataset in more chunks."
         pieces = read_body(request, limit, context.settings.idle_seconds, message)
         body = b"".join([piece async for piece in pieces])
+        if body.count(b"\n") > context.settings.max_chunk_rows:
+            raise invalid(
+                f"A chunk may have {context.settings.max_chunk_rows:,} rows: send the dataset in more chunks."
+            )
         state = await state_of(request, screening_id)
         digest = hashlib.sha256(body).hexdigest()
         chunk = required_store().known(state, sequence, digest)
         if chunk is not None:
             return _receipt(chunk, duplicate=True)
         limits = await _limits(context, state)
-        if not slots.take():
+        # A row costs more than its bytes: its verdict is stored.
+        await charge(request, len(body) + ROW_BYTES * body.count(b"\n"))
+        if not slots.take(owner_of(request)):
             context.recorder.count(catalog.FILTER_SHED, reason="verdicts_lag")
             raise busy("Other chunks are being judged; try again.", 1)
         try:
             with context.timed("screening"):
                 chunk, verdicts = await _judged(context, limits, sequence, digest, body)
         finally:
-            slots.give()
+            slots.give(owner_of(request))
         await asyncio.to_thread(required_store().keep, state, chunk, verdicts)
         return _receipt(chunk, duplicate=False)
 
@@ -177,8 +190,9 @@ async def _verdicts(
     while True:
         while (chunk := state.chunks.get(sequence)) is not None:
             if first + chunk.rows > start:
-                lines = await asyncio.to_thread(store.verdicts, state, chunk)
-                yield _numbered(lines, first, start, events)
+                lines = (await asyncio.to_thread(store.verdicts, state, chunk)).splitlines()
+                for piece in range(0, len(lines), PIECE_ROWS):
+                    yield _numbered(lines[piece : piece + PIECE_ROWS], first, start, events)
                 cursor = first + chunk.rows
                 until = loop.time() + wait_seconds
             first += chunk.rows
@@ -192,15 +206,15 @@ async def _verdicts(
     yield _event("trailer", None, json.dumps(trailer)) if events else ndjson([trailer])
 
 
-def _numbered(lines: bytes, first: int, start: int, events: bool) -> bytes:
-    """Stored verdicts from row `start` on, with the dataset's row numbers."""
+def _numbered(lines: list[bytes], first: int, start: int, events: bool) -> bytes:
+    """Stored verdicts from row `start` on, with the dataset's row numbers; only those are parsed."""
     out = []
-    for line in lines.splitlines():
-        record = json.loads(line)
-        record["row"] += first
-        if record["row"] >= start:
-            text = json.dumps(record, separators=(",", ":"))
-            out.append(_event("verdict", record["row"], text) if events else text.encode() + b"\n")
+    for line in lines:
+        head, number, rest = _NUMBERED.match(line).groups()  # type: ignore[union-attr]
+        row = int(number) + first
+        if row >= start:
+            text = b"%s%d%s" % (head, row, rest)
+            out.append(_event("verdict", row, text.decode()) if events else text + b"\n")
     return b"".join(out)
 
 
@@ -217,10 +231,6 @@ def _start(cursor: int | None, last_event_id: str | None) -> int:
     if not last_event_id.isdecimal() or len(last_event_id) > 18:
         raise invalid("Last-Event-ID must be the number of the last row read", "last-event-id")
     return int(last_event_id) + 1
-
-
-def _owner(request: Request) -> str | None:
-    return getattr(request.state, "project", None)
 
 
 def _totals(state: State) -> dict[str, int]:

@@ -5,29 +5,27 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError
 
 from reft_ray.api import chat, files, fine_tuning, models, uploads, webhooks
-from reft_ray.api.auth import RateLimitHeaders, authenticator
+from reft_ray.api.auth import Authenticator, RateLimitHeaders
 from reft_ray.api.chat_model import ChatModel
-from reft_ray.api.errors import invalid, response_of
+from reft_ray.api.errors import invalid, response_of, unavailable
 from reft_ray.api.filter_app import create_filter_app
+from reft_ray.api.limits import service_limits
 from reft_ray.api.metrics import process_metrics
 from reft_ray.api.moderator import Moderator
 from reft_ray.api.settings import FilterSettings
 from reft_ray.api.stores import Stores
+from reft_ray.jobs.database import UNREACHABLE
 from reft_ray.jobs.figures import Figures
 from reft_ray.jobs.housekeeping import Housekeeping
 from reft_ray.jobs.launcher import Launcher
 from reft_ray.jobs.lease import Leases, Slots
 from reft_ray.jobs.reconciler import Reconciler
-from reft_ray.jobs.uploads import PART_BYTES
-from reft_ray.telemetry.recorder import Recorder
-
-FORM_BYTES = 1 << 20
-"""Allowance for what a multipart form adds to its file."""
+from reft_ray.telemetry.recorder import NullRecorder, Recorder
 
 
 def create_service_app(
@@ -47,8 +45,9 @@ def create_service_app(
     With a `launcher`, the application also reconciles jobs and cleans up while it runs. Every gateway may: all their
     writes are compare-and-set.
     """
+    filter_settings = filter_settings or FilterSettings()
     exposed = process_metrics()
-    Figures(stores.jobs).expose(exposed)
+    Figures(stores.jobs, stores.heads).expose(exposed)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -57,7 +56,9 @@ def create_service_app(
             if launcher is not None:
                 reconciler = Reconciler(stores.jobs, Leases(stores.jobs), launcher, slots or Slots())
                 stack.enter_context(reconciler.background())
-                housekeeping = Housekeeping(stores.jobs, stores.uploads, stores.models, stores.webhooks, stores.audit)
+                housekeeping = Housekeeping(
+                    stores.jobs, stores.uploads, stores.models, stores.webhooks, stores.audit, stores.heads
+                )
                 stack.enter_context(housekeeping.background())
             yield
 
@@ -74,19 +75,23 @@ def create_service_app(
             chat.router(stores, model),
             webhooks.router(stores),
         ],
-        dependencies=[Depends(authenticator(stores))],
-        body_limits={
-            "/v1/files": stores.settings.max_file_bytes + FORM_BYTES,
-            "/v1/uploads": PART_BYTES + FORM_BYTES,
-        },
+        gate=Authenticator(stores, recorder or NullRecorder()),
+        limits=service_limits(stores.settings, filter_settings.max_body_bytes),
+        ready=stores.database.check,
         lifespan=lifespan,
         exposed=exposed,
         metrics_token=metrics_token,
     )
     for unstorable in (DataError, UnicodeEncodeError):
         app.add_exception_handler(unstorable, _unstorable)
+    for unreachable in UNREACHABLE:
+        app.add_exception_handler(unreachable, _unreachable)
     app.add_middleware(RateLimitHeaders)
     return app
+
+
+async def _unreachable(request: Request, error: Exception) -> JSONResponse:
+    return response_of(unavailable())
 
 
 async def _unstorable(request: Request, error: Exception) -> JSONResponse:

@@ -33,6 +33,10 @@ class FilterSettings(Settings):
     Without bounds a request may make the filter stricter than the teacher's thresholds, never more lenient.
     """
 
+    hosts: tuple[str, ...] = Field(
+        (), description="Host names that a service without API keys answers to, besides loopback's; `*` for any."
+    )
+    max_requests_at_once: int = Field(256, ge=1, description="Per project.")
     review_bounds: Bounds | None = None
     block_bounds: Bounds | None = None
     moderation_seconds: float = Field(10.0, gt=0)
@@ -42,6 +46,8 @@ class FilterSettings(Settings):
     max_row_bytes: int = Field(MIB, ge=1024)
     max_chunk_bytes: int = Field(MIB, ge=1024, le=8 * MIB)
     max_streams: int = Field(8, ge=1)
+    max_streams_per_project: int = Field(4, ge=1)
+    max_chunk_rows: int = Field(20_000, ge=1)
     batch_rows: int = Field(512, ge=1)
     batch_bytes: int = Field(256 * 1024, ge=1024)
     window: int = Field(4, ge=1, le=64)
@@ -89,6 +95,13 @@ class BaseModelSettings(Defaults):
     endpoint: EndpointSettings | None = Field(None, description="The server that serves it, instead of our students.")
 
 
+class ChatModerationSettings(Settings):
+    """The modes of a chat's input and output: `score` reports, `block` withholds."""
+
+    input: Literal["score", "block"] = "block"
+    output: Literal["score", "block"] = "block"
+
+
 class ServiceSettings(Settings):
     """The finetuning service. Sizes in bytes."""
 
@@ -123,12 +136,25 @@ class OidcSettings(Settings):
     max_project_bytes: int = Field(MAX_PROJECT_BYTES, ge=1024)
     max_upload_bytes: int = Field(8 << 30, ge=1024)
     serve_checkpoints: bool = Field(False, description="Allow chat with checkpoints, which no release gate has tested.")
+    audit_heads_uri: str | None = Field(
+        None, description="Where signed heads of the audit log are kept, away from the database."
+    )
+    audit_key: str | None = Field(None, description="The PEM file of the key that signs them; made if it is absent.")
     private_webhooks: bool = False
+    chat_moderation: ChatModerationSettings | None = Field(
+        None, description="Moderate every chat in these modes at least, whatever its caller asks."
+    )
     require_keys: bool = Field(
         False,
         description="Require an API key of loopback clients too, even before any key exists: they may be a proxy.",
     )
     max_completion_tokens: int = Field(4096, ge=1)
+
+    @model_validator(mode="after")
+    def _signed(self) -> Self:
+        if (self.audit_heads_uri is None) != (self.audit_key is None):
+            raise ValueError("audit_heads_uri and audit_key belong together")
+        return self
     second_person: bool = Field(False, description="A second person must confirm when a block is overturned.")
     sign_releases: bool = Field(
         False, description="A model that fails the gate waits for two people, instead of failing its job."

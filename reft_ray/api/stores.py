@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from reft_ray.api.settings import ServiceSettings
 from reft_ray.jobs.appeals import Appeals
 from reft_ray.jobs.audit import AuditLog
+from reft_ray.jobs.audit_heads import AuditHeads
 from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.estimate import Counter, count_bytes
@@ -39,6 +40,8 @@ class Stores:
     counter: Counter
     reviews: ReviewQueue
     appeals: Appeals
+    counter: Counter
+    heads: AuditHeads | None = None
     releases: Releases
 
     @classmethod
@@ -66,6 +69,9 @@ class Stores:
             rate_limits=RateLimits(database),
             webhooks=Webhooks(database, settings.private_webhooks),
             counter=counter,
+        )
+            counter=counter,
+            heads=AuditHeads(settings.audit_heads_uri, settings.audit_key or "") if settings.audit_heads_uri else None,
         )
             reviews=reviews,
             appeals=Appeals(reviews),

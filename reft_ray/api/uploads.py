@@ -12,7 +12,7 @@ from starlette.datastructures import UploadFile
 from reft_ray.api import serializers as wire
 from reft_ray.api.auth import Caller
 from reft_ray.api.errors import invalid
-from reft_ray.api.files import check_purpose, chunks_of
+from reft_ray.api.files import check_purpose, chunks_of, form_bytes, working
 from reft_ray.api.stores import Stores
 
 
@@ -56,7 +56,8 @@ def router(stores: Stores) -> APIRouter:
     @routes.post("/uploads/{upload_id}/parts")
     async def add_part(upload_id: str, request: Request, caller: Caller) -> dict[str, Any]:
         """Add a part (multipart `data`); parts may arrive in any order and in parallel."""
-        async with request.form(max_files=1, max_fields=4) as form:
+        await asyncio.to_thread(uploads.check_room, upload_id, caller.project_id, form_bytes(request))
+        async with request.form(max_files=1, max_fields=4) as form, working(request, caller):
             content = form.get("data")
             if not isinstance(content, UploadFile):
                 raise invalid("Missing required parameter: 'data'.", "data", "missing_required_parameter")
@@ -73,8 +74,7 @@ def router(stores: Stores) -> APIRouter:
     @routes.post("/uploads/{upload_id}/complete")
     def complete_upload(upload_id: str, body: CompleteBody, caller: Caller) -> dict[str, Any]:
         """Join the parts into a file."""
-        record, finished = uploads.complete(upload_id, caller.project_id, body.part_ids, body.md5)
-        stores.audit.append("file.created", caller.actor, caller.project_id, {"id": finished.id})
+        record, finished = uploads.complete(upload_id, caller.project_id, body.part_ids, body.md5, caller.actor)
         return wire.upload(record, finished)
 
     @routes.post("/uploads/{upload_id}/cancel")

@@ -15,6 +15,7 @@ from typing import Any
 
 from fastapi import Request
 
+from reft_ray.api.body import paced
 from reft_ray.api.context import FilterContext
 from reft_ray.api.errors import ApiError, too_large
 from reft_ray.api.moderations import evidence
@@ -150,7 +151,7 @@ class VerdictStream:
                 record = {"decision": "invalid", "reason": {"code": row.error.code, "message": str(row.error)}}
                 self._context.recorder.count(catalog.SCREENING_INVALID, code=row.error.code)
             else:
-                record = evidence(next(verdicts)) | {"teacher": batch.teacher}
+                record = evidence(next(verdicts)) | {"teacher": batch.teacher, "policy": batch.policy}
             self.tally.outcomes[record["decision"]] += 1
             records.append({"type": "verdict", "row": row.number, "id": row.id, **record})
         return records
@@ -184,8 +185,8 @@ def ndjson(records: Iterable[dict[str, Any]]) -> bytes:
 def read_body(request: Request, limit: int, idle_seconds: float, message: str) -> AsyncIterator[bytes]:
     """The pieces of a body of up to `limit` bytes.
 
-    Raises ApiError: 413 with `message` for a larger body, at once where its length was declared; 408 when nothing
-    arrives for `idle_seconds`.
+    Raises ApiError: 413 with `message` for a larger body, at once where its length was declared; 408 for a client that
+    sends too slowly, see `body.paced`.
     """
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
@@ -195,35 +196,8 @@ def read_body(request: Request, limit: int, idle_seconds: float, message: str) -
 
 async def _pieces(request: Request, limit: int, idle_seconds: float, message: str) -> AsyncIterator[bytes]:
     received = 0
-    stream = request.stream()
-    while True:
-        try:
-            async with asyncio.timeout(idle_seconds):
-                piece = await anext(stream, None)
-        except TimeoutError:
-            raise ApiError(408, f"No data arrived for {idle_seconds:g} s.", code="upload_stalled") from None
-        if piece is None:
-            return
+    async for piece in Request(request.scope, paced(request.receive, idle_seconds)).stream():
         received += len(piece)
         if received > limit:
             raise too_large(message)
         yield piece
-
-
-class Slots:
-    """A fixed number of slots, without waiting."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._taken = 0
-
-    def take(self) -> bool:
-        """Take a slot; False when none is free."""
-        if self._taken >= self.size:
-            return False
-        self._taken += 1
-        return True
-
-    def give(self) -> None:
-        """Free a slot."""
-        self._taken -= 1

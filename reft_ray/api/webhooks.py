@@ -30,8 +30,7 @@ def router(stores: Stores) -> APIRouter:
     @routes.post("/webhook_endpoints")
     def create_endpoint(body: EndpointBody, caller: Caller) -> dict[str, Any]:
         """Register an endpoint. Only this response has the secret that `client.webhooks.unwrap` needs."""
-        endpoint = webhooks.add(caller.project_id, body.url, body.events)
-        stores.audit.append("webhook_endpoint.created", caller.actor, caller.project_id, {"id": endpoint.id})
+        endpoint = webhooks.add(caller.project_id, body.url, body.events, caller.actor)
         return {**_wire(endpoint), "secret": endpoint.secret}
 
     @routes.get("/webhook_endpoints")
@@ -42,8 +41,7 @@ def router(stores: Stores) -> APIRouter:
     @routes.delete("/webhook_endpoints/{endpoint_id}")
     def delete_endpoint(endpoint_id: str, caller: Caller) -> dict[str, Any]:
         """Delete an endpoint."""
-        webhooks.remove(endpoint_id, caller.project_id)
-        stores.audit.append("webhook_endpoint.deleted", caller.actor, caller.project_id, {"id": endpoint_id})
+        webhooks.remove(endpoint_id, caller.project_id, caller.actor)
         return {"id": endpoint_id, "object": "webhook_endpoint", "deleted": True}
 
     return routes
@@ -56,4 +54,5 @@ def _wire(endpoint: Endpoint) -> dict[str, Any]:
         "created_at": wire.seconds(endpoint.created_at),
         "url": endpoint.url,
         "events": list(endpoint.events),
+        "status": "enabled" if endpoint.disabled_at is None else "disabled",
     }

@@ -138,6 +138,9 @@ def serve_config(config: Mapping[str, Any], teacher: str) -> dict[str, Any]:
         if "service" in application["args"]:
             application["args"]["service"]["job_server"] = JOB_SERVER
         for deployment in application["deployments"]:
+        else:
+            # Other pods call the filter by the name of its Service; it has no keys, and a NetworkPolicy in front.
+            application["args"].setdefault("filter", {})["hosts"] = ["*"]
             if deployment["name"] == "Teacher":
                 deployment["user_config"]["teacher"] = teacher
     return adapted

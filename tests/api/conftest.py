@@ -76,7 +76,10 @@ def make_filter(tmp_path: Path) -> Callable[..., FilterApp]:
     def make(**settings: object) -> FilterApp:
         judge, recorder = TroubledModerator(), MemoryRecorder()
         app = create_filter_app(
-            judge, FilterSettings(**settings), screenings_uri=str(tmp_path / "screenings"), recorder=recorder
+            judge,
+            FilterSettings(hosts=("filter",), **settings),
+            screenings_uri=str(tmp_path / "screenings"),
+            recorder=recorder,
         )
         return FilterApp(judge, recorder, app)
 

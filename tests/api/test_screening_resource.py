@@ -20,6 +20,7 @@ from reft_ray.testbed.word_scorer import WordScorer
 
 Row = Callable[[str], bytes]
 Body = Callable[[httpx.AsyncClient], Awaitable[None]]
+HERE = FilterSettings(hosts=("filter",))
 
 
 def use(app: Any, body: Body) -> None:
@@ -280,7 +281,8 @@ def test_one_project_uses_up_no_other_projects_screenings(tmp_path: Path) -> Non
 
 def test_two_gateways_share_the_state(tmp_path: Path, row: Row) -> None:
     apps = [
-        create_filter_app(LocalModerator(WordScorer()), screenings_uri=f"file://{tmp_path}/shared") for _ in range(2)
+        create_filter_app(LocalModerator(WordScorer()), HERE, screenings_uri=f"file://{tmp_path}/shared")
+        for _ in range(2)
     ]
     clients = [httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://filter/v1") for app in apps]
 
@@ -307,4 +309,4 @@ def test_without_a_store_the_resource_says_so() -> None:
     async def body(client: httpx.AsyncClient) -> None:
         assert (await client.post("/screenings/resumable", json={})).status_code == 501
 
-    use(create_filter_app(LocalModerator(WordScorer())), body)
+    use(create_filter_app(LocalModerator(WordScorer()), HERE), body)

@@ -45,6 +45,15 @@ def test_links_resolve(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", CURRENT, **IDS)
+def test_named_tests_exist(page: Path) -> None:
+    """`tests/jobs/test_kill.py::test_name`: a promise names the test that shows it."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8"))
+    assert bool(named) == (page.name in ("threat-model.md", "aisvs.md"))
+    missing = [name for path, name in named if f"def {name}(" not in (ROOT / path).read_text(encoding="utf-8")]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", CURRENT, **IDS)
 def test_paths_and_modules_exist(page: Path) -> None:
     """`pipeline/steps.py`, `tests/jobs/test_kill.py`, `evaluation.gate.Gate`, `reft_ray.pipeline.steps:make`."""
     missing = []

@@ -1,15 +1,18 @@
 """The service on a real port, and the real client in front of it."""
 
+import asyncio
 import contextlib
 import json
+from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
 from reft_ray.api.chat_model import EchoChat
 from reft_ray.api.moderator import LocalModerator
 from reft_ray.api.service_app import create_service_app
-from reft_ray.api.settings import BaseModelSettings, ServiceSettings
+from reft_ray.api.settings import BaseModelSettings, FilterSettings, ServiceSettings
 from reft_ray.api.stores import Stores
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.estimate import Speed
@@ -65,10 +68,12 @@ class Service:
         return self.stores.tenants.authenticate(self.secret()).project_id
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory, serving):
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.servers)])
+def service(request, tmp_path_factory, serving):
     root = tmp_path_factory.mktemp("service")
-    stores = Stores.open(Database.open(f"sqlite:///{root / 'jobs.db'}"), str(root / "files"), SETTINGS)
+    sqlite = request.param == "sqlite"
+    url = f"sqlite:///{root / 'jobs.db'}" if sqlite else request.getfixturevalue("new_postgres")()
+    stores = Stores.open(Database.open(url), str(root / "files"), SETTINGS)
     recorder = MemoryRecorder()
     app = create_service_app(LocalModerator(WordScorer()), stores, EchoChat(), recorder=recorder)
     with serving(app) as url:
@@ -92,3 +97,69 @@ def rows():
 @pytest.fixture
 def training_file(client, rows):
     return client.files.create(file=("train.jsonl", rows), purpose="fine-tune").id
+
+
+class Running:
+    """An application in this process: calls by ASGI, with a body of our choice."""
+
+    def __init__(self, root: Path, keys: bool = True, service: dict | None = None, **filter_settings: object) -> None:
+        settings = ServiceSettings(base_models={"tiny": BaseModelSettings(uri="/m")}, **(service or {}))
+        self.stores = Stores.open(Database.open(f"sqlite:///{root / 'jobs.db'}"), str(root / "files"), settings)
+        self.app = create_service_app(
+            LocalModerator(WordScorer()),
+            self.stores,
+            EchoChat(),
+            FilterSettings(**filter_settings),
+            screenings_uri=str(root / "screenings"),
+        )
+        self.keyed = keys
+        if keys:
+            self.key()
+
+    def key(self, project: str = "one", **limits: int) -> dict[str, str]:
+        secret = self.stores.tenants.create_key("acme", project, "key", limits=limits)[1]
+        return {"authorization": f"Bearer {secret}"}
+
+    async def call(self, method, path, headers=None, pieces=()):
+        """Status, JSON or text, and how many messages of the body were asked for."""
+        asked, answer = 0, {"body": b""}
+        waiting = iter(pieces)
+
+        async def receive():
+            nonlocal asked
+            asked += 1
+            piece = next(waiting, None)
+            if piece is None:
+                await asyncio.sleep(60)  # a client that stays silent
+            return {"type": "http.request", "body": piece, "more_body": True}
+
+        async def send(message):
+            if message["type"] == "http.response.start":
+                answer["status"] = message["status"]
+            answer["body"] += message.get("body", b"")
+
+        named = {"host": "localhost"} | (headers or {})
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "path": path,
+            "raw_path": path.encode(), "query_string": b"", "root_path": "", "scheme": "http",
+            "headers": [(name.encode(), value.encode()) for name, value in named.items()],
+            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
+        }  # fmt: skip
+        await self.app(scope, receive, send)
+        return answer["status"], answer["body"].decode(), asked
+
+    def client(self, **options):
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://localhost", **options)
+
+
+@pytest.fixture
+def running(tmp_path):
+    made = []
+
+    def run(**options):
+        made.append(Running(tmp_path, **options))
+        return made[-1]
+
+    yield run
+    for each in made:
+        each.stores.database.close()

@@ -187,7 +187,7 @@ def test_without_keys_only_loopback_is_allowed(tmp_path, serving):
         assert [model.id for model in client.models.list()] == ["tiny"]
 
         async def from_elsewhere():
-            async with httpx.AsyncClient(transport=transport, base_url="http://service") as stranger:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as stranger:
                 return await stranger.get("/v1/models")
 
         assert asyncio.run(from_elsewhere()).status_code == 401

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 
 import httpx
 import pytest
@@ -128,3 +129,28 @@ def test_odd_keys(service):
     for key in ("", "Basic x", "Bearer", "Bearer \xff", "Bearer " + "x" * 20_000):
         answer = httpx.get(f"{service.url}/v1/models", headers={"authorization": key.encode("latin-1")})
         assert answer.status_code in (400, 401, 431)
+
+
+def hostile(source, depth=0):
+    """A random value of JSON, odd ones often."""
+    if depth > 4 or source.random() < 0.5:
+        return source.choice(ODD)
+    if source.random() < 0.5:
+        return [hostile(source, depth + 1) for _ in range(source.randrange(4))]
+    keys = [*itertools.chain(*BODIES.values()), "type", "mode", "", 'a"b', "\x00"]
+    return {source.choice(keys): hostile(source, depth + 1) for _ in range(source.randrange(5))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", BODIES)
+def test_ten_thousand_bodies(http, path):
+    source = random.Random(path)
+    for number in range(10_000):
+        body = dict(BODIES[path])
+        for key in source.sample(sorted(body), source.randrange(len(body) + 1)):
+            body[key] = hostile(source)
+        data = bytearray(json.dumps(hostile(source) if number % 10 == 0 else body).encode())
+        if number % 3 == 0:
+            at = source.randrange(len(data) + 1)
+            data[at : at + source.randrange(9)] = source.randbytes(source.randrange(5))
+        check(http.post(path, content=bytes(data), headers={"content-type": "application/json"}))
