@@ -34,24 +34,38 @@ _AREAS = {
     "screenings": "moderations",
     "teacher": "moderations",
     "webhook_endpoints": "webhooks",
+    "reviews": "reviews",
+    "appeals": "appeals",
+    "releases": "releases",
+    "audit": "audit.read",
 }
 _SPLIT = ("files", "fine_tuning", "models", "reviews", "appeals", "releases")
 """Areas with separate read and write scopes."""
 
 
-def authenticator(stores: Stores) -> Callable[[Request], None]:
-    "reviews": "reviews",
-    "appeals": "appeals",
-    "releases": "releases",
-    "audit": "audit.read",
-    """The dependency of every route: sets `request.state.principal` and `.project`, or answers 401, 403 or 429."""
+class Authenticator:
+    """The Gate of the finetuning service: a caller's key, scope and requests per minute, from the headers alone."""
 
-    def authenticate(request: Request) -> None:
-        principal = _principal(stores, request)
-        request.state.principal = principal
-        request.state.project = principal.project_id
-        scope = scope_of(request.method, request.url.path)
-        if scope is None or scope not in principal.scopes:
+    def __init__(self, stores: Stores, recorder: Recorder) -> None:
+        self._stores = stores
+        self._recorder = recorder
+        # A key that was made once keeps the service from being keyless, also after it was revoked.
+        self._has_keys = stores.settings.require_keys
+
+    def keyless(self) -> bool:
+        """Whether the service answers without keys: none was ever made, and the operator requires none."""
+        self._has_keys = self._has_keys or self._stores.tenants.any_keys()
+        return not self._has_keys
+
+    def admit(self, request: HTTPConnection) -> Principal:
+        """The caller. Raises ApiError 401, 403 or 429."""
+        principal = self._principal(request)
+        method = str(request.scope["method"])
+        scope = scope_of(method, request.scope["path"])
+        if scope is None:
+            # Also for a route without a scope, which would be a mistake.
+            raise not_found(f"Unknown request URL: {method} {request.scope['path'][:200]}", None, "unknown_url")
+        if scope not in principal.scopes:
             raise ApiError(
                 403,
                 f"You have insufficient permissions for this operation. Missing scopes: {scope}.",
@@ -178,9 +192,9 @@ def _require_loopback(request: HTTPConnection) -> None:
 
 
 def _headers(name: str, allowance: Allowance) -> dict[str, str]:
+    name = name.replace("_", "-")
     return {
         f"x-ratelimit-limit-{name}": str(allowance.limit),
         f"x-ratelimit-remaining-{name}": str(allowance.remaining),
         f"x-ratelimit-reset-{name}": f"{allowance.reset_seconds:.3f}s",
     }
-    name = name.replace("_", "-")

@@ -27,7 +27,6 @@ from reft_ray.telemetry.recorder import Recorder
 from reft_ray.telemetry.verdict_metrics import record_verdicts
 
 
-@dataclass(frozen=True, slots=True)
 def owner_of(request: Request) -> str | None:
     """The project of the caller; None for a filter without keys."""
     project: str | None = getattr(request.state, "project", None)
@@ -41,6 +40,7 @@ async def charge(request: Request, texts: int) -> None:
         await asyncio.to_thread(gate.charge, request, principal, texts)
 
 
+@dataclass(frozen=True, slots=True)
 class FilterContext:
     """The online filter, as its routes use it."""
 

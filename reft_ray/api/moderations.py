@@ -15,7 +15,6 @@ from reft_ray.api.moderator import ModeratorError
 from reft_ray.api.schema import HARMFUL, OPENAI_CATEGORIES, Moderation, ModerationRequest, Teacher
 from reft_ray.core.conversation import Message
 from reft_ray.core.verdict import Decision, Verdict
-from reft_ray.core.hazards import OPENAI_CATEGORIES
 from reft_ray.rows.text import readable
 
 # The names that OpenAI's clients send; each means the teacher of this service.
@@ -36,15 +35,15 @@ def router(context: FilterContext) -> APIRouter:
 
     @routes.post("/moderations", response_model=Moderation, tags=["moderations"])
     async def moderate(
-        request: ModerationRequest,
         http: Request,
+        request: ModerationRequest,
         timeout_ms: int | None = Header(
             default=None, alias="x-request-timeout-ms", ge=1, description="A deadline below the server's."
         ),
     ) -> JSONResponse:
         """Moderate texts: allow, review or block."""
-        with context.timed("moderation"):
         await charge(http, sum(len(text.encode("utf-8", "replace")) for texts in request.texts() for text in texts))
+        with context.timed("moderation"):
             return JSONResponse(await _moderate(context, request, timeout_ms))
 
     @routes.get("/teacher", tags=["teacher"])
@@ -90,7 +89,7 @@ async def _moderate(context: FilterContext, request: ModerationRequest, timeout_
     return {
         "id": f"modr-{uuid.uuid4().hex}",
         "model": batch.teacher,
-        "results": [result(verdict, batch) for verdict in batch.verdicts],
+        "results": [result(verdict, batch.teacher) for verdict in batch.verdicts],
     }
 
 
@@ -103,11 +102,10 @@ def result(verdict: Verdict, teacher: str) -> dict[str, Any]:
     flagged = verdict.decision is not Decision.ALLOW
     return {
         "flagged": flagged,
-        "categories": dict.fromkeys(OPENAI_CATEGORIES, False) | dict.fromkeys(scores, flagged),
-        "category_scores": dict.fromkeys(OPENAI_CATEGORIES, 0.0) | scores,
-        "category_applied_input_types": {name: [] for name in OPENAI_CATEGORIES} | {name: ["text"] for name in scores},
-        "reft": evidence(verdict)
-        | {"similarity": rounded(verdict.score), "teacher": batch.teacher, "policy": batch.policy},
+        "categories": dict.fromkeys(OPENAI_CATEGORIES, False) | {HARMFUL: flagged},
+        "category_scores": dict.fromkeys(OPENAI_CATEGORIES, 0.0) | {HARMFUL: rounded(verdict.probability) or 0.0},
+        "category_applied_input_types": {category: [] for category in OPENAI_CATEGORIES} | {HARMFUL: ["text"]},
+        "reft": evidence(verdict) | {"similarity": rounded(verdict.score), "teacher": teacher},
     }
 
 

@@ -102,19 +102,6 @@ class ChatModerationSettings(Settings):
     output: Literal["score", "block"] = "block"
 
 
-class ServiceSettings(Settings):
-    """The finetuning service. Sizes in bytes."""
-
-    base_models: Mapping[str, BaseModelSettings] = Field(min_length=1)
-    alignment_datasets: tuple[str, ...] = ()
-    gate: Mapping[str, float] = Field(
-class ChatModerationSettings(Settings):
-    """The modes of a chat's input and output: `score` reports, `block` withholds."""
-
-    input: Literal["score", "block"] = "block"
-    output: Literal["score", "block"] = "block"
-
-
 class OidcSettings(Settings):
     """An identity provider for the console (OpenID Connect).
 
@@ -129,6 +116,12 @@ class OidcSettings(Settings):
     roles: Mapping[str, Literal["curator", "lead", "operator", "auditor"]] = Field(min_length=1)
 
 
+class ServiceSettings(Settings):
+    """The finetuning service. Sizes in bytes."""
+
+    base_models: Mapping[str, BaseModelSettings] = Field(min_length=1)
+    alignment_datasets: tuple[str, ...] = ()
+    gate: Mapping[str, float] = Field(
         default_factory=dict, description="The release gate's limits; a user may ask for lower ones, never higher ones."
     )
     max_reject_ratio: float = Field(0.5, ge=0, le=1)
@@ -148,6 +141,11 @@ class OidcSettings(Settings):
         False,
         description="Require an API key of loopback clients too, even before any key exists: they may be a proxy.",
     )
+    second_person: bool = Field(False, description="A second person must confirm when a block is overturned.")
+    sign_releases: bool = Field(
+        False, description="A model that fails the gate waits for two people, instead of failing its job."
+    )
+    oidc: OidcSettings | None = None
     max_completion_tokens: int = Field(4096, ge=1)
 
     @model_validator(mode="after")
@@ -155,8 +153,3 @@ class OidcSettings(Settings):
         if (self.audit_heads_uri is None) != (self.audit_key is None):
             raise ValueError("audit_heads_uri and audit_key belong together")
         return self
-    second_person: bool = Field(False, description="A second person must confirm when a block is overturned.")
-    sign_releases: bool = Field(
-        False, description="A model that fails the gate waits for two people, instead of failing its job."
-    )
-    oidc: OidcSettings | None = None

@@ -15,9 +15,9 @@ from reft_ray.jobs.files import FileStore
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.models import ModelStore
 from reft_ray.jobs.rate_limits import RateLimits
-from reft_ray.jobs.tenants import Tenants
 from reft_ray.jobs.releases import Releases
 from reft_ray.jobs.review_queue import ReviewQueue
+from reft_ray.jobs.tenants import Tenants
 from reft_ray.jobs.uploads import UploadStore
 from reft_ray.jobs.webhooks import Webhooks
 from reft_ray.telemetry.recorder import Recorder
@@ -37,12 +37,11 @@ class Stores:
     audit: AuditLog
     rate_limits: RateLimits
     webhooks: Webhooks
-    counter: Counter
     reviews: ReviewQueue
     appeals: Appeals
+    releases: Releases
     counter: Counter
     heads: AuditHeads | None = None
-    releases: Releases
 
     @classmethod
     def open(
@@ -54,10 +53,10 @@ class Stores:
         recorder: Recorder | None = None,
     ) -> Stores:
         """Open all stores over one database and one content URI."""
-        files = FileStore(database, ContentStore(files_uri), settings.max_file_bytes, settings.max_project_bytes)
-        return cls(
         jobs = JobStore(database, recorder)
         reviews = ReviewQueue(jobs, settings.second_person)
+        files = FileStore(database, ContentStore(files_uri), settings.max_file_bytes, settings.max_project_bytes)
+        return cls(
             database=database,
             settings=settings,
             jobs=jobs,
@@ -68,11 +67,9 @@ class Stores:
             audit=AuditLog(database),
             rate_limits=RateLimits(database),
             webhooks=Webhooks(database, settings.private_webhooks),
-            counter=counter,
-        )
-            counter=counter,
-            heads=AuditHeads(settings.audit_heads_uri, settings.audit_key or "") if settings.audit_heads_uri else None,
-        )
             reviews=reviews,
             appeals=Appeals(reviews),
             releases=Releases(jobs),
+            counter=counter,
+            heads=AuditHeads(settings.audit_heads_uri, settings.audit_key or "") if settings.audit_heads_uri else None,
+        )

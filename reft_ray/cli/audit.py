@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -18,6 +18,10 @@ def verify(
     head: Annotated[
         str | None, typer.Option(help="The head of an earlier verification; it must still be in the chain.")
     ] = None,
+    heads: Annotated[
+        str | None, typer.Option(help="Where the service keeps signed heads; the newest must be in the chain.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="The PEM file of their key, private or public.")] = None,
     database: DatabaseOption = DEFAULT_DATABASE,
     as_json: JsonOption = False,
 ) -> None:
@@ -25,15 +29,18 @@ def verify(
     with user_errors(), open_database(database) as records:
         from dataclasses import asdict
 
+        from reft_ray.core.errors import UsageError
         from reft_ray.jobs.audit import AuditLog
+        from reft_ray.jobs.audit_heads import AuditHeads
 
+        if heads is not None:
+            if key is None or not Path(key).is_file() or head is not None:
+                raise UsageError("--heads needs the existing key file of --key, and takes the place of --head")
+            newest = AuditHeads(heads, key).newest()
+            head = None if newest is None else newest.head
         result = AuditLog(records).verify(head)
         if as_json:
             print_json({"database": records.name, **asdict(result)})
-    heads: Annotated[
-        str | None, typer.Option(help="Where the service keeps signed heads; the newest must be in the chain.")
-    ] = None,
-    key: Annotated[str | None, typer.Option(help="The PEM file of their key, private or public.")] = None,
         elif result.fault is None:
             print(f"{result.entries} entries, none changed, in {records.name}. Head: {result.head}")
         else:
@@ -41,15 +48,8 @@ def verify(
                 f"The audit log in {records.name} is broken: {result.fault}. "
                 f"The {result.entries} entries before it are intact."
             )
-        from reft_ray.core.errors import UsageError
         if result.fault is not None:
-        from reft_ray.jobs.audit_heads import AuditHeads
             raise typer.Exit(1)
-        if heads is not None:
-            if key is None or not Path(key).is_file() or head is not None:
-                raise UsageError("--heads needs the existing key file of --key, and takes the place of --head")
-            newest = AuditHeads(heads, key).newest()
-            head = None if newest is None else newest.head
 
 
 @app.command("list")

@@ -122,14 +122,13 @@ def _service(state: Path, teacher: Path, workers: int) -> dict[str, Any]:
     from reft_ray.pipeline.builtin import builtin_base
 
     base = builtin_base(workers)
-    options = base.model_dump(mode="json")
-    # Jobs are screened by the same models as the online filter.
-    options["screening"]["cascade"] = cascade
     state.mkdir(0o700, parents=True, exist_ok=True)
     return {
         "database_url": state_database(state),
         "files_uri": str(state / "files"),
         "logs": str(state / "logs"),
+        "audit_heads_uri": str(state / "audit"),
+        "audit_key": str(state / "audit.pem"),
         "gate": dict(base.gate.limits),
         "options": {"bases": {"builtin": base.model_dump(mode="json")}},
         "base_models": {
@@ -164,5 +163,3 @@ def trained_builtin() -> Path:
         base = ensure_base(cache_root(), progress=lambda done, total: progress.update({"progress": done / total}))
     with bar("built-in Ref-Teacher") as progress:
         return ensure_teacher(base, progress.update)
-        "audit_heads_uri": str(state / "audit"),
-        "audit_key": str(state / "audit.pem"),

@@ -77,17 +77,16 @@ class Principal:
     key_id: str | None
     scopes: frozenset[str]
     limits: Limits
-
     role: str = OWNER
     name: str = "operator"
     """Shown to other people: unique, the key's name and id, or the name of who signed in."""
+
     @property
     def actor(self) -> dict[str, Any]:
         """This principal in the audit log."""
         if self.key_id is None:
             return {"type": "session", "session": {"user": self.name}}
         return {"type": "api_key", "api_key": {"id": self.key_id, "type": "user"}}
-
 
     @property
     def reviewer(self) -> Reviewer:
@@ -98,6 +97,7 @@ class Principal:
     def visible(self) -> str | None:
         """The one project whose rows, appeals and jobs this principal may see; None for all projects."""
         return self.project_id if self.role == OWNER else None
+
 
 LOCAL = Principal("org-local", "proj_local", None, frozenset(SCOPES), Limits(), "operator")
 """The caller of a service without keys, which answers on loopback only."""
@@ -112,8 +112,8 @@ class ApiKey:
     name: str
     hint: str
     scopes: Sequence[str]
-    created_at: float
     role: str
+    created_at: float
     expires_at: float | None
     revoked_at: float | None
 
@@ -136,9 +136,9 @@ class Tenants:
         scopes: Sequence[str] | None = None,
         expires_seconds: float | None = None,
         limits: Mapping[str, int] | None = None,
-    ) -> tuple[ApiKey, str]:
         role: str = OWNER,
         actor: Mapping[str, Any] = OPERATOR,
+    ) -> tuple[ApiKey, str]:
         """Create a key and return it with its secret; creates the organisation and the project if necessary.
 
         `scopes` are at most those of the role, and all of them by default. `limits` update those of the project.
@@ -183,8 +183,8 @@ class Tenants:
                     digest=_digest(secret),
                     hint=f"{PREFIX}...{secret[-4:]}",
                     scopes=list(scopes),
-                    created_at=now,
                     role=role,
+                    created_at=now,
                     expires_at=None if expires_seconds is None else now + expires_seconds,
                 )
             )
@@ -236,7 +236,6 @@ class Tenants:
 
     def authenticate(self, secret: str) -> Principal | None:
         """The principal of a secret; None when it is unknown, revoked or expired."""
-        query = (
         return self._principal(api_keys.c.digest == _digest(secret))
 
     def principal(self, key_id: str) -> Principal | None:
@@ -244,6 +243,7 @@ class Tenants:
         return self._principal(api_keys.c.id == key_id)
 
     def _principal(self, which: ColumnElement[bool]) -> Principal | None:
+        query = (
             select(api_keys, projects.c.organization_id, projects.c.limits).join_from(api_keys, projects).where(which)
         )
         with self.database.read() as connection:

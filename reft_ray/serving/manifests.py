@@ -137,10 +137,10 @@ def serve_config(config: Mapping[str, Any], teacher: str) -> dict[str, Any]:
             application["args"]["screenings_uri"] = "/mnt/reft/screenings"
         if "service" in application["args"]:
             application["args"]["service"]["job_server"] = JOB_SERVER
-        for deployment in application["deployments"]:
         else:
             # Other pods call the filter by the name of its Service; it has no keys, and a NetworkPolicy in front.
             application["args"].setdefault("filter", {})["hosts"] = ["*"]
+        for deployment in application["deployments"]:
             if deployment["name"] == "Teacher":
                 deployment["user_config"]["teacher"] = teacher
     return adapted
