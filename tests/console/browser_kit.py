@@ -10,6 +10,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_pla
 
 CHROMIUM = "/usr/bin/chromium"
 PHONE = {"width": 390, "height": 844}
+PATIENCE = 120_000
+"""Milliseconds that a busy machine may take for a page."""
 
 
 @contextmanager
@@ -30,6 +32,7 @@ class Person:
         self.url = url
         self.faults: list[str] = []
         self.context: BrowserContext = browser.new_context(base_url=url, **options)
+        self.context.set_default_timeout(PATIENCE)
         self.page: Page = self.context.new_page()
         self.page.on("request", self._requested)
         self.page.on("dialog", self._asked)
@@ -48,11 +51,7 @@ class Person:
         self.page.goto(f"/console{path}")
         return self.page
 
-    def heading(self) -> str:
-        """The page's first heading."""
-        return self.page.locator("h1").inner_text()
-
-    def key(self, key: str, leaves: str = "**") -> None:
+    def key(self, key: str) -> None:
         """Press a key that submits a form, and wait for the next page."""
         with self.page.expect_navigation():
             self.page.keyboard.press(key)

@@ -15,6 +15,7 @@ from reft_ray.jobs.job import Status
 from reft_ray.jobs.review_queue import Filter
 
 pytestmark = [
+    pytest.mark.timeout(900),
     pytest.mark.servers,
     pytest.mark.skipif(not os.access(CHROMIUM, os.X_OK), reason="chromium is not installed (apt-get install chromium)"),
 ]
@@ -82,7 +83,7 @@ def test_a_curator_clears_the_queue_with_keys_and_the_job_ends(review_service, p
     assert decisions == 3, "two near-duplicates in one decision"
     curator.go(f"/jobs/{waiting.id}")
     with review_service.driving():
-        page.locator(".badge.succeeded").first.wait_for(timeout=30_000)
+        page.locator(".badge.succeeded").first.wait_for()
     assert page.get_by_role("link", name="ft:tiny").count() >= 1
     assert page.locator("polyline.training").count() == 1
 
@@ -195,4 +196,4 @@ def test_a_row_is_decided_with_the_keyboard_alone(review_service, person, waitin
 def test_the_documentation_of_the_api_works_offline(person):
     curator = person()
     curator.page.goto("/docs")
-    curator.page.get_by_text("/v1/reviews/claim").first.wait_for(timeout=20_000)
+    curator.page.get_by_text("/v1/reviews/claim").first.wait_for()

@@ -63,7 +63,7 @@ class Person:
 
 @pytest.fixture
 def client(review_service):
-    with TestClient(review_service.app, follow_redirects=False) as client:
+    with TestClient(review_service.app, follow_redirects=False, base_url="http://127.0.0.1") as client:
         yield client
 
 
