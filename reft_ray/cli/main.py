@@ -8,12 +8,13 @@ import warnings
 
 import typer
 
-from reft_ray.cli import audit, bench, files, jobs, keys, manifests, models, review, teacher, telemetry
+from reft_ray.cli import adapter, audit, bench, files, jobs, keys, manifests, models, review, teacher, telemetry
 from reft_ray.cli.evaluate import evaluate
 from reft_ray.cli.finetune import finetune
 from reft_ray.cli.quickstart import quickstart
 from reft_ray.cli.screen import screen
 from reft_ray.cli.serve import serve
+from reft_ray.cli.tune import tune
 from reft_ray.cli.validate import validate
 from reft_ray.openmp import wait_passively
 
@@ -28,11 +29,13 @@ app.command("quickstart")(quickstart)
 app.command("validate")(validate)
 app.command("screen")(screen)
 app.command("finetune")(finetune)
+app.command("tune")(tune)
 app.command("eval")(evaluate)
 app.command("serve")(serve)
 app.command("estimate")(jobs.estimate)
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(models.app, name="models")
+app.add_typer(adapter.app, name="adapter")
 app.add_typer(bench.app, name="bench")
 app.add_typer(review.app, name="review")
 app.add_typer(jobs.app, name="jobs")
