@@ -92,8 +92,9 @@ def _made_ready(trainable_model: TrainableModel, config: Training, runtime: Runt
         recompute_above(model, 0 if config.gradient_checkpointing else kept)
     packed = device.type == "cuda" if config.packing is None else config.packing
     dtype = _compute_dtype(config, device)
-    speed = Speed(packed, config.compile, config.kernels == "liger")
-    reads_packed = make_ready(model, dtype if dtype is not torch.float32 else None, speed)
+    # A base that is narrow itself needs no cast, and its features stay those of the scorer.
+    cast = dtype if config.weights == "full" and dtype is not torch.float32 else None
+    reads_packed = make_ready(model, cast, Speed(packed, config.compile, config.kernels == "liger"))
     return replace(trainable_model, micro_batch_tokens=tokens, packed=reads_packed)
 
 
