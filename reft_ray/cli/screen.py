@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
     from reft_ray.core.scoring import Scorer
     from reft_ray.screening.config import RowCheck, ScorerFactory, ScreenConfig
     from reft_ray.screening.guards import Guard, Teacher
+    from reft_ray.screening.metrics import ScreeningMetrics
     from reft_ray.screening.report import ScreenReport
+    from reft_ray.screening.watching import Seen
 
 DECIDING, GUARD, RUNNING = "Decisions", "Second guard", "Execution"
 
@@ -128,6 +131,15 @@ def screen(
     small_rows: Annotated[
         int, typer.Option(help="The most rows that are screened without a cluster.", rich_help_panel=RUNNING)
     ] = 10_000,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="Screen files as they appear, each into a directory of its own.", rich_help_panel=RUNNING
+        ),
+    ] = False,
+    every: Annotated[
+        float, typer.Option(help="With --watch: seconds between two looks.", rich_help_panel=RUNNING)
+    ] = 5.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.", rich_help_panel=RUNNING)] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -180,6 +192,9 @@ def screen(
         if url:
             # Each request sends a whole unit, while the next one is read.
             config = replace(config, threads=max(2, actors), batch_rows=config.limits.rows)
+        if watch:
+            with recording() as recorder:
+                _watch(inputs, out, factory, config, every, ScreeningMetrics(recorder))
         refused: BlockedByPolicyError | None = None
         with recording() as recorder, _bar(shown=not (quiet or as_json)) as progress:
             metrics = ScreeningMetrics(recorder)
@@ -190,6 +205,20 @@ def screen(
         print_json(report.to_dict()) if as_json else _print(report, config, out)
         if refused:
             raise refused
+
+
+def _watch(
+    inputs: list[str], out: str, factory: ScorerFactory, config: ScreenConfig, every: float, metrics: ScreeningMetrics
+) -> NoReturn:
+    """Screen files as they appear, until the process is stopped."""
+    from reft_ray.screening.watching import watch
+
+    def show(seen: Seen) -> None:
+        print(f"{seen.name}: {seen.refused or 'passed'}; {seen.out}", flush=True)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        watch(inputs, out, factory, config, show, every=every, metrics=metrics)
+    raise typer.Exit
 
 
 def load_scorer(teacher: str, base: str | None, precision: str = "auto") -> Scorer:

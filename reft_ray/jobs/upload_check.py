@@ -51,20 +51,20 @@ def _check(head: bytes, complete: bool) -> None:
     if complete and not any(line.strip() for line in lines):
         raise InvalidError("The file contains only blank lines.", "file", "invalid_file_format")
     for number, line in enumerate(lines, 1):
-        if line.strip() and not _is_dictionary(line):
-            raise _not_a_dictionary(number)
+        if line.strip() and (fault := _fault_of(line)):
+            raise _not_a_dictionary(number, f" ({fault})")
 
 
-def _not_a_dictionary(number: int) -> InvalidError:
+def _not_a_dictionary(number: int, why: str = "") -> InvalidError:
     return InvalidError(
         "Expected file to have JSONL format, where every line is a JSON dictionary. "
-        f"Line {number} is not a dictionary.",
+        f"Line {number} is not a dictionary{why}.",
         "file",
         "invalid_file_format",
     )
 
 
-def _is_dictionary(line: bytes) -> bool:
+def _fault_of(line: bytes) -> Fault | None:
     row = parse_row(line, lone_surrogates=True)
     # The job reports a repeated key with its place.
-    return not isinstance(row, Fault) or row.code == REPEATED_KEY.code
+    return row if isinstance(row, Fault) and row.code != REPEATED_KEY.code else None

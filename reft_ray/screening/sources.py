@@ -129,14 +129,28 @@ def find_sources(inputs: Sequence[str | Source], container: Container | None = N
         if isinstance(item, Source):
             sources.setdefault(item.uri, item)
             continue
-        found = _remote(item, container) if "://" in item else _local(item, container)
+        found = files_at(item)
         if not found:
             raise UsageError(f"{display_name(item)}: no such file, or no data file in it")
-        sources.update((source.uri, source) for source in found if source.uri not in sources)
+        for uri, name in found:
+            if uri not in sources:
+                sources[uri] = source_of(uri, name, container)
     return list(sources.values())
 
 
-def _local(item: str, container: Container | None) -> list[Source]:
+def files_at(item: str) -> list[tuple[str, str]]:
+    """(URI or path, name to show) of every data file that a path, glob or URI means, sorted; none is opened."""
+    return _remote(item) if "://" in item else _local(item)
+
+
+def stamp_of(uri: str) -> tuple[int, int]:
+    """(size, time of change in nanoseconds) of a file; zeros for a missing one."""
+    filesystem, path = filesystem_of(uri)
+    info = filesystem.get_file_info([path])[0]
+    return (info.size or 0, info.mtime_ns or 0) if info.type == pafs.FileType.File else (0, 0)
+
+
+def _local(item: str) -> list[tuple[str, str]]:
     path = Path(item).expanduser()
     if path.is_dir():
         paths = sorted(entry for entry in path.rglob("*") if entry.is_file() and _known(entry.name))
@@ -145,10 +159,10 @@ def _local(item: str, container: Container | None) -> list[Source]:
     else:
         matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob cannot start from an absolute pattern)
         paths = sorted(entry for entry in map(Path, matches) if entry.is_file())
-    return [source_of(str(entry.absolute()), str(entry), container) for entry in paths]
+    return [(str(entry.absolute()), str(entry)) for entry in paths]
 
 
-def _remote(item: str, container: Container | None) -> list[Source]:
+def _remote(item: str) -> list[tuple[str, str]]:
     filesystem, path = filesystem_of(item)
     parts = urlsplit(item)
     literal = path if not _has_magic(path) else path[: _magic_at(path)].rpartition("/")[0]
@@ -168,7 +182,7 @@ def _remote(item: str, container: Container | None) -> list[Source]:
         parts._replace(path=info.path[root:], fragment="").geturl()
         for info in sorted(files, key=lambda info: info.path)
     ]
-    return [source_of(uri, display_name(uri), container) for uri in uris]
+    return [(uri, display_name(uri)) for uri in uris]
 
 
 def _has_magic(path: str) -> bool:

@@ -74,6 +74,8 @@ def test_the_deprecated_hyperparameters_still_count(create):
         ({"metadata": {"k": "v" * 513}}, "metadata.k", "invalid_value", "512"),
         ({"metadata": {"k": "a\0b"}}, "metadata.k", "invalid_value", "pattern"),
         ({"integrations": [WANDB]}, "integrations", "unsupported_integration", "not supported"),
+        ({"extra_body": {"reft": {"format": "chatml"}}}, "reft.format", "invalid_value", "sharegpt"),
+        ({"extra_body": {"reft": {"speakers": {"x": "boss"}}}}, "reft.speakers.x", "invalid_value", "assistant"),
         ({"extra_body": {"reft": {"polcy": "fail"}}}, "reft.polcy", "unknown_parameter", "'reft.policy'"),
         ({"extra_body": {"policy": "fail"}}, "policy", "unknown_parameter", "'reft.policy'"),
         ({"extra_body": {"reft": {"policy": "allow"}}}, "reft.policy", "invalid_value", "filter"),
@@ -91,6 +93,15 @@ def test_invalid_parameters_are_named(create, options, param, code, message):
     with pytest.raises(openai.BadRequestError, match=message) as caught:
         create(**options)
     assert (caught.value.param, caught.value.code, caught.value.type) == (param, code, "invalid_request_error")
+
+
+def test_an_error_is_about_its_field_alone_and_null_is_the_default(create):
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(hyperparameters={"n_epochs": "3", "learning_rate_multiplier": -1})
+    assert caught.value.param == "hyperparameters.n_epochs"
+    assert "greater than 0" not in caught.value.message
+    job = create(hyperparameters={"n_epochs": 3, "batch_size": None, "learning_rate_multiplier": None})
+    assert (job.hyperparameters.n_epochs, job.hyperparameters.batch_size) == (3, "auto")
 
 
 def test_a_missing_parameter_is_named(service):
