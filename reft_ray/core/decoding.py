@@ -1,7 +1,8 @@
 """Decoding of simple encodings: the texts that a person or a finetuned model would read inside a text.
 
 Base64 or one Cyrillic letter passes a filter that reads only the plain text. Every check is linear in the length of
-the text, and each encoding gives at most one reading: hostile input cannot multiply the work.
+the text, and each encoding gives at most one reading: hostile input cannot multiply the work. An odd byte, a gap or a
+letter too many does not hide an encoding: what is printable in it is read.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import base64
 import binascii
 import codecs
 import re
-import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
-MAX_READINGS = 16
-"""Maximum per text: itself, two cleaned, one from tags, and four decoders over at most three texts."""
+from reft_ray.core.folding import latin, plain_letters, visible, without_invisible
+
+MAX_READINGS = 22
+"""Maximum per text: itself, two cleaned, one from tags, and six decoders over at most three texts."""
+MAX_GROWTH = 3
+"""No reading is longer than this many times the text: a ligature is three letters."""
 
 _DEPTH = 2
 """Nested layers of base64 and hex that are decoded."""
@@ -29,29 +33,24 @@ _FREQUENT = (
 COMMON_WORDS = frozenset(_FREQUENT.split())
 # rot13 of these words, without the words that are common before and after rot13.
 _ROTATED_WORDS = frozenset(codecs.encode(word, "rot13") for word in COMMON_WORDS) - COMMON_WORDS
+_REVERSED_WORDS = frozenset(word[::-1] for word in COMMON_WORDS) - COMMON_WORDS
 
-_INVISIBLE = (
-    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
-)
-_INVISIBLE_RUN = re.compile(f"[{_INVISIBLE}\U000e0000-\U000e0fff]+")
-_SPLIT_WORD = re.compile(f"[A-Za-z][{_INVISIBLE}\U000e0000-\U000e0fff]+[A-Za-z]")
 _TAGS = re.compile("[\U000e0020-\U000e007e]{8,}")
-
-# Letters that look Latin and that NFKC keeps; it folds compatibility forms (full-width, mathematical).
-_CONFUSABLES = str.maketrans(
-    "аеорсухіјѕԁһӏԛԝкмтнвАВЕКМНОРСТХУІЈЅҮҺԌԚԜαεοριυνκτχγωηΑΒΕΖΗΙΚΜΝΟΡΤΥΧօսցհոɑɡɩʟɴʀʏᴀʙᴄᴅᴇɢʜᴊᴋᴍᴏᴘᴛᴜᴠᴡᴢı",
-    "aeopcyxijsdhlqwkmthbABEKMHOPCTXYIJSYHGQWaeopiuvktxywnABEZHIKMNOPTYXouqhnagilnryabcdeghjkmoptuvwzi",
-)
-_WORD = re.compile(r"[^\W\d_]+")
-
-_MARKS = 30
-_MARK_RUN = re.compile(rf"(?:[^\w\x00-\x7f]|[\uff9e\uff9f]){{{_MARKS + 1},}}")
-"""Long enough for too many combining marks; the two letters fold to some."""
-_JOINER = "\u034f"
-
 _BASE64_SPAN = re.compile(r"[A-Za-z0-9+/_-]{10,}(?:\r?\n[A-Za-z0-9+/_-]{4,})*={0,2}|[A-Za-z0-9+/_-]{6,}={1,2}")
 _HEX_SPAN = re.compile(r"(?<![0-9A-Za-z])(?:(?:0x|\\x|%)?[0-9A-Fa-f]{2}[ \t\r\n:,;-]{0,2}){6,}(?![0-9A-Za-z])")
 _HEX_NOISE = re.compile(r"0x|\\x|[^0-9A-Fa-f]")
+_BASE64_GAPS = re.compile(r"[^A-Za-z0-9+/]+")
+_HEX_GAPS = re.compile(r"[^0-9A-Fa-f]+")
+_CONTROLS = bytes({*range(32), 127} - set(b"\t\r\n"))
+_WORD = re.compile(r"[^\W\d_]+")
+_RUN = 16
+_MAX_KNOWN = 16
+"""Decoded spans that are not reported twice; removing more would take time that grows with their number."""
+_RUNS = re.compile(rb"[ -/:-~\t\r\n]{%d,}|[A-Za-z0-9+/=_-]{%d,}" % (_RUN, _RUN))
+"""Printable without digits, or another layer of base64. By chance one is in a hundred thousand random bytes."""
+_SPACED = re.compile(r"(?<!\w)(?:[^\W\d_](?:[ .,*|/_-]{1,3}|\n)){7,}[^\W\d_](?!\w)")
+_GLUE = re.compile(r"(?<=[A-Za-z])[^\w\s'+/=-]+(?=[A-Za-z])|(?<=[A-Za-z])(?:\.{2,}|_+|-+)(?=[A-Za-z])")
+_CAPITAL_INSIDE = re.compile("[a-z][A-Z]")
 _SEGMENT = re.compile(r"[^.:;!?\"()\[\]{}\n]+")
 _LEET_TOKEN = re.compile(r"(?<!\S)[\"'(\[]*([A-Za-z013457@$!]{2,24}?)[.,;:!?\"')\]]*(?!\S)")
 _LEET_VOWEL = re.compile(r"[b-df-hj-np-tv-z57$][0134@!][b-df-hj-np-tv-z57$01]")
@@ -62,17 +61,16 @@ _LEET = str.maketrans("013457@$!", "oieastasi")
 def readings(text: str) -> list[tuple[str | None, str]]:
     """`(None, text)`, then `(encoding, decoded)` for every encoding that is plausibly present.
 
-    Encodings: `zero_width`, `tags` (invisible Unicode tag letters), `homoglyph`, `base64`, `hex`, `rot13`,
-    `leetspeak`; nested ones are joined with `+`, outermost first. base64, hex, tags and rot13 yield the decoded spans
-    alone. Between 1 and MAX_READINGS readings, none longer than the text.
+    Encodings: `zero_width` (invisible characters and marks), `tags` (invisible Unicode tag letters), `homoglyph`,
+    `base64`, `hex`, `rot13`, `leetspeak`, `spaced` (one letter at a time), `reversed`; nested ones are joined with `+`,
+    outermost first. base64, hex, tags, rot13 and spaced yield the decoded spans alone. Between 1 and MAX_READINGS
+    readings, none longer than MAX_GROWTH times the text.
     """
     found: dict[str, str | None] = {text: None}
     clean = text
-    for name, undo in _CLEANERS:
-        cleaned = undo(clean)
-        if cleaned is not None:
-            clean = cleaned
-            found.setdefault(clean, name)
+    for name, cleaned in _cleaned(text):
+        clean = cleaned
+        found.setdefault(clean, name)
     hidden = None if text.isascii() else _tags(text)
     if hidden is not None:
         found.setdefault(hidden, "tags")
@@ -80,22 +78,36 @@ def readings(text: str) -> list[tuple[str | None, str]]:
     return [(name, reading) for reading, name in found.items()]
 
 
+def _cleaned(text: str) -> Iterator[tuple[str, str]]:
+    """The text after each cleaner that changes it, with the cleaner's name."""
+    for name, undo in _CLEANERS:
+        if (cleaned := undo(text)) is not None:
+            text = cleaned
+            yield name, text
+
+
 def _decode_into(text: str, path: tuple[str, ...], found: dict[str, str | None]) -> None:
     for name, undo in _DECODERS:
         decoded = undo(text)
         if decoded is None:
             continue
+        names = (*path, name)
+        for cleaner, cleaned in _cleaned(decoded):
+            decoded, names = cleaned, (*names, cleaner)
         # Decode further even if another path found the same text: only this path allows the next layer.
-        found.setdefault(decoded, "+".join((*path, name)))
+        found.setdefault(decoded, "+".join(names))
         if name in ("base64", "hex") and len(path) + 1 < _DEPTH:
             _decode_into(decoded, (*path, name), found)
 
 
-def _zero_width(text: str) -> str | None:
-    """The text without invisible characters, if one splits a word of Latin letters."""
-    if text.isascii() or not _SPLIT_WORD.search(text):
+def _homoglyph(text: str) -> str | None:
+    """The text in Latin letters, if its words are disguised or folding gives English words."""
+    if text.isascii():
         return None
-    return _INVISIBLE_RUN.sub("", text)
+    folded = latin(text)
+    if folded is None and _gain(plain_letters(text), text) >= 2:
+        folded = plain_letters(text)
+    return folded
 
 
 def _tags(text: str) -> str | None:
@@ -106,53 +118,12 @@ def _tags(text: str) -> str | None:
 _UNTAG = {0xE0000 + code: chr(code) for code in range(0x20, 0x7F)}
 
 
-def _homoglyph(text: str) -> str | None:
-    """The text in Latin letters, if words mix scripts or folding gives English words."""
-    if text.isascii():
-        return None
-    folded = _folded(text)
-    if folded == text or not (any(map(_mixed, _WORD.findall(text))) or _gain(folded, text) >= 2):
-        return None
-    return folded
-
-
-def _mixed(word: str) -> bool:
-    """Whether a word has at least two ASCII letters and its other letters look like ASCII letters."""
-    if word.isascii() or sum(map(str.isascii, word)) < 2:
-        return False
-    foreign = [letter for letter in word if not letter.isascii()]
-    folded = _folded("".join(foreign))
-    # A ligature folds to several letters and is normal typography.
-    return len(folded) == len(foreign) and folded.isascii() and folded.isalpha()
-
-
-def _folded(text: str) -> str:
-    # NFKC sorts each run of combining marks by insertion sort, quadratic in its length.
-    return unicodedata.normalize("NFKC", _MARK_RUN.sub(_stream_safe, text)).translate(_CONFUSABLES)
-
-
-def _stream_safe(run: re.Match[str]) -> str:
-    """The run with a joiner after every 30 combining marks, as in Unicode's stream-safe text format (UAX #15)."""
-    out: list[str] = []
-    marks = 0
-    for character in run[0]:
-        marks = marks + 1 if unicodedata.combining(unicodedata.normalize("NFKD", character)[0]) else 0
-        if marks > _MARKS:
-            out.append(_JOINER)
-            marks = 1
-        out.append(character)
-    return "".join(out)
-
-
 def _base64(text: str) -> str | None:
     spans = [_plain(_from_base64(span)) for span in _BASE64_SPAN.findall(text)]
-    if not any(spans) and " " in text:
-        # Spaces inside the code: try the whole text without them.
-        spans = [_plain(_from_base64("".join(text.split())))] if _BASE64_ONLY.fullmatch(text.strip()) else []
-    return _joined(spans)
-
-
-_BASE64_ONLY = re.compile(r"[A-Za-z0-9+/_\s-]{12,}={0,2}")
+    code = _BASE64_GAPS.sub("", text.replace("-", "+").replace("_", "/"))
+    # Other letters in front shift the groups of four: one of the four starts is right.
+    runs = (run for start in range(4) for run in _printable(_from_base64(code[start:])))
+    return _joined(_both(spans, runs))
 
 
 def _from_base64(span: str) -> bytes | None:
@@ -173,7 +144,38 @@ def _hex(text: str) -> str | None:
         if decoded is not None and digits.isdecimal() and not _common(decoded):
             decoded = None
         spans.append(decoded)
-    return _joined(spans)
+    digits = _HEX_GAPS.sub("", text.replace("0x", " "))
+    shifted = (digits[start : len(digits) - (len(digits) - start) % 2] for start in range(2))
+    runs = (run for code in shifted for run in _printable(bytes.fromhex(code)))
+    return _joined(_both(spans, (run for run in runs if _common(run) or _layer(run))))
+
+
+def _both(spans: Iterable[str | None], runs: Iterable[str]) -> list[str]:
+    """What whole spans decode to, and what is printable in the rest: an easy decoy must not hide a harder one."""
+    whole = [span for span in spans if span]
+    rest = "\n".join(dict.fromkeys(runs))
+    for span in dict.fromkeys(whole[:_MAX_KNOWN]):
+        rest = rest.replace(span, "\n")
+    return whole + [run.strip() for run in rest.split("\n") if len(run.strip()) >= _RUN - 4]
+
+
+def _printable(data: bytes | None) -> list[str]:
+    """The stretches of language in bytes, or of another layer of base64; control characters between letters go."""
+    runs = [run.decode().strip() for run in _RUNS.findall((data or b"").translate(None, _CONTROLS))]
+    return [run for run in runs if _layer(run) or _language(run)]
+
+
+def _layer(text: str) -> bool:
+    """Whether a text may be another layer of base64: both cases, which numbers read as hex do not have."""
+    return bool(_BASE64_SPAN.fullmatch(text)) and not (text.islower() or text.isupper())
+
+
+def _language(text: str) -> bool:
+    """Whether a printable text has letters enough for words, vowels among them, and few capitals inside words."""
+    letters = sum(map(str.isalpha, text))
+    vowels = sum(letter in "aeiou" for letter in text.lower())
+    inside = len(_CAPITAL_INSIDE.findall(text))
+    return letters >= 0.4 * len(text) and 5 * vowels >= letters and 8 * inside <= letters
 
 
 def _plain(data: bytes | None) -> str | None:
@@ -184,7 +186,8 @@ def _plain(data: bytes | None) -> str | None:
         text = data.decode()
     except UnicodeDecodeError:
         return None
-    if not all(character.isprintable() or character in "\t\r\n" for character in text):
+    seen = text if text.isascii() else visible(text)
+    if not all(character.isprintable() or character in "\t\r\n" for character in seen):
         return None
     written = sum(character.isalpha() or character.isspace() for character in text)
     # A nested encoding has digits and padding.
@@ -193,7 +196,9 @@ def _plain(data: bytes | None) -> str | None:
 
 
 def _joined(spans: Iterable[str | None]) -> str | None:
-    return "\n".join(span for span in spans if span) or None
+    """Spans in lines; punctuation between their words becomes blanks where there are hardly any."""
+    lines = [span for span in spans if span]
+    return "\n".join(_GLUE.sub(" ", line) if line.count(" ") < len(line) // 12 else line for line in lines) or None
 
 
 def _rot13(text: str) -> str | None:
@@ -206,6 +211,28 @@ def _rot13(text: str) -> str | None:
         if _gain(decoded, segment) >= 2:
             spans.append(decoded.strip())
     return _joined(spans)
+
+
+def _spaced(text: str) -> str | None:
+    """The words that are written one letter at a time; a longer gap than usual ends a word."""
+    return _joined(_unspaced(span) for span in _SPACED.findall(text))
+
+
+def _unspaced(span: str) -> str:
+    letters = re.split(r"([\W_]+)", span)
+    gaps = letters[1::2]
+    usual = min(map(len, gaps))
+    return "".join(
+        letter + (" " if len(gap) > usual else "") for letter, gap in zip(letters[::2], [*gaps, ""], strict=True)
+    )
+
+
+def _reversed(text: str) -> str | None:
+    """The text from its last letter to its first, if that is English."""
+    if len(_REVERSED_WORDS.intersection(text.lower().split())) < 2:
+        return None
+    turned = text[::-1]
+    return turned if _gain(turned, text) >= 2 else None
 
 
 def _leetspeak(text: str) -> str | None:
@@ -246,7 +273,7 @@ def _gain(decoded: str, text: str) -> int:
 
 
 _CLEANERS: tuple[tuple[str, Callable[[str], str | None]], ...] = (
-    ("zero_width", _zero_width),
+    ("zero_width", without_invisible),
     ("homoglyph", _homoglyph),
 )
 _DECODERS: tuple[tuple[str, Callable[[str], str | None]], ...] = (
@@ -254,4 +281,6 @@ _DECODERS: tuple[tuple[str, Callable[[str], str | None]], ...] = (
     ("hex", _hex),
     ("rot13", _rot13),
     ("leetspeak", _leetspeak),
+    ("spaced", _spaced),
+    ("reversed", _reversed),
 )

@@ -39,8 +39,13 @@ def without_invisible(text: str) -> str | None:
         return None
     shown = text.translate(_SHOWN)
     if _SPLIT_WORD.search(shown) or _BURIED.search(shown) or not all(map(_composes, set(_ACCENTED.findall(text)))):
-        return text.translate(_VISIBLE)
+        return visible(text)
     return None
+
+
+def visible(text: str) -> str:
+    """The text without invisible characters and marks; characters with an accent of their own stay."""
+    return text.translate(_VISIBLE)
 
 
 def latin(text: str) -> str | None:

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from reft_ray.core.conversation import Conversation, parts
 from reft_ray.core.decoding import readings
+from reft_ray.core.joining import joined_turns
 from reft_ray.core.verdict import Calibration, Decision, ScoreError, Thresholds, Verdict, finite
 
 
@@ -80,18 +81,21 @@ def judge(
 ) -> list[Verdict]:
     """Verdicts on rows, in order.
 
-    All readings of all parts of all rows go to the scorer in one call, each distinct text once. A row without
+    All readings of all parts of all rows, and of turns read on (`joined`), go to the scorer in one call, each distinct
+    text once. A row without
     any text is blocked. One that was not read to its end needs review. Raises ScoreError.
     """
     wanted: dict[str, int] = {}
     rows: list[list[_Reading]] = []
     for conversation in conversations:
         row = []
-        for part in parts(conversation):
+        texts = [(part, None, part.text) for part in parts(conversation)]
+        texts += [(part, "joined", text) for part, text in joined_turns(conversation)]
+        for part, joined, whole in texts:
             offset = scorer.response_offset if part.role == "assistant" else 0.0
-            for encoding, text in decode(part.text):
-                index = wanted.setdefault(text, len(wanted))
-                row.append(_Reading(part.name, encoding, index, offset, len(part.text)))
+            for encoding, text in decode(whole):
+                name = "+".join(filter(None, (joined, encoding))) or None
+                row.append(_Reading(part.name, name, wanted.setdefault(text, len(wanted)), offset, len(part.text)))
         rows.append(row)
     scores = scorer.score(list(wanted)) if wanted else []
     if len(scores) != len(wanted):
