@@ -1,4 +1,4 @@
-"""Base models and tokenizers from local paths or hub ids; safetensors only, no remote code."""
+"""Base models and tokenizers from local paths or hub ids; safetensors only, no remote code, signed where asked for."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from reft_ray.core.errors import ReftError, UsageError, first_line
 from reft_ray.hf.compute import default_device, keep_freed_memory
 from reft_ray.hf.model_store import local_name
+from reft_ray.hf.signatures import verify_if_asked
 
 # Users read one line per error; transformers' progress bars and warnings are noise.
 transformers_logging.disable_progress_bar()
@@ -84,7 +85,7 @@ def context_of(name: str) -> int:
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a base model. Raises ReftError if there is none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(local_name(name), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(_verified(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ReftError(f"no tokenizer in {name}: {first_line(error)}") from None
     if tokenizer.pad_token_id is None:
@@ -154,11 +155,18 @@ def _load(kind: Any, name: str, what: str, **options: Any) -> PreTrainedModel:
     try:
         with _BUILD_LOCK:
             model: PreTrainedModel = kind.from_pretrained(
-                local_name(name), use_safetensors=True, trust_remote_code=False, **options
+                _verified(name), use_safetensors=True, trust_remote_code=False, **options
             )
     except (OSError, ValueError, KeyError) as error:
         raise ReftError(f"cannot load {name} as {what} from safetensors: {first_line(error)}") from None
     return model
+
+
+def _verified(name: str) -> str:
+    """The path or hub id of a model, whose signature was checked if that is asked for."""
+    found = local_name(name)
+    verify_if_asked(found)
+    return found
 
 
 def _config(name: str) -> Any:
@@ -166,7 +174,7 @@ def _config(name: str) -> Any:
     if (path.is_absolute() or name.startswith(".")) and not path.is_dir():
         raise ReftError(f"no base model at {name}: the directory does not exist")
     try:
-        return AutoConfig.from_pretrained(local_name(name), trust_remote_code=False)
+        return AutoConfig.from_pretrained(_verified(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ReftError(f"no base model at {name}: {first_line(error)}") from None
 
@@ -199,7 +207,7 @@ def _sample(view: Any, shape: list[int]) -> bytes:
 
 
 def _weight_files(name: str) -> list[Path]:
-    folder = Path(local_name(name))
+    folder = Path(_verified(name))
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 

@@ -35,13 +35,16 @@ from reft_ray.hf.loading import Base, load_base
 from reft_ray.hf.lora import attach_saved, merge, save_adapter
 from reft_ray.hf.model_store import KNOWN
 from reft_ray.hf.scorer import TeacherScorer, supports_packing
+from reft_ray.hf.signatures import SIGNATURE, sign_if_asked, verify_if_asked
 from reft_ray.hf.teacher_card import ANSWER_MEASURES, SOURCE_KEYS, model_card
 
 FORMAT = 2
 MANIFEST = "teacher.json"
 _REFUSAL = "refusal.safetensors"
 TEACHER = OutputKind(
-    "Ref-Teacher", (MANIFEST,), (_REFUSAL, "README.md", *ADAPTER.in_folder("adapter"), *MODEL.in_folder("model"))
+    "Ref-Teacher",
+    (MANIFEST,),
+    (_REFUSAL, "README.md", SIGNATURE, *ADAPTER.in_folder("adapter"), *MODEL.in_folder("model")),
 )
 
 
@@ -137,6 +140,7 @@ class RefTeacher:
         folder = Path(folder).absolute()
         if not (folder / MANIFEST).is_file():
             raise ReftError(f"no Ref-Teacher at {folder}: {MANIFEST} is missing")
+        verify_if_asked(folder)
         try:
             values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
@@ -251,7 +255,9 @@ def save_with_manifest(folder: Path, teacher: RefTeacher, manifest: Manifest) ->
     """
     check_replaceable(folder, TEACHER)
     with atomic_directory(folder.absolute(), replace=True) as made:
-        shutil.copytree(teacher.folder, made, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, "README.md"))
+        shutil.copytree(
+            teacher.folder, made, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, "README.md", SIGNATURE)
+        )
         _write_manifest(made, dataclasses.replace(manifest, format=FORMAT))
     return RefTeacher.load(folder)
 
@@ -262,6 +268,7 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
     teacher_id = content_id(folder, json.loads(json.dumps(values)))
     (folder / MANIFEST).write_text(json.dumps({"id": teacher_id, **values}, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(teacher_id, values), encoding="utf-8")
+    sign_if_asked(folder)
 
 
 def _read_readouts(file: Path, manifest: Manifest) -> Readouts:

@@ -9,8 +9,10 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from reft_ray.hf.adapter_files import ADAPTER_CONFIG, sign_product
 from reft_ray.hf.loading import fingerprint
 from reft_ray.jobs.artefacts import local_folder, put_folder
+from reft_ray.jobs.bom import BOM_NAME, student_bom
 from reft_ray.jobs.card import CARD_NAME, PROVENANCE_NAME, Provenance
 from reft_ray.jobs.content import CHUNK_BYTES
 from reft_ray.jobs.results import Evaluation, Export, Screening, Training
@@ -18,7 +20,6 @@ from reft_ray.jobs.run import JobRun
 from reft_ray.pipeline.model_context import ModelContext
 
 ARCHIVE = "adapter.zip"
-_ADAPTER_CONFIG = "adapter_config.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -49,7 +50,10 @@ def export_student(
         (folder / CARD_NAME).write_text(provenance.card(), encoding="utf-8")
         (folder / PROVENANCE_NAME).write_text(provenance.to_json(), encoding="utf-8")
         if context.args.published is not None:
-            _replace_base_path(folder / _ADAPTER_CONFIG, context.args.published)
+            _replace_base_path(folder / ADAPTER_CONFIG, context.args.published)
+        weights = [ADAPTER_CONFIG, *(path.name for path in folder.glob("*.safetensors"))]
+        (folder / BOM_NAME).write_text(student_bom(provenance, folder, weights), encoding="utf-8")
+        sign_product(folder)
         uri = put_folder(folder, f"{run.workspace}/export")
         packed = run.save_file(ARCHIVE, _chunks(_zipped(folder, Path(scratch) / ARCHIVE))) if archive else None
     return Export(uri, packed)
