@@ -75,7 +75,7 @@ class Authenticator:
             try:
                 take(self._stores, request, "requests", 1, principal, self._recorder)
             except UNREACHABLE:
-                # Reading goes on where nothing can be written, such as on a full disk.
+                # Reading continues where nothing can be written, such as on a full disk.
                 if method not in ("GET", "HEAD"):
                     raise
         return principal

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from reft_ray.jobs.errors import InvalidError
 
-# Global unicast (RFC 4291) without what stands for an IPv4 address: 6to4 and Teredo. `is_global` takes those, NAT64,
+# Global unicast (RFC 4291) without what carries an IPv4 address: 6to4 and Teredo. `is_global` takes those, NAT64,
 # site-local and multicast addresses as public in some versions of Python.
 _UNICAST = ipaddress.ip_network("2000::/3")
 _TUNNELS = tuple(map(ipaddress.ip_network, ("2002::/16", "2001::/32")))

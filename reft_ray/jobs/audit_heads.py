@@ -2,8 +2,8 @@
 
     {uri}/head-{entries}.json     {"entries", "head", "at", "signature"}
 
-The signature (Ed25519) is of the other three as canonical JSON. Whoever may write to the database must not be able to
-write here or read the key: then deleting the log and its head is detected without a remembered one.
+The signature (Ed25519) is of the other three as canonical JSON. A process that may write to the database must not
+be able to write here or read the key: then deleting the log and its head is detected without a remembered one.
 """
 
 from __future__ import annotations
