@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,10 @@ from reft_ray.rows.checks import Fault
 
 REPORT = "validation_report.jsonl"
 FIRST_LINES = 10
+MAX_INVALID_ROWS = 10_000
+MAX_REPORT_BYTES = 16 << 20
+MAX_SECONDS = 3600.0
+"""Of reading the files of one job; a million rows of 400 tokens take minutes."""
 _NO_NUMBER = Fault("messages", "no_number", "the answer has no number", "the release gate compares final numbers")
 
 
@@ -36,6 +41,18 @@ class _Tally:
     first_lines: list[int] = field(default_factory=list)
     first_code: str | None = None
     first_fault: str | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def full(self) -> bool:
+        """Whether there are more errors than a report holds."""
+        return self.errors >= MAX_INVALID_ROWS or self.report.tell() > MAX_REPORT_BYTES
+
+    def add_row(self) -> None:
+        """Count a row. Raises UsageError when the time for reading is over."""
+        self.rows += 1
+        if self.rows % 256 == 0 and time.monotonic() - self.started > MAX_SECONDS:
+            raise UsageError(f"{self.rows:,} rows were read in {MAX_SECONDS:,.0f} seconds, and more follow; split it")
 
     def add_faults(self, file: str, line: int, faults: tuple[Fault, ...]) -> None:
         self.errors += 1
@@ -94,7 +111,13 @@ def _read(
         for row in read_rows(run, file_id, base):
             if tally.rows % 256 == 0 and run.should_stop():
                 raise StoppedError("stop requested")
-            tally.rows += 1
+            if tally.full:
+                if run.job.spec.options.skip_invalid:
+                    raise UsageError(f"{tally.errors} invalid rows are too many to skip; fix them")
+                message = f"{tally.errors} invalid rows; the rest of the file was not read"
+                tally.add_faults(name, row.line, (Fault("", "too_many_errors", message, "fix these first"),))
+                return
+            tally.add_row()
             if row.faults:
                 tally.add_faults(name, row.line, row.faults)
                 continue

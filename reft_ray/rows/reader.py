@@ -27,6 +27,8 @@ REPEATED_KEY = Fault("", "ambiguous_keys", "a dictionary has one key twice", "ke
 _NO_FORMAT = Fault("", "missing_messages_list", "no messages", "give messages, a prompt with an answer, or text")
 _WRAP = 'write {"messages": [...]} or another dictionary on each line'
 _NO_TEXT = Fault("", "missing_content", "the row has no text")
+MAX_FAULTS = 20
+"""Reported per row: one row may have a fault in each of a million turns."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -123,7 +125,7 @@ class RowReader:
         if self._tokens is not None and (raw is None or any(hint in raw for hint in self._hints)):
             faults = faults + list(self._token_faults(self._tokens, fields))
         if faults:
-            return faults
+            return faults if len(faults) <= MAX_FAULTS else [*faults[:MAX_FAULTS], _more_faults(len(faults))]
         found = ChatRow(openai_row(fields, self.speakers), fmt, every_key=self.judging)
         return [_NO_TEXT] if self.judging and not parts(found.judged) else found
 
@@ -181,6 +183,10 @@ def parse_row(raw: bytes, lone_surrogates: bool = False) -> Row | Fault:
     if type(row) is not dict:
         return Fault("", "data_type", f"the line is a JSON {_json_type(row)}, not a dictionary", _WRAP)
     return REPEATED_KEY if repeats_key(raw, row) else row
+
+
+def _more_faults(count: int) -> Fault:
+    return Fault("", "too_many_faults", f"{count - MAX_FAULTS} more faults in this row", "fix the first ones")
 
 
 def _json_type(value: object) -> str:

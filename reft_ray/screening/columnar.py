@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 
 from reft_ray.core.errors import UsageError
 from reft_ray.rows.diagnosis import FIX, broken_at
+from reft_ray.screening.decoded_sizes import TOGETHER_BYTES, check_arrow, group_size
 from reft_ray.screening.ranges import CHUNK, Cuts, Limits, Range
 from reft_ray.screening.sources import Container, Source
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _ARROW_FILE = b"ARROW1"
+_ARROW_HEAD = 8
 _COMPACT_BYTES = 64 << 20
 _COMPACT_FILE = 16 << 20
 _COMPACT_ROWS = 65_536
@@ -37,10 +39,13 @@ def cut(source: Source, limits: Limits) -> Cuts:
         if source.container is Container.JSON:
             return _cut_elements((len(raw) for raw in json_elements(source, limits.row_bytes)), limits)
         with source.open() as stored:
+            _start_of_arrow(stored)
+            check_arrow(stored, source.name)
             schema, batches = _arrow_batches(stored)
             _check_columns(schema, source.name)
             return _cut_blocks(map(row_sizes, batches), limits)
-    except (OSError, pa.ArrowInvalid) as error:
+    # Arrow has an error of its own for memory that it does not get.
+    except (OSError, pa.ArrowInvalid, MemoryError) as error:
         raise UsageError(f"{source.name}: damaged file: {str(error).splitlines()[0]}") from error
 
 
@@ -50,7 +55,7 @@ def tables(source: Source, ranges: Sequence[Range]) -> Iterator[tuple[Range, pa.
         return
     with source.open() as stored:
         if source.container is Container.PARQUET:
-            schema, first, batches = _parquet_batches(stored, ranges)
+            schema, first, batches = _parquet_batches(stored, ranges, source.name)
         else:
             first, (schema, batches) = 0, _arrow_batches(stored)
         for unit, table in _sliced(batches, first, ranges):
@@ -206,7 +211,7 @@ def _cut_blocks(blocks: Iterator[np.ndarray], limits: Limits) -> Cuts:
 
 def _cut_parquet(source: Source, limits: Limits) -> Cuts:
     with source.open() as stored:
-        groups = _RowGroups(stored)
+        groups = _RowGroups(stored, source.name)
         _check_columns(groups.file.schema_arrow, source.name)
         return _cut_blocks(map(groups.sizes, range(groups.file.num_row_groups)), limits)
 
@@ -214,19 +219,22 @@ def _cut_parquet(source: Source, limits: Limits) -> Cuts:
 class _RowGroups:
     """The rows of a Parquet file by row group. Texts of a small group are read as dictionaries, so that a text that is
     stored once is in memory once; a large group is read plainly, a few rows at a time, since dictionaries grow with
-    the group."""
+    the group. Pages are checked before they are decoded."""
 
-    def __init__(self, stored: pa.NativeFile) -> None:
+    def __init__(self, stored: pa.NativeFile, name: str) -> None:
         self.file = pq.ParquetFile(stored)
+        self._stored, self._name = stored, name
         leaves = (self.file.schema.column(index) for index in range(len(self.file.schema)))
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
         self._compact = pq.ParquetFile(stored, metadata=self.file.metadata, read_dictionary=texts)
         self._small = stored.size() <= _COMPACT_FILE
 
     def batches(self, group: int) -> Iterator[pa.RecordBatch]:
-        if self._small or self.file.metadata.row_group(group).total_byte_size <= _COMPACT_BYTES:
+        size = group_size(self._stored, self.file.metadata, group, self._name)
+        if size.total <= (TOGETHER_BYTES if self._small else _COMPACT_BYTES):
             return self._compact.iter_batches(batch_size=_COMPACT_ROWS, row_groups=[group])
-        return self.file.iter_batches(batch_size=_PLAIN_ROWS, row_groups=[group])
+        rows = min(_PLAIN_ROWS, max(1, TOGETHER_BYTES // size.together))
+        return self.file.iter_batches(batch_size=rows, row_groups=[group])
 
     def sizes(self, group: int) -> np.ndarray:
         return np.concatenate([np.empty(0, dtype=np.int64), *map(row_sizes, self.batches(group))])
@@ -237,9 +245,11 @@ def _group_ends(file: pq.ParquetFile) -> list[int]:
     return list(itertools.accumulate(counts))
 
 
-def _parquet_batches(stored: pa.NativeFile, ranges: Sequence[Range]) -> tuple[pa.Schema, int, Iterator[pa.RecordBatch]]:
+def _parquet_batches(
+    stored: pa.NativeFile, ranges: Sequence[Range], name: str
+) -> tuple[pa.Schema, int, Iterator[pa.RecordBatch]]:
     """The schema of the file, the number of the first row, and batches from there; none crosses a row group."""
-    groups = _RowGroups(stored)
+    groups = _RowGroups(stored, name)
     ends = _group_ends(groups.file)
     wanted = [
         index
@@ -251,13 +261,15 @@ def _parquet_batches(stored: pa.NativeFile, ranges: Sequence[Range]) -> tuple[pa
 
 
 def _arrow_batches(stored: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    head = stored.read(len(_ARROW_FILE))
-    stored.seek(0)
-    if head == _ARROW_FILE:
-        reader = pa.ipc.open_file(stored)
-        return reader.schema, map(reader.get_batch, range(reader.num_record_batches))
+    _start_of_arrow(stored)
     stream = pa.ipc.open_stream(stored)
     return stream.schema, iter(stream)
+
+
+def _start_of_arrow(stored: pa.NativeFile) -> None:
+    """Go to the stream in an Arrow file; its footer, which may name any bytes as a batch, is not read."""
+    stored.seek(0)
+    stored.seek(_ARROW_HEAD if stored.read(len(_ARROW_FILE)) == _ARROW_FILE else 0)
 
 
 def _check_columns(schema: pa.Schema, name: str) -> None:

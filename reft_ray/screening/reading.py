@@ -16,6 +16,7 @@ import pyarrow as pa
 from reft_ray.core.errors import ReftError, UsageError
 from reft_ray.screening import columnar
 from reft_ray.screening.csv_records import csv_records, delimiter_of
+from reft_ray.screening.inflating import check_rows
 from reft_ray.screening.ranges import Cuts, Limits, Range, cut_text
 from reft_ray.screening.sources import Container, Source
 
@@ -65,6 +66,7 @@ def plan_files(sources: Sequence[Source], limits: Limits) -> list[FilePlan]:
     first_row = 0
     for index, source in enumerate(sources):
         cuts = _cut(source, limits)
+        check_rows(cuts.rows, source.size, source.name)
         plans.append(FilePlan(index, source, cuts, first_row))
         first_row += cuts.rows
     return plans
@@ -98,7 +100,7 @@ def read_units(plan: FilePlan, ranges: Sequence[Range]) -> Iterator[Unit]:
             yield from _json_units(plan, ranges)
         else:
             yield from _native_units(plan, ranges)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowInvalid, MemoryError) as error:
         raise UsageError(f"{plan.source.name}: {str(error).splitlines()[0]}") from error
 
 

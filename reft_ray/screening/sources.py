@@ -18,6 +18,7 @@ import pyarrow.fs as pafs
 
 from reft_ray.core.errors import UsageError, first_line
 from reft_ray.rows.first_bytes import HEAD_BYTES, Json, json_layout, not_data
+from reft_ray.screening.inflating import InflatedStream
 
 
 class Container(StrEnum):
@@ -73,10 +74,10 @@ class Source:
         filesystem, path = filesystem_of(self.uri)
         return filesystem.open_input_file(path)
 
-    def stream(self) -> pa.NativeFile:
-        """A stream of the decompressed bytes."""
+    def stream(self) -> pa.NativeFile | InflatedStream:
+        """A stream of the decompressed bytes, which ends with UsageError where there are too many."""
         stored = self.open()
-        return pa.CompressedInputStream(stored, self.compression) if self.compression else stored
+        return InflatedStream(stored, self.compression, self.name, self.size) if self.compression else stored
 
 
 def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
