@@ -72,7 +72,7 @@ INVALID = pa.schema(
         pa.field("raw", pa.large_binary()),
     ]
 )
-"""One record for each fault: a row with three faults has three."""
+"""One record for each fault: a row with three faults has three. Its bytes are in the first."""
 
 _SUFFIXES = {"gzip": ".gz", "zstd": ".zst", None: ""}
 UNITS = ".screen/units"
@@ -306,10 +306,11 @@ def _invalid(result: ScreenedUnit, indices: list[int]) -> pa.Table:
             "path": fault.path,
             "message": fault.message,
             "hint": fault.hint,
-            "raw": row_bytes(result.unit, index),
+            # Once, however many faults the row has.
+            "raw": row_bytes(result.unit, index) if number == 0 else None,
         }
         for index in indices
-        for fault in result.rows[index].faults
+        for number, fault in enumerate(result.rows[index].faults)
     ]
     return pa.Table.from_pylist(records, schema=INVALID)
 
