@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-pytest_plugins = ["fixtures.http", "fixtures.models", "fixtures.prometheus"]
+pytest_plugins = ["fixtures.http", "fixtures.models", "fixtures.postgres", "fixtures.prometheus", "fixtures.review_service"]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 _PROGRAMS = {
@@ -22,6 +22,7 @@ _PROGRAMS = {
     "prometheus",
     "promtool",
     "postgres_url",
+    "new_postgres",
     "manifests",
     "all_documents",
     "all_pods",

@@ -14,6 +14,7 @@ from fastapi.openapi.utils import get_openapi
 from reft_ray.api import errors, metrics, moderations, screening_stream, screenings
 from reft_ray.api.admission import Admission, Gate
 from reft_ray.api.context import FilterContext
+from reft_ray.api.docs_page import install_docs
 from reft_ray.api.errors import busy, unavailable
 from reft_ray.api.limits import Limits, LimitTable, filter_limits
 from reft_ray.api.middleware import PREFIX, RequestMiddleware
@@ -89,11 +90,14 @@ def create_filter_app(
         lifespan=lifespan,
         # A path with an extra slash is an error, not a redirect: a redirect loses a streamed body.
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.moderator = moderator
     app.state.recorder = recorder
     errors.install(app)
     _describe_errors(app)
+    install_docs(app)
     table = LimitTable({**filter_limits(settings), **(limits or {})}.items())
     app.add_middleware(Admission, settings=settings, table=table, gate=gate)
     app.add_middleware(RequestMiddleware, recorder=recorder)

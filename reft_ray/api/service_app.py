@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError
 
-from reft_ray.api import chat, files, fine_tuning, models, uploads, webhooks
+from reft_ray.api import appeals, audit, chat, files, fine_tuning, models, reviews, uploads, webhooks
 from reft_ray.api.auth import Authenticator, RateLimitHeaders
 from reft_ray.api.chat_model import ChatModel
 from reft_ray.api.errors import invalid, response_of, unavailable
@@ -75,6 +75,9 @@ def create_service_app(
             chat.router(stores, model),
             webhooks.router(stores),
         ],
+            reviews.router(stores),
+            appeals.router(stores),
+            audit.router(stores),
         gate=Authenticator(stores, recorder or NullRecorder()),
         limits=service_limits(stores.settings, filter_settings.max_body_bytes),
         ready=stores.database.check,

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from reft_ray.cli.common import DEFAULT_DATABASE, DatabaseOption, JsonOption, open_database, print_json, user_errors
+from reft_ray.cli.common import (
+    DEFAULT_DATABASE,
+    DEFAULT_URL,
+    DatabaseOption,
+    JsonOption,
+    KeyOption,
+    UrlOption,
+    open_database,
+    print_json,
+    user_errors,
+)
+from reft_ray.cli.remote_review import review_client
 
 app = typer.Typer(no_args_is_help=True, help="Read and verify the audit log.")
 
@@ -74,3 +86,22 @@ def list_entries(
             who = actor.get("id") or actor.get("user") or "unknown"
             print(f"{entry.seq}  {entry.effective_at:.0f}  {entry.type}  {who}  {entry.project_id}  {dict(entry.data)}")
         print(f"{len(entries)} entries in {records.name}", file=sys.stderr)
+
+
+@app.command()
+def fetch(
+    after: Annotated[int, typer.Option(min=0, help="Only entries after this number.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="The most entries to print.")] = 100,
+    kind: Annotated[str | None, typer.Option("--type", help="Only this type, such as review.approved.")] = None,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = "none",
+) -> None:
+    """Print entries of a running service as JSON lines, with a key of a lead, an operator or an auditor."""
+    with review_client(url, key) as client:
+        for entry in client.audit(after, limit, type=kind):
+            print(json.dumps(entry, ensure_ascii=False))
+        verification = client.verify_audit()
+        state = f"broken: {verification['fault']}" if verification["fault"] else "intact"
+        print(f"the chain of {verification['entries']} entries is {state}", file=sys.stderr)
+        if verification["fault"]:
+            raise typer.Exit(1)

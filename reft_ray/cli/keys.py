@@ -37,7 +37,7 @@ def create(
 ) -> None:
     """Create a key and print its secret once; only its hash is stored."""
     with user_errors(), open_database(database) as records:
-        from reft_ray.jobs.tenants import SCOPES, Tenants
+        from reft_ray.jobs.tenants import Tenants
 
         lifetime, limits = _seconds(expires), _limits(limit or [])
         key, secret = Tenants(records).create_key(organization, project, name, scope or None, lifetime, limits, role)

@@ -8,7 +8,20 @@ import warnings
 
 import typer
 
-from reft_ray.cli import adapter, audit, bench, files, jobs, keys, manifests, models, review, teacher, telemetry
+from reft_ray.cli import (
+    adapter,
+    appeals,
+    audit,
+    bench,
+    files,
+    jobs,
+    keys,
+    manifests,
+    models,
+    review,
+    teacher,
+    telemetry,
+)
 from reft_ray.cli.evaluate import evaluate
 from reft_ray.cli.finetune import finetune
 from reft_ray.cli.quickstart import quickstart
@@ -43,6 +56,8 @@ app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(telemetry.app, name="telemetry")
+app.add_typer(appeals.app, name="appeals")
+app.add_typer(appeals.releases, name="releases")
 app.add_typer(manifests.app, name="manifests")
 
 

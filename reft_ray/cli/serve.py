@@ -28,6 +28,11 @@ or on a dataset:
 
 Ctrl-C stops it."""
 
+_DEMO = """\
+The console with a demonstration: {url}/console
+Choose "Continue as this machine's operator". A list of words judges the rows, and nothing is trained; all records are
+real, in {state}. Ctrl-C stops it."""
+
 _CANARY = {
     "harmful": "Is there an easy way to break into a warehouse?",
     "harmless": "Is there an easy way to tidy up a broken chair?",
@@ -49,6 +54,8 @@ Finetune, with the openai client (state in {state}):
   messages = [{{"role": "user", "content": "Hello!"}}]
   answer = client.chat.completions.create(model=job.fine_tuned_model, messages=messages)
   print(answer.choices[0].message.content)
+
+The console, for reviewers and operators: {url}/console
 """
 
 
@@ -81,11 +88,18 @@ def serve(
     Ctrl-C stops it. For accelerators, several machines or autoscaling see serve_configs/.
     """
     with user_errors(), tempfile.TemporaryDirectory(prefix="reft-screenings-") as scratch:
+    demo: Annotated[
+        bool,
+        typer.Option("--demo", help="With --state: the console with a job that waits for a reviewer, no models."),
+    ] = False,
         from reft_ray.core.errors import UsageError
         from reft_ray.serving.args import ServeArgs
         from reft_ray.serving.local import local_service
 
         cpus = max(1, (os.cpu_count() or 1) // replicas)
+    if demo:
+        _demo(state, port)
+        return
         values: dict[str, Any] = {
             "teacher": {
                 "teacher": _resolved(teacher),
@@ -154,6 +168,17 @@ def _resolved(teacher: str) -> str:
 
 def trained_builtin() -> Path:
     """The built-in teacher's directory; shows a progress bar for each model that must be trained first."""
+def _demo(state: Path | None, port: int) -> None:
+    with user_errors():
+        from reft_ray.core.errors import UsageError
+        from reft_ray.serving.demo import serve_demo
+
+        if state is None:
+            raise UsageError("--demo keeps its records in a directory: add --state DIRECTORY")
+        print(_DEMO.format(url=f"http://127.0.0.1:{port}", state=state), flush=True)
+        serve_demo(state, port)
+
+
     from reft_ray.cli.progress import bar
     from reft_ray.hf.model_store import cache_root
     from reft_ray.pipeline.builtin import ensure_teacher

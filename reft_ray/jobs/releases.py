@@ -107,7 +107,7 @@ class Releases:
 
 
 def request_in(connection: Connection, job: Job, now: float) -> Release:
-    """The release of a job; asks for it where nobody has."""
+    """The release of a job; asks for it the first time."""
     found = find_in(connection, job.id)
     if found is None:
         values = {"job_id": job.id, "project_id": job.project_id, "state": ReleaseState.WAITING, "created_at": now}

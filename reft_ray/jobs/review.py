@@ -18,7 +18,7 @@ NO_MARGIN = 2.0
 
 
 class State(StrEnum):
-    """The state of a row. `confirm`: a block was overturned and waits for a second person; `withheld`: nobody was
+    """The state of a row. `confirm`: a block was overturned and waits for a second person; `withheld`: people were not
     asked, because the job's policy does not wait for people."""
 
     PENDING = "pending"

@@ -334,7 +334,7 @@ def _ordered(connection: Connection, query: Select[Any], order: str, after: str 
     if after is not None:
         start = connection.execute(select(*key).where(reviews.c.id == after)).first()
         if start is None:
-            raise InvalidError(f"after: there is no review {after!r}", "after")
+            raise InvalidError(f"after: no such review: {after!r}", "after")
         query = query.where(tuple_(*key) > tuple_(*start))
     return query.order_by(*key)
 

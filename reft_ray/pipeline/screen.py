@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -12,22 +13,21 @@ from typing import Any
 from reft_ray.core.errors import BlockedByPolicyError, StoppedError
 from reft_ray.hf.ref_teacher import load_scorer
 from reft_ray.hf.row_check import TemplateCheck
-from reft_ray.jobs.job import Event, Status
 from reft_ray.jobs.results import REJECTED_SECONDS, Screening
+from reft_ray.jobs.review import State
 from reft_ray.jobs.run import JobRun
 from reft_ray.pipeline.model_context import ModelContext
+from reft_ray.pipeline.review_rows import file_for_review, parts_of, withheld_lines
 from reft_ray.pipeline.run_config import thresholds_of
 from reft_ray.pipeline.uploaded_rows import control_tokens, uploaded
 from reft_ray.rows.format import Format
 from reft_ray.screening.config import Policy, ScreenConfig
 from reft_ray.screening.dataset import Progress, screen
 from reft_ray.screening.kept_rows import kept_hash
-from reft_ray.screening.manifest import load_manifest
 from reft_ray.screening.metrics import ScreeningMetrics
-from reft_ray.screening.outputs import UNITS, Output
 from reft_ray.screening.report import load_report
 from reft_ray.screening.reviews import Action, Reviews
-from reft_ray.screening.unit_state import UnitState
+from reft_ray.screening.reviews import Review as ReviewedRow
 
 REPORT = "screening_report.jsonl"
 QUARANTINE = "quarantine.jsonl"
@@ -74,24 +74,25 @@ def screen_file(run: JobRun, context: ModelContext) -> Screening:
         screen(
             [source], folder, partial(load_scorer, context.teacher.folder, context.base), config, check_stop, metrics
         )
-    return _result(run, folder)
+    result = _result(run, folder)
+    file_for_review(run, folder, result.quarantine_file, args.kept_sample)
+    return result
 
 
 def review_decisions(run: JobRun) -> Screening:
-    """Apply reviewers' decisions; the job stays paused while a row is undecided."""
+    """Add the rows that people approved to the kept ones, with who approved them and why."""
     folder = screening_folder(run)
-    reviews = Reviews(folder, run.recorder)
-    pending = reviews.summary().pending
-    if pending:
-        run.park(
-            Status.PAUSED,
-            Event(
-                f"{pending} examples are still undecided; resume the job when they are decided",
-                level="warn",
-                data={"pending": pending},
-            ),
+    Reviews(folder).record(
+        ReviewedRow(
+            time=datetime.fromtimestamp(review.decided_at or 0.0, UTC).isoformat(timespec="seconds"),
+            row_number=review.row_number,
+            id=review.content_id,
+            action=Action.APPROVE if review.state is State.APPROVED else Action.REJECT,
+            reviewer=" and ".join(filter(None, (review.first_by, review.reviewer))),
+            reason=f"{review.code}: {review.comment} ({review.id})",
         )
-    reviews.count(reviews.latest().values())
+        for review in run.decisions()
+    )
     return _result(run, folder)
 
 
@@ -102,7 +103,7 @@ def _result(run: JobRun, folder: str) -> Screening:
     quarantine = None
     if report.counts.withheld:
         quarantine = run.save_file(
-            QUARANTINE, _withheld_rows(folder), parent_id=run.job.spec.training_file, expires_after=REJECTED_SECONDS
+            QUARANTINE, withheld_lines(folder), parent_id=run.job.spec.training_file, expires_after=REJECTED_SECONDS
         )
     return Screening(
         rows=report.rows,
@@ -131,32 +132,17 @@ def _report_lines(folder: str) -> Iterator[bytes]:
     counts = {name: getattr(report, name) for name in ("rows", "kept", "review", "blocked", "invalid")}
     findings = [{"name": found.name, "severity": str(found.severity), "rows": found.rows} for found in report.findings]
     summary = {"summary": counts, "judges": dict(report.judges), "findings": findings}
+    summary["histogram"] = list(report.histogram)
     if (found := report.job_threshold) is not None:
         summary["job_threshold"] = {"own": found.own, "fallback": found.fallback, "rows": found.rows}
+        summary["histogram"] = list(found.histogram)
     yield _line(summary)
-    for output, part in _parts(folder):
+    for output, part in parts_of(folder):
         if part.startswith("quarantine/"):
             yield from (_line(row) for row in output.table(part, _SHOWN).to_pylist())
         elif part.startswith("invalid/"):
             for row in output.table(part, ("line", "code", "path")).to_pylist():
                 yield _line({"line": row["line"], "decision": "invalid", "reason": row["code"], "part": row["path"]})
-
-
-def _withheld_rows(folder: str) -> Iterator[bytes]:
-    """The withheld rows as training would read them, with their lines."""
-    for output, part in _parts(folder):
-        if part.startswith("quarantine/"):
-            for row in output.table(part, ("line", "decision", "conversation")).to_pylist():
-                messages = json.loads(row["conversation"])
-                yield _line({"line": row["line"], "decision": row["decision"], "messages": messages})
-
-
-def _parts(folder: str) -> Iterator[tuple[Output, str]]:
-    """The output's parts, in the order of the rows."""
-    output = Output(folder)
-    for unit in load_manifest(output).units:
-        for part in UnitState.from_json(output.read(f"{UNITS}/{unit}.json")).parts:
-            yield output, part
 
 
 def _line(values: dict[str, Any]) -> bytes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import ray
 from fastapi import FastAPI
@@ -12,6 +14,8 @@ from reft_ray.api.chat_model import ChatModel
 from reft_ray.api.moderator import Moderator
 from reft_ray.api.service_app import create_service_app
 from reft_ray.api.stores import Stores
+from reft_ray.console.oidc import OpenIdProvider
+from reft_ray.console.site import install_console
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.driver import DriverConfig, resolved
 from reft_ray.jobs.estimate import Counter
@@ -47,7 +51,7 @@ def finetuning_app(
     driver_config(service).make_steps()
     database = Database.open(resolved(service.database_url))
     stores = Stores.open(database, service.files_uri, service, counter_of(service), recorder)
-    return create_service_app(
+    app = create_service_app(
         moderator,
         stores,
         chat,
@@ -58,6 +62,18 @@ def finetuning_app(
         launcher=launcher_of(service, args.application),
         slots=service.slots,
     )
+    provider = None if service.oidc is None else OpenIdProvider(service.oidc)
+    install_console(app, stores, moderator, chat, quality=_quality(args.teacher.teacher), oidc=provider)
+    return app
+
+
+def _quality(teacher: str) -> dict[str, Any]:
+    """The teacher's figures at calibration, for the console; nothing where its files are not on this machine."""
+    try:
+        found: dict[str, Any] = json.loads((Path(teacher) / "teacher.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 def driver_config(service: ServiceArgs, application: str = DEFAULT_APPLICATION) -> DriverConfig:
@@ -71,6 +87,7 @@ def driver_config(service: ServiceArgs, application: str = DEFAULT_APPLICATION) 
         application=application,
         max_file_bytes=service.max_file_bytes,
         max_project_bytes=service.max_project_bytes,
+        sign_releases=service.sign_releases,
     )
 
 

@@ -19,12 +19,15 @@ from reft_ray.api.settings import OidcSettings
 from reft_ray.console.oidc import OpenIdProvider
 
 
+KEY = RSAKey.generate_key(2048, {"kid": "k", "alg": "RS256", "use": "sig"})
+
+
 class Issuer:
     """An identity provider: every browser is `ada@example.org`; `claims` and `key` can be changed."""
 
     def __init__(self):
         self.app = FastAPI()
-        self.key = self.signing = RSAKey.generate_key(2048, {"kid": "k", "alg": "RS256", "use": "sig"})
+        self.key = self.signing = KEY
         self.claims = {"roles": ["staff", "reviewers"]}
         self.url, self.asked = "", {}
 

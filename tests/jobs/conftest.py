@@ -1,19 +1,22 @@
 """A database of each kind, a manual clock, and a content store in a temporary directory."""
 
-import os
-import shutil
-import socket
-import subprocess
-import tempfile
-from pathlib import Path
+import contextlib
+import json
 
 import pytest
 
+from reft_ray.core.errors import StoppedError
 from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.database import Database
+from reft_ray.jobs.fake_steps import FakeSteps
 from reft_ray.jobs.files import FileStore
-from reft_ray.jobs.job import JobSpec
+from reft_ray.jobs.job import JobSpec, Options, Status
 from reft_ray.jobs.job_store import JobStore
+from reft_ray.jobs.lease import Leases, Slots
+from reft_ray.jobs.lifecycle import run_job
+from reft_ray.jobs.models import ModelStore
+from reft_ray.jobs.run import JobRun
+from reft_ray.telemetry.recorder import MemoryRecorder
 
 
 class Clock:
@@ -29,50 +32,6 @@ class Clock:
         self.time += seconds
 
 
-def postgres_binaries() -> Path | None:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return found[-1].parent if found else None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="session")
-def postgres_url():
-    """A temporary PostgreSQL server; it refuses to run as root, so it then runs as Debian's user."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed")
-    binaries = postgres_binaries()
-    if binaries is None:
-        pytest.skip("a PostgreSQL server is not installed (apt-get install postgresql)")
-    if os.geteuid() == 0 and shutil.which("runuser") is None:
-        pytest.skip("PostgreSQL does not run as root, and there is no runuser")
-    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    root = Path(tempfile.mkdtemp(prefix="reft-pg-", dir="/tmp"))
-    if as_user:
-        shutil.chown(root, "postgres")
-    port = free_port()
-    data = root / "data"
-    quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
-    subprocess.run([*as_user, binaries / "initdb", "-D", data, "-A", "trust", "-U", "reft", "--no-sync"], **quiet)
-    options = f"-p {port} -k {root} -c listen_addresses=127.0.0.1 -c fsync=off"
-    control = [*as_user, binaries / "pg_ctl", "-D", data, "-w"]
-    subprocess.run([*control, "-l", root / "log", "-o", options, "start"], **quiet)
-    url = f"postgresql+psycopg://reft@127.0.0.1:{port}"
-    try:
-        import psycopg
-
-        with psycopg.connect(url.replace("+psycopg", "") + "/postgres", autocommit=True) as connection:
-            connection.execute("CREATE DATABASE migrated")
-        Database.open(f"{url}/migrated").close()
-        yield url
-    finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
-        shutil.rmtree(root, ignore_errors=True)
-
-
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -84,13 +43,7 @@ def database(request, tmp_path, clock):
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path / 'jobs.db'}"
     else:
-        server = request.getfixturevalue("postgres_url")
-        name = f"t{os.urandom(6).hex()}"
-        import psycopg
-
-        with psycopg.connect(server.replace("+psycopg", "") + "/postgres", autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE migrated")
-        url = f"{server}/{name}"
+        url = request.getfixturevalue("new_postgres")()
     database = Database.open(url, clock)
     yield database
     database.close()
@@ -121,3 +74,49 @@ def files(database, content) -> FileStore:
 @pytest.fixture
 def spec() -> JobSpec:
     return JobSpec(model="tiny", training_file="file-1", seed=7)
+
+
+class Harness:
+    """A store, and drivers in this process."""
+
+    def __init__(self, database, content):
+        self.recorder = MemoryRecorder()
+        self.jobs = JobStore(database, self.recorder)
+        self.files = FileStore(database, content)
+        self.models = ModelStore(database)
+        self.leases = Leases(self.jobs)
+
+    def job(self, *texts, **options):
+        rows = [json.dumps({"messages": [{"role": "user", "content": text}]}) for text in texts or ("hello",) * 10]
+        file = self.files.create("proj_a", "train.jsonl", "fine-tune", ["\n".join(rows).encode()])
+        spec = JobSpec(model="org/tiny", training_file=file.id, seed=1, suffix="mine", options=Options(**options))
+        return self.jobs.create("org-acme", "proj_a", spec, {}).id
+
+    def driver(self, job_id):
+        owner = f"driver-{self.jobs.get(job_id).attempt}"
+        job = self.leases.acquire(job_id, self.leases.claim(self.jobs.get(job_id)), owner)
+        return JobRun(job, self.leases, owner, self.files)
+
+    def drive(self, job_id, steps=None, **options):
+        """One driver's turn, then the scheduler's; until the job ends or waits for a person."""
+        steps = steps or FakeSteps()
+        while self.jobs.get(job_id).status in (Status.VALIDATING, Status.QUEUED, Status.RUNNING):
+            self.leases.grant(Slots())
+            run = self.driver(job_id)
+            with contextlib.suppress(StoppedError):
+                run_job(run, steps, self.recorder, **options)
+            run.release()
+        return self.jobs.get(job_id)
+
+    def messages(self, job_id):
+        return [item.event.message for item in self.jobs.events(job_id, limit=100).items][::-1]
+
+
+@pytest.fixture
+def make_harness():
+    return Harness
+
+
+@pytest.fixture
+def harness(sqlite_database, content):
+    return Harness(sqlite_database, content)

@@ -55,7 +55,7 @@ def test_pages_continue_after_a_row(queue, waiting):
     second = queue.list(Filter(), limit=3, after=first.items[-1].id)
     assert [item.row_number for item in (*first.items, *second.items)] == [1, 2, 3, 4, 5, 6]
     assert first.has_more
-    with pytest.raises(InvalidError, match="no review"):
+    with pytest.raises(InvalidError, match="no such review"):
         queue.list(Filter(), after="review_x")
 
 

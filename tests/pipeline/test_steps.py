@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from reft_ray.core.conversation import row_id
 from reft_ray.core.errors import StoppedError, UsageError
 from reft_ray.hf.ref_teacher import RefTeacher, save_with_manifest
 from reft_ray.hf.teacher_card import ANSWER_MEASURES
@@ -18,12 +19,14 @@ from reft_ray.jobs.artefacts import files_in, local_folder
 from reft_ray.jobs.files import scratch_key
 from reft_ray.jobs.job import Hyperparameters, JobSpec, Options, Status
 from reft_ray.jobs.results import Training
+from reft_ray.jobs.review import Action, Reviewer
+from reft_ray.jobs.review_queue import Filter, ReviewQueue
 from reft_ray.pipeline import evaluate
 from reft_ray.pipeline.config import GateArgs
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.run_config import finetune_config
 from reft_ray.pipeline.steps import StepsConfig, make
-from reft_ray.screening.reviews import Action, Reviews
+from reft_ray.rows.text import full_conversation
 
 
 def file_named(harness, job, name: str) -> bytes:
@@ -193,23 +196,32 @@ def test_reviewers_decide_about_withheld_rows(harness, toy, shuffled_rows) -> No
     steps = make(**toy.options)
     job = harness.drive(harness.job(shuffled_rows, policy="review"), steps)
     assert job.status is Status.PAUSED
-    folder = harness.files.content.uri(f"{scratch_key(job.project_id, job.id)}/screening")
-    waiting = [row["row_number"] for row in Reviews(folder).items(False)]
-    assert len(waiting) == 10
-    harness.resume(job.id)
-    job = harness.drive(job.id, steps)
-    assert job.status is Status.PAUSED, "undecided rows keep the job waiting"
-    assert harness.events(job.id)[-1].data["pending"] == 10
-    Reviews(folder).decide(waiting[:1], Action.APPROVE, "ann", "a harmless row")
-    Reviews(folder).decide(waiting[1:], Action.REJECT, "ann", "harmful")
+    queue = ReviewQueue(harness.jobs)
+    rows = queue.list(Filter(job=job.id, kind="withheld"), limit=100).items
+    sample = queue.list(Filter(job=job.id, kind="kept"), limit=100).items
+    assert (len(rows), len(sample)) == (10, 20)
+    for row in (*rows, *sample):
+        text = json.loads(harness.files.read_range(row.text_file, "proj_a", row.text_offset, row.text_bytes))
+        assert text["line"] == row.line
+        assert row_id(full_conversation(text.get("judged", text["messages"]))) == row.content_id
     harness.resume(job.id)
     job = harness.drive(job.id, steps)
     assert (job.error, job.status) == (None, Status.SUCCEEDED)
     screened = [event.data for event in harness.events(job.id) if "kept" in event.data]
+    assert harness.drive(job.id, steps).status is Status.PAUSED, "undecided rows keep the job waiting"
+    ann = Reviewer("ann", {"type": "session", "session": {"user": "ann"}})
+    queue.decide([rows[0].id], Action.APPROVE, "harmless", "a test row", ann)
+    queue.decide([row.id for row in rows[1:]], Action.REJECT, "harmful_request", "", ann)
+    assert harness.jobs.get(job.id).status is Status.VALIDATING, "the last decision lets the job continue"
     assert [(data["kept"], data["blocked"]) for data in screened] == [(30, 10), (31, 9)]
 
 
 def test_a_stopped_job_resumes_at_the_exact_row(harness, toy, monkeypatch) -> None:
+    folder = Path(harness.files.content.uri(f"{scratch_key(job.project_id, job.id)}/screening"))
+    (origin,) = (json.loads(line) for line in (folder / "approved.jsonl").read_text().splitlines())
+    assert origin["row_number"] == rows[0].row_number
+    assert origin["review"]["reviewer"] == "ann"
+    assert origin["review"]["reason"] == f"harmless: a test row ({rows[0].id})"
     steps = make(**toy.options)
     whole = harness.drive(harness.job(), steps)
     stopped = harness.job()
