@@ -1,6 +1,6 @@
 """Speed of the console: pages over a queue of 100,000 rows, decisions with the keys, and ten reviewers at once.
 
-    python benchmarks/console.py [--postgres URL] [--rows 100000] [--people 10] [--decisions 500]
+    python benchmarks/review_console.py [--postgres URL] [--rows 100000] [--people 10] [--decisions 500]
 
 Prints one JSON line per measurement; `--postgres` names an empty database.
 """
