@@ -6,6 +6,7 @@ alone, reads them.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -76,7 +77,10 @@ def load_shards(folder: Path, weights: dict[str, nn.Parameter], optimizer: torch
         optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
     reader = HuggingFaceStorageReader(str(folder / SHARDS))
     state = _state(weights, optimizer)
-    dcp.load(state, storage_reader=reader, no_dist=not dist.is_initialized())
+    with warnings.catch_warnings():
+        # One process that resumes what several wrote is meant.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        dcp.load(state, storage_reader=reader, no_dist=not dist.is_initialized())
     for name, parameter in weights.items():
         optimizer.state[parameter]["step"] = state[f"optimizer.{name}.step"].reshape(())
 
