@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import threading
 from typing import Any
@@ -30,14 +29,9 @@ def join_ray() -> bool:
 
 
 def start_own_ray(num_cpus: int | None = None, **options: Any) -> None:
-    """Start a Ray without a dashboard that ends with this process; `options` are those of `ray.init`.
-
-    Its ports, which run code for their callers, answer to a token of this process and those that it starts alone,
-    unless RAY_AUTH_MODE says otherwise.
-    """
-    if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
-        # Without one Ray would leave a token file, which breaks later clusters.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    """Start a Ray without a dashboard that ends with this process; `options` are those of `ray.init`."""
+    # Unset, a local start would turn token authentication on and leave a token file that breaks later clusters.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
     # Without an address Ray joins whatever `ray start` left on this machine, and refuses `num_cpus`.
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **(quiet | options))

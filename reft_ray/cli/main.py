@@ -70,6 +70,7 @@ def main() -> None:
     # The replicas of `serve` choose for themselves.
     if sys.argv[1:2] != ["serve"]:
         wait_passively()
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     # Commands start Ray themselves: a late Ray call after an interrupt must not start a second cluster.
