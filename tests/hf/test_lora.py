@@ -1,6 +1,5 @@
 from pathlib import Path
 from typing import Any
-from typing import Any
 
 import pytest
 import torch
