@@ -6,7 +6,7 @@ import codecs
 import copy
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from reft_ray.rows.turns import SPEAKERS, RepeatedKeyError
 DETECTION_ROWS = 100
 REPEATED_KEY = Fault("", "ambiguous_keys", "a dictionary has one key twice", "keep one value under each key")
 _NO_FORMAT = Fault("", "missing_messages_list", "no messages", "give messages, a prompt with an answer, or text")
+_PLAIN_START = b'{"messages"'
 _WRAP = 'write {"messages": [...]} or another dictionary on each line'
 _NO_TEXT = Fault("", "missing_content", "the row has no text")
 MAX_FAULTS = 20
@@ -108,6 +109,25 @@ class RowReader:
             return found
         row = parse_row(raw, lone_surrogates=self.judging)
         return [row] if isinstance(row, Fault) else self.read(row, raw)
+
+    def are_plain(self, lines: Sequence[bytes]) -> bool:
+        """Whether all lines are valid rows of the most plain kind; False says nothing. Faster than one by one."""
+        if not self._plain or not all(line.startswith(_PLAIN_START) and line.endswith(b"]}") for line in lines):
+            return False
+        # Every line opens a row: inside of another one, its key would not be that of a turn.
+        text = b"[" + b",".join(lines) + b"]"
+        if self._tokens is not None and any(hint in text for hint in self._hints):
+            return False
+        try:
+            rows = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return False
+        written = text.count(b'"') - (text.count(b'\\"') if b"\\" in text else 0)
+        for row in rows:
+            if type(row) is not dict or len(row) != 1 or not plainly_valid(turns := row.get("messages")):
+                return False
+            written -= 2 + 8 * len(turns)
+        return written == 0 and len(rows) == len(lines)
 
     def read(self, row: Row, raw: bytes | None = None) -> ChatRow | list[Fault]:
         """A parsed row, or all its faults; `raw` (its bytes in the file, if any) only speeds up the token search."""

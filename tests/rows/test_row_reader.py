@@ -204,3 +204,15 @@ def test_lone_surrogates_hide_no_repeated_key():
     raw = b'{"prompt": "Q", "\\ud800": "a", "\\ud801": "b"}'
     assert [fault.code for fault in RowReader(judging=True).read_line(raw)] == ["ambiguous_keys"]
     assert [fault.code for fault in RowReader().read_line(raw)] == ["invalid_json"]
+
+
+@pytest.mark.parametrize("extra", [b'{"messages":[]}', b'{"messages":[{"role":"user","content":"]}', b"{", b'{"a":1}'])
+def test_plain_rows_are_known_together_as_one_by_one(extra):
+    plain = json.dumps({"messages": [USER, ANSWER]}).encode()
+    whole = plain.replace(b'"Q"', b'"a \\" \\\\ ]}"')
+    reader = RowReader(Format.CHAT)
+    assert reader.are_plain([plain, whole] * 3)
+    halves = [plain + b"," + plain, plain[: plain.index(b"}") + 1], plain[plain.index(b"}") + 2 :]]
+    for lines_ in ([plain, extra], [plain, plain[:-2] + b',{"role":"user","content":"x","content":"y"}]}'], halves):
+        assert not reader.are_plain(lines_)
+    assert not RowReader(Format.CHAT, control_tokens=["Q"]).are_plain([plain])
