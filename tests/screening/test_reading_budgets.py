@@ -64,7 +64,8 @@ def test_the_faults_of_a_row_are_bounded_and_its_bytes_are_kept_once(tmp_path) -
     assert len(faults) == MAX_FAULTS + 1
     assert faults[-1].code == "too_many_faults"
     path = tmp_path / "rows.jsonl"
-    path.write_text(f'{{"messages": [{{"role": "user", "content": "a"}}]}}\n{bad}\n')
+    chat_turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path.write_text(f"{json.dumps({'messages': chat_turns})}\n{bad}\n")
     screen([str(path)], str(tmp_path / "out"), WordScorer)
     (part,) = tmp_path.glob("out/invalid/*.parquet")
     raws = [raw for raw in pq.read_table(part)["raw"].to_pylist() if raw is not None]
