@@ -10,6 +10,7 @@ import logging
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -92,7 +93,7 @@ def configure(level: str = "INFO", stream: TextIO | None = None, whole_process: 
     loggers[0].setLevel(level)
     if whole_process:
         loggers.append(logging.getLogger())
-        logging.captureWarnings(True)
+        warnings.showwarning = _log_warning
         sys.excepthook = _log_uncaught
         threading.excepthook = lambda uncaught: _log_uncaught(
             uncaught.exc_type, uncaught.exc_value, uncaught.exc_traceback
@@ -103,6 +104,13 @@ def configure(level: str = "INFO", stream: TextIO | None = None, whole_process: 
                 logger.removeHandler(old)
         logger.addHandler(handler)
     return handler
+
+
+def _log_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    # Its message may quote a row as well.
+    logging.getLogger("reft_ray").warning("%s at %s:%d", category.__name__, filename, lineno)
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
