@@ -71,7 +71,7 @@ def test_a_curator_clears_the_queue_with_keys_and_the_job_ends(review_service, p
         if page.locator("input[name=duplicates]").count():
             page.keyboard.press("d")
         page.keyboard.press("2")
-        curator.key("r" if "block" in page.locator("dl.facts").inner_text() else "a")
+        curator.key("r" if "block" in page.locator("dl.facts").first.inner_text() else "a")
         decisions += 1
         assert decisions < 6
     reviews = review_service.stores.reviews
@@ -131,7 +131,7 @@ def test_two_leads_sign_a_release(review_service, person):
         lead.go(f"/releases/{job.id}")
         assert "harmful_score" in lead.page.locator("table").inner_text()
         lead.page.get_by_label("Why").fill(f"Measured by {name}.")
-        lead.page.get_by_role("button", name="Sign").click()
+        lead.page.get_by_role("button", name="Sign the release").click()
         lead.page.get_by_text(f"Measured by {name}.").wait_for()
     assert review_service.drive(job, bad).status is Status.SUCCEEDED
 
