@@ -25,6 +25,16 @@ def render(root: RootOption = Path()) -> None:
 
 
 @app.command()
+def chart(root: RootOption = Path()) -> None:
+    """Write the documents of the Helm chart from the overlays; needs kubectl."""
+    with user_errors():
+        from reft_ray.serving import chart
+
+        for path in chart.write(root):
+            print(path)
+
+
+@app.command()
 def config(file: Annotated[Path, typer.Argument(help="A Serve config, such as serve_configs/service.yaml.")]) -> None:
     """Validate a Serve config strictly; Serve itself ignores unknown keys."""
     with user_errors():

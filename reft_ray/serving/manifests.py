@@ -18,13 +18,15 @@ from reft_ray.core.errors import ReftError, UsageError
 RAY_VERSION = "2.60.0"
 ROLE_LABEL = "reft-ray.io/role"
 AUTH_SECRET = "reft-ray-auth"  # noqa: S105
-HEADER = "# Made by `reft-ray manifests render` from {sources}: change it there.\n"
+HEADER = "# Made by `reft-ray manifests {command}` from {sources}: change it there.\n"
 
 RAY_DOCUMENTS = {
     "service": "base/rendered/service.yaml",
     "finetuning": "jobs/finetuning/rendered.yaml",
     "screening": "jobs/screening/rendered.yaml",
+    "teacher": "jobs/teacher/rendered.yaml",
     "interactive": "interactive/rendered.yaml",
+    "vllm": "vllm/rendered.yaml",
 }
 """Template under `cluster/templates` -> rendered document under `cluster`."""
 
@@ -33,6 +35,7 @@ SERVE_CONFIGS = {
     "gpu": ("single_gpu.yaml", "/mnt/reft/teachers/current"),
     "production": ("autoscaling.yaml", "/mnt/reft/teachers/current"),
     "finetuning": ("service.yaml", "/mnt/reft/teachers/llama-3.1-8b"),
+    "dev-finetuning": ("dev_service.yaml", "/mnt/reft/quickstart/teacher"),
 }
 """Overlay -> its file in `serve_configs` and its teacher's path on the shared volume."""
 
@@ -49,17 +52,19 @@ def rendered(root: Path) -> dict[str, str]:
     files = {}
     for name, target in RAY_DOCUMENTS.items():
         document = ray_document(_load(templates / f"{name}.yaml"), pods)
-        files[target] = _dump([document], f"cluster/templates/{name}.yaml and cluster/templates/pods.yaml")
+        files[target] = dump([document], f"cluster/templates/{name}.yaml and cluster/templates/pods.yaml")
     for overlay, (source, teacher) in SERVE_CONFIGS.items():
         config = _load(root / "serve_configs" / source)
         patch = service_patch(serve_config(config, teacher))
-        files[f"overlays/{overlay}/serve-config.yaml"] = _dump([patch], f"serve_configs/{source}")
+        files[f"overlays/{overlay}/serve-config.yaml"] = dump([patch], f"serve_configs/{source}")
+    patch = service_patch(reachable(_load(root / "serve_configs" / "vllm.yaml")), "reft-ray-vllm")
+    files["vllm/serve-config.yaml"] = dump([patch], "serve_configs/vllm.yaml")
     monitoring = "components/monitoring/rendered"
     rules = _load(root / "dashboards" / "rules" / "reft.yaml")
-    files[f"{monitoring}/rules.yaml"] = _dump([prometheus_rule(rules)], "dashboards/rules/reft.yaml")
+    files[f"{monitoring}/rules.yaml"] = dump([prometheus_rule(rules)], "dashboards/rules/reft.yaml")
     boards = sorted((root / "dashboards").glob("*.json"))
     maps = [dashboard_map(path.stem, path.read_text(encoding="utf-8")) for path in boards]
-    files[f"{monitoring}/dashboards.yaml"] = _dump(maps, "dashboards/*.json")
+    files[f"{monitoring}/dashboards.yaml"] = dump(maps, "dashboards/*.json")
     return files
 
 
@@ -128,9 +133,7 @@ def cluster_spec(request: Mapping[str, Any], pods: Mapping[str, Any]) -> dict[st
 
 def serve_config(config: Mapping[str, Any], teacher: str) -> dict[str, Any]:
     """A Serve config for pods: reachable from other pods, a proxy on every node, artefacts on the shared volume."""
-    adapted = copy.deepcopy(dict(config))
-    adapted["proxy_location"] = "EveryNode"
-    adapted["http_options"] = {**adapted.get("http_options", {}), "host": "0.0.0.0", "port": 8000}  # noqa: S104
+    adapted = reachable(config)
     for application in adapted["applications"]:
         uri = application["args"].get("screenings_uri", "")
         if "://" not in uri:
@@ -146,13 +149,21 @@ def serve_config(config: Mapping[str, Any], teacher: str) -> dict[str, Any]:
     return adapted
 
 
-def service_patch(config: Mapping[str, Any]) -> dict[str, Any]:
+def reachable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a Serve config with a proxy on every node that other pods reach."""
+    adapted = copy.deepcopy(dict(config))
+    adapted["proxy_location"] = "EveryNode"
+    adapted["http_options"] = {**adapted.get("http_options", {}), "host": "0.0.0.0", "port": 8000}  # noqa: S104
+    return adapted
+
+
+def service_patch(config: Mapping[str, Any], name: str = "reft-ray") -> dict[str, Any]:
     """A kustomize patch that sets the RayService's Serve config."""
     text = yaml.safe_dump(dict(config), sort_keys=False, width=110)
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
-        "metadata": {"name": "reft-ray"},
+        "metadata": {"name": name},
         "spec": {"serveConfigV2": text},
     }
 
@@ -234,6 +245,7 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
-def _dump(documents: Iterable[Mapping[str, Any]], sources: str) -> str:
+def dump(documents: Iterable[Any], sources: str, command: str = "render") -> str:
+    """Documents as YAML under a header that names their sources and the command that makes them."""
     text = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True)
-    return HEADER.format(sources=sources) + text
+    return HEADER.format(sources=sources, command=command) + text

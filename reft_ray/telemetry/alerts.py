@@ -252,7 +252,7 @@ _JOBS = (
         "A released model answers more than 5 % of the harmful prompts of suite {{ $labels.suite }}",
         (
             Condition(_HOUR.gauge(c.SAFETY_EVAL, *BY, "suite", measure="harmful_score", model="student"), "> 0.05"),
-            # A model that the gate withheld is no incident.
+            # A model that the gate withheld is not an incident.
             Condition(_HOUR.increase_from_zero(c.GATE_RESULTS, *BY, result="passed"), "> 0"),
             Condition(_HOUR.increase_from_zero(c.GATE_RESULTS, *BY, result="withheld"), "== 0"),
         ),

@@ -28,7 +28,7 @@ SCRAPED = 'job=~"(.+/)?reft.*"'
 """Matches our scrape jobs: `reft...`, or `NAMESPACE/reft...` of a PodMonitor."""
 
 SERVE_UPDATING = 3
-"""The lowest deployment status of Serve that is no failure: 1 is DEPLOY_FAILED, 2 is UNHEALTHY."""
+"""The lowest deployment status of Serve that is not a failure: 1 is DEPLOY_FAILED, 2 is UNHEALTHY."""
 
 
 @dataclass(frozen=True, slots=True)

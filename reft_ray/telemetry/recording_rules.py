@@ -27,8 +27,8 @@ class RecordingRule:
 class Slo:
     """A service level objective over 30 days: the fraction `objective` of events is good.
 
-    `events` and `bad` are rates per second over five minutes. Fewer than `least_bad` bad events in a window alert
-    nobody, however few the events are. Without `pages`, alerts only warn.
+    `events` and `bad` are rates per second over five minutes. Fewer than `least_bad` bad events in a window raise
+    no alert, however few the events are. Without `pages`, alerts only warn.
     """
 
     name: str

@@ -20,8 +20,14 @@ with warnings.catch_warnings():
 
 ROOT = Path(__file__).resolve().parents[2]
 CRDS = ROOT.parent / "shared" / "crds"
-OVERLAYS = ("overlays/dev-cpu", "overlays/gpu", "overlays/production", "overlays/finetuning")
-PARTS = ("jobs/finetuning", "jobs/screening", "interactive")
+OVERLAYS = (
+    "overlays/dev-cpu",
+    "overlays/dev-finetuning",
+    "overlays/gpu",
+    "overlays/production",
+    "overlays/finetuning",
+)
+PARTS = ("jobs/finetuning", "jobs/screening", "jobs/teacher", "interactive", "vllm")
 
 Document = dict[str, Any]
 

@@ -19,7 +19,7 @@ from reft_ray.serving.manifests import JOB_SERVER, RAY_VERSION
 Document = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 Pods = list[tuple[str, Document]]
-PINNED = re.compile(r"^[a-z0-9./-]+:\d+\.\d+\.\d+(-[a-z]+)?$")
+PINNED = re.compile(r"^[a-z0-9./-]+:(\d+\.\d+(\.\d+)?(-[a-z]+)?|RELEASE\.[0-9TZ-]+)$")
 
 
 def containers(pods: Pods) -> list[tuple[str, Document]]:
@@ -38,7 +38,14 @@ def autoscalers(documents: list[tuple[str, Document]]) -> list[tuple[str, Docume
 
 def test_images_are_pinned_to_a_version(all_pods: Pods) -> None:
     images = {item["image"] for _, item in containers(all_pods)}
-    assert images == {"ghcr.io/reft-ray/reft-ray:0.1.0", "ghcr.io/reft-ray/reft-ray:0.1.0-cuda"}
+    assert {name.rpartition(":")[0] for name in images} == {
+        "ghcr.io/reft-ray/reft-ray",
+        "docker.io/library/postgres",
+        "docker.io/library/redis",
+        "quay.io/minio/minio",
+    }
+    ours = {name for name in images if "reft-ray" in name}
+    assert ours == {f"ghcr.io/reft-ray/reft-ray:0.1.0{suffix}" for suffix in ("", "-cuda", "-vllm")}
     assert all(PINNED.match(image) for image in images)
 
 
@@ -159,7 +166,7 @@ def test_selectors_match_pods(manifests: Any, overlay: str) -> None:
     documents = manifests.build(overlay)
     roles = {template["metadata"]["labels"]["reft-ray.io/role"] for d in documents for _, template in _ray_pods(d)}
     assert roles == {"service"}
-    known = {"service", "job", "interactive"}
+    known = {"service", "job", "interactive", "vllm"}
     kinds = ("PodDisruptionBudget", "NetworkPolicy")
     for document in documents:
         if document["kind"] in kinds:
@@ -205,7 +212,7 @@ def test_no_manifest_contains_a_secret(all_documents: list[tuple[str, Document]]
             ]
             assert named == [], location
     redis = [c["gcsFaultToleranceOptions"] for _, c in _clusters(all_documents) if "gcsFaultToleranceOptions" in c]
-    assert [list(options["redisPassword"]) for options in redis] == [["valueFrom"]] * 2
+    assert [list(options["redisPassword"]) for options in redis] == [["valueFrom"]] * 3
 
 
 def test_references_of_the_finetuning_service_resolve(manifests: Any) -> None:
@@ -247,7 +254,9 @@ def test_the_pod_monitor_selects_and_labels_pods(manifests: Any) -> None:
     ports = {port["name"] for port in template["spec"]["containers"][0]["ports"]}
     for endpoint in monitor["spec"]["podMetricsEndpoints"]:
         assert endpoint["port"] in ports
-        assert "cluster" in {rule.get("targetLabel") for rule in endpoint["relabelings"]}
+        targets = {rule.get("targetLabel") for rule in endpoint["relabelings"]}
+        assert "ray_io_cluster" in targets
+        assert "cluster" not in targets, "`cluster` is the Kubernetes cluster"
 
 
 def test_only_running_proxies_are_targets_for_gateway_metrics(manifests: Any) -> None:
@@ -284,6 +293,22 @@ def test_a_replica_fits_on_a_pod(manifests: Any, overlay: str) -> None:
             ), deployment["name"]
 
 
+def test_vllm_is_reached_by_gateways_alone(manifests: Any) -> None:
+    """It asks for no keys and moderates nothing: a second application on the clients' port would be open to them."""
+    documents = manifests.build("vllm")
+    inbound = [rule for d in documents if d["kind"] == "NetworkPolicy" for rule in d["spec"].get("ingress", ())]
+    peers = [peer["podSelector"]["matchLabels"]["reft-ray.io/role"] for rule in inbound for peer in rule["from"]]
+    assert sorted(peers) == ["service", "vllm"]
+    config = yaml.safe_load(manifests.one("vllm", "RayService")["spec"]["serveConfigV2"])
+    (model,) = config["applications"][0]["args"]["llm_configs"]
+    service = yaml.safe_load((ROOT / "serve_configs" / "service.yaml").read_text())["applications"][0]["args"][
+        "service"
+    ]
+    name = model["model_loading_config"]["model_id"]
+    assert model["model_loading_config"]["model_source"] == service["base_models"][name]["uri"]
+    assert model["lora_config"]["dynamic_lora_loading_path"] == service["files_uri"]
+
+
 def test_kueue_queues_jobs(all_documents: list[tuple[str, Document]]) -> None:
     queued = [document for location, document in all_documents if location.endswith("+kueue")]
     assert len(queued) == 2
@@ -296,7 +321,7 @@ def test_kueue_queues_jobs(all_documents: list[tuple[str, Document]]) -> None:
 def test_a_job_fits_on_its_pods(all_documents: list[tuple[str, Document]]) -> None:
     """Driver, workers and actors fit at the same time; otherwise Ray would wait for ever."""
     jobs = [(location, document["spec"]) for location, document in all_documents if document["kind"] == "RayJob"]
-    assert len(jobs) == 4
+    assert len(jobs) == 5
     for location, spec in jobs:
         cluster = spec["rayClusterSpec"]
         pods = "maxReplicas" if cluster.get("enableInTreeAutoscaling") else "replicas"
@@ -325,6 +350,7 @@ def _demands(spec: Document) -> list[dict[str, float]]:
     }
     many, cpus, gpus = {
         "finetune": ("--workers", "--cpus-per-worker", "--gpus-per-worker"),
+        "teacher": ("--workers", "--cpus-per-worker", "--gpus-per-worker"),
         "screen": ("--actors", "--cpus", "--gpus"),
     }[words[1]]
     each = {"cpu": float(options[cpus]), "gpu": float(options[gpus])}

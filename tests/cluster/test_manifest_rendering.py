@@ -110,7 +110,10 @@ def test_an_object_store_uri_is_kept() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"rayClusterConfig": {"role": "serve", "groups": []}}, "no role 'serve'; it has service, job, interactive"),
+        (
+            {"rayClusterConfig": {"role": "serve", "groups": []}},
+            "no role 'serve'; it has service, job, interactive, vllm",
+        ),
         (
             {"rayClusterConfig": {"role": "job", "groups": [{"name": "tpu"}]}},
             "no group 'tpu'; it has cpu, gpu, spot-gpu",
