@@ -6,10 +6,10 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -28,7 +28,8 @@ from reft_ray.api.chat_schema import ChatRequest, InlineModeration, ModerationPo
 from reft_ray.api.errors import ApiError, busy, invalid
 from reft_ray.api.models import unknown_model
 from reft_ray.api.stores import Stores
-from reft_ray.core.completion import Piece, Sampling
+from reft_ray.core.completion import Piece, Sampling, TokenLogprob
+from reft_ray.core.conversation import parts
 from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.tenants import Principal
 
@@ -54,6 +55,17 @@ class Usage:
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
         }
+
+
+class Choice(NamedTuple):
+    """One complete choice."""
+
+    text: str
+    reason: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+BLOCKED = Choice("", "content_filter")
 
 
 @dataclass(slots=True)
@@ -84,21 +96,19 @@ class Completion:
                 self.usage.add(piece)
                 yield piece
 
-    async def text(self, index: int) -> tuple[str, str]:
-        """One complete choice and its finish reason."""
-        texts, reason = [], "stop"
-        async for piece in self.pieces(index):
-            texts.append(piece.text)
-            reason = piece.finish_reason or reason
-        return "".join(texts), reason
+    async def text(self, index: int) -> Choice:
+        """One complete choice."""
+        pieces = [piece async for piece in self.pieces(index)]
+        logprobs = tuple(item for piece in pieces for item in piece.logprobs)
+        return Choice("".join(piece.text for piece in pieces), pieces[-1].finish_reason or "stop", logprobs)
 
-    async def texts(self) -> list[tuple[str, str]]:
+    async def texts(self) -> list[Choice]:
         """All choices; one that the filter blocks is an empty text with `content_filter`."""
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.text(index)) for index in range(self.choices)]
         choices = [task.result() for task in tasks]
-        passed = await self.moderation.passes([text for text, _ in choices])
-        return [item if ok else ("", "content_filter") for item, ok in zip(choices, passed, strict=True)]
+        passed = await self.moderation.passes([choice.text for choice in choices])
+        return [item if ok else BLOCKED for item, ok in zip(choices, passed, strict=True)]
 
     def head(self, kind: str) -> dict[str, Any]:
         """The first keys of the response and of each chunk."""
@@ -115,9 +125,15 @@ def router(stores: Stores, model: ChatModel) -> APIRouter:
         body.refuse_unsupported()
         target = await asyncio.to_thread(resolve, stores, caller, body.model)
         sampling = body.sampling(stores.settings.max_completion_tokens)
-        charged = await _charge(stores, request, caller, body)
+        # What may come, not what is likely: a byte is a token at most, and a completion may have its whole limit.
+        read = sum(len(part.text.encode()) for part in parts(body.conversation))
+        charged = await charge_tokens(stores, request, caller, read + sampling.max_tokens * (body.n or 1))
         completion = Completion(
-            model, target, body, sampling, ChatModeration(request.app.state.moderator, _moderation(stores, body))
+            model,
+            target,
+            body,
+            sampling,
+            ChatModeration(request.app.state.moderator, moderation_of(stores, body.moderation)),
         )
         try:
             admitted = await completion.moderation.admit(body.conversation)
@@ -130,7 +146,7 @@ def router(stores: Stores, model: ChatModel) -> APIRouter:
         try:
             choices = await _choices(completion, admitted)
         except* ChatError as group:
-            raise _failure(group.exceptions[0]) from None
+            raise failure_of(group.exceptions[0]) from None
         finally:
             await _settle(stores, caller, completion, charged)
         return JSONResponse(_whole(completion, choices))
@@ -138,12 +154,12 @@ def router(stores: Stores, model: ChatModel) -> APIRouter:
     return routes
 
 
-def _moderation(stores: Stores, body: ChatRequest) -> InlineModeration | None:
-    """The moderation that the caller asks for, in the operator's modes at least."""
+def moderation_of(stores: Stores, wanted: InlineModeration | None) -> InlineModeration | None:
+    """The moderation that the caller wants, in the operator's modes at least."""
     required = stores.settings.chat_moderation
     if required is None:
-        return body.moderation
-    asked = (body.moderation or InlineModeration()).sides
+        return wanted
+    asked = (wanted or InlineModeration()).sides
     sides = {
         name: Side(mode="block" if "block" in (getattr(required, name), getattr(asked, name).mode) else "score")
         for name in ("input", "output")
@@ -176,25 +192,39 @@ def resolve(stores: Stores, caller: Principal, name: str) -> Target:
     return Target(name, student.base_model, bases[student.base_model].uri, uri)
 
 
-async def _choices(completion: Completion, admitted: bool) -> list[tuple[str, str]]:
-    return await completion.texts() if admitted else [("", "content_filter")] * completion.choices
+async def _choices(completion: Completion, admitted: bool) -> list[Choice]:
+    return await completion.texts() if admitted else [BLOCKED] * completion.choices
 
 
-def _whole(completion: Completion, texts: list[tuple[str, str]]) -> dict[str, Any]:
-    choices = [
+def _logprobs(completion: Completion, found: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+    """The `logprobs` of a choice or chunk."""
+    if completion.sampling.logprobs is None or not found:
+        return None
+
+    def entry(token: str, logprob: float | None) -> dict[str, Any]:
+        return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+
+    content = [
+        entry(item.token, item.logprob) | {"top_logprobs": [entry(*other) for other in item.top]} for item in found
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _whole(completion: Completion, choices: list[Choice]) -> dict[str, Any]:
+    shown = [
         {
             "index": index,
-            "finish_reason": reason,
+            "finish_reason": choice.reason,
             "message": {
                 "role": "assistant",
-                "content": None if reason == "content_filter" else text,
-                "refusal": REFUSAL if reason == "content_filter" else None,
+                "content": None if choice is BLOCKED else choice.text,
+                "refusal": REFUSAL if choice is BLOCKED else None,
             },
-            "logprobs": None,
+            "logprobs": _logprobs(completion, choice.logprobs),
         }
-        for index, (text, reason) in enumerate(texts)
+        for index, choice in enumerate(choices)
     ]
-    body = {**completion.head("chat.completion"), "choices": choices, "usage": completion.usage.body()}
+    body = {**completion.head("chat.completion"), "choices": shown, "usage": completion.usage.body()}
     if completion.moderation.body is not None:
         body["moderation"] = completion.moderation.body
     return body
@@ -205,31 +235,34 @@ async def _stream(completion: Completion, admitted: bool) -> AsyncIterator[bytes
     options = completion.request.stream_options
     usage: dict[str, Any] = {"usage": None} if options and options.include_usage else {}
 
-    def chunk(index: int, delta: dict[str, Any], reason: str | None = None) -> bytes:
-        choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}
+    def chunk(
+        index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Sequence[TokenLogprob] = ()
+    ) -> bytes:
+        found = _logprobs(completion, logprobs)
+        choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": found}
         return _event({**head, "choices": [choice], **usage})
 
     if not admitted or completion.moderation.holds_output:
-        for index, (text, reason) in enumerate(await _choices(completion, admitted)):
-            refused = reason == "content_filter"
-            yield chunk(index, {"role": "assistant", **({"refusal": REFUSAL} if refused else {"content": text})})
-            yield chunk(index, {}, reason)
+        for index, choice in enumerate(await _choices(completion, admitted)):
+            delta = {"refusal": REFUSAL} if choice is BLOCKED else {"content": choice.text}
+            yield chunk(index, {"role": "assistant", **delta}, logprobs=choice.logprobs)
+            yield chunk(index, {}, choice.reason)
     else:
         texts = []
         for index in range(completion.choices):
-            parts: list[str] = []
+            said: list[str] = []
             started = False
             async for piece in completion.pieces(index):
                 if not started:
                     # Only once the model has answered: before that a failure still gets its own status.
                     yield chunk(index, {"role": "assistant", "content": ""})
                     started = True
-                if piece.text:
-                    parts.append(piece.text)
-                    yield chunk(index, {"content": piece.text})
+                if piece.text or piece.logprobs:
+                    said.append(piece.text)
+                    yield chunk(index, {"content": piece.text}, logprobs=piece.logprobs)
                 if piece.finish_reason:
                     yield chunk(index, {}, piece.finish_reason)
-            texts.append("".join(parts))
+            texts.append("".join(said))
         await completion.moderation.passes(texts)
     if completion.moderation.body is not None:
         yield _event({**head, "choices": [], **usage, "moderation": completion.moderation.body})
@@ -243,7 +276,7 @@ async def _streaming(events: AsyncIterator[bytes]) -> Response:
     try:
         first = await anext(events)
     except* ChatError as group:
-        raise _failure(group.exceptions[0]) from None
+        raise failure_of(group.exceptions[0]) from None
 
     async def rest() -> AsyncIterator[bytes]:
         try:
@@ -268,33 +301,35 @@ async def _settled(
         await _settle(stores, caller, completion, charged)
 
 
-async def _charge(stores: Stores, request: Request, caller: Principal, body: ChatRequest) -> float:
-    """Take the tokens that the request may use before it runs; `_settle` returns the unused ones."""
+async def charge_tokens(stores: Stores, request: Request, caller: Principal, cost: float) -> float:
+    """Take the tokens that a request may use before it runs; `settle_tokens` returns the unused ones."""
     if caller.key_id is None:
         return 0.0
-    # What may come, not what is likely: a byte is a token at most, and a completion may have its whole limit.
-    prompt = sum(len(turn.content.encode()) for turn in body.conversation)
-    cost = prompt + body.sampling(stores.settings.max_completion_tokens).max_tokens * (body.n or 1)
     await asyncio.to_thread(take, stores, request, "tokens", cost, caller, request.app.state.recorder)
     return cost
 
 
-async def _settle(stores: Stores, caller: Principal, completion: Completion, charged: float) -> None:
+async def settle_tokens(stores: Stores, caller: Principal, unused: float) -> None:
+    """Return tokens that were taken and not used, or take those that were used beyond."""
     if caller.key_id is not None:
-        used = completion.usage.prompt + completion.usage.completion
-        settle = asyncio.to_thread(stores.rate_limits.settle, caller.project_id, "tokens", charged - used)
+        settle = asyncio.to_thread(stores.rate_limits.settle, caller.project_id, "tokens", unused)
         # Also after the client disconnected: its tokens were used.
         await asyncio.shield(settle)
 
 
-def _failure(error: BaseException) -> ApiError:
+async def _settle(stores: Stores, caller: Principal, completion: Completion, charged: float) -> None:
+    await settle_tokens(stores, caller, charged - completion.usage.prompt - completion.usage.completion)
+
+
+def failure_of(error: BaseException, param: str = "messages") -> ApiError:
+    """The response to a ChatError; `param` holds the prompt."""
     match error:
         case ChatOverloadedError():
             return busy("The model is at capacity; try again later.", error.retry_after, status=503)
         case ContextLengthError():
-            return invalid(str(error), "messages", "context_length_exceeded")
+            return invalid(str(error), param, "context_length_exceeded")
         case ConversationError():
-            return invalid(str(error), "messages")
+            return invalid(str(error), param)
         case _:
             return ApiError(500, "The model failed on this request.", code="model_failed")
 

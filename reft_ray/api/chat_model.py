@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from reft_ray.core.completion import Piece, Sampling
+from reft_ray.core.completion import Piece, RawPrompt, Sampling, TokenLogprob
 from reft_ray.core.conversation import Conversation
 
 
@@ -48,7 +48,7 @@ class Target:
 class ChatModel(Protocol):
     """Generates completions: a handle to student replicas, or EchoChat in tests."""
 
-    def generate(self, target: Target, conversation: Conversation, sampling: Sampling) -> AsyncIterator[Piece]:
+    def generate(self, target: Target, prompt: Conversation | RawPrompt, sampling: Sampling) -> AsyncIterator[Piece]:
         """Yield pieces as they are generated; only the last one has a `finish_reason`.
 
         Raises only ChatError. Closing the iterator cancels the request.
@@ -59,12 +59,19 @@ class ChatModel(Protocol):
 class EchoChat:
     """A fake ChatModel that repeats the last turn, one word per token."""
 
-    async def generate(self, target: Target, conversation: Conversation, sampling: Sampling) -> AsyncIterator[Piece]:
+    async def generate(
+        self, target: Target, prompt: Conversation | RawPrompt, sampling: Sampling
+    ) -> AsyncIterator[Piece]:
         """With a temperature and a seed, the seed decides the order of the words."""
-        words = re.findall(r"\S+\s*", conversation[-1].content)
+        turns = [prompt.text] if isinstance(prompt, RawPrompt) else [turn.content for turn in prompt]
+        words = re.findall(r"\S+\s*", turns[-1])
         if sampling.temperature > 0 and sampling.seed is not None:
             random.Random(sampling.seed).shuffle(words)  # noqa: S311 - not a secret
-        prompt_tokens = sum(len(turn.content.split()) for turn in conversation)
+        prompt_tokens = sum(len(text.split()) for text in turns)
+        if sampling.echo:
+            first, *others = _echoed_logprobs(words, sampling) or (None,)
+            known = () if first is None else (TokenLogprob(first.token, None), *others)
+            yield Piece(turns[-1], tokens=0, logprobs=known)
         ended: Literal["stop", "length"] = "stop"
         if len(words) > sampling.max_tokens:
             words, ended = words[: sampling.max_tokens], "length"
@@ -72,6 +79,13 @@ class EchoChat:
             if any(stop in word for stop in sampling.stop):
                 ended = "stop"
                 break
-            yield Piece(word, prompt_tokens=prompt_tokens)
+            yield Piece(word, prompt_tokens=prompt_tokens, logprobs=_echoed_logprobs([word], sampling))
             prompt_tokens = 0
         yield Piece("", tokens=0, prompt_tokens=prompt_tokens, finish_reason=ended)
+
+
+def _echoed_logprobs(words: Sequence[str], sampling: Sampling) -> tuple[TokenLogprob, ...]:
+    """Each word is as likely as its length says."""
+    if sampling.logprobs is None:
+        return ()
+    return tuple(TokenLogprob(word, -len(word) / 8, ((word, -len(word) / 8),)[: sampling.logprobs]) for word in words)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from reft_ray.api.errors import ApiError, invalid
+from reft_ray.api.media import refuse_media
 from reft_ray.core.completion import Sampling
 from reft_ray.core.conversation import ROLES, Conversation
-from reft_ray.rows.text import conversation_from
+from reft_ray.rows.text import full_conversation
+from reft_ray.settings import nearest
 
 Mode = Literal["score", "block"]
 STOP_CHARACTERS = 256
@@ -23,11 +27,51 @@ class TextContent(BaseModel):
     text: str
 
 
+class FunctionCall(BaseModel):
+    """The function of a tool call; `arguments` is JSON."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    arguments: str = "{}"
+
+
+class ToolCall(BaseModel):
+    """A call in an assistant's turn."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class Turn(BaseModel):
-    """One message."""
+    """One message. Its tool calls are judged with its text, and the model's chat template must render them."""
+
+    model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextContent] | None = None
+    name: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    function_call: FunctionCall | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content)
+        return self.content or ""
+
+    def read(self) -> dict[str, Any]:
+        """The message with a refusal as content: templates know no refusals."""
+        values = self.model_dump(exclude_none=True)
+        if (refusal := values.pop("refusal", None)) is not None:
+            values["content"] = "\n".join(filter(None, (self.text, str(refusal))))
+        return values
 
 
 class StreamOptions(BaseModel):
@@ -65,36 +109,15 @@ class InlineModeration(BaseModel):
         return self.policy or ModerationPolicy()
 
 
-class ChatRequest(BaseModel):
-    """The body of `POST /chat/completions`."""
+class Sampled(BaseModel):
+    """The sampling parameters of a completion."""
 
-    model: str = Field(max_length=320)
-    messages: list[Turn] = Field(min_length=1, max_length=10_000)
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    n: Annotated[int, Field(ge=1, le=8)] | None = None
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     seed: int | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    moderation: InlineModeration | None = None
-    logprobs: bool | None = None
-    tools: list[Any] | None = None
-    functions: list[Any] | None = None
-    response_format: dict[str, Any] | None = None
-
-    @field_validator("messages", mode="before")
-    @classmethod
-    def _roles(cls, value: Any) -> Any:
-        """Give one message instead of one per role. Raises ValueError."""
-        for index, turn in enumerate(value if isinstance(value, list) else ()):
-            if isinstance(turn, dict) and turn.get("role") not in ROLES:
-                raise ValueError(f"messages[{index}].role must be one of {', '.join(ROLES)}")
-        return value
 
     @field_validator("stop")
     @classmethod
@@ -105,14 +128,8 @@ class ChatRequest(BaseModel):
             raise ValueError(f"a stop sequence may have up to {STOP_CHARACTERS} characters")
         return value
 
-    @property
-    def conversation(self) -> Conversation:
-        """The turns, as the scorer and the model read them."""
-        return conversation_from([turn.model_dump() for turn in self.messages])
-
-    def sampling(self, most: int) -> Sampling:
-        """Sampling parameters; `max_tokens` is at most `most`, which is also the default."""
-        asked = self.max_completion_tokens or self.max_tokens
+    def sampled(self, asked: int | None, most: int) -> Sampling:
+        """Sampling of `asked` tokens, at most `most`, which is also the default."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return Sampling(
             max_tokens=most if asked is None else min(asked, most),
@@ -125,18 +142,101 @@ class ChatRequest(BaseModel):
             must_fit=asked is not None,
         )
 
+
+class ChatRequest(Sampled):
+    """The body of `POST /chat/completions`. Other parameters: see `refuse_others`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str = Field(max_length=320)
+    messages: list[Turn] = Field(min_length=1, max_length=10_000)
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=8)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    moderation: InlineModeration | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @field_validator("messages", mode="before")
+    @classmethod
+    def _roles(cls, value: Any) -> Any:
+        """Give one message instead of one per role or kind of content. Raises ValueError."""
+        for index, turn in enumerate(value if isinstance(value, list) else ()):
+            if not isinstance(turn, dict):
+                continue
+            if turn.get("role") not in ROLES:
+                raise ValueError(f"messages[{index}].role must be one of {', '.join(ROLES)}")
+            refuse_media(turn.get("content"), f"messages[{index}].content")
+        return value
+
+    @property
+    def conversation(self) -> Conversation:
+        """The turns, as the scorer and the model read them."""
+        return full_conversation([turn.read() for turn in self.messages])
+
+    def sampling(self, most: int) -> Sampling:
+        """Sampling parameters; `max_tokens` is at most `most`, which is also the default."""
+        found = self.sampled(self.max_completion_tokens or self.max_tokens, most)
+        return replace(found, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
+
     def refuse_unsupported(self) -> None:
-        """Raise ApiError 400 for parameters that would silently give a different result."""
-        for name, asked in (
-            ("tools", self.tools),
-            ("functions", self.functions),
-            ("logprobs", self.logprobs),
-            ("response_format", (self.response_format or {}).get("type", "text") != "text"),
-        ):
-            if asked:
-                raise _unsupported(name)
+        """Raise ApiError 400 for what would silently give a different result."""
+        refuse_others(self)
+        if self.top_logprobs and not self.logprobs:
+            raise invalid("top_logprobs is only allowed when logprobs is true.", "top_logprobs")
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options is only allowed when stream is true.", "stream_options")
+
+
+def refuse_others(body: BaseModel) -> None:
+    """Raise ApiError 400 for parameters that cannot be honoured, and for unknown ones."""
+    for name, asked in (body.model_extra or {}).items():
+        if asked is None or name in _WITHOUT_EFFECT or asked in _DEFAULTS.get(name, ()):
+            continue
+        raise _unsupported(name) if name in _DEFAULTS else _unknown(name, type(body).model_fields)
+
+
+_WITHOUT_EFFECT = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "user",
+    }
+)
+"""Parameters that a completion is the same without."""
+
+_DEFAULTS: Mapping[str, tuple[object, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "function_call": ("auto", "none"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "reasoning_effort": (),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "stream": (False,),
+    "stream_options": (),
+    "suffix": ("",),
+    "tool_choice": ("auto", "none"),
+    "tools": ([],),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+"""OpenAI's parameters that are not supported, with the values that ask for nothing."""
+
+
+def _unknown(name: str, known: Iterable[str]) -> ApiError:
+    near = nearest(name, known)
+    meant = f" Did you mean {near}?" if near else ""
+    return invalid(f"Unrecognized request argument supplied: {name[:64]}.{meant}", name[:64], "unknown_parameter")
 
 
 def _unsupported(name: str) -> ApiError:

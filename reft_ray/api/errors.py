@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from reft_ray.api import media
 from reft_ray.core.errors import ReftError
 from reft_ray.jobs import errors as records
 from reft_ray.telemetry import catalog
@@ -19,7 +20,10 @@ _MESSAGES = {
     "json_invalid": "is not JSON",
     "model_attributes_type": "must be a JSON object, sent as application/json",
     "missing": "is required",
+    "extra_forbidden": "is not a parameter here; check its spelling",
 }
+_CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
+QUOTA_SECONDS = 60
 _TYPES = {401: "invalid_request_error", 403: "permission_error", 429: "requests"}
 
 
@@ -102,7 +106,9 @@ def from_records(error: ReftError) -> ApiError:
         case records.TooLargeError():
             return too_large(str(error))
         case records.QuotaError():
-            return ApiError(429, str(error), type="insufficient_quota", code="insufficient_quota")
+            # Waiting helps once jobs have ended or files are deleted: a client's quick retries do not.
+            headers = {"x-should-retry": "false", "retry-after": str(QUOTA_SECONDS)}
+            return ApiError(429, str(error), type="insufficient_quota", code="insufficient_quota", headers=headers)
         case _:
             return invalid(str(error))
 
@@ -136,7 +142,7 @@ async def _handle(request: Request, error: Exception) -> JSONResponse:
 
 def _validation_error(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
-    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
+    code = first["type"] if first["type"] in media.CODES else _CODES.get(first["type"], "invalid_value")
     param = None if first["type"] == "json_invalid" else _param(first["loc"])
     message = _MESSAGES.get(first["type"], str(first["msg"]).removeprefix("Value error, "))
     # The value is not repeated: it may be the text to judge.

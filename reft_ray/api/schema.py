@@ -6,23 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from reft_ray.api.media import refuse_media
+
 Threshold = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 
-OPENAI_CATEGORIES = (
-    "harassment",
-    "harassment/threatening",
-    "hate",
-    "hate/threatening",
-    "illicit",
-    "illicit/violent",
-    "self-harm",
-    "self-harm/intent",
-    "self-harm/instructions",
-    "sexual",
-    "sexual/minors",
-    "violence",
-    "violence/graphic",
-)
 HARMFUL = "harmful"
 """Our own category: what the Ref-Teacher refuses."""
 
@@ -46,6 +33,8 @@ class Overrides(BaseModel):
 class ModerationRequest(BaseModel):
     """OpenAI's moderation request; `reft` is our extension (`extra_body`)."""
 
+    model_config = ConfigDict(extra="forbid")
+
     input: str | list[str] | list[TextPart] = Field(
         description="A text, a list of texts (one result each), or the text parts of one input (one result)."
     )
@@ -61,9 +50,8 @@ class ModerationRequest(BaseModel):
             raise ValueError("is an empty list: there is nothing to judge")
         if not isinstance(value, list | str):
             raise ValueError("must be a string, a list of strings or a list of content parts")
+        refuse_media(items)
         for index, item in enumerate(items):
-            if isinstance(item, dict) and item.get("type") == "image_url":
-                raise ValueError(f"[{index}] is an image: this teacher reads text only, and nothing unread is cleared")
             text = item.get("text") if isinstance(item, dict) and item.get("type") == "text" else item
             if not isinstance(text, str):
                 raise ValueError(f"[{index}] must be a string or {{'type': 'text', 'text': string}}")
@@ -94,10 +82,17 @@ class ReftResult(BaseModel):
     teacher: str
     truncated: bool
     windows: int
+    span: tuple[int, int] | None
+    categories: tuple[str, ...]
+    hazards: tuple[str, ...]
+    decided_by: str | None
+    guard_score: float | None
+    policy: str
 
 
 class ModerationResult(BaseModel):
-    """`flagged` unless the decision is allow. OpenAI's 13 categories are present, but only `harmful` is judged."""
+    """`flagged` unless the decision is allow. OpenAI's 13 categories are present; guards judge them, the teacher judges
+    `harmful`."""
 
     flagged: bool
     categories: dict[str, bool]

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError
 
-from reft_ray.api import appeals, audit, chat, files, fine_tuning, models, reviews, uploads, webhooks
+from reft_ray.api import appeals, audit, chat, completions, files, fine_tuning, models, reviews, uploads, webhooks
 from reft_ray.api.auth import Authenticator, RateLimitHeaders
 from reft_ray.api.chat_model import ChatModel
 from reft_ray.api.errors import invalid, response_of, unavailable
@@ -73,11 +73,12 @@ def create_service_app(
             fine_tuning.router(stores),
             models.router(stores),
             chat.router(stores, model),
+            completions.router(stores, model),
             webhooks.router(stores),
-        ],
             reviews.router(stores),
             appeals.router(stores),
             audit.router(stores),
+        ],
         gate=Authenticator(stores, recorder or NullRecorder()),
         limits=service_limits(stores.settings, filter_settings.max_body_bytes),
         ready=stores.database.check,

@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,14 +20,25 @@ from torch import Tensor
 from reft_ray.core.completion import Sampling
 
 
+class TokenScore(NamedTuple):
+    """The log probability of a token, and the most likely tokens at its place."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
 @dataclass(slots=True, eq=False)
 class DecodingRow:
-    """A completion in progress: sampling parameters, prompt ids, the adapter's key (None: the base), tokens so far."""
+    """A completion in progress: sampling parameters, prompt ids, the adapter's key (None: the base), tokens so far.
+
+    `score` is that of the last token, where `sampling.logprobs` asks for it.
+    """
 
     sampling: Sampling
     prompt: list[int] = field(default_factory=list)
     adapter: str | None = None
     tokens: list[int] = field(default_factory=list)
+    score: TokenScore | None = None
     random: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -37,13 +49,29 @@ def next_tokens(logits_BV: Tensor, rows: Sequence[DecodingRow]) -> list[int | No
     """One token per row, not yet appended to it; None for a row with NaN logits."""
     logits_BV = logits_BV.float()
     broken = torch.isnan(logits_BV).any(dim=1).tolist()
-    logits_BV = _penalized(logits_BV, rows)
-    tokens: list[int] = logits_BV.argmax(dim=1).tolist()
+    penalized_BV = _penalized(logits_BV, rows)
+    tokens: list[int] = penalized_BV.argmax(dim=1).tolist()
     sampled = [i for i, row in enumerate(rows) if row.sampling.temperature > 0 and not broken[i]]
     if sampled:
-        for index, token in zip(sampled, _sampled(logits_BV[sampled], [rows[i] for i in sampled]), strict=True):
+        for index, token in zip(sampled, _sampled(penalized_BV[sampled], [rows[i] for i in sampled]), strict=True):
             tokens[index] = token
+    for index, row in enumerate(rows):
+        if row.sampling.logprobs is not None and not broken[index]:
+            (row.score,) = token_scores(logits_BV[index : index + 1], tokens[index : index + 1], row.sampling.logprobs)
     return [None if bad else token for token, bad in zip(tokens, broken, strict=True)]
+
+
+def token_scores(logits_TV: Tensor, tokens: Sequence[int], top: int) -> list[TokenScore]:
+    """The scores of tokens under the logits before them, one of each per row."""
+    logprob_TV = logits_TV.float().log_softmax(dim=1)
+    chosen = torch.tensor(tokens, device=logits_TV.device)[:, None]
+    values, ids = logprob_TV.topk(min(top, logits_TV.shape[1]), dim=1)
+    return [
+        TokenScore(logprob, tuple(zip(best_ids, best, strict=True)))
+        for logprob, best_ids, best in zip(
+            logprob_TV.gather(1, chosen)[:, 0].tolist(), ids.tolist(), values.tolist(), strict=True
+        )
+    ]
 
 
 def _penalized(logits_BV: Tensor, rows: Sequence[DecodingRow]) -> Tensor:

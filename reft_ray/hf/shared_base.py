@@ -18,9 +18,12 @@ from reft_ray.core.errors import ReftError
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import Base
 from reft_ray.hf.lora import LoraSettings, attach, attach_saved
+from reft_ray.hf.sampling import TokenScore, token_scores
 
 _BASE = "__base__"
 """PEFT's name for the base without any adapter."""
+_SCORED_TOKENS = 256
+"""Tokens of a prompt whose logits are computed at a time."""
 _RESIDENT = "resident"
 """An adapter without effect that is always loaded: PEFT cannot be left with none, nor undo a failed first one."""
 
@@ -83,6 +86,18 @@ class SharedBase:
         self, ids_BT: Tensor, mask_BC: Tensor, positions_BT: Tensor, cache: DynamicCache, adapters: Sequence[str | None]
     ) -> Tensor:
         """Logits [B, V] after the last of `ids_BT`; `mask_BC` covers the cache and the new tokens."""
+        return self._run(ids_BT, mask_BC, positions_BT, cache, adapters, 1)[:, -1]
+
+    def _run(
+        self,
+        ids_BT: Tensor,
+        mask_BC: Tensor,
+        positions_BT: Tensor,
+        cache: DynamicCache,
+        adapters: Sequence[str | None],
+        kept: int,
+    ) -> Tensor:
+        """Logits [B, kept, V] after the last `kept` of `ids_BT`."""
         names = [_BASE if key is None else self._names[key] for key in adapters]
         options = {"adapter_names": names}
         if len(set(names)) == 1 and names[0] != _BASE:
@@ -95,11 +110,25 @@ class SharedBase:
             position_ids=positions_BT,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=kept,
             **options,
         )
-        logits_BV: Tensor = output.logits[:, -1]
-        return logits_BV
+        logits_BTV: Tensor = output.logits
+        return logits_BTV
+
+    @torch.inference_mode()
+    def prompt_scores(self, ids: Sequence[int], adapter: str | None, top: int) -> list[TokenScore]:
+        """The scores of a prompt's tokens but the first, in parts of `_SCORED_TOKENS`: logits of all would be large."""
+        cache, scores = DynamicCache(), []
+        for start in range(0, len(ids) - 1, _SCORED_TOKENS):
+            part = list(ids[start : start + _SCORED_TOKENS])
+            ids_1T = torch.tensor([part], device=self.device)
+            mask_1C = torch.ones(1, start + len(part), dtype=torch.long, device=self.device)
+            positions_1T = torch.arange(start, start + len(part), device=self.device)[None]
+            following = list(ids[start + 1 : start + 1 + len(part)])
+            logits_1TV = self._run(ids_1T, mask_1C, positions_1T, cache, [adapter], len(part))
+            scores += token_scores(logits_1TV[0, : len(following)], following, top)
+        return scores
 
     def trial_run(self) -> DynamicCache:
         """Run one token through the base alone until the device is done; the cache. Raises the device's errors."""

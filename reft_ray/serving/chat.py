@@ -10,7 +10,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from reft_ray.api.chat_model import ChatError, ChatModel, ChatOverloadedError, Target
-from reft_ray.core.completion import Piece, Sampling
+from reft_ray.core.completion import Piece, RawPrompt, Sampling
 from reft_ray.core.conversation import Conversation
 from reft_ray.serving.args import ServiceArgs
 from reft_ray.serving.endpoint_chat import EndpointChat
@@ -30,12 +30,14 @@ class HandleChat:
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
 
-    async def generate(self, target: Target, conversation: Conversation, sampling: Sampling) -> AsyncIterator[Piece]:
+    async def generate(
+        self, target: Target, prompt: Conversation | RawPrompt, sampling: Sampling
+    ) -> AsyncIterator[Piece]:
         for attempt in range(_ATTEMPTS):
             started = False
             # Serve prefers replicas that have loaded the adapter.
             handle = self._handle.options(stream=True, multiplexed_model_id=target.adapter_uri or "")
-            stream: Any = handle.stream.remote(target, conversation, sampling)
+            stream: Any = handle.stream.remote(target, prompt, sampling)
             try:
                 async for item in stream:
                     if isinstance(item, ChatError):
@@ -70,11 +72,11 @@ class ChatByBase:
     def __init__(self, models: Mapping[str, ChatModel]) -> None:
         self._models = dict(models)
 
-    def generate(self, target: Target, conversation: Conversation, sampling: Sampling) -> AsyncIterator[Piece]:
+    def generate(self, target: Target, prompt: Conversation | RawPrompt, sampling: Sampling) -> AsyncIterator[Piece]:
         model = self._models.get(target.base_model)
         if model is None:
             raise ChatError(f"the base model {target.base_model} is not served")
-        return model.generate(target, conversation, sampling)
+        return model.generate(target, prompt, sampling)
 
 
 def chat_of(service: ServiceArgs, students: Mapping[str, DeploymentHandle]) -> ChatByBase:

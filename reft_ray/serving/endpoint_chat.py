@@ -20,7 +20,7 @@ from reft_ray.api.chat_model import (
     Target,
 )
 from reft_ray.api.settings import EndpointSettings
-from reft_ray.core.completion import Piece, Sampling
+from reft_ray.core.completion import Piece, RawPrompt, Sampling, TokenLogprob
 from reft_ray.core.conversation import Conversation
 from reft_ray.serving.args import from_environment
 
@@ -44,10 +44,15 @@ class EndpointChat:
         """Close the connections."""
         await self._client.aclose()
 
-    async def generate(self, target: Target, conversation: Conversation, sampling: Sampling) -> AsyncIterator[Piece]:
-        _check(conversation)
+    async def generate(
+        self, target: Target, prompt: Conversation | RawPrompt, sampling: Sampling
+    ) -> AsyncIterator[Piece]:
+        if isinstance(prompt, RawPrompt):
+            yield await self._completed(target, prompt, sampling)
+            return
+        _check(prompt)
         try:
-            body = _body(await self._model(target), conversation, sampling)
+            body = _body(await self._model(target), prompt, sampling)
             for last in (False, False, True):
                 async with self._client.stream("POST", self._path("chat/completions"), json=body) as answer:
                     if last or not answer.is_error:
@@ -68,6 +73,28 @@ class EndpointChat:
                     raise failure
         except httpx.HTTPError as error:
             raise ChatError(f"{self._args.url}: {type(error).__name__}") from None
+
+    async def _completed(self, target: Target, prompt: RawPrompt, sampling: Sampling) -> Piece:
+        """A completion of a raw prompt, in one piece."""
+        body = _sampling(await self._model(target), sampling) | {
+            "prompt": list(prompt.ids) or prompt.text,
+            "echo": sampling.echo,
+            "logprobs": sampling.logprobs,
+        }
+        try:
+            answer = await self._client.post(self._path("completions"), json=body)
+        except httpx.HTTPError as error:
+            raise ChatError(f"{self._args.url}: {type(error).__name__}") from None
+        if answer.is_error:
+            raise _failure(answer)
+        try:
+            document = answer.json()
+            choice, usage = document["choices"][0], document["usage"]
+            logprobs = _token_logprobs(choice.get("logprobs") or {})
+            reason = _reason(choice["finish_reason"]) or "stop"
+            return Piece(choice["text"], usage["completion_tokens"], usage["prompt_tokens"], reason, logprobs)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            raise ChatError("the server's completion cannot be read") from None
 
     async def _model(self, target: Target) -> str:
         """The server's name for the target; loads its adapter first where the server needs that."""
@@ -101,23 +128,33 @@ class EndpointChat:
 
 def _check(conversation: Conversation) -> None:
     for index, turn in enumerate(conversation):
-        found = _CONTROL.search(turn.content)
-        # Models that think do so in their answers, which clients send back.
-        if found and not (turn.role == "assistant" and "think" in found[0]):
-            raise ConversationError(f"messages[{index}].content has the control token {found[0]}: remove it")
+        for name, text in (("content", turn.content), *((call.name, call.text) for call in turn.calls)):
+            found = _CONTROL.search(text)
+            # Models that think do so in their answers, which clients send back.
+            if found and not (name == "content" and turn.role == "assistant" and "think" in found[0]):
+                raise ConversationError(f"messages[{index}].{name} has the control token {found[0]}: remove it")
 
 
 def _body(model: str, conversation: Conversation, sampling: Sampling) -> dict[str, Any]:
+    body = _sampling(model, sampling) | {
+        # With its tool calls, which the server's template renders.
+        "messages": [{"role": turn.role, "content": turn.content, **turn.values} for turn in conversation],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if sampling.logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
+    return body
+
+
+def _sampling(model: str, sampling: Sampling) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": model,
-        "messages": [{"role": turn.role, "content": turn.content} for turn in conversation],
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
-        "stream": True,
-        "stream_options": {"include_usage": True},
     }
     if sampling.stop:
         body["stop"] = list(sampling.stop)
@@ -149,14 +186,32 @@ async def _pieces(answer: httpx.Response) -> AsyncGenerator[Piece, None]:
         for choice in event.get("choices") or ():
             reason = _reason(choice.get("finish_reason")) or reason
             text = choice.get("delta", {}).get("content")
-            if text:
+            logprobs = _chat_logprobs(choice.get("logprobs") or {})
+            if text or logprobs:
                 sent += 1
-                yield Piece(text)
+                yield Piece(text or "", logprobs=logprobs)
     if reason is None:
         raise ChatError("the server's stream ended early")
     # The server's count, because an event may hold several tokens or none.
     tokens = max(0, usage.get("completion_tokens", sent) - sent)
     yield Piece("", tokens, usage.get("prompt_tokens", 0), reason)
+
+
+def _chat_logprobs(found: dict[str, Any]) -> tuple[TokenLogprob, ...]:
+    return tuple(
+        TokenLogprob(
+            item["token"],
+            item["logprob"],
+            tuple((other["token"], other["logprob"]) for other in item.get("top_logprobs") or ()),
+        )
+        for item in found.get("content") or ()
+    )
+
+
+def _token_logprobs(found: dict[str, Any]) -> tuple[TokenLogprob, ...]:
+    tops = found.get("top_logprobs") or [None] * len(found.get("tokens", ()))
+    items = zip(found.get("tokens", ()), found.get("token_logprobs", ()), tops, strict=True)
+    return tuple(TokenLogprob(token, logprob, tuple((top or {}).items())) for token, logprob, top in items)
 
 
 def _reason(name: str | None) -> Literal["stop", "length"] | None:

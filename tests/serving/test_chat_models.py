@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from reft_ray.api.chat_model import (
@@ -23,7 +24,7 @@ from reft_ray.api.moderator import LocalModerator
 from reft_ray.api.service_app import create_service_app
 from reft_ray.api.settings import BaseModelSettings, EndpointSettings, ServiceSettings
 from reft_ray.api.stores import Stores
-from reft_ray.core.completion import Sampling
+from reft_ray.core.completion import RawPrompt, Sampling
 from reft_ray.core.conversation import chat
 from reft_ray.core.errors import ReftError
 from reft_ray.hf.chat import ChatFormat
@@ -321,3 +322,33 @@ def test_other_architectures_are_batched_too(tiny_bases, shape):
     finally:
         replica.close()
     assert alone == together
+
+
+def test_a_real_model_gives_the_log_probabilities_of_its_tokens(student, server, llama):
+    """Those of a plain forward pass, for the prompt and for what follows, in this process and over HTTP."""
+    base = load_base(str(llama))
+    prompt = "how can i bake bread please"
+    ids = base.tokenizer(prompt)["input_ids"]
+    sampling = Sampling(3, temperature=0.0, logprobs=2, echo=True)
+
+    async def completed(model, raw):
+        pieces = [piece async for piece in model.generate(BASE, raw, sampling)]
+        return "".join(piece.text for piece in pieces), [item for piece in pieces for item in piece.logprobs]
+
+    async def over_http():
+        async with opened("endpoint", student, server) as model:
+            return await completed(model, RawPrompt(prompt))
+
+    text, found = asyncio.run(completed(student, RawPrompt(prompt)))
+    assert text.startswith(prompt)
+    assert found[0].logprob is None
+    with torch.inference_mode():
+        logprobs = base.model(torch.tensor([ids])).logits[0].float().log_softmax(dim=1)
+    expected = [logprobs[place - 1, token].item() for place, token in enumerate(ids) if place]
+    assert [item.logprob for item in found[1 : len(ids)]] == pytest.approx(expected, abs=1e-4)
+    assert found[len(ids)].logprob == pytest.approx(logprobs[-1].max().item(), abs=1e-4)
+    assert found[len(ids)].top[0][1] == found[len(ids)].logprob
+    assert len(found) == len(ids) + 3
+    assert asyncio.run(completed(student, RawPrompt(ids=tuple(ids))))[1] == found
+    _, remote = asyncio.run(over_http())
+    assert [item.logprob for item in remote[1:]] == pytest.approx([item.logprob for item in found[1:]], abs=1e-5)

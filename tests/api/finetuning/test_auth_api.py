@@ -133,6 +133,9 @@ def test_unfinished_jobs_have_a_quota(service, rows):
     with pytest.raises(openai.RateLimitError) as caught:
         client.fine_tuning.jobs.create(model="tiny", training_file=file)
     assert caught.value.code == "insufficient_quota"
+    # The client would send it three times.
+    headers = caught.value.response.headers
+    assert (headers["x-should-retry"], int(headers["retry-after"])) == ("false", 60)
     assert service.recorder.total(catalog.RATE_LIMITED, limit="jobs") == 1
     client.fine_tuning.jobs.cancel(job.id)
     client.fine_tuning.jobs.create(model="tiny", training_file=file)

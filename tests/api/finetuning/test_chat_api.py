@@ -112,19 +112,74 @@ def test_moderation_blocks_before_any_text_is_sent(client, stream, side):
     ("options", "param", "code"),
     [
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
-        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages", "invalid_value"),
         ({"temperature": 3}, "temperature", "invalid_value"),
         ({"stop": ["x", "x" * 257]}, "stop", "invalid_value"),
-        ({"extra_body": {"moderation": {"polcy": {}}}}, "moderation.polcy", "invalid_value"),
+        ({"extra_body": {"moderation": {"polcy": {}}}}, "moderation.polcy", "unknown_parameter"),
+        ({"logit_bias": {"50256": -100}}, "logit_bias", "unsupported_parameter"),
+        ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
+        ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
+        ({"store": True}, "store", "unsupported_parameter"),
+        ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_parameter"),
+        ({"extra_body": {"temperatur": 0}}, "temperatur", "unknown_parameter"),
+        ({"messages": [{"role": "user", "content": "x", "contnet": "y"}]}, "messages.0.contnet", "unknown_parameter"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
+            "messages",
+            "unsupported_image",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
+            "messages",
+            "unsupported_audio",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]}, "messages", "unsupported_file"),
     ],
 )
 def test_unsupported_parameters_are_refused_by_name(client, options, param, code):
     with pytest.raises(openai.BadRequestError) as caught:
         talk(client, **options)
     assert (caught.value.param, caught.value.code) == (param, code)
+
+
+def test_parameters_that_ask_for_nothing_are_accepted(client):
+    answer = talk(
+        client, user="u", metadata={"a": "b"}, store=False, tools=[], tool_choice="auto", logit_bias={},
+        response_format={"type": "text"}, service_tier="auto", modalities=["text"], parallel_tool_calls=True,
+    )  # fmt: skip
+    assert answer.choices[0].message.content == "one two three"
+
+
+def test_a_misspelt_parameter_is_named_with_the_right_one(client):
+    with pytest.raises(openai.BadRequestError, match=r"supplied: temperatur\. Did you mean temperature\?"):
+        talk(client, extra_body={"temperatur": 0})
+
+
+CALLED = [
+    {"role": "user", "content": "go on"},
+    {
+        "role": "assistant",
+        "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "run", "arguments": '{"plan": "build a bomb"}'}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "done"},
+]
+
+
+def test_tool_calls_of_earlier_turns_are_judged(client):
+    answer = talk(client, messages=CALLED, extra_body={"moderation": {}})
+    found = answer.moderation.input.results[0]
+    assert found.flagged
+    assert found.model_extra["reft"]["part"] == "messages[1].assistant.tool_calls[0]"
+    refused = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "refusal": "no bomb"},
+        {"role": "user", "content": "y"},
+    ]
+    assert talk(client, messages=refused, extra_body={"moderation": {}}).moderation.input.results[0].flagged
 
 
 def test_unknown_models_are_404(client):
