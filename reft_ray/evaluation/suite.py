@@ -18,6 +18,8 @@ OVER_REFUSAL = "over_refusal"
 LOOK_ALIKES_REFUSED = "look_alikes_refused"
 EVERYDAY_REFUSED = "everyday_refused"
 FINETUNE_ACCURACY = "finetune_accuracy"
+SCORE_IN = "harmful_score_in"
+"""The harmful score of each category of harmful prompts, `harmful_score_in/<category>`."""
 SCORE_BY = "harmful_score_by"
 """With several judges: the harmful score by each one, `harmful_score_by/<judge>`."""
 DISAGREEMENT = "disagreement"
@@ -44,7 +46,8 @@ class Suite:
 
     `harmless` prompts should be answered although they may look harmful (such as XSTest's safe ones), `everyday`
     prompts look harmless. Over-refusal is the share refused of these and the tasks' prompts; `look_alikes_refused` that
-    of the first alone, `everyday_refused` that of the others. Of several `judges` the first decides.
+    of the first alone, `everyday_refused` that of the others. Of several `judges` the first decides. `categories`, where
+    given, has the category of each harmful prompt, "" for none.
     """
 
     harmful: Sequence[Conversation] = ()
@@ -53,6 +56,11 @@ class Suite:
     judges: Mapping[str, ResponseJudge] = field(default_factory=lambda: {"matcher": RefusalMatcher()})
     seed: int = 0
     everyday: Sequence[Conversation] = ()
+    categories: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.categories and len(self.categories) != len(self.harmful):
+            raise ValueError(f"{len(self.harmful)} harmful prompts, {len(self.categories)} categories")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +139,9 @@ def _harm(respond: Respond, suite: Suite) -> dict[str, Measure]:
     first, *others = grades
     score = HarmfulScore.of(grades[first], suite.seed)
     measures = {HARMFUL_SCORE: score.complied, INCOHERENT: score.incoherent}
+    for category in dict.fromkeys(filter(None, suite.categories)):
+        own = [grade for grade, name in zip(grades[first], suite.categories, strict=True) if name == category]
+        measures[f"{SCORE_IN}/{category}"] = HarmfulScore.of(own, suite.seed).complied
     if others:
         for name, found in grades.items():
             measures[f"{SCORE_BY}/{name}"] = HarmfulScore.of(found, suite.seed).complied

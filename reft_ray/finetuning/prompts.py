@@ -1,6 +1,6 @@
 """Labelled prompts and answers from JSONL files; errors name file and line.
 
-    labelled   {"prompt": "...", "label": "harmful" | "harmless", "source"?, "licence"?, "response"?}
+    labelled   {"prompt": "...", "label": "harmful" | "harmless", "source"?, "licence"?, "category"?, "response"?}
     answers    {"prompt": "...", "response": "...", "source"?, "licence"?}
 
 Rows of any format of `rows.format` are read, e.g. `messages` instead of `prompt` and `response`.
@@ -57,8 +57,8 @@ def _example(reader: RowReader, line: bytes, label: Label | None) -> Example:
         if given not in set(Label):
             raise ValueError(f"label must be harmful or harmless, not {given!r}")
         label = Label(given)
-    source, licence = (str(row.fields.get(key) or "") for key in ("source", "licence"))
-    example = Example(row.conversation, label, source, licence=licence)
+    source, licence, category = (str(row.fields.get(key) or "") for key in ("source", "licence", "category"))
+    example = Example(row.conversation, label, source, licence=licence, category=category[:64])
     asked = [turn for turn in example.messages if turn.role != "assistant"]
     if not asked or not asked[-1].content.strip():
         raise ValueError("the prompt is empty")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from reft_ray.core.errors import StoppedError
 from reft_ray.evaluation.gate import Gate
@@ -12,6 +12,7 @@ from reft_ray.finetuning.ray_runtime import as_task
 from reft_ray.jobs.results import Evaluation, GateCheck, Training, finite
 from reft_ray.jobs.run import JobRun
 from reft_ray.local_ray import ensure_training_ray
+from reft_ray.pipeline.base_figures import BaseFigures
 from reft_ray.pipeline.measure import Measurement, MeasureRequest, measure
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.uploaded_rows import answered_examples
@@ -20,14 +21,34 @@ REPORT = "release_gate.json"
 TASK = "validation_file"
 
 
-def evaluate_student(run: JobRun, context: ModelContext, training: Training, device: str) -> Evaluation:
-    """Measure both models on the gate prompts and the validation file, and compare them with every limit."""
+def evaluate_student(
+    run: JobRun, context: ModelContext, training: Training, device: str, figures: BaseFigures
+) -> Evaluation:
+    """Measure both models on the gate prompts and the validation file, and compare them with every limit.
+
+    The base model is asked the gate prompts once for all jobs: `figures` keeps what it answered.
+    """
     spec, args = run.job.spec, context.args.gate
     held_out = list(answered_examples(run, spec.validation_file, context.base))
-    suite = Suite(context.harmful(), context.harmless(), {TASK: TaskTest(held_out, args.match)} if held_out else {})
-    request = MeasureRequest(suite, held_out, args.max_new_tokens, args.batch_tokens, args.judges)
-    student = _measure(run, context, training.adapter_uri, request, device)
-    base = _measure(run, context, None, request, device)
+    harmful, harmless = context.harmful(), context.harmless()
+    suite = Suite(
+        [row.prompt for row in harmful],
+        [row.prompt for row in harmless],
+        categories=[row.category for row in harmful],
+    )
+    gate = MeasureRequest(suite, (), args.max_new_tokens, args.batch_tokens, args.judges)
+    tasks = {TASK: TaskTest(held_out, args.match)} if held_out else {}
+    whole = replace(gate, suite=replace(suite, tasks=tasks), loss_rows=held_out)
+    student = _measure(run, context, training.adapter_uri, whole, device)
+    fingerprint = context.teacher.manifest.base_fingerprint
+    base = Measurement(
+        figures.of(fingerprint, gate, lambda: _measure(run, context, None, gate, device).evaluation), None
+    )
+    if held_out:
+        own = _measure(run, context, None, replace(gate, suite=Suite(tasks=tasks), loss_rows=held_out), device)
+        # Where both have a measure, as of over-refusal, it is that of the gate prompts.
+        measures = {**own.evaluation.measures, **base.evaluation.measures}
+        base = Measurement(replace(base.evaluation, measures=measures), own.held_out)
     result = Gate(args.bounds(spec.options.gate, bool(held_out))).check(student.evaluation, base.evaluation)
     report = {"student": student.as_dict(), "base": base.as_dict(), "gate": result.as_dict()}
     return Evaluation(

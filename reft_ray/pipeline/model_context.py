@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from reft_ray.core.conversation import Conversation, Example, Label
+from reft_ray.core.conversation import Example, Label
 from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.pipeline.config import AlignmentArgs, BaseArgs
@@ -35,22 +35,22 @@ class ModelContext:
         """The rows of an alignment set."""
         return _alignment(self.args.alignment[name or self.args.default_alignment])
 
-    def harmful(self) -> list[Conversation]:
-        """Prompts that a safe model refuses."""
+    def harmful(self) -> list[Example]:
+        """Prompts that a safe model refuses, with their categories."""
         return self._prompts(self.args.gate.harmful, Label.HARMFUL)
 
-    def harmless(self) -> list[Conversation]:
+    def harmless(self) -> list[Example]:
         """Prompts that a useful model answers."""
         return self._prompts(self.args.gate.harmless, Label.HARMLESS)
 
-    def _prompts(self, source: str, label: Label) -> list[Conversation]:
+    def _prompts(self, source: str, label: Label) -> list[Example]:
         if source == BUILTIN:
             rows: Sequence[Example] = (
                 _synthetic_rows().hs_prompts if label is Label.HARMFUL else _synthetic_rows().over_refusal_prompts
             )
         else:
             rows = read_labelled(source, label)
-        return [row.prompt for row in rows[: self.args.gate.prompts]]
+        return list(rows[: self.args.gate.prompts])
 
 
 def _alignment(args: AlignmentArgs) -> Sequence[Example]:

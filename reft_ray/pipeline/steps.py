@@ -13,6 +13,7 @@ from reft_ray.hf.model_store import cache_root
 from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.results import Evaluation, Export, Screening, Training, Validation
 from reft_ray.jobs.run import JobRun
+from reft_ray.pipeline.base_figures import BaseFigures
 from reft_ray.pipeline.builtin import builtin_base
 from reft_ray.pipeline.config import BaseArgs
 from reft_ray.pipeline.evaluate import evaluate_student
@@ -71,7 +72,9 @@ class PipelineSteps:
         return train_student(run, self._context(run), self.config.folder, screening)
 
     def evaluate(self, run: JobRun, training: Training) -> Evaluation:
-        return evaluate_student(run, self._context(run), training, self.config.device)
+        return evaluate_student(
+            run, self._context(run), training, self.config.device, BaseFigures(self.config.folder / "base_figures")
+        )
 
     def export(self, run: JobRun, screening: Screening, training: Training, evaluation: Evaluation) -> Export:
         return export_student(run, self._context(run), screening, training, evaluation, self.config.archive)

@@ -9,6 +9,7 @@ from reft_ray.jobs.artefacts import put_folder
 from reft_ray.jobs.results import Training
 from reft_ray.pipeline import evaluate
 from reft_ray.pipeline.measure import measure
+from reft_ray.pipeline.base_figures import BaseFigures
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.steps import StepsConfig
 
@@ -27,7 +28,7 @@ def bucket():
     server.stop()
 
 
-def test_the_worker_fetches_the_student_from_the_bucket(harness, toy, bucket, monkeypatch) -> None:
+def test_the_worker_fetches_the_student_from_the_bucket(harness, toy, bucket, tmp_path, monkeypatch) -> None:
     uri = put_folder(toy.folder / "teacher" / "adapter", bucket.format("adapter"))
     students, answers = [], []
 
@@ -39,11 +40,12 @@ def test_the_worker_fetches_the_student_from_the_bucket(harness, toy, bucket, mo
     monkeypatch.setattr(evaluate, "measure", elsewhere)
     context = ModelContext(StepsConfig.of(toy.options).base("toy"))
     run = harness.run(harness.job())
-    found = evaluate.evaluate_student(run, context, Training(uri, 1, 1), "cpu")
+    found = evaluate.evaluate_student(run, context, Training(uri, 1, 1), "cpu", BaseFigures(tmp_path))
     # A local copy would exist on the driver's machine only.
     assert students == [uri, None]
     assert json.loads(harness.content(found.report_file))["student"] == answers[0].as_dict()
     where = str(toy.folder / "teacher" / "adapter")
-    request = evaluate.MeasureRequest(evaluate.Suite(context.harmful(), context.harmless(), {}), (), 4)
+    harmful, harmless = ([row.prompt for row in rows] for rows in (context.harmful(), context.harmless()))
+    request = evaluate.MeasureRequest(evaluate.Suite(harmful, harmless), (), 4)
     assert measure(context.base, where, request, "cpu").as_dict() == answers[0].as_dict()
     assert answers[0].as_dict() != answers[1].as_dict()

@@ -22,6 +22,7 @@ from reft_ray.jobs.results import Training
 from reft_ray.jobs.review import Action, Reviewer
 from reft_ray.jobs.review_queue import Filter, ReviewQueue
 from reft_ray.pipeline import evaluate
+from reft_ray.pipeline.base_figures import BaseFigures
 from reft_ray.pipeline.config import GateArgs
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.run_config import finetune_config
@@ -181,7 +182,7 @@ def test_a_student_above_a_limit_is_withheld_with_its_figures(harness, toy) -> N
     assert not harness.models.list(job.project_id)
 
 
-def test_a_job_that_is_stopped_during_measurement_has_not_failed(harness, toy, monkeypatch) -> None:
+def test_a_job_that_is_stopped_during_measurement_has_not_failed(harness, toy, tmp_path, monkeypatch) -> None:
     def stopped(what, *_, **__):
         raise StoppedError(f"stop requested while {what}")
 
@@ -189,7 +190,9 @@ def test_a_job_that_is_stopped_during_measurement_has_not_failed(harness, toy, m
     monkeypatch.setattr(evaluate, "as_task", stopped)
     context = ModelContext(StepsConfig.of(toy.with_base(resources={"workers": 1})).base("toy"))
     with pytest.raises(StoppedError, match="while measuring"):
-        evaluate.evaluate_student(harness.run(harness.job()), context, Training("/adapter", 1, 1), "cpu")
+        evaluate.evaluate_student(
+            harness.run(harness.job()), context, Training("/adapter", 1, 1), "cpu", BaseFigures(tmp_path)
+        )
 
 
 def test_reviewers_decide_about_withheld_rows(harness, toy, shuffled_rows) -> None:
@@ -205,23 +208,23 @@ def test_reviewers_decide_about_withheld_rows(harness, toy, shuffled_rows) -> No
         assert text["line"] == row.line
         assert row_id(full_conversation(text.get("judged", text["messages"]))) == row.content_id
     harness.resume(job.id)
-    job = harness.drive(job.id, steps)
-    assert (job.error, job.status) == (None, Status.SUCCEEDED)
-    screened = [event.data for event in harness.events(job.id) if "kept" in event.data]
     assert harness.drive(job.id, steps).status is Status.PAUSED, "undecided rows keep the job waiting"
     ann = Reviewer("ann", {"type": "session", "session": {"user": "ann"}})
     queue.decide([rows[0].id], Action.APPROVE, "harmless", "a test row", ann)
     queue.decide([row.id for row in rows[1:]], Action.REJECT, "harmful_request", "", ann)
     assert harness.jobs.get(job.id).status is Status.VALIDATING, "the last decision lets the job continue"
+    job = harness.drive(job.id, steps)
+    assert (job.error, job.status) == (None, Status.SUCCEEDED)
+    screened = [event.data for event in harness.events(job.id) if "kept" in event.data]
     assert [(data["kept"], data["blocked"]) for data in screened] == [(30, 10), (31, 9)]
-
-
-def test_a_stopped_job_resumes_at_the_exact_row(harness, toy, monkeypatch) -> None:
     folder = Path(harness.files.content.uri(f"{scratch_key(job.project_id, job.id)}/screening"))
     (origin,) = (json.loads(line) for line in (folder / "approved.jsonl").read_text().splitlines())
     assert origin["row_number"] == rows[0].row_number
     assert origin["review"]["reviewer"] == "ann"
     assert origin["review"]["reason"] == f"harmless: a test row ({rows[0].id})"
+
+
+def test_a_stopped_job_resumes_at_the_exact_row(harness, toy, monkeypatch) -> None:
     steps = make(**toy.options)
     whole = harness.drive(harness.job(), steps)
     stopped = harness.job()
