@@ -17,13 +17,16 @@ from reft_ray.cli import (
     jobs,
     keys,
     manifests,
+    migrate,
     models,
     review,
     teacher,
     telemetry,
 )
 from reft_ray.cli.evaluate import evaluate
+from reft_ray.cli.evidence import evidence
 from reft_ray.cli.finetune import finetune
+from reft_ray.cli.gateway import gateway
 from reft_ray.cli.quickstart import quickstart
 from reft_ray.cli.screen import screen
 from reft_ray.cli.serve import serve
@@ -45,20 +48,23 @@ app.command("finetune")(finetune)
 app.command("tune")(tune)
 app.command("eval")(evaluate)
 app.command("serve")(serve)
+app.command("gateway")(gateway)
 app.command("estimate")(jobs.estimate)
+app.command("evidence")(evidence)
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(models.app, name="models")
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(bench.app, name="bench")
 app.add_typer(review.app, name="review")
+app.add_typer(appeals.app, name="appeals")
+app.add_typer(appeals.releases, name="releases")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(telemetry.app, name="telemetry")
-app.add_typer(appeals.app, name="appeals")
-app.add_typer(appeals.releases, name="releases")
 app.add_typer(manifests.app, name="manifests")
+app.add_typer(migrate.app, name="migrate")
 
 
 def main() -> None:

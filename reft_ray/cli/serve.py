@@ -7,7 +7,7 @@ import signal
 import tempfile
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -65,6 +65,12 @@ def serve(
         str | None, typer.Option(help="The base model, if it is not at the path that the teacher records.")
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port on 127.0.0.1.")] = 8000,
+    guard: Annotated[
+        list[str] | None, typer.Option(help="A further model that judges, as for `reft-ray screen`; repeatable.")
+    ] = None,
+    guard_combine: Annotated[
+        Literal["any", "all", "majority", "grey-band"], typer.Option(help="How the verdicts are combined.")
+    ] = "any",
     replicas: Annotated[int, typer.Option(min=1, help="Teacher replicas.")] = 1,
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     screenings: Annotated[
@@ -82,25 +88,28 @@ def serve(
         typer.Option(min=1, max=65535, help="Port of Ray's metrics; default: chosen by Ray."),
     ] = None,
     logs: Annotated[bool, typer.Option("--logs", help="Show the logs of Ray and Serve.")] = False,
+    demo: Annotated[
+        bool,
+        typer.Option("--demo", help="With --state: the console with a job that waits for a reviewer, no models."),
+    ] = False,
 ) -> None:
     """Start Ray, Serve and the filter on this machine (loopback only); with --state, the whole service.
 
     Ctrl-C stops it. For accelerators, several machines or autoscaling see serve_configs/.
     """
+    if demo:
+        _demo(state, port)
+        return
     with user_errors(), tempfile.TemporaryDirectory(prefix="reft-screenings-") as scratch:
-    demo: Annotated[
-        bool,
-        typer.Option("--demo", help="With --state: the console with a job that waits for a reviewer, no models."),
-    ] = False,
         from reft_ray.core.errors import UsageError
+        from reft_ray.guards.settings import guard_from
         from reft_ray.serving.args import ServeArgs
         from reft_ray.serving.local import local_service
 
         cpus = max(1, (os.cpu_count() or 1) // replicas)
-    if demo:
-        _demo(state, port)
-        return
+        cascade = {"guards": [guard_from(text).model_dump() for text in guard or []], "combine": guard_combine}
         values: dict[str, Any] = {
+            "cascade": cascade,
             "teacher": {
                 "teacher": _resolved(teacher),
                 "base": base,
@@ -116,7 +125,7 @@ def serve(
                 raise UsageError(
                     "--state serves the built-in base model only; for others see `service:` in docs/service.md"
                 )
-            values["service"] = _service(state.resolve(), Path(values["teacher"]["teacher"]), workers)
+            values["service"] = _service(state.resolve(), Path(values["teacher"]["teacher"]), workers, cascade)
         with local_service(ServeArgs.of(values, "serve"), port, not logs, metrics_port) as url:
             print(_EXAMPLE.format(teacher=teacher, url=url), flush=True)
             if state is not None:
@@ -130,12 +139,15 @@ def serve(
             print("Stopping.", flush=True)
 
 
-def _service(state: Path, teacher: Path, workers: int) -> dict[str, Any]:
+def _service(state: Path, teacher: Path, workers: int, cascade: dict[str, Any]) -> dict[str, Any]:
     """The section `service:` for the built-in base model, with all state in one directory."""
     from reft_ray.hf.ref_teacher import RefTeacher
     from reft_ray.pipeline.builtin import builtin_base
 
     base = builtin_base(workers)
+    options = base.model_dump(mode="json")
+    # Jobs are screened by the same models as the online filter.
+    options["screening"]["cascade"] = cascade
     state.mkdir(0o700, parents=True, exist_ok=True)
     return {
         "database_url": state_database(state),
@@ -144,7 +156,7 @@ def _service(state: Path, teacher: Path, workers: int) -> dict[str, Any]:
         "audit_heads_uri": str(state / "audit"),
         "audit_key": str(state / "audit.pem"),
         "gate": dict(base.gate.limits),
-        "options": {"bases": {"builtin": base.model_dump(mode="json")}},
+        "options": {"bases": {"builtin": options}},
         "base_models": {
             "builtin": {
                 "uri": RefTeacher.load(teacher).manifest.base_name,
@@ -154,6 +166,17 @@ def _service(state: Path, teacher: Path, workers: int) -> dict[str, Any]:
             }
         },
     }
+
+
+def _demo(state: Path | None, port: int) -> None:
+    with user_errors():
+        from reft_ray.core.errors import UsageError
+        from reft_ray.serving.demo import serve_demo
+
+        if state is None:
+            raise UsageError("--demo keeps its records in a directory: add --state DIRECTORY")
+        print(_DEMO.format(url=f"http://127.0.0.1:{port}", state=state), flush=True)
+        serve_demo(state, port)
 
 
 def _resolved(teacher: str) -> str:
@@ -168,17 +191,6 @@ def _resolved(teacher: str) -> str:
 
 def trained_builtin() -> Path:
     """The built-in teacher's directory; shows a progress bar for each model that must be trained first."""
-def _demo(state: Path | None, port: int) -> None:
-    with user_errors():
-        from reft_ray.core.errors import UsageError
-        from reft_ray.serving.demo import serve_demo
-
-        if state is None:
-            raise UsageError("--demo keeps its records in a directory: add --state DIRECTORY")
-        print(_DEMO.format(url=f"http://127.0.0.1:{port}", state=state), flush=True)
-        serve_demo(state, port)
-
-
     from reft_ray.cli.progress import bar
     from reft_ray.hf.model_store import cache_root
     from reft_ray.pipeline.builtin import ensure_teacher

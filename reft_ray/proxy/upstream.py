@@ -1,0 +1,79 @@
+"""Requests to the service behind the proxy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+from fastapi import Request
+from fastapi.responses import Response
+
+from reft_ray.api.errors import ApiError
+from reft_ray.proxy.settings import ProxySettings
+
+_REQUEST = ("authorization", "api-key", "openai-organization", "openai-project", "openai-beta", "idempotency-key",
+            "user-agent", "accept")  # fmt: skip
+_RESPONSE = ("content-type", "content-disposition", "retry-after", "retry-after-ms", "x-should-retry")
+
+
+class Upstream:
+    """A client of the service. What fails on the way to it is a 502."""
+
+    def __init__(self, settings: ProxySettings) -> None:
+        self._url = settings.upstream.rstrip("/")
+        self._key = settings.upstream_key
+        timeout = httpx.Timeout(settings.upstream_seconds, connect=10.0)
+        # Redirects are not followed: they would carry the key elsewhere.
+        self._client = httpx.AsyncClient(timeout=timeout)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def send(self, request: Request, method: str, path: str, **content: Any) -> httpx.Response:
+        """A whole response, for `request`'s caller. `path` is below the upstream's URL."""
+        async with self.stream(request, method, path, **content) as response:
+            await response.aread()
+            return response
+
+    @asynccontextmanager
+    async def stream(self, request: Request, method: str, path: str, **content: Any) -> AsyncIterator[httpx.Response]:
+        """A response whose body is still to be read."""
+        headers = {name: request.headers[name] for name in _REQUEST if name in request.headers}
+        if self._key is not None:
+            headers.pop("api-key", None)
+            headers["authorization"] = f"Bearer {self._key}"
+        try:
+            async with self._client.stream(method, f"{self._url}{path}", headers=headers, **content) as response:
+                yield response
+        except httpx.HTTPError as error:
+            raise ApiError(
+                502, f"The upstream service did not answer ({type(error).__name__}).", code="upstream_unavailable"
+            ) from None
+
+
+def relayed(response: httpx.Response, content: bytes | dict[str, Any] | None = None) -> Response:
+    """The upstream's response as ours, with other content where it is given."""
+    headers = {
+        name: value
+        for name, value in response.headers.items()
+        if name in _RESPONSE or name.startswith(("x-ratelimit-", "openai-"))
+    }
+    if "x-request-id" in response.headers:
+        headers["x-upstream-request-id"] = response.headers["x-request-id"]
+    body = json.dumps(content).encode() if isinstance(content, dict) else content
+    return Response(response.content if body is None else body, response.status_code, headers)
+
+
+def document_of(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object of a response. Raises ApiError 502."""
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise ApiError(502, "The upstream service did not answer with a JSON object.", code="upstream_invalid")
+    return document
