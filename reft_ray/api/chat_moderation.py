@@ -65,7 +65,7 @@ class ChatModeration:
                 raise busy("The filter gave no verdict and the policy blocks; try again.", 2, status=503) from None
             error = {"type": "error", "code": "moderation_unavailable", "message": "The filter gave no verdict."}
             return error, [False] * len(rows)
-        results = [result(verdict, batch.teacher) for verdict in batch.verdicts]
+        results = [result(verdict, batch) for verdict in batch.verdicts]
         return _results(batch.teacher, results), [item["flagged"] for item in results]
 
 

@@ -14,6 +14,7 @@ from fastapi import Request
 from reft_ray.api.errors import ApiError, busy, invalid
 from reft_ray.api.moderator import (
     DeadlineError,
+    GuardError,
     ModerationBatch,
     Moderator,
     ModeratorError,
@@ -76,6 +77,9 @@ class FilterContext:
             case DeadlineError():
                 self.recorder.count(catalog.FILTER_ERRORS, error_type="deadline")
                 return ApiError(504, "No verdict within the deadline. Nothing was judged.", code="deadline_exceeded")
+            case GuardError():
+                self.recorder.count(catalog.FILTER_ERRORS, error_type="guard")
+                return busy("A guard gave no verdict. Nothing was judged; try again later.", 2, status=503)
             case UnavailableError():
                 self.recorder.count(catalog.FILTER_ERRORS, error_type="teacher_unavailable")
                 return busy("No teacher answers. Nothing was judged; try again later.", 2, status=503)

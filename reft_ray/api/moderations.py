@@ -11,9 +11,11 @@ from fastapi.responses import JSONResponse
 
 from reft_ray.api.context import FilterContext, charge, rounded
 from reft_ray.api.errors import ApiError, invalid
-from reft_ray.api.moderator import ModeratorError
-from reft_ray.api.schema import HARMFUL, OPENAI_CATEGORIES, Moderation, ModerationRequest, Teacher
+from reft_ray.api.moderator import ModerationBatch, ModeratorError
+from reft_ray.api.schema import HARMFUL, Moderation, ModerationRequest, Teacher
+from reft_ray.core.cascade import GuardedVerdict
 from reft_ray.core.conversation import Message
+from reft_ray.core.hazards import OPENAI_CATEGORIES
 from reft_ray.core.verdict import Decision, Verdict
 from reft_ray.rows.text import readable
 
@@ -89,28 +91,35 @@ async def _moderate(context: FilterContext, request: ModerationRequest, timeout_
     return {
         "id": f"modr-{uuid.uuid4().hex}",
         "model": batch.teacher,
-        "results": [result(verdict, batch.teacher) for verdict in batch.verdicts],
+        "results": [result(verdict, batch) for verdict in batch.verdicts],
     }
 
 
-def result(verdict: Verdict, teacher: str) -> dict[str, Any]:
+def result(verdict: Verdict, batch: ModerationBatch) -> dict[str, Any]:
     """One result in OpenAI's format.
 
-    All of OpenAI's categories are present, because its client reads a missing one as not flagged. The teacher does not
-    judge them, so they have no applied input type; it judges `harmful`.
+    All of OpenAI's categories are present, because its client reads a missing one as not flagged. The teacher judges
+    `harmful` only; a guard that flagged the text adds its categories, with its probability as their score. The others
+    have no applied input type.
     """
     flagged = verdict.decision is not Decision.ALLOW
+    scores = {HARMFUL: rounded(verdict.probability) or 0.0}
+    if isinstance(verdict, GuardedVerdict) and verdict.guard_score is not None and flagged:
+        scores[HARMFUL] = max(scores[HARMFUL], rounded(verdict.guard_score) or 0.0)
+        scores |= dict.fromkeys(verdict.categories, rounded(verdict.guard_score) or 0.0)
     return {
         "flagged": flagged,
-        "categories": dict.fromkeys(OPENAI_CATEGORIES, False) | {HARMFUL: flagged},
-        "category_scores": dict.fromkeys(OPENAI_CATEGORIES, 0.0) | {HARMFUL: rounded(verdict.probability) or 0.0},
-        "category_applied_input_types": {category: [] for category in OPENAI_CATEGORIES} | {HARMFUL: ["text"]},
-        "reft": evidence(verdict) | {"similarity": rounded(verdict.score), "teacher": teacher},
+        "categories": dict.fromkeys(OPENAI_CATEGORIES, False) | dict.fromkeys(scores, flagged),
+        "category_scores": dict.fromkeys(OPENAI_CATEGORIES, 0.0) | scores,
+        "category_applied_input_types": {name: [] for name in OPENAI_CATEGORIES} | {name: ["text"] for name in scores},
+        "reft": evidence(verdict)
+        | {"similarity": rounded(verdict.score), "teacher": batch.teacher, "policy": batch.policy},
     }
 
 
 def evidence(verdict: Verdict) -> dict[str, Any]:
-    """The JSON fields of a verdict."""
+    """The JSON fields of a verdict; `decided_by` is null where the teacher decided alone, without guards."""
+    guards = verdict if isinstance(verdict, GuardedVerdict) else None
     return {
         "decision": verdict.decision.value,
         "score": rounded(verdict.score),
@@ -120,4 +129,9 @@ def evidence(verdict: Verdict) -> dict[str, Any]:
         "encoding": verdict.encoding,
         "windows": verdict.windows,
         "truncated": verdict.truncated,
+        "span": verdict.span,
+        "categories": verdict.categories,
+        "hazards": verdict.hazards,
+        "decided_by": guards and guards.decided_by,
+        "guard_score": guards and guards.guard_score,
     }

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from reft_ray.core.cascade import Rules
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.scoring import Scorer, judge
 from reft_ray.core.verdict import Thresholds, Verdict
@@ -29,16 +30,21 @@ class UnavailableError(ModeratorError):
     """No teacher answers."""
 
 
+class GuardError(ModeratorError):
+    """A guard next to the teacher gave no opinion."""
+
+
 class DeadlineError(ModeratorError):
     """The deadline passed before the verdict."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModerationBatch:
-    """Verdicts in the order of the conversations, all of one teacher."""
+    """Verdicts in the order of the conversations, all of one teacher and under one version of the policy."""
 
     teacher: str
-    verdicts: list[Verdict]
+    verdicts: Sequence[Verdict]
+    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,8 @@ class LocalModerator:
             raise DeadlineError("the teacher did not answer in time") from None
         except Exception as error:
             raise ModeratorError(f"the teacher failed: {type(error).__name__}") from error
-        return ModerationBatch(self._scorer.teacher_id, verdicts)
+        limits = thresholds or self._scorer.thresholds
+        return ModerationBatch(self._scorer.teacher_id, verdicts, Rules(self._scorer.teacher_id, limits).version)
 
     async def info(self) -> TeacherInfo:
         return info_of(self._scorer)

@@ -151,7 +151,7 @@ class VerdictStream:
                 record = {"decision": "invalid", "reason": {"code": row.error.code, "message": str(row.error)}}
                 self._context.recorder.count(catalog.SCREENING_INVALID, code=row.error.code)
             else:
-                record = evidence(next(verdicts)) | {"teacher": batch.teacher}
+                record = evidence(next(verdicts)) | {"teacher": batch.teacher, "policy": batch.policy}
             self.tally.outcomes[record["decision"]] += 1
             records.append({"type": "verdict", "row": row.number, "id": row.id, **record})
         return records

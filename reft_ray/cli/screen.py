@@ -38,14 +38,15 @@ from reft_ray.core.errors import BlockedByPolicyError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from reft_ray.core.cascade import Guard
     from reft_ray.core.scoring import Scorer
     from reft_ray.screening.config import RowCheck, ScorerFactory, ScreenConfig
-    from reft_ray.screening.guards import Guard, Teacher
+    from reft_ray.screening.guards import Teacher
     from reft_ray.screening.metrics import ScreeningMetrics
     from reft_ray.screening.report import ScreenReport
     from reft_ray.screening.watching import Seen
 
-DECIDING, GUARD, RUNNING = "Decisions", "Second guard", "Execution"
+DECIDING, GUARD, RUNNING = "Decisions", "Guards", "Execution"
 
 
 def screen(
@@ -91,20 +92,23 @@ def screen(
         bool, typer.Option(help="Report findings about the whole dataset.", rich_help_panel=DECIDING)
     ] = True,
     guard: Annotated[
-        str | None,
-        typer.Option(help="URL of /v1/moderations, classifier:PATH or generator:PATH.", rich_help_panel=GUARD),
+        list[str] | None,
+        typer.Option(
+            help="URL of /v1/moderations, FORMAT:DIRECTORY, FORMAT:URL#MODEL or @FILE.yaml; repeatable.",
+            rich_help_panel=GUARD,
+        ),
     ] = None,
     guard_combine: Annotated[
-        Literal["any", "all", "grey-band"],
-        typer.Option(help="How the two verdicts are combined.", rich_help_panel=GUARD),
+        Literal["any", "all", "majority", "grey-band"],
+        typer.Option(help="How the verdicts are combined.", rich_help_panel=GUARD),
     ] = "any",
     guard_order: Annotated[
         Literal["after", "before"],
-        typer.Option(help="Whether the guard runs after or before the teacher.", rich_help_panel=GUARD),
+        typer.Option(help="Whether the guards run after or before the teacher.", rich_help_panel=GUARD),
     ] = "after",
     guard_threshold: Annotated[
         float,
-        typer.Option(help="The guard's probability of harm above which a row is withheld.", rich_help_panel=GUARD),
+        typer.Option(help="A guard's probability of harm above which a row is withheld.", rich_help_panel=GUARD),
     ] = 0.5,
     actors: Annotated[
         int | None,
@@ -148,12 +152,12 @@ def screen(
     Run it again with the same --out to resume. Exit codes: 0 done, 1 failed, 2 usage, 3 refused by the policy.
     """
     with user_errors():
+        from reft_ray.core.cascade import Combine, Order
         from reft_ray.core.verdict import Thresholds
         from reft_ray.rows.format import Format
         from reft_ray.rows.reader import control_tokens_of
         from reft_ray.screening.config import Policy, ScreenConfig
         from reft_ray.screening.dataset import screen as run
-        from reft_ray.screening.guards import Combine, Order
         from reft_ray.screening.metrics import ScreeningMetrics
         from reft_ray.screening.report import load_report
         from reft_ray.screening.sources import Container
@@ -176,7 +180,7 @@ def screen(
             thresholds=_thresholds(Thresholds, review_threshold, block_threshold),
             job_threshold=job_threshold,
             job_threshold_floor=job_threshold_floor,
-            guard=_guard(guard, guard_threshold) if guard else None,
+            guards=_guards(guard, guard_threshold) if guard else None,
             guard_combine=Combine(guard_combine),
             guard_order=Order(guard_order),
             policy=Policy(policy),
@@ -256,21 +260,12 @@ def _factory(
     return functools.partial(load_scorer, str(teacher), base, precision)
 
 
-def _guard(text: str, threshold: float) -> Callable[[], Guard]:
-    kind, _, path = text.partition(":")
-    if kind in ("http", "https"):
-        from reft_ray.screening.moderation_guard import ModerationGuard
+def _guards(named: list[str], threshold: float) -> Callable[[], list[Guard]]:
+    """Called in every scoring process."""
+    from reft_ray.guards.settings import CascadeSettings, guard_from, load_guards
 
-        return functools.partial(ModerationGuard, text, threshold=threshold)
-    if kind == "classifier":
-        from reft_ray.hf.guards import ClassifierGuard
-
-        return functools.partial(ClassifierGuard.load, path, threshold=threshold)
-    if kind == "generator":
-        from reft_ray.hf.guards import GeneratorGuard
-
-        return functools.partial(GeneratorGuard.load, path, threshold=threshold)
-    raise UsageError(f"--guard {text}: expected a URL, classifier:PATH or generator:PATH")
+    found = CascadeSettings.of({"guards": [guard_from(text, threshold) for text in named]}, "--guard")
+    return functools.partial(load_guards, found.guards)
 
 
 def _thresholds(make: Any, review: float | None, block: float | None) -> Any:

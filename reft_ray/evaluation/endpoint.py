@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -9,7 +10,7 @@ import httpx
 
 from reft_ray.api.http_retry import send
 from reft_ray.core.conversation import Conversation
-from reft_ray.core.errors import ReftError
+from reft_ray.core.errors import ReftError, UsageError
 from reft_ray.evaluation.answer_text import without_reasoning
 from reft_ray.evaluation.judges import Grade, judge_coherent
 
@@ -24,18 +25,20 @@ _REPLY_TOKENS = 512
 
 
 class Endpoint:
-    """A client of `base_url` (ending in `/v1`) that retries failed calls."""
+    """A client of `base_url` (ending in `/v1`) that retries failed calls; errors call it by `called`."""
 
     def __init__(
         self,
         base_url: str,
-        model: str,
+        model: str | None,
         api_key: str | None = None,
         timeout_seconds: float = 60.0,
         attempts: int = 3,
         backoff_seconds: float = 0.5,
+        called: str = "judge",
     ) -> None:
         self.model = model
+        self.called = called
         self.attempts = attempts
         self.backoff_seconds = backoff_seconds
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -43,7 +46,7 @@ class Endpoint:
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The JSON object of the response. Raises ReftError with the URL and the problem after the last attempt."""
-        request = {"model": self.model, **body}
+        request = ({"model": self.model} if self.model else {}) | body
         try:
             response = send(self._http, "POST", path, attempts=self.attempts, pause=self.backoff_seconds, json=request)
         except httpx.HTTPError as error:
@@ -54,7 +57,7 @@ class Endpoint:
 
     def _failure(self, path: str, problem: str) -> ReftError:
         return ReftError(
-            f"the judge at {self._url(path)} did not answer: {problem}; check the URL, the key and the model"
+            f"the {self.called} at {self._url(path)} did not answer: {problem}; check the URL, the key and the model"
         )
 
     def _object(self, path: str, response: httpx.Response) -> dict[str, Any]:
@@ -63,8 +66,13 @@ class Endpoint:
         except ValueError:
             document = None
         if not isinstance(document, dict):
-            raise ReftError(f"the judge at {self._url(path)} did not answer with a JSON object")
+            raise ReftError(f"the {self.called} at {self._url(path)} did not answer with a JSON object")
         return document
+
+    @property
+    def url(self) -> str:
+        """The base URL."""
+        return str(self._http.base_url).rstrip("/")
 
     def _url(self, path: str) -> str:
         return str(self._http.base_url.join(path))
@@ -77,6 +85,15 @@ class Endpoint:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def key_of(named: str, owner: str, needed: bool = True) -> str | None:
+    """The secret that `env:NAME` names. Raises UsageError for a variable that is not set, unless it is not `needed`."""
+    variable = named.removeprefix("env:")
+    value = os.environ.get(variable) or None
+    if value is None and needed:
+        raise UsageError(f"the {owner}'s key is {named}, but the variable {variable} is not set here")
+    return value
 
 
 class ModerationJudge:

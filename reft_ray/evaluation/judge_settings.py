@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from reft_ray.core.errors import UsageError
-from reft_ray.evaluation.endpoint import RUBRIC, ChatJudge, Endpoint, ModerationJudge
+from reft_ray.evaluation.endpoint import RUBRIC, ChatJudge, Endpoint, ModerationJudge, key_of
 from reft_ray.evaluation.judges import ClassifierJudge, RefusalMatcher, ResponseJudge
 from reft_ray.settings import Settings
 
@@ -96,14 +94,5 @@ def _judge(settings: JudgeSettings, device: str, batch_tokens: int) -> ResponseJ
             harm = HarmClassifier(str(settings.model), settings.harmful_labels, device, batch_tokens)
             return ClassifierJudge(harm, settings.threshold)
         case JudgeKind.ENDPOINT:
-            endpoint = Endpoint(str(settings.url), str(settings.model), _key(settings.key))
+            endpoint = Endpoint(str(settings.url), str(settings.model), settings.key and key_of(settings.key, "judge"))
             return ModerationJudge(endpoint) if settings.api == "moderations" else ChatJudge(endpoint, settings.prompt)
-
-
-def _key(named: str | None) -> str | None:
-    if named is None:
-        return None
-    variable = named.removeprefix("env:")
-    if not (value := os.environ.get(variable)):
-        raise UsageError(f"the judge's key is {named}, but the variable {variable} is not set here")
-    return value

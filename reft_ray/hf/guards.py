@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from reft_ray.core.cascade import Opinion
 from reft_ray.core.conversation import Conversation, Message, parts
-from reft_ray.core.errors import ReftError
+from reft_ray.core.errors import PromptTooLongError, ReftError
 from reft_ray.core.verdict import finite
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.classifier import harm_probability
 from reft_ray.hf.compute import default_device
-from reft_ray.hf.loading import Base, load_base, load_classifier
+from reft_ray.hf.generate import Responder, load_student
+from reft_ray.hf.loading import Base, load_classifier
 
 HARMLESS_LABELS = frozenset(
     {"safe", "benign", "harmless", "neutral", "ok", "normal", "non-toxic", "not_toxic", "non_toxic", "label_0"}
@@ -34,7 +37,7 @@ class ClassifierGuard:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        name: str,
+        guard_id: str,
         threshold: float = 0.5,
         harmful: Sequence[str] = (),
     ) -> None:
@@ -46,36 +49,39 @@ class ClassifierGuard:
             if (label.lower() in named if named else label.lower() not in HARMLESS_LABELS)
         ]
         if not chosen or len(chosen) == len(labels) > 1:
-            raise ReftError(f"guard {name}: which of the labels {', '.join(labels.values())} mean harm? name them")
+            raise ReftError(f"guard {guard_id}: which of the labels {', '.join(labels.values())} mean harm? name them")
         self._model = model.eval()
         self._tokenizer = tokenizer
         self._harmful_ids = chosen
         limit = getattr(model.config, "max_position_embeddings", None) or 512
         self._window = min(int(limit), 512)
-        self.guard_id = f"classifier:{name}"
+        self.guard_id = guard_id
         self.threshold = threshold
 
     @classmethod
     def load(
-        cls, path: str, threshold: float = 0.5, harmful: Sequence[str] = (), device: str | None = None
+        cls,
+        path: str,
+        threshold: float = 0.5,
+        harmful: Sequence[str] = (),
+        device: str | None = None,
+        guard_id: str | None = None,
     ) -> ClassifierGuard:
         """A classifier from a directory of safetensors. Raises ReftError if there is none."""
-        return cls(*load_classifier(path, device), Path(path).name, threshold, harmful)
+        return cls(*load_classifier(path, device), guard_id or f"classifier:{Path(path).name}", threshold, harmful)
 
     @torch.inference_mode()
-    def probabilities(self, conversations: Sequence[Conversation]) -> list[float]:
-        """One probability per conversation, in order; a conversation without text counts as harmful."""
-        texts, owners = [], []
-        for owner, conversation in enumerate(conversations):
-            found = parts(conversation)
-            texts += [part.text for part in found]
-            owners += [owner] * len(found)
-        highest: dict[int, float] = {}
+    def opinions(self, conversations: Sequence[Conversation]) -> list[Opinion]:
+        """One Opinion per conversation, in order; a conversation without text counts as harmful."""
+        found = [(owner, part) for owner, turns in enumerate(conversations) for part in parts(turns)]
+        texts = [part.text for _, part in found]
+        worst: dict[int, Opinion] = {}
         for start in range(0, len(texts), _BATCH):
             for text, score in self._scores(texts[start : start + _BATCH]):
-                owner = owners[start + text]
-                highest[owner] = max(highest.get(owner, 0.0), finite(score))
-        return [highest.get(owner, 1.0) for owner in range(len(conversations))]
+                owner, part = found[start + text]
+                if owner not in worst or finite(score) > worst[owner].probability:
+                    worst[owner] = Opinion(finite(score), part=part.name)
+        return [worst.get(owner, Opinion(1.0)) for owner in range(len(conversations))]
 
     def _scores(self, texts: list[str]) -> Iterator[tuple[int, float]]:
         """(index of the text, probability) for each window of each text."""
@@ -108,31 +114,39 @@ class GeneratorGuard:
     """
 
     def __init__(
-        self, base: Base, name: str, threshold: float = 0.5, safe: str = "safe", unsafe: str = "unsafe"
+        self, base: Base, guard_id: str, threshold: float = 0.5, safe: str = "safe", unsafe: str = "unsafe"
     ) -> None:
         self._model = base.model
         self._chat = ChatFormat(base.tokenizer)
         # Some releases of Llama Guard begin their answer with blank lines, others do not.
         self._answers = [self._chat.tokens(lead + word) for word in (safe, unsafe) for lead in ("", "\n\n")]
         if self._answers[0] == self._answers[2]:
-            raise ReftError(f"guard {name}: the answers {safe} and {unsafe} are the same tokens")
+            raise ReftError(f"guard {guard_id}: the answers {safe} and {unsafe} are the same tokens")
         self._max_tokens = min(base.context, 8192) - max(map(len, self._answers))
-        self.guard_id = f"generator:{name}"
+        self.guard_id = guard_id
         self.threshold = threshold
 
     @classmethod
-    def load(cls, path: str, threshold: float = 0.5, device: str | None = None, **words: str) -> GeneratorGuard:
+    def load(
+        cls,
+        path: str,
+        threshold: float = 0.5,
+        device: str | None = None,
+        guard_id: str | None = None,
+        **words: str,
+    ) -> GeneratorGuard:
         """A generator from a directory of safetensors; `words` may replace the answers `safe` and `unsafe`."""
-        device = device or default_device()
-        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        return cls(load_base(path, dtype, device), Path(path).name, threshold, **words)
+        return cls(
+            load_student(path, None, device or default_device()),
+            guard_id or f"generator:{Path(path).name}",
+            threshold,
+            **words,
+        )
 
     @torch.inference_mode()
-    def probabilities(self, conversations: Sequence[Conversation]) -> list[float]:
-        """One probability per conversation, in order; a conversation without text counts as harmful."""
-        return [
-            max(map(self._probability, self._prompts(turns)), default=1.0) for turns in conversations
-        ]
+    def opinions(self, conversations: Sequence[Conversation]) -> list[Opinion]:
+        """One Opinion per conversation, in order; a conversation without text counts as harmful."""
+        return [Opinion(max(map(self._probability, self._prompts(turns)), default=1.0)) for turns in conversations]
 
     def _prompts(self, conversation: Conversation) -> list[list[int]]:
         texts = [part.text for part in parts(conversation)]
@@ -171,6 +185,45 @@ class GeneratorGuard:
         ]
         safe, unsafe = torch.stack(likelihoods).view(2, 2).logsumexp(dim=1)
         return finite(float(torch.sigmoid(unsafe - safe)))
+
+
+class AskedText(Protocol):
+    """A question to a generating guard: `messages` for the chat template, or the whole prompt as `raw`."""
+
+    @property
+    def messages(self) -> Conversation: ...
+
+    @property
+    def raw(self) -> str: ...
+
+
+class LocalReplies:
+    """Replies of a local chat model, generated greedily."""
+
+    def __init__(self, base: Base) -> None:
+        self._base = base
+        self._chat = ChatFormat(base.tokenizer)
+
+    @classmethod
+    def load(cls, path: str, device: str | None = None) -> LocalReplies:
+        """A model from a directory of safetensors. Raises ReftError if there is none."""
+        return cls(load_student(path, None, device or default_device()))
+
+    def __call__(self, questions: Sequence[AskedText], tokens: int) -> list[str]:
+        """One reply per question, of at most `tokens` tokens. Raises PromptTooLongError."""
+        prompts = [self._prompt(question) for question in questions]
+        if any(len(prompt) + tokens > self._base.context for prompt in prompts):
+            raise PromptTooLongError(
+                f"a question to the guard is longer than its context of {self._base.context} tokens; "
+                "lower the guard's `characters`"
+            )
+        return Responder(self._base.model, self._chat, tokens).answers(prompts)
+
+    def _prompt(self, question: AskedText) -> list[int]:
+        if not question.raw:
+            return self._chat.prompt(question.messages)
+        bos = self._chat.tokenizer.bos_token_id
+        return [*([bos] if isinstance(bos, int) else []), *self._chat.tokens(question.raw)]
 
 
 def _likelihood(logits_TV: Tensor, answer: list[int]) -> Tensor:

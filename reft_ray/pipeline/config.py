@@ -12,6 +12,7 @@ from reft_ray.evaluation.judge_settings import MATCHER_ONLY, JudgeSettings, chec
 from reft_ray.evaluation.suite import FINETUNE_ACCURACY
 from reft_ray.evaluation.task_accuracy import Match
 from reft_ray.finetuning.config import FinetuneConfig, Resources
+from reft_ray.guards.settings import CascadeSettings
 from reft_ray.settings import Settings
 
 _BOUNDS: Mapping[str, Bound] = {limit.measure: limit.bound for limit in DEFAULT_LIMITS}
@@ -87,9 +88,9 @@ class ScreeningArgs(Settings):
     findings: bool = True
     job_threshold: bool = True
     job_threshold_floor: float = Field(0.0, ge=-1, le=1)
-
     kept_sample: int = Field(20, ge=0, le=1000)
     cascade: CascadeSettings = CascadeSettings()
+
 
 class BaseArgs(Settings):
     """A base model that users may finetune.

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from reft_ray.core.errors import BlockedByPolicyError, StoppedError
+from reft_ray.guards.settings import load_guards
 from reft_ray.hf.ref_teacher import load_scorer
 from reft_ray.hf.row_check import TemplateCheck
 from reft_ray.jobs.results import REJECTED_SECONDS, Screening
@@ -32,7 +33,10 @@ from reft_ray.screening.reviews import Review as ReviewedRow
 REPORT = "screening_report.jsonl"
 QUARANTINE = "quarantine.jsonl"
 FIRST_LINES = 10
-_SHOWN = ("line", "decision", "reason", "part", "encoding", "score", "threshold", "decided_by")
+_SHOWN = (
+    "line", "id", "decision", "reason", "part", "span", "encoding", "score", "threshold", "teacher", "decided_by",
+    "guard_score", "categories", "hazards", "policy",
+)  # fmt: skip
 
 
 def screening_folder(run: JobRun) -> str:
@@ -54,6 +58,9 @@ def screen_file(run: JobRun, context: ModelContext) -> Screening:
         policy=Policy.REVIEW if spec.options.policy == "review" else Policy.FILTER,
         job_threshold=args.job_threshold,
         job_threshold_floor=args.job_threshold_floor,
+        guards=partial(load_guards, args.cascade.guards) if args.cascade.guards else None,
+        guard_combine=args.cascade.combine,
+        guard_order=args.cascade.order,
         findings=args.findings,
         batch_rows=args.batch_rows,
         small_rows=args.small_rows,

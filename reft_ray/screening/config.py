@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from reft_ray.core.cascade import Combine, Guard, Order
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.decoding import readings
 from reft_ray.core.errors import UsageError
@@ -15,7 +16,7 @@ from reft_ray.core.scoring import Scorer
 from reft_ray.core.verdict import Thresholds
 from reft_ray.rows.checks import Fault
 from reft_ray.rows.format import Format
-from reft_ray.screening.guards import Combine, Decode, Guard, Order, Teacher
+from reft_ray.screening.guards import Decode, Teacher
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.sources import Container, Source
 
@@ -65,7 +66,7 @@ class ScreenConfig:
     thresholds: Thresholds | None = None
     job_threshold: bool = True
     job_threshold_floor: float = 0.0
-    guard: Callable[[], Guard] | None = None
+    guards: Callable[[], Sequence[Guard]] | None = None
     guard_combine: Combine = Combine.ANY
     guard_order: Order = Order.AFTER
     policy: Policy = Policy.FILTER
@@ -107,7 +108,7 @@ class ScreenConfig:
             "control_tokens": sorted(self.control_tokens),
             "thresholds": thresholds and [thresholds.review, thresholds.block],
             "job_threshold": [self.job_threshold, self.job_threshold_floor],
-            "guard": [self.guard is not None, self.guard_combine, self.guard_order],
+            "guard": [self.guards is not None, self.guard_combine, self.guard_order],
             "findings": [self.findings, sorted(self.languages)],
             "limits": [self.limits.rows, self.limits.bytes, self.limits.row_bytes],
             "decode": self.decode.__qualname__,

@@ -8,11 +8,11 @@ from typing import Any
 
 import orjson
 
+from reft_ray.core.cascade import Combine, GuardedVerdict
 from reft_ray.core.errors import ReftError
 from reft_ray.core.job_threshold import JobThresholdRule
 from reft_ray.core.verdict import Decision, Thresholds
 from reft_ray.screening.config import ScreenConfig
-from reft_ray.screening.guards import Combine, GuardedVerdict
 from reft_ray.screening.outputs import Output
 from reft_ray.screening.signals import sampled
 from reft_ray.screening.stored_verdicts import JudgedUnit
@@ -21,7 +21,7 @@ THRESHOLD = ".screen/threshold.json"
 SCORE_BINS = 64
 SAMPLED_SCORES = 100_000
 """About this many scores are kept in memory for the rule; of more rows a sample by row number."""
-_ASKED = "the guard decides about rows that the teacher sends to review (--guard-combine {})"
+_ASKED = "the guards decide about rows that the teacher sends to review (--guard-combine {})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def derive(units: Iterable[JudgedUnit], config: ScreenConfig, lines: int) -> Dat
             if sampled(number, share):
                 sample.append(score)
     floor = config.job_threshold_floor
-    if config.guard is not None and config.guard_combine is not Combine.ANY:
+    if config.guards is not None and config.guard_combine is not Combine.ANY:
         return DatasetThreshold(None, _ASKED.format(config.guard_combine), floor, count, tuple(histogram))
     operator = Thresholds(**judges["thresholds"]) if judges else Thresholds(1.0, 1.0)
     found = JobThresholdRule(floor=floor).apply(sample, operator)

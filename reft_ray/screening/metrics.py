@@ -42,7 +42,7 @@ class ScreeningMetrics:
         record_verdicts(
             self.recorder,
             [verdict.decision for verdict in verdicts],
-            [verdict.guarded_reason for verdict in verdicts],
+            [verdict.reason for verdict in verdicts],
             [verdict.score for verdict in verdicts],
             stream=_STREAM,
             policy=str(config.policy),

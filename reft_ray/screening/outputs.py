@@ -26,10 +26,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from reft_ray.core.cascade import GuardedVerdict
 from reft_ray.core.conversation import parts, row_id
 from reft_ray.rows.text import messages_json
 from reft_ray.screening.file_parsing import FileShape
-from reft_ray.screening.guards import GuardedVerdict
 from reft_ray.screening.reading import Unit
 from reft_ray.screening.screener import Outcome, ScreenedRow, ScreenedUnit
 from reft_ray.screening.sources import Container, display_name, filesystem_of
@@ -52,6 +52,10 @@ QUARANTINE = pa.schema(
         pa.field("teacher", pa.string()),
         pa.field("decided_by", pa.string()),
         pa.field("guard_score", pa.float64()),
+        pa.field("span", pa.list_(pa.int64())),
+        pa.field("categories", pa.list_(pa.string())),
+        pa.field("hazards", pa.list_(pa.string())),
+        pa.field("policy", pa.string()),
         pa.field("messages", pa.string()),
         pa.field("conversation", pa.string()),
         pa.field("raw", pa.large_binary()),
@@ -276,6 +280,10 @@ def _evidence(result: ScreenedUnit, index: int, row: ScreenedRow, verdict: Guard
         "teacher": verdict.teacher,
         "decided_by": verdict.decided_by,
         "guard_score": verdict.guard_score,
+        "span": verdict.span,
+        "categories": verdict.categories,
+        "hazards": verdict.hazards,
+        "policy": verdict.policy,
         "messages": messages_json(row.judged),
         "conversation": messages_json(row.conversation),
         "raw": row_bytes(result.unit, index),

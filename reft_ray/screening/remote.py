@@ -60,4 +60,7 @@ class RemoteTeacher:
             record["encoding"],
             record["windows"],
             record["truncated"],
+            tuple(record["span"]) if record.get("span") else None,
+            tuple(record.get("categories", ())),
+            tuple(record.get("hazards", ())),
         )

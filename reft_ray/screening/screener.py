@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from reft_ray.core.cache import CachedScorer
+from reft_ray.core.cascade import GuardedVerdict
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.scoring import Scorer
 from reft_ray.core.verdict import Decision
@@ -16,7 +17,7 @@ from reft_ray.rows.format import Row
 from reft_ray.rows.reader import ChatRow, RowReader
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
 from reft_ray.screening.file_parsing import FileShape, parse_unit
-from reft_ray.screening.guards import GuardedVerdict, GuardEnsemble
+from reft_ray.screening.guards import GuardEnsemble
 from reft_ray.screening.reading import Unit
 
 
@@ -143,7 +144,7 @@ class Screener:
         teacher = scorer_factory()
         self.guards = GuardEnsemble(
             CachedScorer(teacher, config.cache_texts) if isinstance(teacher, Scorer) else teacher,
-            config.guard() if config.guard else None,
+            config.guards() if config.guards else (),
             config.guard_combine,
             config.guard_order,
             config.thresholds,
@@ -154,18 +155,9 @@ class Screener:
 
     @property
     def judges(self) -> dict[str, Any]:
-        """The teacher, the guard and their thresholds: equal in all units of one screening."""
-        guards = self.guards
-        # Only with a guard, so that screenings of earlier releases resume.
-        threshold = {"guard_threshold": guards.guard.threshold} if guards.guard else {}
-        return {
-            **threshold,
-            "teacher": guards.teacher.teacher_id,
-            "guard": guards.guard.guard_id if guards.guard else None,
-            "combine": str(guards.combine) if guards.guard else None,
-            "order": str(guards.order) if guards.guard else None,
-            "thresholds": {"review": guards.thresholds.review, "block": guards.thresholds.block},
-        }
+        """The teacher, the guards, their thresholds and the policy's version: equal in all units of one screening."""
+        rules = self.guards.rules
+        return rules.judges | {"policy": rules.version}
 
     def screen(self, unit: Unit) -> ScreenedUnit:
         """The outcome of every row of a unit."""

@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from reft_ray.core.cascade import GuardedVerdict
 from reft_ray.core.errors import ReftError
 from reft_ray.core.verdict import Decision
-from reft_ray.screening.guards import GuardedVerdict
 from reft_ray.screening.outputs import Output, parquet_bytes
 from reft_ray.screening.screener import ScreenedUnit
 
@@ -30,6 +30,10 @@ _VERDICT = pa.schema(
         pa.field("decided_by", pa.string(), nullable=False),
         pa.field("guard_score", pa.float64()),
         pa.field("offset", pa.float64(), nullable=False),
+        pa.field("span", pa.list_(pa.int64())),
+        pa.field("categories", pa.list_(pa.string()), nullable=False),
+        pa.field("hazards", pa.list_(pa.string()), nullable=False),
+        pa.field("policy", pa.string(), nullable=False),
     ]
 )
 _ROWS = pa.schema([pa.field("row_number", pa.int64(), nullable=False), *_VERDICT])
@@ -71,9 +75,14 @@ def read_judged(output: Output, unit: str) -> JudgedUnit:
         raise ReftError(
             f"{output.name}: the verdicts of unit {unit} are missing or damaged; delete {_state_of(unit)} and run again"
         ) from error
-    rows = zip(*(table.column(name).to_pylist() for name in _VERDICT.names), strict=True)
-    verdicts = [GuardedVerdict(Decision(decision), *values) for decision, *values in rows]
+    verdicts = [_verdict(row) for row in table.select(_VERDICT.names).to_pylist()]
     return JudgedUnit(unit, state["judges"], state["signals"], table.column("row_number").to_pylist(), verdicts)
+
+
+def _verdict(row: dict[str, Any]) -> GuardedVerdict:
+    # Parquet has no tuples.
+    tuples = {name: tuple(value) for name, value in row.items() if isinstance(value, list)}
+    return GuardedVerdict(**row | tuples | {"decision": Decision(row["decision"])})
 
 
 def judged_units(output: Output) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from reft_ray.screening.guards import GuardedVerdict
+from reft_ray.core.cascade import GuardedVerdict
 from reft_ray.screening.screener import Outcome, ScreenedRow, ScreenedUnit
 
 BINS = 40

@@ -11,10 +11,11 @@ from ray import serve
 from ray.serve import Application
 
 from reft_ray.api.chat_model import ChatError, Target
-from reft_ray.core.completion import Piece, Sampling
+from reft_ray.core.completion import Piece, RawPrompt, Sampling
 from reft_ray.core.conversation import Conversation
 from reft_ray.serving.args import ChatArgs, DeploymentArgs, ServeArgs
 from reft_ray.serving.gateway import Gateway
+from reft_ray.serving.guard import GuardReplica
 from reft_ray.serving.student import StudentReplica
 from reft_ray.serving.teacher import TeacherReplica
 from reft_ray.telemetry import logs
@@ -25,6 +26,7 @@ from reft_ray.telemetry.tracing import tracer_from_environment
 TEACHER = "Teacher"
 GATEWAY = "Gateway"
 STUDENT = "Student"
+GUARD = "Guard"
 RETRY_AFTER_SECONDS = 1.0
 
 
@@ -55,7 +57,21 @@ def build_app(args: Mapping[str, Any] | ServeArgs) -> Application:
         graceful_shutdown_timeout_s=60,
         **_size(options.gateways),
     )(serve.ingress()(Gateway))
-    return gateways.bind(teachers, options.model_dump(), _students(options))
+    return gateways.bind(teachers, options.model_dump(), _students(options), _guards(options))
+
+
+def _guards(options: ServeArgs) -> list[Application]:
+    """One deployment per guard, in the order in which they are asked."""
+    return [
+        serve.deployment(
+            name=f"{GUARD}-{number}" if number else GUARD,
+            health_check_period_s=10,
+            health_check_timeout_s=60,
+            graceful_shutdown_timeout_s=30,
+            **_size(options.guards),
+        )(GuardReplica).bind(guard.model_dump())
+        for number, guard in enumerate(options.cascade.guards)
+    ]
 
 
 def _students(options: ServeArgs) -> dict[str, Application]:
@@ -87,12 +103,12 @@ def _student_class(args: ChatArgs) -> type[StudentReplica]:
             super().__init__(uri, args, RayRecorder(Labeller(application=application)))
 
         async def stream(
-            self, target: Target, conversation: Conversation, sampling: Sampling
+            self, target: Target, prompt: Conversation | RawPrompt, sampling: Sampling
         ) -> AsyncIterator[Piece | ChatError]:
             """The pieces of a completion; a ChatError is the last item, because Serve wraps and logs exceptions."""
             registered = target.adapter_uri is None
             try:
-                async with aclosing(self.generate(target, conversation, sampling)) as pieces:  # type: ignore[type-var]
+                async with aclosing(self.generate(target, prompt, sampling)) as pieces:  # type: ignore[type-var]
                     async for piece in pieces:
                         yield piece
                         if not registered:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from reft_ray.api.settings import FilterSettings, ServiceSettings
 from reft_ray.core.errors import UsageError
+from reft_ray.guards.settings import CascadeSettings
 from reft_ray.jobs.lease import Slots
 from reft_ray.serving.builtin import BUILTIN
 from reft_ray.settings import Factory, Settings
@@ -93,6 +94,8 @@ class ServeArgs(Settings):
     )
     # A call carries a list of rows, so a few calls keep the teacher busy; more would only queue in the replica.
     teachers: DeploymentArgs = DeploymentArgs(max_ongoing=32, max_queued=64)
+    cascade: CascadeSettings = Field(CascadeSettings(), description="Guards next to the teacher, a deployment each.")
+    guards: DeploymentArgs = DeploymentArgs(cpus=0.5, max_ongoing=16, max_queued=64)
     gateways: DeploymentArgs = DeploymentArgs(cpus=0.5, max_ongoing=256, max_queued=256)
     service: ServiceArgs | None = None
     students: DeploymentArgs = DeploymentArgs(max_ongoing=128, max_queued=128)

@@ -1,10 +1,11 @@
-"""The gateway's moderator: calls to the Teacher deployment, with retries while replicas are lost."""
+"""The gateway's moderator: calls to the Teacher and Guard deployments, with retries while replicas are lost."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from ray.exceptions import (
     NodeDiedError,
@@ -19,16 +20,20 @@ from ray.serve.handle import DeploymentHandle
 
 from reft_ray.api.moderator import (
     DeadlineError,
+    GuardError,
     ModerationBatch,
     ModeratorError,
     OverloadedError,
     TeacherInfo,
     UnavailableError,
 )
+from reft_ray.core.cascade import GuardInfo, Opinion
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.verdict import Thresholds
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import Recorder
+
+T = TypeVar("T")
 
 LOST = (
     RayActorError,
@@ -63,37 +68,13 @@ class HandleModerator:
         deadline: float,
         patient: bool = False,
     ) -> ModerationBatch:
-        backoff = _MIN_BACKOFF_SECONDS
-        lost = False
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                async with asyncio.timeout(left):
-                    batch = await self._handle.judge.remote(conversations, thresholds, left, not patient)
-            except TimeoutError:
-                break
-            except BackPressureError:
-                if not patient:
-                    raise OverloadedError("the teacher's queue is full") from None
-            except LOST:
-                lost = True
-            except DeploymentUnavailableError as error:
-                raise UnavailableError(str(error)) from None
-            except Exception as error:  # over gRPC a replica's error has its own type, not RayError
-                raise ModeratorError(f"the teacher failed: {type(error).__name__}") from error
-            else:
-                if batch is None:
-                    break
-                if len(batch.verdicts) != len(conversations):
-                    raise ModeratorError(
-                        f"the teacher returned {len(batch.verdicts)} verdicts for {len(conversations)} rows"
-                    )
-                return batch
-            self._recorder.count(catalog.FILTER_RETRIES)
-            await asyncio.sleep(min(backoff, max(0.0, deadline - time.monotonic())))
-            backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
-        if lost:
-            raise UnavailableError("the teacher's replica was lost and not replaced in time")
-        raise DeadlineError("no verdict in time")
+        async def judged(left: float) -> ModerationBatch | None:
+            return await self._handle.judge.remote(conversations, thresholds, left, not patient)
+
+        batch = await answer("teacher", judged, deadline, patient, self._recorder)
+        if len(batch.verdicts) != len(conversations):
+            raise ModeratorError(f"the teacher returned {len(batch.verdicts)} verdicts for {len(conversations)} rows")
+        return batch
 
     async def info(self) -> TeacherInfo:
         """The teacher's description, cached for two seconds."""
@@ -105,3 +86,55 @@ class HandleModerator:
                 raise UnavailableError("no teacher answers") from None
             self._info_until = time.monotonic() + _INFO_CACHE_SECONDS
         return self._info
+
+
+class HandleGuard:
+    """`api.guarded.AsyncGuard` over the Serve deployment of a guard; retries lost calls until the deadline."""
+
+    def __init__(self, info: GuardInfo, handle: DeploymentHandle, recorder: Recorder) -> None:
+        self.info = info
+        self._handle = handle
+        self._recorder = recorder
+
+    async def opinions(self, conversations: Sequence[Conversation], deadline: float) -> list[Opinion]:
+        async def asked(left: float) -> list[Opinion] | None:
+            return await self._handle.opinions.remote(conversations, left)
+
+        return await answer(f"guard {self.info.guard_id}", asked, deadline, True, self._recorder)
+
+
+async def answer(
+    name: str, call: Callable[[float], Awaitable[T | None]], deadline: float, patient: bool, recorder: Recorder
+) -> T:
+    """What a deployment answers: `call` takes the seconds left and gives None where they did not suffice.
+
+    Raises ModeratorError: OverloadedError at once unless the caller is `patient`.
+    """
+    backoff = _MIN_BACKOFF_SECONDS
+    lost = False
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            async with asyncio.timeout(left):
+                found = await call(left)
+        except TimeoutError:
+            break
+        except BackPressureError:
+            if not patient:
+                raise OverloadedError(f"the {name}'s queue is full") from None
+        except LOST:
+            lost = True
+        except DeploymentUnavailableError as error:
+            raise UnavailableError(str(error)) from None
+        except Exception as error:  # over gRPC a replica's error has its own type, not RayError
+            kind = GuardError if name.startswith("guard") else ModeratorError
+            raise kind(f"the {name} failed: {type(error).__name__}") from error
+        else:
+            if found is None:
+                break
+            return found
+        recorder.count(catalog.FILTER_RETRIES)
+        await asyncio.sleep(min(backoff, max(0.0, deadline - time.monotonic())))
+        backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
+    if lost:
+        raise UnavailableError(f"the {name}'s replica was lost and not replaced in time")
+    raise DeadlineError("no verdict in time")

@@ -77,7 +77,7 @@ _CPUS_OF_A_JOB = 4
 
 def _logical_cpus(args: ServeArgs) -> int:
     """At least the CPUs that deployments and jobs request: on one machine they share the physical ones."""
-    sizes, jobs = [args.teachers, args.gateways], 0
+    sizes, jobs = [args.teachers, args.gateways, *[args.guards] * len(args.cascade.guards)], 0
     if args.service is not None:
         sizes += [args.students] * len({base.uri for base in args.service.base_models.values()})
         jobs = args.service.slots.training

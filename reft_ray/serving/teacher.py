@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from reft_ray.api.moderator import ModerationBatch, TeacherInfo, info_of
+from reft_ray.core.cascade import Rules
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.errors import ReftError
 from reft_ray.core.scoring import judge
@@ -195,10 +196,11 @@ class TeacherReplica:
         batches: dict[int, ModerationBatch] = {}
         for thresholds, indices in groups.items():
             rows = [conversation for index in indices for conversation in calls[index].conversations]
+            policy = Rules(teacher.plain.teacher_id, thresholds or teacher.plain.thresholds).version
             verdicts = iter(judge(teacher.cached, rows, thresholds))
             for index in indices:
                 batch = [next(verdicts) for _ in calls[index].conversations]
-                batches[index] = ModerationBatch(teacher.plain.teacher_id, batch)
+                batches[index] = ModerationBatch(teacher.plain.teacher_id, batch, policy)
                 if self._drift is not None:
                     self._drift.add(calls[index].stream, batch)
         tokenising = _tokenise_seconds(teacher) - tokenising

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -57,7 +58,14 @@ def test_the_openai_client_reads_every_field(make_filter: Callable[..., Any], li
         "windows": 1,
         "truncated": False,
         "teacher": "rt-words",
+        "span": [0, 13],
+        "categories": [],
+        "hazards": [],
+        "decided_by": None,
+        "guard_score": None,
+        "policy": second.model_extra["reft"]["policy"],
     }
+    assert re.fullmatch("policy-[0-9a-f]{12}", second.model_extra["reft"]["policy"])
     assert third.model_extra["reft"]["decision"] == "review"
     assert [result.model_extra["reft"]["part"] for result in parts.results] == ["messages[1].user"]
     assert error.value.param == "input"
@@ -114,6 +122,17 @@ def test_bad_requests_are_400_in_the_envelope(make_filter: Callable[..., Any], b
     assert error["param"] == param
     assert "\n" not in error["message"]
     assert response.headers["x-request-id"].startswith("req_")
+
+
+def test_images_and_misspelt_keys_have_their_own_codes(make_filter: Callable[..., Any]) -> None:
+    image = {"type": "image_url", "image_url": {"url": "https://example.org"}}
+    for body, param, code in (
+        ({"input": [{"type": "text", "text": "a"}, image]}, "input", "unsupported_image"),
+        ({"input": "a", "modle": "x"}, "modle", "unknown_parameter"),
+    ):
+        error = post(make_filter().app, body).json()["error"]
+        assert (error["param"], error["code"]) == (param, code)
+    assert "input: [1] is an image" in post(make_filter().app, {"input": ["a", image]}).json()["error"]["message"]
 
 
 def test_an_error_does_not_repeat_the_text(make_filter: Callable[..., Any]) -> None:

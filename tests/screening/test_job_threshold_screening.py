@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from reft_ray.core.cascade import Combine, Opinion, Order
 from reft_ray.core.errors import ReftError, UsageError
 from reft_ray.core.job_threshold import Fallback
 from reft_ray.core.scoring import TextScore
@@ -20,7 +21,6 @@ from reft_ray.core.verdict import Calibration, Thresholds
 from reft_ray.rows.format import Format
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset import screen
-from reft_ray.screening.guards import Combine, Order
 from reft_ray.screening.kept_rows import kept_rows
 from reft_ray.screening.metrics import ScreeningMetrics
 from reft_ray.screening.ranges import Limits
@@ -78,8 +78,8 @@ class WordGuard:
     guard_id = "words"
     threshold = 0.5
 
-    def probabilities(self, conversations):
-        return [0.9 if "flagged" in turns[0].content else 0.1 for turns in conversations]
+    def opinions(self, conversations):
+        return [Opinion(0.9 if "flagged" in turns[0].content else 0.1) for turns in conversations]
 
 
 def scores(*groups, seed=0):
@@ -270,7 +270,7 @@ def test_the_stored_verdicts_hold_no_text(poisoned, tmp_path):
     ("combine", "applies"), [(Combine.ANY, True), (Combine.ALL, False), (Combine.GREY_BAND, False)]
 )
 def test_a_guard_that_may_clear_rows_switches_it_off(poisoned, tmp_path, combine, applies):
-    config = replace(CONFIG, guard=WordGuard, guard_combine=combine)
+    config = replace(CONFIG, guards=lambda: [WordGuard()], guard_combine=combine)
     found = screen([poisoned], str(tmp_path / OUT), MadeScorer, config).job_threshold
     assert (found.own is not None) == applies
     assert applies or f"--guard-combine {combine}" in found.fallback
@@ -281,7 +281,7 @@ def test_rows_that_the_teacher_never_scored_do_not_count(tmp_path):
     data = Path(written(tmp_path / "rows.jsonl", values))
     data.write_text(data.read_text().replace("question 1", "flagged 1"))
     flagged = data.read_text().count("flagged")
-    config = replace(CONFIG, guard=WordGuard, guard_order=Order.BEFORE)
+    config = replace(CONFIG, guards=lambda: [WordGuard()], guard_order=Order.BEFORE)
     found = screen([str(data)], str(tmp_path / OUT), MadeScorer, config).job_threshold
     assert 0 < found.scores == sum(found.histogram) == 400 - flagged
 

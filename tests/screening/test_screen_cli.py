@@ -71,7 +71,7 @@ def test_a_refused_dataset_exits_with_three(run, dataset, tmp_path):
     [
         (["--column", "prompt"], "expected FIELD=COLUMN"),
         (["--format", "poem"], "--format poem: there are chat,"),
-        (["--guard", "magic"], "expected a URL"),
+        (["--guard", "magic"], "expected the URL"),
         (["--review-threshold", "0.1"], "must be set together"),
         (["--review-threshold", "0.9", "--block-threshold", "0.1"], "thresholds need"),
         (["--no-finding", "x"], "no finding is named x"),
