@@ -103,7 +103,8 @@ def test_every_answer_of_a_dialogue_is_judged_in_its_context():
     ]  # fmt: skip
     assert (first.part, last.part) == ("messages[2].assistant", "messages[4].user")
     assert last.turns[-1].content == "done\n\nthree"
-    assert last.prompt.startswith("user: Be kind.") and last.response is None
+    assert last.prompt.startswith("user: Be kind.")
+    assert last.response is None
     assert exchanges((Message("assistant", "two"),), 1000)[0].response == "two"
 
 

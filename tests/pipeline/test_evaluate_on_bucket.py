@@ -8,8 +8,8 @@ from pyarrow import fs
 from reft_ray.jobs.artefacts import put_folder
 from reft_ray.jobs.results import Training
 from reft_ray.pipeline import evaluate
-from reft_ray.pipeline.measure import measure
 from reft_ray.pipeline.base_figures import BaseFigures
+from reft_ray.pipeline.measure import measure
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.steps import StepsConfig
 
