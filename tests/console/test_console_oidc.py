@@ -18,7 +18,6 @@ from joserfc.jwk import RSAKey
 from reft_ray.api.settings import OidcSettings
 from reft_ray.console.oidc import OpenIdProvider
 
-
 KEY = RSAKey.generate_key(2048, {"kid": "k", "alg": "RS256", "use": "sig"})
 
 
