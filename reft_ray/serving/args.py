@@ -74,6 +74,11 @@ class ServiceArgs(ServiceSettings):
         description="Run drivers as Ray jobs of the cluster with this dashboard; by default they are processes of the "
         "gateway's machine.",
     )
+    job_template: str | None = Field(
+        None,
+        description="Run each job in its own cluster: a file with a RayJob (cluster/components/jobs), which the "
+        "gateway fills and creates through the Kubernetes API.",
+    )
     driver_cpus: float = Field(0, ge=0, description="CPUs of a driver as a Ray job; with 0 it runs on the head.")
     logs: str | None = Field(None, description="A directory for the logs of drivers that are processes.")
     slots: Slots = Slots()

@@ -21,6 +21,7 @@ from reft_ray.jobs.driver import DriverConfig, resolved
 from reft_ray.jobs.estimate import Counter
 from reft_ray.jobs.launcher import Launcher, ProcessLauncher
 from reft_ray.serving.args import ServeArgs, ServiceArgs, from_environment
+from reft_ray.serving.kube_launcher import KubeLauncher
 from reft_ray.serving.ray_launcher import RayLauncher
 from reft_ray.settings import load_factory
 from reft_ray.telemetry.metric_types import DEFAULT_APPLICATION
@@ -92,8 +93,10 @@ def driver_config(service: ServiceArgs, application: str = DEFAULT_APPLICATION) 
 
 
 def launcher_of(service: ServiceArgs, application: str = DEFAULT_APPLICATION) -> Launcher:
-    """Launch drivers as Ray jobs, or as processes where no job server is configured."""
+    """Launch drivers as RayJobs, as Ray jobs of a job server, or as processes where neither is configured."""
     config = driver_config(service, application)
+    if service.job_template is not None:
+        return KubeLauncher.in_pod(config, service.job_template)
     if service.job_server is not None:
         return RayLauncher(config, service.job_server, service.driver_cpus)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_RAY_WORKER_VARIABLES)}

@@ -18,6 +18,7 @@ from reft_ray.core.errors import ReftError, UsageError
 RAY_VERSION = "2.60.0"
 ROLE_LABEL = "reft-ray.io/role"
 AUTH_SECRET = "reft-ray-auth"  # noqa: S105
+JOB_SECRET = "reft-ray-jobs"  # noqa: S105
 HEADER = "# Made by `reft-ray manifests {command}` from {sources}: change it there.\n"
 
 RAY_DOCUMENTS = {
@@ -53,6 +54,12 @@ def rendered(root: Path) -> dict[str, str]:
     for name, target in RAY_DOCUMENTS.items():
         document = ray_document(_load(templates / f"{name}.yaml"), pods)
         files[target] = dump([document], f"cluster/templates/{name}.yaml and cluster/templates/pods.yaml")
+    job = ray_document(_load(templates / "service-job.yaml"), pods)
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        # Training processes have credentials of their own.
+        group["template"]["spec"]["containers"][0]["envFrom"].append({"secretRef": {"name": JOB_SECRET}})
+    files["components/jobs/rayjob.yaml"] = dump([job], "cluster/templates/service-job.yaml and pods.yaml")
     for overlay, (source, teacher) in SERVE_CONFIGS.items():
         config = _load(root / "serve_configs" / source)
         patch = service_patch(serve_config(config, teacher))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -14,6 +15,7 @@ from jsonschema import Draft202012Validator
 from reft_ray.serving.strict import check_serve_config
 
 Document = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = "1.32.0"
 CUSTOM = ("ray.io/", "monitoring.coreos.com/")
 Validator = Callable[[Document], list[str]]
@@ -108,3 +110,24 @@ def test_errors_in_native_kinds_are_found(manifests: Any) -> None:
 def test_serve_configs_have_no_unknown_keys(manifests: Any, overlay: str) -> None:
     text = manifests.one(overlay, "RayService")["spec"]["serveConfigV2"]
     assert check_serve_config(yaml.safe_load(text)) == []
+
+
+def test_the_template_of_the_services_jobs_matches_its_schema(custom: Validator) -> None:
+    document = yaml.safe_load((ROOT / "cluster/components/jobs/rayjob.yaml").read_text(encoding="utf-8"))
+    assert custom(document) == []
+
+
+def test_gateways_alone_may_create_jobs(manifests: Any) -> None:
+    documents = manifests.with_component("overlays/finetuning", "jobs")
+    (service,) = (d for d in documents if d["kind"] == "RayService")
+    cpu, gpu = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert cpu["template"]["spec"]["serviceAccountName"] == "reft-ray-gateway"
+    assert "api-token" in str(cpu["template"])
+    assert gpu["template"]["spec"]["serviceAccountName"] == "reft-ray-worker"
+    assert "api-token" not in str(gpu["template"])
+    (role,) = (d for d in documents if d["kind"] == "Role")
+    assert role["rules"] == [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get", "delete"]}]
+    (template,) = (d for d in documents if d["metadata"]["name"] == "reft-ray-job-template")
+    assert yaml.safe_load(template["data"]["rayjob.yaml"])["kind"] == "RayJob"
+    for document in (d for d in documents if not d["apiVersion"].startswith(CUSTOM)):
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
