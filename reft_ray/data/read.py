@@ -66,7 +66,7 @@ def read_rows(
 
     `format`, `columns`, `speakers` and `container` are those of `reft-ray screen`. `lines` numbers the rows of JSONL
     by line, for which tasks count the lines of every range first; otherwise `line` is null there. `options` go to
-    `ray.data.read_datasource`. Raises UsageError for inputs that do not exist or are no data.
+    `ray.data.read_datasource`. Raises UsageError for inputs that do not exist or hold no rows.
     """
     ensure_ray()
     reader = RowReader(format and Format(format), columns, control_tokens, speakers=speakers)

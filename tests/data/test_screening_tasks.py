@@ -1,0 +1,57 @@
+"""What screening gives to Ray, run in this process: read tasks, the judging worker and the writing one."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from reft_ray.screening import distributed
+from reft_ray.screening.config import ScreenConfig
+from reft_ray.screening.dataset import screen
+from reft_ray.screening.dataset_threshold import load_threshold
+from reft_ray.screening.distributed import _UnitsDatasource, _Worker, _write
+from reft_ray.screening.file_parsing import shape_of
+from reft_ray.screening.outputs import Output
+from reft_ray.screening.ranges import Limits
+from reft_ray.screening.reading import groups, plan_files
+from reft_ray.screening.sources import find_sources
+from reft_ray.screening.unit_worker import Job, Pass
+from reft_ray.telemetry.recorder import NullRecorder
+from reft_ray.testbed.word_scorer import WordScorer
+
+CONFIG = ScreenConfig(limits=Limits(rows=8), findings=False)
+
+
+class LocalRecorder(NullRecorder):
+    """In place of the recorder that sends to an actor of the cluster."""
+
+    def __init__(self, application: str) -> None:
+        super().__init__()
+
+    def flush(self) -> None:
+        """Nothing was held."""
+
+
+def test_tasks_judge_and_write_what_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "SharedRecorder", LocalRecorder)
+    rows = ({"prompt": f"Q{n}" + " bomb" * (n % 9 == 0), "response": "A"} for n in range(50))
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    screen([str(path)], str(tmp_path / "whole"), WordScorer, CONFIG)
+    out = Output(str(tmp_path / "out"))
+    plans = plan_files(find_sources([str(path)]), CONFIG.limits)
+    job = Job(WordScorer, CONFIG, [shape_of(plan, None, {}) for plan in plans], out.uri)
+    tasks = _UnitsDatasource([(plan, group) for plan in plans for group in groups(plan)]).get_read_tasks(1)
+    tables = [table for task in tasks for table in task()]
+    assert [table.num_rows for table in tables] == [1] * 7
+    judge = _Worker(Job(**{name: getattr(job, name) for name in Job.__dataclass_fields__} | {"step": Pass.JUDGE}))
+    assert all(judge(table)["error"].to_pylist() == [None] for table in tables)
+    threshold = load_threshold(Output(str(tmp_path / "whole")))
+    fields = {name: getattr(job, name) for name in Job.__dataclass_fields__}
+    writing = Job(**fields | {"step": Pass.WRITE, "threshold": threshold})
+    done = pa.concat_tables([_write(writing, table) for table in tables])
+    assert sum(done["rows"].to_pylist()) == 50
+    parts = {name: out.read(name) for name in out.sizes("kept")}
+    whole = Output(str(tmp_path / "whole"))
+    assert parts == {name: whole.read(name) for name in whole.sizes("kept")}
