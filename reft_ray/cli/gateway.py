@@ -13,7 +13,7 @@ FILTER = "Filter"
 
 
 def gateway(
-    upstream: Annotated[str, typer.Option(help="The service behind, with /v1, e.g. https://api.together.xyz/v1.")],
+    upstream: Annotated[str, typer.Option(help="The other service, with /v1, e.g. https://api.together.xyz/v1.")],
     state: Annotated[Path, typer.Option(help="A directory for the evidence of screened files.")],
     teacher: Annotated[
         str, typer.Option(help="The Ref-Teacher's directory, or `builtin`.", rich_help_panel=FILTER)

@@ -1,6 +1,6 @@
 """The Ref-Teacher and any number of guards on the same rows: who is asked about which row, and what follows.
 
-`cascade` holds the rules and asks nobody itself: it yields questions and is sent the answers. So a loop over local
+`cascade` holds the rules and calls no model itself: it yields questions and is sent the answers. So a loop over local
 models (`screening.guards`) and the online filter (`api.guarded`) follow the same rules.
 """
 

@@ -51,8 +51,8 @@ class TokenLogprob:
 class Piece:
     """A part of a completion: text, the tokens that it took, and on the last piece the finish reason.
 
-    `prompt_tokens` is set on one piece and 0 on the others. Stop sequences are not part of the text. `logprobs` has those
-    of its tokens, where asked for.
+    `prompt_tokens` is set on one piece and 0 on the others. Stop sequences are not part of the text. `logprobs` has
+    those of its tokens, where asked for.
     """
 
     text: str

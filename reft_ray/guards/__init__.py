@@ -1,1 +1,1 @@
-"""Guards: second models next to the Ref-Teacher, local or behind an endpoint, with their output formats."""
+"""Guards: second models next to the Ref-Teacher, local or on an endpoint, with their output formats."""

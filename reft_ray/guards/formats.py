@@ -229,7 +229,7 @@ _WILD = ("[INST]", "[/INST]", "<|user|>", "<|assistant|>", "<s>", "</s>")
 
 
 def _inert(text: str, tokens: Sequence[str]) -> str:
-    """The text with its control tokens broken by a space: in a raw prompt no template keeps them apart."""
+    """The text with its control tokens broken by a space: a raw prompt has no template that would separate them."""
     for token in tokens:
         text = text.replace(token, f"{token[0]} {token[1:]}")
     return text.strip()

@@ -1,4 +1,4 @@
-"""Guards that generate a reply: a local chat model, or one behind an OpenAI-compatible endpoint."""
+"""Guards that generate a reply: a local chat model, or one on an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 

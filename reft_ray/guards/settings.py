@@ -170,7 +170,7 @@ def guard_from(text: str, threshold: float = 0.5) -> GuardSettings:
         url, _, model = target.partition("#")
         values |= {"url": url, "model": model or None}
     else:
-        # Whoever loads it may run in another directory.
+        # The process that loads it may run in another directory.
         values["model"] = str(Path(target).resolve()) if Path(target).is_dir() else target
     return GuardSettings.of(values, f"--guard {text}")
 

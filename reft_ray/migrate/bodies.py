@@ -45,7 +45,7 @@ def body_of(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plan(body: Mapping[str, Any], models: Mapping[str, str]) -> PlannedJob:
-    """The body here. `models` maps base models to ours; `*` stands for all others."""
+    """The body here. `models` maps base models to ours; `*` is for all others."""
     planned = copy.deepcopy(dict(body))
     deviations: list[Deviation] = []
     asked = str(planned.get("model"))

@@ -56,7 +56,7 @@ def create_proxy(
     recorder: Recorder | None = None,
     gate: Gate | None = None,
 ) -> FastAPI:
-    """The proxy's calls under `/v1`, beside the filter's own (`/moderations`, `/screenings`, `/teacher`).
+    """The proxy's calls under `/v1`, and the filter's own (`/moderations`, `/screenings`, `/teacher`).
 
     `gate` is by default that of the settings.
     """
@@ -121,7 +121,7 @@ def _router(context: FilterContext, settings: ProxySettings, upstream: Upstream,
 
     @routes.get("/files/{file_id}/screening", response_model=None)
     async def screening(file_id: str, request: Request) -> Response:
-        """The evidence of a screened file, for whoever may see the file upstream."""
+        """The evidence of a screened file, for a client that may see the file upstream."""
         response = await upstream.send(request, "GET", f"/files/{_segment(file_id)}")
         if response.is_error:
             return relayed(response)

@@ -25,7 +25,7 @@ _NAMES = frozenset(
         "stream_options", "metadata",
     }
 )  # fmt: skip
-"""Keys of a request whose values choose something and are no text for the model."""
+"""Keys of a request whose values choose something; the model does not read them."""
 _NO_TEXT = frozenset({"role", "id", "type", "index", "finish_reason", "object", "logprobs", "system_fingerprint"})
 
 

@@ -1,4 +1,4 @@
-"""Who may call the proxy: the holder of its own key, or whoever the upstream admits."""
+"""Who may call the proxy: the holder of its own key, or the callers that the upstream admits."""
 
 from __future__ import annotations
 

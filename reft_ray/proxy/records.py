@@ -20,7 +20,7 @@ class Records:
 
     def path(self, file_id: str) -> Path:
         """Where a file's evidence is; it exists only for screened files."""
-        # The upstream chooses ids: they are no names of ours.
+        # The upstream chooses ids, so they are not used as file names.
         return self._folder / f"{hashlib.sha256(file_id.encode()).hexdigest()}.jsonl"
 
     def add(self, file_id: str, summary: dict[str, Any], rows: Iterable[bytes]) -> None:

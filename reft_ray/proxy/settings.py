@@ -16,7 +16,7 @@ class ProxySettings(Settings):
     - `policy` `filter` forwards the kept rows of a training file; `fail` refuses a file with a withheld or invalid row.
       Above `max_reject_ratio` withheld among valid rows a file is refused in any case.
     - `upstream_key` replaces the key of clients, who then need `client_key`, unless they are on this machine. Without
-      it the proxy admits whoever the upstream admits.
+      it the proxy admits the callers that the upstream admits.
     """
 
     upstream: str = Field(pattern=r"^https?://", description="With /v1.")

@@ -1,4 +1,4 @@
-"""Requests to the service behind the proxy."""
+"""Requests to the upstream service."""
 
 from __future__ import annotations
 

@@ -88,11 +88,10 @@ class StudentReplica:
     def _prompt(self, conversation: Conversation) -> list[int]:
         try:
             chat = self.engine.base.chat
-            text = chat.render(conversation, generation=True)
+            prompt = chat.prompt(conversation)
             if any(turn.extra for turn in conversation):
                 # Tool calls that the template leaves out would be a dialogue that the user did not write.
-                check_rendered(conversation, text, chat.control.cut)
-            prompt = chat.tokens(text)
+                check_rendered(conversation, chat.render(conversation, generation=True), chat.control.cut)
         except ReftError as error:
             raise ConversationError(str(error)) from None
         if not prompt:

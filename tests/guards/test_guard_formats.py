@@ -99,7 +99,7 @@ def test_every_answer_of_a_dialogue_is_judged_in_its_context():
     )
     first, last = exchanges(dialogue, 1000)
     assert [(turn.role, turn.content) for turn in first.turns] == [
-        ("user", "Be kind.\n\none"), ("assistant", "two\n\nrm -rf"),
+        ("user", "Be kind.\n\none"), ("assistant", "two\nrm -rf"),
     ]  # fmt: skip
     assert (first.part, last.part) == ("messages[2].assistant", "messages[4].user")
     assert last.turns[-1].content == "done\n\nthree"

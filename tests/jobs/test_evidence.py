@@ -4,10 +4,12 @@ import hashlib
 import json
 
 import pytest
+from sqlalchemy import text
 from typer.testing import CliRunner
 
 from reft_ray.cli.main import app
 from reft_ray.core.errors import ReftError
+from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.evidence import write_dossier
 
@@ -16,7 +18,11 @@ SECRET = "where the treasure is"
 
 @pytest.fixture
 def finished(harness):
-    return harness.drive(harness.job(*[f"{SECRET} {index}" for index in range(12)]))
+    job = harness.drive(harness.job(*[f"{SECRET} {index}" for index in range(12)]))
+    log = AuditLog(harness.jobs.database)
+    for job_id in (job.id, "ftjob-another"):
+        log.append("fine_tuning.job.created", {"type": "session"}, "proj_a", {"id": job_id})
+    return job
 
 
 def test_a_dossier_has_job_events_files_and_audit_with_their_hashes(harness, finished, tmp_path):
@@ -32,9 +38,9 @@ def test_a_dossier_has_job_events_files_and_audit_with_their_hashes(harness, fin
     files = {one["id"]: one for one in json.loads((out / "files.json").read_text())}
     content = harness.files.read(finished.spec.training_file, finished.project_id)
     assert files[finished.spec.training_file]["sha256"] == hashlib.sha256(b"".join(content)).hexdigest()
-    kinds = [json.loads(line)["type"] for line in (out / "audit.jsonl").read_text().splitlines()]
-    assert {"file.created", "fine_tuning.job.created"} <= set(kinds) or len(kinds) >= 2
-    assert index["audit"]["fault"] is None
+    (entry,) = map(json.loads, (out / "audit.jsonl").read_text().splitlines())
+    assert (entry["type"], entry["data"]) == ("fine_tuning.job.created", {"id": finished.id})
+    assert (index["audit"]["entries"], index["audit"]["fault"]) == (2, None)
     everything = b"".join(path.read_bytes() for path in out.iterdir())
     assert SECRET.encode() not in everything
     assert str(tmp_path / "content").encode() not in everything
@@ -67,8 +73,6 @@ def test_the_command_writes_it_and_reports_a_broken_log(harness, finished, tmp_p
 
     result = run("a")
     assert (result.exit_code, "none changed" in result.output) == (0, True), result.output
-    from sqlalchemy import text
-
     with harness.jobs.database.write() as connection:
         connection.execute(text("UPDATE audit_log SET type = 'x.y' WHERE seq = 1"))
     broken = run("b")

@@ -168,7 +168,10 @@ def test_a_request_above_the_context_is_rejected_with_its_size(student, server):
 
 
 def test_a_conversation_that_the_template_rejects_is_a_conversation_error(student, monkeypatch):
-    monkeypatch.setattr(student.engine.base.chat, "template", "{{ raise_exception('roles must alternate') }}")
+    def refuse(*_, **__):
+        raise ReftError("the chat template refuses this conversation: roles must alternate")
+
+    monkeypatch.setattr(student.engine.base.chat, "render", refuse)
     with pytest.raises(ConversationError, match="roles must alternate"):
         asyncio.run(pieces_of(student))
 
@@ -348,7 +351,8 @@ def test_a_real_model_gives_the_log_probabilities_of_its_tokens(student, server,
     assert [item.logprob for item in found[1 : len(ids)]] == pytest.approx(expected, abs=1e-4)
     assert found[len(ids)].logprob == pytest.approx(logprobs[-1].max().item(), abs=1e-4)
     assert found[len(ids)].top[0][1] == found[len(ids)].logprob
-    assert len(found) == len(ids) + 3
+    # The random model may end its completion early.
+    assert len(ids) < len(found) <= len(ids) + 3
     assert asyncio.run(completed(student, RawPrompt(ids=tuple(ids))))[1] == found
     _, remote = asyncio.run(over_http())
     assert [item.logprob for item in remote[1:]] == pytest.approx([item.logprob for item in found[1:]], abs=1e-5)
