@@ -92,7 +92,7 @@ class Database:
     @contextmanager
     def write(self, lock_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[Connection]:
         """A transaction that commits or rolls back; on SQLite it waits `lock_seconds` for another writer."""
-        options = {"reft_write": True, "reft_lock_seconds": lock_seconds}
+        options = {"reft_write": True, "reft_lock_wait": lock_seconds}
         with self.engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
 
@@ -162,7 +162,7 @@ def _sqlite(url: str, create: bool) -> Engine:
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         options = connection.get_execution_options()
-        writes, seconds = options.get("reft_write", False), options.get("reft_lock_seconds", LOCK_WAIT_SECONDS)
+        writes, seconds = options.get("reft_write", False), options.get("reft_lock_wait", LOCK_WAIT_SECONDS)
         connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
