@@ -25,6 +25,6 @@ def refuse_media(content: object, place: str = "") -> None:
             name = {"image": "an image", "audio": "audio", "file": "a file", "video": "a video"}[kind]
             # PydanticCustomError formats its template: braces cannot come from the place, which we write.
             raise PydanticCustomError(
-                f"unsupported_{kind}",  # type: ignore[arg-type]
-                f"{place}[{index}] is {name}: only text is supported, and nothing unread is cleared",  # type: ignore[arg-type]
+                f"unsupported_{kind}",
+                f"{place}[{index}] is {name}: only text is supported, and nothing unread is cleared",
             )

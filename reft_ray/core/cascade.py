@@ -111,7 +111,7 @@ class GuardedVerdict(Verdict):
             return "clear"
         if self.by_job_threshold:
             return "job_threshold"
-        return Verdict.reason.fget(self) if self.by_teacher else "guard"  # type: ignore[attr-defined,no-any-return]
+        return super(GuardedVerdict, self).reason if self.by_teacher else "guard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class Question(NamedTuple):
     rows: list[int]
 
 
-Answers = Sequence[Verdict] | Sequence[Opinion]
+Answers = Sequence[Verdict | Opinion]
 
 
 def cascade(rules: Rules, rows: int) -> Generator[Question, Answers, list[GuardedVerdict]]:

@@ -211,7 +211,7 @@ def _read_safeguard(reply: str) -> Reading:
     found = _last_object(reply)
     if found.get("violation") not in (0, 1):
         raise ValueError
-    return Reading(float(found["violation"]), _listed(str(found.get("category", ""))))
+    return Reading(UNSAFE if found["violation"] else SAFE, _listed(str(found.get("category", ""))))
 
 
 FORMATS: Mapping[str, ReplyFormat] = {
