@@ -14,7 +14,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-pytest_plugins = ["fixtures.http", "fixtures.models", "fixtures.postgres", "fixtures.prometheus", "fixtures.review_service"]
+pytest_plugins = [
+    "fixtures.http",
+    "fixtures.models",
+    "fixtures.postgres",
+    "fixtures.prometheus",
+    "fixtures.review_service",
+]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 _PROGRAMS = {

@@ -34,7 +34,9 @@ def fetch(
 
 @app.command("download")
 def download(
-    uri: Annotated[str, typer.Argument(help="hf://ORG/NAME@REVISION, s3://BUCKET/PATH, gs://BUCKET/PATH or file:///PATH.")],
+    uri: Annotated[
+        str, typer.Argument(help="hf://ORG/NAME@REVISION, s3://BUCKET/PATH, gs://BUCKET/PATH or file:///PATH.")
+    ],
     folder: Annotated[Path, typer.Argument(help="Directory to make; one that is complete stays as it is.")],
     sha256: Annotated[str | None, typer.Option(help="Digest that an earlier run printed.")] = None,
 ) -> None:

@@ -163,7 +163,7 @@ def _batch(
         "label_B": torch.tensor([codes[row.label] for row in rows]),
     }
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in on_device.items()}
-    return Batch(**moved, index_B=torch.tensor([row.index for row in rows]))
+    return Batch(**moved, index_B=torch.tensor([row.index for row in rows]), packing=None)
 
 
 def dummy_batch(pad_id: int, device: torch.device | str = "cpu") -> Batch:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from reft_ray.core.conversation import Conversation, parts
+from reft_ray.core.conversation import Conversation, Part, parts
 from reft_ray.core.decoding import readings
 from reft_ray.core.joining import joined_turns
 from reft_ray.core.verdict import Calibration, Decision, ScoreError, Thresholds, Verdict, finite
@@ -82,14 +82,13 @@ def judge(
     """Verdicts on rows, in order.
 
     All readings of all parts of all rows, and of turns read on (`joined`), go to the scorer in one call, each distinct
-    text once. A row without
-    any text is blocked. One that was not read to its end needs review. Raises ScoreError.
+    text once. A row without any text is blocked. One that was not read to its end needs review. Raises ScoreError.
     """
     wanted: dict[str, int] = {}
     rows: list[list[_Reading]] = []
     for conversation in conversations:
         row = []
-        texts = [(part, None, part.text) for part in parts(conversation)]
+        texts: list[tuple[Part, str | None, str]] = [(part, None, part.text) for part in parts(conversation)]
         texts += [(part, "joined", text) for part, text in joined_turns(conversation)]
         for part, joined, whole in texts:
             offset = scorer.response_offset if part.role == "assistant" else 0.0

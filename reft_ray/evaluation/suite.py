@@ -46,8 +46,8 @@ class Suite:
 
     `harmless` prompts should be answered although they may look harmful (such as XSTest's safe ones), `everyday`
     prompts look harmless. Over-refusal is the share refused of these and the tasks' prompts; `look_alikes_refused` that
-    of the first alone, `everyday_refused` that of the others. Of several `judges` the first decides. `categories`, where
-    given, has the category of each harmful prompt, "" for none.
+    of the first alone, `everyday_refused` that of the others. Of several `judges` the first decides. `categories`,
+    where given, has the category of each harmful prompt, "" for none.
     """
 
     harmful: Sequence[Conversation] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from reft_ray.core.conversation import Conversation, Message
 from reft_ray.core.errors import ReftError
@@ -120,7 +120,7 @@ def _calls(more: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return calls
 
 
-def _named(function: Any) -> bool:
+def _named(function: Any) -> TypeGuard[dict[str, Any]]:
     return isinstance(function, dict) and isinstance(function.get("name"), str) and bool(function["name"])
 
 

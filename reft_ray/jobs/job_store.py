@@ -117,7 +117,7 @@ class JobStore:
         with self.database.read() as connection:
             return page(connection, jobs, query, job_of, after=after, limit=limit)
 
-    def _having(self, metadata: Mapping[str, str]) -> list[ColumnElement[bool]]:
+    def _having(self, metadata: Mapping[str, str]) -> Sequence[ColumnElement[bool]]:
         """Conditions on the pairs. No key is part of a JSON path, in which SQLite gives characters a meaning."""
         if any("\0" in text for pair in metadata.items() for text in pair):
             return [false()]  # neither database stores it

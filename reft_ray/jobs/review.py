@@ -103,7 +103,7 @@ class FiledRow:
 
     def values(self) -> dict[str, Any]:
         """The columns, with the distance of score and threshold; null for NaN."""
-        found = {
+        found: dict[str, Any] = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in asdict(self).items()
         }

@@ -212,7 +212,7 @@ class ReviewQueue:
         duplicates: bool = False,
         version: int | None = None,
         among: Sequence[State] = OPEN,
-    ) -> list[Review]:
+    ) -> Sequence[Review]:
         """Decide about rows, and with `duplicates` about the free open rows of their clusters: all, or none.
 
         The last decision about a waiting job lets it continue. Raises InvalidError, NotFoundError, or ConflictError for
@@ -220,14 +220,15 @@ class ReviewQueue:
         """
         check_decision(action, code, comment)
         with self.database.write() as connection:
-            found, jobs = self._lock(connection, review_ids)
+            named, jobs = self._lock(connection, review_ids)
+            found = [*named]
             now = self.database.now()
-            for review in found:
+            for review in named:
                 if version is not None and review.version != version:
                     raise ConflictError(f"Review {review.id} has changed since version {version}.", "review_changed")
             if duplicates:
                 seen = {review.id for review in found}
-                for review in list(found):
+                for review in named:
                     query = select(*COLUMNS).where(*self._cluster(review)).with_for_update()
                     others = [review_of(row) for row in connection.execute(query)]
                     free = [o for o in others if o.holder(now) in (None, by.name) and o.first_by != by.name]
@@ -240,7 +241,7 @@ class ReviewQueue:
         self._count(after)
         return after
 
-    def _lock(self, connection: Connection, review_ids: Sequence[str]) -> tuple[list[Review], list[Job]]:
+    def _lock(self, connection: Connection, review_ids: Sequence[str]) -> tuple[Sequence[Review], Sequence[Job]]:
         """Lock the jobs of these rows, so that the last decision sees all others, and then the rows."""
         query = select(*COLUMNS).where(reviews.c.id.in_(review_ids)).order_by(reviews.c.seq)
         job_ids = sorted({row.job_id for row in connection.execute(query)})
@@ -289,7 +290,7 @@ class ReviewQueue:
                 f"Review {review.id} overturns a block: another person must confirm it.", "second_person_needed"
             )
 
-    def _cluster(self, review: Review) -> list[ColumnElement[bool]]:
+    def _cluster(self, review: Review) -> Sequence[ColumnElement[bool]]:
         same = Filter(job=review.job_id, cluster=review.cluster, kind=review.kind, state=review.state)
         return [*same.clauses(), reviews.c.id != review.id]
 

@@ -7,7 +7,7 @@ may be missing, turns may have other keys (their text is judged as well) and `co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import orjson
 
@@ -27,7 +27,6 @@ ROLE_KEYS: Mapping[str, frozenset[str]] = {
     "tool": frozenset({"role", "content", "tool_call_id", "name"}),
     "function": _COMMON_KEYS,
 }
-_PLAIN_ROLES = ROLE_KEYS.keys() - {"tool", "function"}
 _ROLES = ", ".join((*ROLES, "function"))
 Speakers = Mapping[str, str]
 
@@ -87,7 +86,7 @@ def _is_system(turn: Turn) -> bool:
     return role_of(turn.get(speaker)) == "system" and text in turn
 
 
-def plainly_valid(messages: Any) -> bool:
+def plainly_valid(messages: Any) -> TypeGuard[list[dict[str, Any]]]:
     """The common case, decided fast: two keys per turn, known roles, text, an answer."""
     if type(messages) is not list:
         return False

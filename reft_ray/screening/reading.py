@@ -174,7 +174,6 @@ class _Reader:
 
     def __init__(self, source: Source) -> None:
         self._file = source.stream()
-        self._seekable = source.compression is None
         self._position = 0
 
     def __enter__(self) -> _Reader:
@@ -185,7 +184,7 @@ class _Reader:
 
     def read(self, offset: int, size: int) -> bytes:
         """At most `size` bytes from `offset`, fewer only at the end of the file."""
-        if self._seekable:
+        if isinstance(self._file, pa.NativeFile):
             return bytes(self._file.read_at(size, offset))
         while self._position < offset:
             skipped = self._file.read(min(offset - self._position, 1 << 20))
