@@ -31,7 +31,7 @@ def tune(
     alpha: Annotated[list[float] | None, typer.Option(help="A weight of distillation to try; repeatable.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="Trials at most.")] = 8,
     safety_weight: Annotated[
-        float, typer.Option(min=0, help="Weight of the KL to the Ref-Teacher beside the validation loss.")
+        float, typer.Option(min=0, help="Weight of the KL to the Ref-Teacher, added to the validation loss.")
     ] = 1.0,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any other FinetuneConfig key, e.g. epochs=1.")

@@ -1,4 +1,4 @@
-"""Letters behind disguises: invisible characters and marks between them, and characters that look like Latin letters.
+"""Letters in disguise: invisible characters and marks between them, and characters that look like Latin letters.
 
 Each character is folded by itself to at most three others, so the work is linear and the result bounded, whatever the
 text: normalising a whole text is neither (one Arabic ligature becomes 18 characters, long runs of marks are sorted).
@@ -64,7 +64,7 @@ def plain_letters(text: str) -> str:
 
 @cache
 def _composes(pair: str) -> bool:
-    """Whether a letter with a mark is an accented letter, written apart; no language strikes letters out."""
+    """Whether a letter with a mark is an accented letter in two characters; no language strikes letters out."""
     return len(unicodedata.normalize("NFC", pair)) == 1
 
 

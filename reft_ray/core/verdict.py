@@ -18,7 +18,7 @@ class Decision(StrEnum):
 
 
 class ScoreError(ReftError):
-    """A scorer gave something that is no score: there is no verdict."""
+    """A scorer gave something that is not a score: there is no verdict."""
 
 
 def finite(score: float) -> float:

@@ -99,7 +99,7 @@ def _made_ready(trainable_model: TrainableModel, config: Training, runtime: Runt
 
 
 def _compute_dtype(config: Training, device: torch.device) -> torch.dtype:
-    """What products are computed in; trained weights stay float32 beside it."""
+    """What products are computed in; trained weights stay float32."""
     wanted = config.precision
     if wanted == "auto":
         wanted = "bfloat16" if device.type == "cuda" else "float32"

@@ -32,7 +32,7 @@ def pair_of(row: Example) -> tuple[Example, Example]:
     """A row's two dialogues; only the answers in which they differ are learned. Raises ReftError without a pair."""
     rejected = conversation_from(row.rejected)
     if not rejected or not row.answered or rejected[-1].role != "assistant":
-        raise ReftError("the row is no preference pair: it has no rejected answer")
+        raise ReftError("the row is not a preference pair: it has no rejected answer")
     shared = 0
     while shared < min(len(row.messages), len(rejected)) and _same(row.messages[shared], rejected[shared]):
         shared += 1

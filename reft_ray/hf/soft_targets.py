@@ -83,7 +83,7 @@ def write_soft_targets(
 ) -> None:
     """Run the teacher once over the alignment rows and write what is missing of their labels.
 
-    `share` (rank, processes) writes every n-th part; whoever finds all parts written completes the directory.
+    `share` (rank, processes) writes every n-th part; the process that finds all parts written completes the directory.
     `progress` receives the share of this process's tokens that are done. Holds the labels of one part in memory.
     """
     if not any(row.trained_tokens for row in rows):
@@ -189,7 +189,7 @@ def _packed(rows: Sequence[SoftTargets], vocabulary: int) -> dict[str, Array]:
     logprobs_MK = torch.cat([row.logprobs_NK for row in rows]).numpy()
     tail_M = torch.cat([row.tail_N for row in rows]).numpy()
     mass_MK = np.exp(logprobs_MK.astype(np.float64))
-    # Most likely first: what a token and all behind it have together.
+    # Most likely first: what a token and all after it have together.
     rest_MK = mass_MK[:, ::-1].cumsum(axis=1)[:, ::-1]
     keeps_MK = rest_MK >= OMITTED
     keeps_MK[:, 0] = True

@@ -2,7 +2,7 @@
 
 | template | without thinking, the default |
 |---|---|
-| has a switch `enable_thinking` (Qwen3, Qwen3.5) | the switch is off: the prompt ends behind an empty thought |
+| has a switch `enable_thinking` (Qwen3, Qwen3.5) | the switch is off: the prompt ends after an empty thought |
 | always opens a thought (Qwen3-Thinking, R1-Distill) | the prompt closes it |
 | today's date (Llama 3.2, gpt-oss) | `DATE`, so that the same rows are the same tokens on every day |
 

@@ -50,7 +50,7 @@ def _fuse(model: PreTrainedModel) -> None:
         raise UsageError("kernels=liger needs liger-kernel: pip install 'reft-ray[gpu]'")
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
-    # The loss stays ours: it keeps the alignment term beside the user's, and computes logits in parts already.
+    # The loss stays ours: it keeps the alignment term next to the user's, and computes logits in parts already.
     _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
 
 

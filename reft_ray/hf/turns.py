@@ -1,6 +1,6 @@
 """Turns as a chat template reads them, and the check that it has rendered all of them.
 
-Templates drop what they do not know: a tool call (Phi-3), the text beside a call (Llama 3), a role. Such a row is
+Templates drop what they do not know: a tool call (Phi-3), the text next to a call (Llama 3), a role. Such a row is
 refused, because the student would learn another dialogue than the one that was screened.
 """
 

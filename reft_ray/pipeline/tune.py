@@ -76,7 +76,7 @@ def search(
 ) -> list[Trial]:
     """Run the trials and copy the best adapter to `out`; the trials, best first.
 
-    Each trial trains in one process with the resources of one worker. Trials that are behind at a checkpoint are
+    Each trial trains in one process with the resources of one worker. The worst trials at a checkpoint are
     stopped early (ASHA). All trials' adapters stay next to `out`. Raises ReftError if there are no validation rows, or
     if no trial succeeded.
     """

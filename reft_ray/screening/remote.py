@@ -50,7 +50,7 @@ class RemoteTeacher:
             )
         score, probability = record["score"], record["probability"]
         if score is None or probability is None:
-            raise ScoreError(f"the service's teacher {self.teacher_id} gave a score that is no number: replace it")
+            raise ScoreError(f"the service's teacher {self.teacher_id} gave a score that is not a number: replace it")
         return Verdict(
             Decision(record["decision"]),
             score,

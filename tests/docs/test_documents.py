@@ -82,10 +82,12 @@ def defined(dotted: str) -> bool:
 
 
 def names_of(node: ast.stmt) -> set[str]:
-    """The names that a statement at the top of a module defines."""
+    """The names that a statement at the top of a module defines, or offers in `__all__`."""
     match node:
         case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
             return {node.name}
+        case ast.Assign(targets=[ast.Name(id="__all__")]):
+            return set(ast.literal_eval(node.value))
         case ast.Assign():
             return {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
         case ast.AnnAssign(target=ast.Name(id=name)):

@@ -52,7 +52,7 @@ def test_pairs_learn_only_where_they_differ(llama: Path) -> None:
     plain = Example(chat("hi", "yes"), place="row 2")
     encoded = encode_pairs(fmt, [plain, row, pair("x", "same", "same", "row 3")], None, skipped)
     assert [(side.index, side.trained_tokens > 0) for side in encoded] == [(0, True), (1, True)]
-    assert skipped.note == "row 2: the row is no preference pair: it has no rejected answer: left out, and 1 more"
+    assert skipped.note == "row 2: the row is not a preference pair: it has no rejected answer: left out, and 1 more"
 
 
 def test_dpo_prefers_the_chosen_answers(llama: Path, tmp_path: Path) -> None:
