@@ -224,7 +224,7 @@ class Resources(Settings):
     """What a run takes from the cluster, and how many failures it survives."""
 
     workers: int = Field(1, ge=0, description="0 trains in this process, without a cluster")
-    min_workers: int | None = Field(None, ge=1, description="train with as few while a cluster has no room for all")
+    min_workers: int | None = Field(None, ge=1, description="train with as few while a cluster cannot start all")
     start_minutes: float = Field(15, gt=0, description="how long a group of workers may take to start, nodes included")
     gpus_per_worker: float = Field(0, ge=0)
     cpus_per_worker: float | None = Field(None, gt=0, description="default: 1, without workers all that there are")
