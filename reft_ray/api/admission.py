@@ -79,8 +79,8 @@ class Admission:
         state = scope["state"]
         state |= {"principal": principal, "project": owner, "threads": self._threads, "gate": self._gate}
         if not self._at_work.take(owner):
-            error = busy(f"{self._at_work.per_owner} requests of this project are at work; try again.", 1)
-            await response_of(error)(scope, receive, send)
+            refusal = busy(f"{self._at_work.per_owner} requests of this project are at work; try again.", 1)
+            await response_of(refusal)(scope, receive, send)
             return
         try:
             await self._run(scope, receive, send, limit, owner)

@@ -42,7 +42,7 @@ def openai(
 
         if run and not (url and model):
             raise UsageError("--run needs the service's --url and a --model")
-        models = dict(text.split("=", 1) if "=" in text else ("*", text) for text in model or [])
+        models = dict((text if "=" in text else f"*={text}").split("=", 1) for text in model or [])
         migration = Migration(out, lambda line: None if as_json else typer.echo(line))
         with OpenAISource(source, str(key_of(source_key, "source"))) as reader:
             migration.read(reader)

@@ -69,8 +69,8 @@ def read_rows(
     `ray.data.read_datasource`. Raises UsageError for inputs that do not exist or hold no rows.
     """
     ensure_ray()
-    reader = RowReader(format and Format(format), columns, control_tokens, speakers=speakers)
-    sources = find_sources([inputs] if isinstance(inputs, str) else inputs, container and Container(container))
+    reader = RowReader(Format(format) if format else None, columns, control_tokens, speakers=speakers)
+    sources = find_sources([inputs] if isinstance(inputs, str) else inputs, Container(container) if container else None)
     pieces = [piece for source in sources for piece in pieces_of(source, span_bytes)]
     if lines:
         pieces = _numbered(pieces)
@@ -148,7 +148,7 @@ class RowsDatasource(Datasource):
 
     def _task(self, group: Sequence[Piece]) -> ReadTask:
         size = sum((piece.end or piece.source.size) - piece.start for piece in group)
-        names = [piece.source.name for piece in group]
+        names = tuple(piece.source.name for piece in group)
         metadata = BlockMetadata(num_rows=None, size_bytes=3 * size, exec_stats=None, input_files=names)
         return ReadTask(partial(_read, group, self._reader), metadata, schema=ROWS)
 

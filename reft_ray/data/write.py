@@ -98,7 +98,7 @@ class RowsSink(Datasink[list[Part]]):
         for name in output.sizes():
             if name.partition("/")[0] in _FOLDERS.values() and name not in counted:
                 output.remove(name)
-        columns = list(zip(*parts, strict=True)) or [[], [], []]
+        columns = list(zip(*parts, strict=True)) or [(), (), ()]
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table([list(column) for column in columns], schema=PARTS), sink)
         output.write(MANIFEST, sink.getvalue().to_pybytes())

@@ -142,7 +142,8 @@ class Migration:
 
 
 def _validated(path: str) -> dict[str, Any]:
-    total, lines = Validated(), []
+    total = Validated()
+    lines: list[int] = []
     try:
         (source,) = find_sources([path], None)
         for line, _ in validate_source(source, RowReader(), total, 1):
