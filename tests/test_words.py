@@ -43,6 +43,7 @@ ORDINARY = (
 DATA_FILES = {
     "reft_ray/experiments/attacks/datasets.py",
     "reft_ray/testbed/answers.py",
+    "reft_ray/testbed/english.py",
     "reft_ray/testbed/grammar.py",
     "reft_ray/testbed/lexicon.py",
     "reft_ray/testbed/tasks.py",
