@@ -156,7 +156,10 @@ def _both(spans: Iterable[str | None], runs: Iterable[str]) -> list[str]:
     rest = "\n".join(dict.fromkeys(runs))
     for span in dict.fromkeys(whole[:_MAX_KNOWN]):
         rest = rest.replace(span, "\n")
-    return whole + [run.strip() for run in rest.split("\n") if len(run.strip()) >= _RUN - 4]
+    # Of a span with other letters than ASCII the runs are parts.
+    known = {line.strip() for span in whole for run in _printable(span.encode()) for line in run.split("\n")}
+    lines = (line.strip() for line in rest.split("\n"))
+    return whole + [line for line in lines if len(line) >= _RUN - 4 and line not in known]
 
 
 def _printable(data: bytes | None) -> list[str]:
