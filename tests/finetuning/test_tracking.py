@@ -23,12 +23,11 @@ def follow(kind: str, folder: Path) -> list[object]:
 def test_tensorboard_has_every_figure_once(tmp_path: Path) -> None:
     assert len(follow("tensorboard", tmp_path)) == 3
     from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import RecordWriter  # noqa: F401 - the writer's package has no reader
 
     (file,) = (tmp_path / "run-1").iterdir()
     data, found, at = file.read_bytes(), [], 0
     while at < len(data):
-        size = int.from_bytes(data[at : at + 8], "little")
+        size = int.from_bytes(data[at : at + 8], "little")  # tensorboardX has no reader
         event = Event.FromString(data[at + 12 : at + 12 + size])
         found += [(event.step, v.tag, v.simple_value) for v in event.summary.value if v.tag == "loss"]
         at += 16 + size
