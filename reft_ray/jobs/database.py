@@ -139,8 +139,7 @@ def _sqlite(url: str, create: bool) -> Engine:
     if not path or path == ":memory:":
         raise UsageError("database: job records must survive the process; use sqlite:///PATH instead of memory")
     if create:
-        if not Path(path).parent.exists():
-            Path(path).parent.mkdir(0o700, parents=True)
+        Path(path).parent.mkdir(0o700, parents=True, exist_ok=True)
         # It holds the secrets of webhooks. SQLite gives its other files the mode of this one.
         Path(path).touch(0o600)
         # Two connections that switch a new file to WAL at once both fail immediately, whatever the timeout.
