@@ -156,7 +156,7 @@ def test_json_is_read_in_every_layout_under_every_name(tmp_path, spelling, name)
         ("rows.jsonl", json.dumps({"messages": TURNS}).encode("utf-16"), "UTF-16"),
         ("rows.csv", "prompt,completion\nQ,A\n".encode("utf-16-le"), "UTF-16"),
         ("rows.parquet", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
-        ("rows.jsonl.gz", gzip.compress(b"{}" * 999)[:-9], "rows.jsonl.gz"),
+        ("rows.jsonl.gz", gzip.compress(b"{}" * 999, mtime=0)[:-9], "rows.jsonl.gz"),
         ("rows.jsonl.gz", b"\x1f\x8b broken", "damaged gzip"),
         ("rows.xlsx", b"PK\x03\x04...", "spreadsheet"),
         ("rows.pkl", b"\x80\x04\x95", "pickle"),
