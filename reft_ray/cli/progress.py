@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 LINE_SECONDS = 10.0
 """Without a terminal there is a line this often at most."""
+TICK_SECONDS = 1.0
 
 
 class Bar:
@@ -65,7 +66,7 @@ class Bar:
 
     def tick(self) -> None:
         """Print lines until the end, also while nothing is reported."""
-        while not self._ended.wait(1.0):
+        while not self._ended.wait(TICK_SECONDS):
             with self._lock:
                 self._draw()
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 
 import pytest
+from fixtures.sqlite import sqlite_url
 
 from reft_ray.core.errors import StoppedError
 from reft_ray.jobs.content import ContentStore
@@ -40,10 +41,7 @@ def clock() -> Clock:
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.servers)])
 def database(request, tmp_path, clock):
     """The same contract on both databases."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'jobs.db'}"
-    else:
-        url = request.getfixturevalue("new_postgres")()
+    url = sqlite_url(tmp_path) if request.param == "sqlite" else request.getfixturevalue("new_postgres")()
     database = Database.open(url, clock)
     yield database
     database.close()
@@ -51,7 +49,7 @@ def database(request, tmp_path, clock):
 
 @pytest.fixture
 def sqlite_database(tmp_path, clock):
-    database = Database.open(f"sqlite:///{tmp_path / 'jobs.db'}", clock)
+    database = Database.open(sqlite_url(tmp_path), clock)
     yield database
     database.close()
 

@@ -316,7 +316,7 @@ def test_an_upload_whose_parts_do_not_fit_is_refused(files, clock):
         ("a.jsonl", b"prompt,completion\n1,2\n", "Line 1 is not a dictionary"),
         ("a.jsonl", b"", "empty"),
         ("a.jsonl", b" \n\n", "blank"),
-        ("upload", b"%PDF-1.7", "Line 1"),
+        ("upload", b"%PDF-1.7", "is a PDF"),
         ("a.jsonl", b"[" * 100_000, "Line 1"),
         ("a.jsonl", b'{"messages": []}\nnope\n' + b'{"a": 1}\n' * 20_000, "Line 2"),
     ],

