@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -58,7 +58,7 @@ def tune(
             progress.phase("screening")
             counts = run.screen(data, progress.update, recorder)
             progress.phase("trials")
-            chosen = {"learning_rate": learning_rate, "rank": rank, "alpha": alpha}
+            chosen: dict[str, Any] = {"learning_rate": learning_rate, "rank": rank, "alpha": alpha}
             space = Space(**{name: tuple(values) for name, values in chosen.items() if values})
             most = min(trials, space.size)
             found = search(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import HTMLResponse, Response
@@ -77,7 +77,7 @@ def router(site: Site, stores: Stores) -> APIRouter:
             verification=stores.audit.verify() if verify else None,
         )
 
-    def _values() -> dict[str, object]:
+    def _values() -> dict[str, Any]:
         return {
             "keys": stores.tenants.list_keys(),
             "roles": ROLES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Form, Query, Request
@@ -42,7 +42,7 @@ def router(site: Site, stores: Stores) -> APIRouter:
         session = sessions.required(request)
         session.need("reviews.read")
         wanted = _filter(session, job, file, reason, kind, state)
-        ordered = "age" if order == "age" else "nearness"
+        ordered: Literal["nearness", "age"] = "age" if order == "age" else "nearness"
         page = queue.list(wanted, ordered, after or None, LIMIT)
         chosen = {"job": job, "file": file, "reason": reason, "kind": kind, "state": state, "order": ordered}
         return site.page(

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -67,7 +68,7 @@ def _from_rank_0(tensor: Tensor | None, like: Tensor, device: torch.device) -> T
 def save_shards(folder: Path, weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
     """Write weights and optimiser state; every rank calls it and writes its own files."""
     writer = HuggingFaceStorageWriter(str(folder / SHARDS), save_distributed=True)
-    dcp.save(_state(weights, optimizer), storage_writer=writer)
+    save(_state(weights, optimizer), storage_writer=writer)
 
 
 def load_shards(folder: Path, weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
@@ -80,7 +81,7 @@ def load_shards(folder: Path, weights: dict[str, nn.Parameter], optimizer: torch
     with warnings.catch_warnings():
         # One process that resumes what several wrote is meant.
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        dcp.load(state, storage_reader=reader, no_dist=not dist.is_initialized())
+        load(state, storage_reader=reader, no_dist=not dist.is_initialized())
     for name, parameter in weights.items():
         optimizer.state[parameter]["step"] = state[f"optimizer.{name}.step"].reshape(())
 

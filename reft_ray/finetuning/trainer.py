@@ -203,7 +203,7 @@ def _run(
             worker,
             train_loop_config={},
             scaling_config=ScalingConfig(
-                num_workers=_worker_range(resources),
+                num_workers=_worker_range(resources),  # type: ignore[arg-type]  # a range is of Train's version 2
                 use_gpu=resources.gpus_per_worker > 0,
                 resources_per_worker={"CPU": resources.cpus_per_worker or 1}
                 | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),

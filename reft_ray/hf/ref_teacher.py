@@ -298,7 +298,7 @@ def content_id(folder: Path, manifest: dict[str, Any]) -> str:
 
 
 def load_scorer(
-    teacher: Path, base: str | None, precision: str = "auto", threshold: float | None = None
+    teacher: str | Path, base: str | None, precision: str = "auto", threshold: float | None = None
 ) -> TeacherScorer:
     """Load a teacher's artefact and build its scorer, in each screening process.
 

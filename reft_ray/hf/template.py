@@ -77,8 +77,8 @@ class ChatTemplate:
     @cached_property
     def ends(self) -> list[str]:
         """The control tokens that the template writes after an answer and after a tool call: what ends generation."""
-        answer = {"role": "assistant", "content": _ANSWER}
-        call = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
+        answer: dict[str, Any] = {"role": "assistant", "content": _ANSWER}
+        call: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
         return list(dict.fromkeys(filter(None, map(self._end_of, (answer, call)))))
 
     def _end_of(self, turn: dict[str, Any]) -> str:

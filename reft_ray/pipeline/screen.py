@@ -48,7 +48,7 @@ def screen_file(run: JobRun, context: ModelContext) -> Screening:
     """Screen the training file with the base model's teacher; resumes after a crash."""
     spec, args = run.job.spec, context.args.screening
     config = ScreenConfig(
-        format=spec.options.format and Format(spec.options.format),
+        format=Format(spec.options.format) if spec.options.format else None,
         columns=spec.options.columns,
         speakers=spec.options.speakers,
         control_tokens=control_tokens(context.base),
@@ -138,7 +138,7 @@ def _report_lines(folder: str) -> Iterator[bytes]:
     report = load_report(folder)
     counts = {name: getattr(report, name) for name in ("rows", "kept", "review", "blocked", "invalid")}
     findings = [{"name": found.name, "severity": str(found.severity), "rows": found.rows} for found in report.findings]
-    summary = {"summary": counts, "judges": dict(report.judges), "findings": findings}
+    summary: dict[str, Any] = {"summary": counts, "judges": dict(report.judges), "findings": findings}
     summary["histogram"] = list(report.histogram)
     if (found := report.job_threshold) is not None:
         summary["job_threshold"] = {"own": found.own, "fallback": found.fallback, "rows": found.rows}

@@ -116,9 +116,14 @@ def search(
             search_alg=ray.tune.search.BasicVariantGenerator(random_state=config.seed),
             scheduler=ASHAScheduler(grace_period=1),
         ),
-        run_config=ray.tune.RunConfig(name="trials", storage_path=str(folder), verbose=0, callbacks=_counted(done)),
+        run_config=ray.tune.RunConfig(
+            name="trials", storage_path=str(folder), verbose=0, callbacks=[_counter(done)] if done else []
+        ),
     ).fit()
-    ranked = sorted(map(_trial_of, found), key=lambda trial: (math.isnan(trial.score), trial.score))
+    ranked = sorted(
+        (_trial_of(found[index]) for index in range(len(found))),
+        key=lambda trial: (math.isnan(trial.score), trial.score),
+    )
     best = next((trial for trial in ranked if trial.folder and Path(trial.folder).is_dir()), None)
     if best is None:
         raise ReftError(f"no trial ended with an adapter: {_first_error(found)}")
@@ -140,10 +145,8 @@ def _first_error(found: Any) -> str:
     return str(error).strip().splitlines()[-1] if error else "they were all stopped"
 
 
-def _counted(done: Callable[[int], None] | None) -> list[Any]:
+def _counter(done: Callable[[int], None]) -> ray.tune.Callback:
     """A callback of Tune that passes on how many trials have ended."""
-    if done is None:
-        return []
 
     class Count(ray.tune.Callback):
         ended = 0
@@ -155,4 +158,4 @@ def _counted(done: Callable[[int], None] | None) -> list[Any]:
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             self.on_trial_complete(iteration, trials, trial)
 
-    return [Count()]
+    return Count()

@@ -37,7 +37,8 @@ def read_rows(run: JobRun, file_id: str, base: str) -> Iterator[ReadRow]:
     """Every row of a file. Raises UsageError with the owner's file name if it cannot be read."""
     options = run.job.spec.options
     (plan,) = plan_files([uploaded(run, file_id)], Limits())
-    shape = shape_of(plan, options.format and Format(options.format), options.columns, options.speakers)
+    wanted = Format(options.format) if options.format else None
+    shape = shape_of(plan, wanted, options.columns, options.speakers)
     reader = RowReader(shape.format, options.columns, control_tokens(base), speakers=options.speakers)
     for unit in read_units(plan, plan.cuts.ranges):
         lines, raws = unit.rows["row_number"].to_pylist(), unit.rows["raw"].to_pylist()

@@ -80,7 +80,8 @@ def blocked(body: dict[str, Any]) -> dict[str, Any]:
 def blocked_stream(body: dict[str, Any]) -> bytes:
     """The same as a stream."""
     head = _head(body, "chat.completion.chunk")
-    deltas = ({"role": "assistant", "refusal": REFUSAL}, None), ({}, "content_filter")
+    refusal = {"role": "assistant", "refusal": REFUSAL}
+    deltas: tuple[tuple[dict[str, str], str | None], ...] = (refusal, None), ({}, "content_filter")
     chunks = [{**head, "choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in deltas]
     return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
 

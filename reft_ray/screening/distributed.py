@@ -87,7 +87,7 @@ def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> 
         )
     try:
         for batch in finished.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for done_unit in batch.to_pylist():  # type: ignore[union-attr]
+            for done_unit in batch.to_pylist():
                 if done_unit["error"] is not None:
                     raise _error_from(done_unit["error"])
                 yield Finished(done_unit["unit"], done_unit["rows"])

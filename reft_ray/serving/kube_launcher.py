@@ -100,7 +100,7 @@ class KubeLauncher:
 
     def is_waiting(self, handle: str) -> bool:
         words = self._status(handle)
-        return bool(words) and not words & (_ENDED | _STARTED)
+        return bool(words and not words & (_ENDED | _STARTED))
 
     def _status(self, handle: str) -> set[str] | None:
         """The RayJob's states, empty if there is none; None where the API server does not say."""

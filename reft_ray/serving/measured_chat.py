@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from reft_ray.api.chat_model import ChatError, ChatModel, ChatOverloadedError, Target
-from reft_ray.core.completion import Piece, Sampling
+from reft_ray.core.completion import Piece, RawPrompt, Sampling
 from reft_ray.core.conversation import Conversation
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import Recorder
@@ -21,12 +21,14 @@ class MeasuredChat:
         self._recorder = recorder
         self._running = 0
 
-    async def generate(self, target: Target, conversation: Conversation, sampling: Sampling) -> AsyncIterator[Piece]:
+    async def generate(
+        self, target: Target, prompt: Conversation | RawPrompt, sampling: Sampling
+    ) -> AsyncIterator[Piece]:
         model = "base" if target.adapter_uri is None else "student"
         outcome, started, first, last, tokens = "cancelled", time.perf_counter(), 0.0, 0.0, 0
         self._change(1)
         try:
-            pieces = self._model.generate(target, conversation, sampling)
+            pieces = self._model.generate(target, prompt, sampling)
             async with aclosing(pieces) as stream:  # type: ignore[type-var]
                 async for piece in stream:
                     last = time.perf_counter()

@@ -48,7 +48,7 @@ class StudentReplica:
         self, target: Target, prompt: Conversation | RawPrompt, sampling: Sampling
     ) -> AsyncIterator[Piece]:
         raw = prompt if isinstance(prompt, RawPrompt) else None
-        ids = await asyncio.to_thread(self._raw if raw else self._prompt, prompt)
+        ids = await asyncio.to_thread(self._ids, prompt)
         echoed = self._echoed(raw, ids) if raw and sampling.echo else None
         self._recorder.set(catalog.CHAT_WAITING, self.engine.waiting_requests)
         sampling = replace(sampling, max_tokens=self._max_tokens(len(ids), sampling))
@@ -84,6 +84,9 @@ class StudentReplica:
             raise ReftError("the engine's thread has ended")
         if self.engine.failed_steps >= MAX_FAILED_STEPS:
             raise ReftError(f"the model failed {self.engine.failed_steps} times in a row")
+
+    def _ids(self, prompt: Conversation | RawPrompt) -> list[int]:
+        return self._raw(prompt) if isinstance(prompt, RawPrompt) else self._prompt(prompt)
 
     def _prompt(self, conversation: Conversation) -> list[int]:
         try:
