@@ -80,11 +80,11 @@ class _Pools:
 def _pools(prompts: Path, seed: int) -> _Pools:
     rng = random.Random(seed)  # noqa: S311 - an order, not a secret
     counts: Counter[tuple[str, str, str]] = Counter()
-    rows = []
-    for row in _permissive(prompts):
-        counts[row["source"], row["licence"], row["label"]] += 1
-        if len(row["prompt"]) <= PROMPT_CHARACTERS:
-            rows.append(Example(chat(row["prompt"]), Label(row["label"]), row["source"]))
+    rows: list[Example] = []
+    for found in _permissive(prompts):
+        counts[found["source"], found["licence"], found["label"]] += 1
+        if len(found["prompt"]) <= PROMPT_CHARACTERS:
+            rows.append(Example(chat(found["prompt"]), Label(found["label"]), found["source"]))
     for row in SyntheticRows.make(seed, Sizes(teacher_train=2000)).teacher_train:
         counts[SYNTHETIC, "Apache-2.0", row.label or ""] += 1
         rows.append(Example(row.prompt, row.label, SYNTHETIC))
@@ -108,9 +108,9 @@ def teacher_data(
     rng = random.Random(f"{seed}/refusals")  # noqa: S311
     train: list[Example] = []
     for label in Label:
-        sources = [rows for (of, _), rows in sorted(pools.training.items()) if of is label]
-        each = steps * BATCH_ROWS // 2 // len(sources)
-        for rows in sources:
+        chosen = [rows for (of, _), rows in sorted(pools.training.items()) if of is label]
+        each = steps * BATCH_ROWS // 2 // len(chosen)
+        for rows in chosen:
             if label is Label.HARMLESS:
                 train += islice(cycle(answer(rows[:ANSWERED_PER_SOURCE])), each)
             else:

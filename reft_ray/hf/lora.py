@@ -157,12 +157,14 @@ def merge(model: PeftModel, share: float = 1.0) -> PreTrainedModel:
         for module in model.modules():
             if isinstance(module, BaseTunerLayer):
                 layer = module.get_base_layer()
-                dtype = layer.weight.dtype  # type: ignore[union-attr]
+                dtype = layer.weight.dtype
                 if dtype in (torch.bfloat16, torch.float16):
                     layer.to(torch.float32)
                     module.merge()
                     layer.to(dtype)
-        merged: PreTrainedModel = model.merge_and_unload()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "All adapters are already merged")
+            merged: PreTrainedModel = model.merge_and_unload()
     return merged.requires_grad_(False).eval()
 
 
