@@ -114,7 +114,7 @@ def test_tokens_are_limited_and_unused_ones_are_returned(service):
         )
 
     for stream in (False, True):
-        answer = talk(90, stream=stream)
+        answer = talk(85, stream=stream)
         if stream:
             assert list(answer.parse())
         assert int(answer.headers["x-ratelimit-remaining-tokens"]) < 12
