@@ -6,6 +6,7 @@ Teacher and student of a job are two adapters on the same weights, so a job neve
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
