@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
 from reft_ray.core.errors import ReftError
@@ -116,7 +117,7 @@ def test_a_vision_tower_is_neither_adapted_nor_taken_for_the_decoder() -> None:
 def test_rslora_scales_by_the_root_of_the_rank(llama: Path, tmp_path: Path) -> None:
     model = attach(load_base(str(llama)).model, "student", LoraSettings(rank=16, scale=2.0, rslora=True))
     assert adapter_scale(model, "student") == 8.0
-    scalings = {module.scaling["student"] for module in model.modules() if hasattr(module, "scaling")}
+    scalings = {module.scaling["student"] for module in model.modules() if isinstance(module, LoraLayer)}
     assert scalings == {8.0}
     save_adapter(model, "student", tmp_path / "a", "base")
     assert saved_scale(tmp_path / "a") == 8.0
