@@ -158,7 +158,7 @@ def merge(model: PeftModel, share: float = 1.0) -> PreTrainedModel:
         for module in model.modules():
             if isinstance(module, BaseTunerLayer):
                 layer = module.get_base_layer()
-                dtype = layer.weight.dtype  # type: ignore[union-attr]
+                dtype = layer.weight.dtype
                 if dtype in (torch.bfloat16, torch.float16):
                     layer.to(torch.float32)
                     module.merge()
