@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from reft_ray.core.errors import UsageError
+from reft_ray.hf import compute
 from reft_ray.hf.compute import (
     ParallelPasses,
     keep_faster_threads,
@@ -40,6 +41,23 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(UsageError, match="precision fp16: one of auto, float32, bfloat16"):
         resolve_dtype("fp16", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "sizes", "faster"), [(0.1, {128}, False), (1.1, {128, 1024}, False), (2.0, {128, 1024}, True)]
+)
+def test_no_large_product_is_measured_where_bfloat16_is_emulated(
+    monkeypatch: pytest.MonkeyPatch, ratio: float, sizes: set[int], faster: bool
+) -> None:
+    measured = set()
+
+    def rate(dtype: torch.dtype, device: str, size: int) -> float:
+        measured.add(size)
+        return ratio if dtype is torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(compute, "matmul_rate", rate)
+    assert compute.bfloat16_is_faster.__wrapped__("cpu") is faster
+    assert measured == sizes
 
 
 def faults(mode: str) -> int:
