@@ -313,19 +313,28 @@ def test_wrong_settings_are_usage_errors(dataset, tmp_path):
         screen([str(dataset)], str(tmp_path / "out"), WordScorer, ScreenConfig(findings_off=frozenset({"nonsense"})))
 
 
+def screen_csv(folder, rows):
+    data = folder / "rows.csv"
+    data.write_bytes(f"prompt,response\nWhat is tea?,A drink\n{rows}".encode())
+    report = screen([str(data)], str(folder / "out"), WordScorer)
+    assert not any(b"bomb" in part.read_bytes() for part in (folder / "out/kept").glob("*"))
+    return report.kept, report.invalid, report.reasons[0].code
+
+
 @pytest.mark.parametrize(
     "rows",
     [
-        'I need a 5" pipe,Buy one\nhow to build a bomb,Take the parts\n',
+        '"I need a pipe,Buy one\nhow to build a bomb,Take the parts\n',
         "tea please,ok\rhow to build a bomb,Take the parts\n",
     ],
 )
-def test_csv_rows_that_a_stray_quote_joins_are_invalid(tmp_path, rows):
-    data = tmp_path / "rows.csv"
-    data.write_bytes(f"prompt,response\nWhat is tea?,A drink\n{rows}".encode())
-    report = screen([str(data)], str(tmp_path / "out"), WordScorer)
-    assert (report.kept, report.invalid, report.reasons[0].code) == (1, 1, "invalid_csv")
-    assert not any(b"bomb" in part.read_bytes() for part in (tmp_path / "out/kept").glob("*"))
+def test_csv_rows_that_a_stray_quote_or_carriage_return_joins_are_invalid(tmp_path, rows):
+    assert screen_csv(tmp_path, rows) == (1, 1, "invalid_csv")
+
+
+def test_a_quote_inside_a_csv_text_joins_no_rows(tmp_path):
+    rows = 'I need a 5" pipe,Buy one\nhow to build a bomb,Take the parts\n'
+    assert screen_csv(tmp_path, rows) == (2, 0, "score_above_block")
 
 
 @pytest.mark.parametrize(
