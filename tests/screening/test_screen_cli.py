@@ -18,7 +18,7 @@ app.add_typer(review.app, name="review")
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """Runs a command; the teacher at --teacher is a word scorer."""
-    monkeypatch.setattr(command, "load_scorer", lambda teacher, base: WordScorer())
+    monkeypatch.setattr(command, "load_scorer", lambda teacher, base, precision: WordScorer())
     (tmp_path / "teacher").mkdir()
 
     def invoke(*arguments):
