@@ -54,13 +54,13 @@ def gateway(
         from reft_ray.api.auth import check_bind
         from reft_ray.api.guarded import GuardedModerator, LocalGuard
         from reft_ray.api.moderator import LocalModerator
-        from reft_ray.cli.serve import trained_builtin
         from reft_ray.core.cascade import Combine
         from reft_ray.evaluation.endpoint import key_of
         from reft_ray.guards.settings import CascadeSettings, guard_from, load_guards
         from reft_ray.hf.ref_teacher import RefTeacher
         from reft_ray.proxy.app import create_proxy, gate_of
         from reft_ray.proxy.settings import ProxySettings
+        from reft_ray.serving.builtin import teacher_folder
 
         settings = ProxySettings.of(
             {
@@ -76,9 +76,8 @@ def gateway(
         gate = gate_of(settings)
         check_bind(host, gate is not None and not gate.keyless())
         cascade = CascadeSettings.of({"guards": [guard_from(text) for text in guard or []], "combine": guard_combine})
-        folder = str(trained_builtin()) if teacher == "builtin" else teacher
         moderator = GuardedModerator(
-            LocalModerator(RefTeacher.load(folder).scorer(base)),
+            LocalModerator(RefTeacher.load(teacher_folder(teacher)).scorer(base)),
             [LocalGuard(found) for found in load_guards(cascade.guards)],
             Combine(guard_combine),
         )

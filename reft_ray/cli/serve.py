@@ -95,13 +95,14 @@ def serve(
 ) -> None:
     """Start Ray, Serve and the filter on this machine (loopback only); with --state, the whole service.
 
+    The default is SmolLM2-135M-Instruct with the packaged teacher; --teacher and --base serve a model of yours.
+
     Ctrl-C stops it. For accelerators, several machines or autoscaling see serve_configs/.
     """
     if demo:
         _demo(state, port)
         return
     with user_errors(), tempfile.TemporaryDirectory(prefix="reft-screenings-") as scratch:
-        from reft_ray.core.errors import UsageError
         from reft_ray.guards.settings import guard_from
         from reft_ray.serving.args import ServeArgs
         from reft_ray.serving.local import local_service
@@ -121,11 +122,7 @@ def serve(
             "teachers": {"replicas": replicas, "cpus": cpus, "max_ongoing": 32, "max_queued": 64},
         }
         if state is not None:
-            if teacher != "builtin":
-                raise UsageError(
-                    "--state serves the built-in base model only; for others see `service:` in docs/service.md"
-                )
-            values["service"] = _service(state.resolve(), Path(values["teacher"]["teacher"]), workers, cascade)
+            values["service"] = _service(state.resolve(), values["teacher"]["teacher"], base, workers, cascade)
         with local_service(ServeArgs.of(values, "serve"), port, not logs, metrics_port) as url:
             print(_EXAMPLE.format(teacher=teacher, url=url), flush=True)
             if state is not None:
@@ -139,13 +136,16 @@ def serve(
             print("Stopping.", flush=True)
 
 
-def _service(state: Path, teacher: Path, workers: int, cascade: dict[str, Any]) -> dict[str, Any]:
-    """The section `service:` for the built-in base model, with all state in one directory."""
+def _service(state: Path, teacher: str, base: str | None, workers: int, cascade: dict[str, Any]) -> dict[str, Any]:
+    """The section `service:` for one base model, with all state in one directory."""
     from reft_ray.hf.ref_teacher import RefTeacher
-    from reft_ray.pipeline.builtin import builtin_base
+    from reft_ray.pipeline.builtin import local_base
+    from reft_ray.serving.builtin import BUILTIN
 
-    base = builtin_base(workers)
-    options = base.model_dump(mode="json")
+    recorded = RefTeacher.load(teacher).manifest.base_name
+    args = local_base(teacher, base, workers)
+    name = BUILTIN if base is None and recorded == "smollm2" else Path(base or recorded).name
+    options = args.model_dump(mode="json")
     # Jobs are screened by the same models as the online filter.
     options["screening"]["cascade"] = cascade
     state.mkdir(0o700, parents=True, exist_ok=True)
@@ -155,14 +155,14 @@ def _service(state: Path, teacher: Path, workers: int, cascade: dict[str, Any]) 
         "logs": str(state / "logs"),
         "audit_heads_uri": str(state / "audit"),
         "audit_key": str(state / "audit.pem"),
-        "gate": dict(base.gate.limits),
-        "options": {"bases": {"builtin": options}},
+        "gate": dict(args.gate.limits),
+        "options": {"bases": {name: options}},
         "base_models": {
-            "builtin": {
-                "uri": RefTeacher.load(teacher).manifest.base_name,
-                "n_epochs": round(base.finetune["epochs"]),
-                "batch_size": base.finetune["batch_rows"],
-                "min_steps": base.finetune["min_steps"],
+            name: {
+                "uri": base or recorded,
+                "n_epochs": round(args.finetune["epochs"]),
+                "batch_size": args.finetune["batch_rows"],
+                "min_steps": args.finetune["min_steps"],
             }
         },
     }
@@ -181,22 +181,9 @@ def _demo(state: Path | None, port: int) -> None:
 
 def _resolved(teacher: str) -> str:
     """An absolute path, because replicas run in other directories. Raises NotADirectoryError for a missing one."""
-    if teacher == "builtin":
-        return str(trained_builtin())
-    path = Path(teacher).resolve()
+    from reft_ray.serving.builtin import teacher_folder
+
+    path = teacher_folder(teacher).resolve()
     if not path.is_dir():
         raise NotADirectoryError(20, "No such teacher directory", str(path))
     return str(path)
-
-
-def trained_builtin() -> Path:
-    """The built-in teacher's directory; shows a progress bar for each model that must be trained first."""
-    from reft_ray.cli.progress import bar
-    from reft_ray.hf.model_store import cache_root
-    from reft_ray.pipeline.builtin import ensure_teacher
-    from reft_ray.testbed.base_model import ensure_base
-
-    with bar("built-in base model") as progress:
-        base = ensure_base(cache_root(), progress=lambda done, total: progress.update({"progress": done / total}))
-    with bar("built-in Ref-Teacher") as progress:
-        return ensure_teacher(base, progress.update)

@@ -72,17 +72,18 @@ def filter_rows(
     precision: str = "float32",
     threshold: float | None = None,
 ) -> FilteredRows:
-    """Screen rows as a service does, with all files in `folder`, which is replaced.
+    """Screen rows as a service does, with all files in `folder`, which is replaced; rows for review are dropped too.
 
-    Rows above `threshold` (default: the teacher's block threshold) are dropped, and no row is left for review.
+    With a `threshold` the rows above it are dropped and no others: neither the teacher's thresholds nor the dataset's
+    apply.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_chat_rows(folder / "rows.jsonl", rows)
-    limit = teacher.manifest.thresholds.block if threshold is None else threshold
-    scorer = partial(load_scorer, teacher.folder, base, precision, limit)
+    scorer = partial(load_scorer, teacher.folder, base, precision, threshold)
     out = str(folder / "screened")
-    config = replace(screening or ScreenConfig(findings=False), job_threshold=False)
+    config = screening or ScreenConfig(findings=False)
+    config = config if threshold is None else replace(config, job_threshold=False)
     report = screen([str(folder / "rows.jsonl")], out, scorer, config)
     return FilteredRows(rows, frozenset(number - 1 for number, _ in kept_rows(out)), report)
 

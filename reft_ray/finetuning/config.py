@@ -96,6 +96,9 @@ class TeacherConfig(Training):
     answered_rows: float = Field(
         0.5, ge=0, le=1, description="share of a batch with answers; 1: REG acts on these rows alone, in the same pass"
     )
+    answer_shares: tuple[float, ...] = Field(
+        (1.0,), min_length=1, description="shares of the trained adapter to answer with: the best on validation prompts"
+    )
     balanced: bool = True
     balanced_sources: bool = Field(True, description="REG sees the prompts of each source equally often")
     evaluate_every: int | None = Field(None, ge=1)

@@ -35,7 +35,9 @@ from reft_ray.finetuning.model import TrainableModel, load_trainable
 from reft_ray.finetuning.prompts import check_labels, sources_of
 from reft_ray.finetuning.rows import CyclingSampler, SamplerState, digest_of, encode_rows, rank_slice
 from reft_ray.finetuning.runtime import Runtime
+from reft_ray.finetuning.teacher_answers import best_share
 from reft_ray.finetuning.teacher_filter import FilterChoice, FilterSelection, StageProgress, sample_answers
+from reft_ray.hf.lora import scale_adapter
 from reft_ray.hf.ref_teacher import Manifest
 from reft_ray.hf.training import optimizer_of
 
@@ -296,6 +298,9 @@ class TeacherRun:
         """What the filter reads of the best weights: the largest share of the adapter that ranks no worse than none."""
         if self.best:
             restore_weights(self.trainable_model.model, self.best)
+        if len(self.config.answer_shares) > 1:
+            share = best_share(self.trainable_model, self.data.validation, self.config.answer_shares)
+            scale_adapter(self.trainable_model.model, share)
         mix, *smaller = self.selection.mixes()
         if smaller:
             base = self.selection.quick_auroc(self.evaluation_prompts, 0.0)

@@ -148,6 +148,14 @@ def scaled_adapters(model: nn.Module, share: float) -> AbstractContextManager[No
     return nullcontext() if share == 1 else rescale_adapter_scale(model, share)
 
 
+@torch.no_grad()
+def scale_adapter(model: nn.Module, share: float) -> None:
+    """Multiply what the trained adapter adds by `share`, in place."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and ".lora_B." in name:
+            parameter.mul_(share)
+
+
 def merge(model: PeftModel, share: float = 1.0) -> PreTrainedModel:
     """Fold a share of the active adapter into the base weights and return the bare model.
 

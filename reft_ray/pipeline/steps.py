@@ -14,7 +14,7 @@ from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.results import Evaluation, Export, Screening, Training, Validation
 from reft_ray.jobs.run import JobRun
 from reft_ray.pipeline.base_figures import BaseFigures
-from reft_ray.pipeline.builtin import builtin_base
+from reft_ray.pipeline.builtin import local_base
 from reft_ray.pipeline.config import BaseArgs
 from reft_ray.pipeline.evaluate import evaluate_student
 from reft_ray.pipeline.export import export_student
@@ -31,7 +31,7 @@ class StepsConfig(Settings):
     """Options of `make`. `shared` is a directory that all machines reach; it keeps soft labels between jobs (default:
     the user's cache directory)."""
 
-    bases: Mapping[str, BaseArgs] = Field(default_factory=lambda: {BUILTIN: builtin_base()}, min_length=1)
+    bases: Mapping[str, BaseArgs] = Field(default_factory=lambda: {BUILTIN: local_base()}, min_length=1)
     shared: str | None = None
     min_rows: int = Field(10, ge=1)
     archive: bool = Field(True, description="also save the adapter as a result file, a zip")

@@ -1,15 +1,15 @@
-"""bfloat16 gives the same verdicts as float32: a trained teacher on ten thousand prompts in batches of any kind."""
+"""bfloat16 gives the same verdicts as float32: the packaged teacher on two thousand prompts in batches of any kind."""
 
 import random
 
 import pytest
 
-from reft_ray.cli.serve import trained_builtin
 from reft_ray.hf.ref_teacher import RefTeacher
+from reft_ray.serving.builtin import BUILTIN, teacher_folder
 from reft_ray.testbed.synthetic import Sizes, SyntheticRows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-PROMPTS = 10_000
+PROMPTS = 2_000
 
 
 def prompts() -> list[str]:
@@ -27,7 +27,7 @@ def prompts() -> list[str]:
 def test_bfloat16_decides_as_float32_does_in_any_batch() -> None:
     texts = prompts()
     assert len(texts) == PROMPTS
-    teacher = RefTeacher.load(trained_builtin())
+    teacher = RefTeacher.load(teacher_folder(BUILTIN))
     exact = teacher.scorer(precision="float32")
     decisions = [exact.thresholds.decide(item.score) for item in exact.score(texts)]
     assert 0.2 < sum(decision == "block" for decision in decisions) / PROMPTS < 0.8

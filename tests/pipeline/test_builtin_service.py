@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 
+from reft_ray.testbed.english import EVERYDAY, HARMFUL
 from reft_ray.testbed.synthetic import SyntheticRows, write_chat_rows
 from reft_ray.testbed.tasks import Task
 
@@ -21,7 +23,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """The service of the built-in base; the first run trains base and teacher, which takes minutes."""
+    """The service of SmolLM2 with the packaged teacher."""
     state = tmp_path_factory.mktemp("state")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -38,15 +40,18 @@ def address(tmp_path_factory):
     assert code == 0
 
 
-def test_it_moderates_with_the_built_in_teacher(address):
-    answer = httpx.post(f"{address}/v1/moderations", json={"input": "Hello there."}, timeout=30)
-    assert answer.status_code == 200
-    assert answer.json()["model"].startswith("rt-")
+def test_it_moderates_plain_english(address):
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="any")
+    answer = client.moderations.create(input=[*EVERYDAY, *HARMFUL])
+    assert answer.model.startswith("rt-")
+    flagged = [result.flagged for result in answer.results]
+    assert sum(flagged[: len(EVERYDAY)]) <= 2
+    assert sum(flagged[len(EVERYDAY) :]) >= 18
 
 
 def test_the_ten_lines_finetune_and_chat(address, tmp_path):
     """A poisoned file: the harmful rows are withheld, and the student passes the gate."""
-    write_chat_rows(tmp_path / "train.jsonl", SyntheticRows.make(0).user_rows(300, 0.1, Task.SENTIMENT, 0))
+    write_chat_rows(tmp_path / "train.jsonl", SyntheticRows.make(0).user_rows(60, 0.1, Task.SENTIMENT, 0))
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     code = next(block for block in blocks if "fine_tuning" in block) + "print(job.status, job.fine_tuned_model)\n"
     result = subprocess.run(

@@ -14,8 +14,6 @@ import httpx
 import pytest
 import yaml
 
-from reft_ray.cli.serve import trained_builtin
-
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +39,6 @@ def short_folder() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def address(short_folder: str) -> Iterator[str]:
     """The service's address, once it is ready."""
-    trained_builtin()
     start, deploy = re.findall(r"^#\s+(RAY_AUTH_MODE=.*)$", CONFIG.read_text(), re.M)
     words, environment = command(start)
     # Blocking, so that stopping it stops only this cluster.

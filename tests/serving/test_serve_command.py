@@ -7,8 +7,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from reft_ray.cli.serve import serve
+from reft_ray.cli.serve import _service, serve
 from reft_ray.core.errors import UsageError
+from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.serving.args import ServeArgs
 from reft_ray.serving.builtin import BUILTIN, teacher_folder
 from reft_ray.serving.local import local_service
@@ -38,10 +39,22 @@ def test_a_port_in_use_is_a_usage_error() -> None:
         pytest.fail("the port is taken")
 
 
-def test_the_builtin_teacher_must_have_been_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REFT_CACHE", str(tmp_path))
-    with pytest.raises(Exception, match="run `reft-ray serve` once"):
-        teacher_folder(BUILTIN)
-    (tmp_path / "builtin-teacher").mkdir()
-    (tmp_path / "builtin-teacher" / "teacher.json").touch()
-    assert teacher_folder(BUILTIN) == tmp_path / "builtin-teacher"
+def test_the_builtin_teacher_comes_with_the_package_and_is_small() -> None:
+    folder = teacher_folder(BUILTIN)
+    made = RefTeacher.load(folder).manifest
+    assert (made.base_name, made.geometry) == ("smollm2", "whitened")
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 8e6
+    assert teacher_folder("other") == Path("other")
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "base"),
+    [({}, "builtin", "smollm2"), ({"base": "/models/mine"}, "mine", "/models/mine")],
+)
+def test_the_whole_service_is_served_for_the_packaged_or_ones_own_model(
+    tmp_path: Path, options: dict[str, str], name: str, base: str
+) -> None:
+    section = _service(tmp_path, str(teacher_folder(BUILTIN)), options.get("base"), 0, {})
+    ServeArgs.of({"service": section}, "serve")
+    assert section["base_models"][name]["uri"] == base
+    assert list(section["options"]["bases"]) == [name]

@@ -19,7 +19,7 @@ from reft_ray.experiments.student import count_labels
 KIND = "cells"
 """The folder of cells in a workspace."""
 
-VERSION = 4
+VERSION = 5
 """Raised when a change of the code makes older cells wrong."""
 
 

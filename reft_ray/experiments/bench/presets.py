@@ -8,7 +8,7 @@ from typing import Any
 from reft_ray.core.errors import UsageError
 from reft_ray.experiments.bench.config import BenchConfig
 from reft_ray.experiments.bench.methods import METHODS
-from reft_ray.pipeline.builtin import TEACHER_EPOCHS
+from reft_ray.serving.builtin import BUILTIN, teacher_folder
 
 OURS = ("sft", "sft_aligned", "joint", "distill")
 """The methods that the project's claim is based on; each without and with the filter."""
@@ -24,7 +24,7 @@ def _builtin_settings() -> dict[str, Any]:
     """Teacher and students as in the quickstart; fewer, larger steps left the users' task half learned."""
     return {
         "teacher_settings": {
-            "epochs": TEACHER_EPOCHS,
+            "epochs": 2.5,
             "batch_rows": 32,
             "reference_prompts": 1024,
             "optimizer": {"learning_rate": 2e-3},
@@ -172,6 +172,43 @@ def small() -> dict[str, Any]:
     }
 
 
+def _language_model(base: str, teacher: str | None) -> dict[str, Any]:
+    """A small real language model on real rows: the claim's methods with three seeds, every baseline on SST-2."""
+    lora = {"rank": 4}
+    common = {"lora": lora, "max_tokens": 192, "optimizer": {"learning_rate": 1e-3}}
+    claim = {"tasks": ["sst2", "agnews"], "sizes": [500], "seeds": [0, 1, 2], "harmful_ratios": [0.1, 0.3]}
+    return {
+        "base": base,
+        **({"teacher": teacher} if teacher else {}),
+        "teacher_settings": {**common, "epochs": 0.2, "batch_rows": 16, "answered_rows": 1.0, "thresholds": {}},
+        "student": {**common, "epochs": 2, "batch_rows": 8, "min_steps": 200, "baselines": _SHORT_LISA},
+        "alignment_stage": {**common, "epochs": 1, "batch_rows": 8},
+        "evaluation": {"harmful": 200, "harmless": 200, "task": 300, "max_new_tokens": 64},
+        "blocks": [
+            {**claim, "methods": ["sft", "sft_aligned"], "filters": [False]},
+            {**claim, "methods": ["sft", "joint", "distill"], "filters": [True]},
+            {"methods": ["distill"], "tasks": ["gsm8k"], "sizes": [500], "harmful_ratios": [0.1], "filters": [True]},
+            {
+                "methods": list(METHODS),
+                "tasks": ["sst2"],
+                "sizes": [500],
+                "harmful_ratios": [0.1],
+                "filters": [False, True],
+            },
+        ],
+    }
+
+
+def smollm2() -> dict[str, Any]:
+    """SmolLM2-135M-Instruct and the packaged teacher."""
+    return _language_model("smollm2", str(teacher_folder(BUILTIN)))
+
+
+def gemma() -> dict[str, Any]:
+    """Gemma 3 270M, a base model that was never aligned; its teacher is trained on the rows."""
+    return _language_model("gemma-3-270m", None)
+
+
 def llm_8b() -> dict[str, Any]:
     """An 8B base on one accelerator per cell: the whole grid, with the usual LoRA settings of comparable work."""
     lora = {"rank": 32, "scale": 2.0, "dropout": 0.1}
@@ -215,9 +252,11 @@ PRESETS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "quick": quick,
     "builtin": builtin,
     "small": small,
+    "smollm2": smollm2,
+    "gemma": gemma,
     "8b": llm_8b,
 }
-_NEEDS_ROWS = ("small", "8b")
+_NEEDS_ROWS = ("small", "smollm2", "gemma", "8b")
 
 
 def preset(name: str, changes: Mapping[str, Any]) -> BenchConfig:
