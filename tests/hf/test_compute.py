@@ -3,8 +3,7 @@
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -81,18 +80,38 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def sleeping(seconds: dict[int, float]):
-    """A pass whose time depends on the number of threads."""
-    return lambda: time.sleep(seconds[torch.get_num_threads()])
+class Clock:
+    """A time that passes only while a pass runs."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def passes(self, seconds: dict[int, float]) -> Callable[[], None]:
+        """A pass whose time depends on the number of threads."""
+
+        def run() -> None:
+            self.now += seconds[torch.get_num_threads()]
+
+        return run
 
 
-def test_passes_run_in_parallel_if_more_threads_do_not_make_one_faster(two_threads: None) -> None:
-    passes = parallel_passes_if_faster(sleeping({1: 0.004, 2: 0.004}))
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(compute, "time", found)
+    return found
+
+
+def test_passes_run_in_parallel_if_more_threads_do_not_make_one_faster(two_threads: None, clock: Clock) -> None:
+    passes = parallel_passes_if_faster(clock.passes({1: 0.004, 2: 0.004}))
     assert passes is not None
     assert passes.count == 2
-    assert parallel_passes_if_faster(sleeping({1: 0.02, 2: 0.004})) is None
+    assert parallel_passes_if_faster(clock.passes({1: 0.02, 2: 0.004})) is None
     torch.set_num_threads(1)
-    assert parallel_passes_if_faster(sleeping({})) is None
+    assert parallel_passes_if_faster(clock.passes({})) is None
 
 
 def test_parallel_passes_use_one_thread_each_and_leave_other_threads_alone(two_threads: None) -> None:
@@ -116,15 +135,15 @@ def test_an_error_in_a_pass_is_raised(two_threads: None) -> None:
         list(ParallelPasses(2).map(lambda item: 1 // item, [1, 0]))
 
 
-def test_a_run_keeps_the_number_of_threads_that_is_faster(two_threads: None) -> None:
-    assert keep_faster_threads(sleeping({1: 0.02, 2: 0.004})) == torch.get_num_threads() == 2
-    assert keep_faster_threads(sleeping({1: 0.004, 2: 0.02})) == torch.get_num_threads() == 1
+def test_a_run_keeps_the_number_of_threads_that_is_faster(two_threads: None, clock: Clock) -> None:
+    assert keep_faster_threads(clock.passes({1: 0.02, 2: 0.004})) == torch.get_num_threads() == 2
+    assert keep_faster_threads(clock.passes({1: 0.004, 2: 0.02})) == torch.get_num_threads() == 1
 
 
 def test_a_resumed_run_computes_with_the_threads_of_before(two_threads: None) -> None:
-    assert keep_faster_threads(sleeping({}), earlier=2) == 2
-    assert keep_faster_threads(sleeping({}), earlier=64) == 2
-    assert keep_faster_threads(sleeping({}), earlier=1) == torch.get_num_threads() == 1
+    assert keep_faster_threads(clock.passes({}), earlier=2) == 2
+    assert keep_faster_threads(clock.passes({}), earlier=64) == 2
+    assert keep_faster_threads(clock.passes({}), earlier=1) == torch.get_num_threads() == 1
 
 
 def test_threads_are_the_cpus_unless_openmp_is_configured(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
