@@ -41,7 +41,7 @@ def test_every_problem_has_its_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(ReftError) as caught:
         read_labelled(path)
     message = str(caught.value)
-    assert f"{path}:2: not valid JSON at character" in message
+    assert f"{path}:2: not valid JSON at column 2: " in message
     assert f"{path}:3: label must be harmful or harmless, not 'evil'" in message
     assert f"{path}:4: the prompt is empty" in message
     assert f"{path}:5: messages[0].role: wizard is not a role" in message
