@@ -145,7 +145,7 @@ def measured(client, calls):
     for number in range(calls):
         begun = time.perf_counter()
         answer = client.get("/v1/models") if number % 2 else client.post("/v1/moderations", json={"input": "bread"})
-        assert answer.status_code == 200
+        assert answer.status_code == 200, answer.text
         waits.append(time.perf_counter() - begun)
     return p99(waits)
 
@@ -181,11 +181,6 @@ def noisy(service, calls, seconds):
         finally:
             ended.set()
     return alone, beside
-
-
-def test_one_tenant_at_its_limits_leaves_another_served(service):
-    """The short form: the neighbour is answered, every time."""
-    noisy(service, 10, 0.2)
 
 
 @pytest.mark.slow
