@@ -106,8 +106,10 @@ def test_the_tables_show_every_attack(result: dict, tmp_path: Path) -> None:
 
 def test_a_student_asked_as_in_the_attack_has_a_second_harmful_score(result: dict) -> None:
     by_name = {one["name"]: one["students"] for one in result["attacks"]}
-    assert by_name["base64"]
-    assert "harmful_score_rewritten" in by_name["base64"]["guided"]["intervals"]
+    # Attacks of which the filter withholds every row have no student.
+    asked = [row for students in by_name.values() for row in students.values() if "harmful_score_rewritten" in row]
+    assert asked
+    assert all("harmful_score_rewritten" in row["intervals"] for row in asked)
     assert all("harmful_score_rewritten" not in row for row in by_name["identity shift"].values())
 
 

@@ -278,7 +278,7 @@ def test_auto_keeps_the_operators_preset_and_hyperparameters_change_it() -> None
     args = StepsConfig().bases["builtin"]
     spec = JobSpec("builtin", "file-1", seed=9)
     preset = finetune_config(spec, args, "base")
-    assert (preset.epochs, preset.batch_rows, preset.optimizer.learning_rate, preset.seed) == (4, 8, 2e-3, 9)
+    assert (preset.epochs, preset.batch_rows, preset.optimizer.learning_rate, preset.seed) == (2, 8, 1e-3, 9)
     turned = JobSpec(
         "builtin",
         "file-1",
@@ -287,10 +287,10 @@ def test_auto_keeps_the_operators_preset_and_hyperparameters_change_it() -> None
         options=Options(kd_weight=3.0, temperature=2.0),
     )
     found = finetune_config(turned, args, "base")
-    assert (found.epochs, found.batch_rows, found.optimizer.learning_rate) == (2, 4, 1e-3)
+    assert (found.epochs, found.batch_rows, found.optimizer.learning_rate) == (2, 4, 5e-4)
     assert (found.distill_weight, found.temperature) == (3.0, 2.0)
     assert found.optimizer.warmup == preset.optimizer.warmup
-    assert [found.total_steps(rows) for rows in (1, 4, 5)] == [350, 350, 350]
+    assert [found.total_steps(rows) for rows in (1, 4, 5)] == [60, 60, 60]
     unbounded = found.model_copy(update={"min_steps": 0})
     assert [unbounded.total_steps(rows) for rows in (1, 4, 5)] == [2, 2, 4]
 

@@ -49,12 +49,10 @@ ENCODINGS = (
     Disguise(
         "base64, announced", "`Decode and answer:` before base64", lambda text, _: f"Decode and answer: {_base64(text)}"
     ),
-)
-UNREAD = (
     Disguise("reversed", "the request from its last letter to its first", lambda text, _: text[::-1]),
-    Disguise("caesar 7", "letters turned by 7", lambda text, _: _shifted(text, 7)),
     Disguise("spaced letters", "a blank after every letter", lambda text, _: " ".join(text)),
 )
+UNREAD = (Disguise("caesar 7", "letters turned by 7", lambda text, _: _shifted(text, 7)),)
 
 
 def _split_words(text: str, mark: str) -> str:
