@@ -33,9 +33,9 @@ class Predictions:
     weights: tuple[Tensor, ...] = ()
 
     @classmethod
-    def of(cls, logits_NV: Tensor) -> Predictions:
-        """Logits that are there already."""
-        return cls(logits_NV, _same, logits_NV.shape[-1])
+    def of(cls, found: Tensor | Predictions) -> Predictions:
+        """Logits [N, V] that are there already; predictions as they are."""
+        return found if isinstance(found, Predictions) else cls(found, _same, found.shape[-1])
 
     def logits(self, where: slice = slice(None)) -> Tensor:
         """The logits of some positions, [n, V]."""
@@ -52,12 +52,8 @@ def _same(tensor: Tensor) -> Tensor:
 class Forward(Protocol):
     """A model's forward pass. Shapes: B rows, N labelled positions of the batch, D width, V vocabulary."""
 
-    def logits(self, batch: Batch) -> Tensor:
-        """Logits at the positions whose next token is learned, [N, V], row by row."""
-        ...
-
     def predictions(self, batch: Batch) -> Predictions:
-        """The same, computed where a loss needs them."""
+        """Logits at the positions whose next token is learned, [N, V], row by row, computed where they are needed."""
         ...
 
     def features(self, batch: Batch, layer: int) -> Tensor:

@@ -69,7 +69,7 @@ def _slices(predictions: Predictions) -> list[slice]:
 
 def _over_positions(student: Tensor | Predictions, loss: Loss) -> Tensor:
     """`loss` of all positions, [S]."""
-    predictions = student if isinstance(student, Predictions) else Predictions.of(student)
+    predictions = Predictions.of(student)
     if len(_slices(predictions)) == 1:
         return loss(predictions.logits(), slice(None))
     total: Tensor = _SumInParts.apply(predictions.hidden_ND, predictions, loss, *predictions.weights)
@@ -127,7 +127,7 @@ def terms_sum(parts: Sequence[Tensor]) -> Tensor:
 
 def kl_sum(teacher: Tensor | Predictions, student: Tensor | Predictions, temperature: float = 1.0) -> Tensor:
     """Sum over positions of KL(teacher || student) from logits at a temperature, in nats. The teacher is detached."""
-    source = teacher if isinstance(teacher, Predictions) else Predictions.of(teacher)
+    source = Predictions.of(teacher)
 
     def loss(part_NV: Tensor, where: slice) -> Tensor:
         with torch.no_grad():

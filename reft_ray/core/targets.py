@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from reft_ray.core.forward import Predictions
+
 ABSENT = -1e4
 """The log-probability of a place without a token: positions may keep fewer than K."""
 
@@ -40,10 +42,14 @@ class TargetSource(Protocol):
         ...
 
 
-def soften(logits_NV: Tensor, k: int, temperature: float = 1.0) -> SoftTargets:
+@torch.no_grad()
+def soften(teacher: Tensor | Predictions, k: int, temperature: float = 1.0) -> SoftTargets:
     """Logits -> soft targets at a temperature, most likely token first; k is capped by the vocabulary."""
-    size = max(1, _PART_LOGITS // logits_NV.shape[1])
-    parts = [_soften(part, k, temperature) for part in logits_NV.detach().split(size)]
+    predictions = Predictions.of(teacher)
+    size = max(1, _PART_LOGITS // predictions.vocabulary)
+    # Without any position there is one part, which has none.
+    starts = range(0, len(predictions), size) or (0,)
+    parts = [_soften(predictions.logits(slice(start, start + size)), k, temperature) for start in starts]
     return SoftTargets(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 

@@ -96,16 +96,15 @@ def write_soft_targets(
         if not _part(path, number).is_file():
             found: list[SoftTargets | None] = [None] * len(part)
             for indices in token_batches([len(row) for row in part], max_tokens):
-                logits_NV = teacher.logits(collate([part[i] for i in indices], pad_id, device))
-                soft = soften(logits_NV, int(key["k"]), float(key["temperature"])).to("cpu")
-                vocabulary = logits_NV.shape[1]
+                predictions = teacher.predictions(collate([part[i] for i in indices], pad_id, device))
+                soft = soften(predictions, int(key["k"]), float(key["temperature"])).to("cpu")
                 for index, row in zip(indices, _by_row(soft, [part[i].trained_tokens for i in indices]), strict=True):
                     found[index] = row
-                if progress is not None:
-                    progress((done + sum(len(part[i]) for i in indices)) / total)
                 done += sum(len(part[i]) for i in indices)
+                if progress is not None:
+                    progress(done / total)
             with atomic_write(_part(path, number)) as scratch:
-                save_file(_packed([row for row in found if row is not None], vocabulary), scratch)
+                save_file(_packed([row for row in found if row is not None], predictions.vocabulary), scratch)
         else:
             done += sum(map(len, part))
     complete(path, len(rows), key)

@@ -7,6 +7,7 @@ import torch
 from reft_ray.core.batch import Batch, TokenizedExample, collate, numbered
 from reft_ray.core.conversation import Example, chat
 from reft_ray.core.errors import ReftError
+from reft_ray.core.forward import Predictions
 from reft_ray.core.guided import cached_teacher, live_teacher
 from reft_ray.core.losses import divergence_sum
 from reft_ray.core.targets import ABSENT, SoftTargets, soften
@@ -59,6 +60,9 @@ class Peaked:
         generator = torch.Generator().manual_seed(int(batch.index_B[0]))
         scale_N1 = torch.rand(batch.labelled, 1, generator=generator) * 8
         return torch.randn(batch.labelled, self.vocabulary, generator=generator) * scale_N1
+
+    def predictions(self, batch: Batch) -> Predictions:
+        return Predictions.of(self.logits(batch))
 
 
 @pytest.mark.parametrize("vocabulary", [300, 70_000, 262_144])
