@@ -11,7 +11,7 @@ from reft_ray.core.conversation import row_id
 from reft_ray.jobs.results import REJECTED_SECONDS
 from reft_ray.jobs.review import FiledRow, Kind
 from reft_ray.jobs.run import JobRun
-from reft_ray.rows.text import messages_json
+from reft_ray.rows.text import full_conversation, messages_json
 from reft_ray.screening.findings import Totals, clusters
 from reft_ray.screening.kept_rows import unit_rows
 from reft_ray.screening.manifest import Manifest, load_manifest
@@ -105,7 +105,7 @@ def _chosen(folder: str, sample: int, seed: str) -> Iterator[Chosen]:
         for number, conversation in unit_rows(folder, manifest, unit):
             if number in numbers:
                 messages = json.loads(messages_json(conversation))
-                yield number, _source_line(manifest, unit, number), row_id(conversation), messages
+                yield number, _source_line(manifest, unit, number), row_id(full_conversation(messages)), messages
 
 
 def _sampled(chosen: list[Chosen], lines: list[bytes], file_id: str, teacher: str) -> Iterator[FiledRow]:

@@ -224,6 +224,16 @@ def test_reviewers_decide_about_withheld_rows(harness, toy, shuffled_rows) -> No
     assert origin["review"]["reason"] == f"harmless: a test row ({rows[0].id})"
 
 
+def test_sampled_pairs_that_differ_in_their_other_answer_have_different_ids(harness, toy) -> None:
+    pairs = [{"prompt": "how to bake a bread", "chosen": "here is how", "rejected": f"no {n}"} for n in range(12)]
+    job = harness.job(pairs)
+    harness.grant()
+    run, steps = harness.run(job), make(**toy.options)
+    steps.screen(run, steps.validate(run))
+    sample = ReviewQueue(harness.jobs).list(Filter(job=job, kind="kept"), limit=100).items
+    assert len({row.content_id for row in sample}) == len(sample) == len(pairs)
+
+
 def test_a_stopped_job_resumes_at_the_exact_row(harness, toy, monkeypatch) -> None:
     steps = make(**toy.options)
     whole = harness.drive(harness.job(), steps)
