@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from reft_ray.telemetry.catalog import BUILD_INFO
+from reft_ray.telemetry.metric_types import Metric
 from reft_ray.telemetry.promql import CLUSTER, SCRAPED, Query
 
 DASHBOARD = Query(
@@ -13,7 +15,9 @@ DASHBOARD = Query(
     {"cluster": "$cluster", "application": "$application", "teacher": "$teacher", "project": "$project"},
 )
 LAST_DAY = Query("1d", DASHBOARD.matchers)
-NODES = f'{SCRAPED},{CLUSTER}=~"$cluster"'
+ON_CLUSTER = f'{CLUSTER}=~"$cluster"'
+"""Matches metrics of others that belong to no application."""
+NODES = f"{SCRAPED},{ON_CLUSTER}"
 """Matches Ray's metrics of nodes, which belong to no application."""
 
 
@@ -68,6 +72,12 @@ class Line:
 
     expr: str
     legend: str = ""
+
+
+def quantiles(metric: Metric, *by: str, of: Sequence[float] = (0.5, 0.95, 0.99)) -> tuple[Line, ...]:
+    """A line for each of these quantiles of a histogram, by the labels `by`."""
+    labels = "".join(f" {{{{{label}}}}}" for label in by)
+    return tuple(Line(DASHBOARD.quantile(q, metric, *by), f"p{q * 100:.0f}{labels}") for q in of)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from reft_ray.telemetry import catalog as c
 from reft_ray.telemetry.panel import DASHBOARD as Q
-from reft_ray.telemetry.panel import Board, Chart, DisplayUnit, Line, Panel, Section, Thresholds, zero_if_absent
+from reft_ray.telemetry.panel import (
+    Board,
+    Chart,
+    DisplayUnit,
+    Line,
+    Panel,
+    Section,
+    Thresholds,
+    quantiles,
+    zero_if_absent,
+)
 
 _LATENCY = Section(
     "Latency",
@@ -44,19 +54,13 @@ _LATENCY = Section(
             "Time to first token",
             "Median, 95th and 99th percentile, of base models and of finetuned ones.",
             DisplayUnit.SECONDS,
-            tuple(
-                Line(Q.quantile(q, c.CHAT_FIRST_TOKEN_SECONDS, "model"), f"p{q * 100:.0f} {{{{model}}}}")
-                for q in (0.5, 0.95, 0.99)
-            ),
+            quantiles(c.CHAT_FIRST_TOKEN_SECONDS, "model"),
         ),
         Panel(
             "Inter-token latency",
             "Median, 95th and 99th percentile over completions of their mean time between tokens.",
             DisplayUnit.SECONDS,
-            tuple(
-                Line(Q.quantile(q, c.CHAT_TOKEN_SECONDS, "model"), f"p{q * 100:.0f} {{{{model}}}}")
-                for q in (0.5, 0.95, 0.99)
-            ),
+            quantiles(c.CHAT_TOKEN_SECONDS, "model"),
         ),
     ),
 )

@@ -5,7 +5,17 @@ from __future__ import annotations
 from reft_ray.telemetry import catalog as c
 from reft_ray.telemetry import recording_rules
 from reft_ray.telemetry.panel import DASHBOARD as Q
-from reft_ray.telemetry.panel import Board, Chart, DisplayUnit, Line, Panel, Section, Thresholds, zero_if_absent
+from reft_ray.telemetry.panel import (
+    Board,
+    Chart,
+    DisplayUnit,
+    Line,
+    Panel,
+    Section,
+    Thresholds,
+    quantiles,
+    zero_if_absent,
+)
 
 _BLOCKED = f"{recording_rules.BLOCK_RATIO.name}{{{Q.scope}}}"
 
@@ -135,10 +145,7 @@ _SPEED = Section(
             "Request time",
             "Median, 95th and 99th percentile from arrival to the last verdict, by stream.",
             DisplayUnit.SECONDS,
-            tuple(
-                Line(Q.quantile(q, c.FILTER_REQUEST_SECONDS, "stream"), f"p{q * 100:.0f} {{{{stream}}}}")
-                for q in (0.5, 0.95, 0.99)
-            ),
+            quantiles(c.FILTER_REQUEST_SECONDS, "stream"),
             Thresholds(0.4, 0.5),
             runbook="ReftModerationLatencyBurn",
         ),

@@ -12,6 +12,7 @@ from reft_ray.telemetry.panel import (
     Panel,
     Section,
     Thresholds,
+    quantiles,
     zero_if_absent,
 )
 
@@ -49,9 +50,7 @@ _TRAINING = Section(
             "Step time",
             "Median and 95th percentile of one optimizer step.",
             DisplayUnit.SECONDS,
-            tuple(
-                Line(Q.quantile(q, c.TRAIN_STEP_SECONDS, "stage"), f"p{q * 100:.0f} {{{{stage}}}}") for q in (0.5, 0.95)
-            ),
+            quantiles(c.TRAIN_STEP_SECONDS, "stage", of=(0.5, 0.95)),
             Thresholds(10, 30),
         ),
         Panel(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from reft_ray.telemetry.panel import NODES, Board, DisplayUnit, Line, Panel, Section, Thresholds
+from reft_ray.telemetry.panel import NODES, ON_CLUSTER, Board, DisplayUnit, Line, Panel, Section, Thresholds
 
-_CLUSTER = 'cluster=~"$cluster"'
 _BY = "by (Hostname, gpu)"
 _GPU = "{{Hostname}} {{gpu}}"
 
@@ -20,40 +19,40 @@ _DEVICES = Section(
             "Busy",
             "Share of time in which a kernel ran. A busy accelerator is the aim.",
             DisplayUnit.SHARE,
-            f"max {_BY} (DCGM_FI_DEV_GPU_UTIL{{{_CLUSTER}}}) / 100",
+            f"max {_BY} (DCGM_FI_DEV_GPU_UTIL{{{ON_CLUSTER}}}) / 100",
         ),
         _dcgm(
             "Tensor cores",
             "Share of cycles in which the tensor cores worked; low while busy means small batches.",
             DisplayUnit.SHARE,
-            f"max {_BY} (DCGM_FI_PROF_PIPE_TENSOR_ACTIVE{{{_CLUSTER}}})",
+            f"max {_BY} (DCGM_FI_PROF_PIPE_TENSOR_ACTIVE{{{ON_CLUSTER}}})",
         ),
         _dcgm(
             "Memory in use",
             "Share of the device memory; a teacher's update needs its weights twice.",
             DisplayUnit.SHARE,
-            f"max {_BY} (DCGM_FI_DEV_FB_USED{{{_CLUSTER}}} / (DCGM_FI_DEV_FB_USED{{{_CLUSTER}}} "
-            f"+ DCGM_FI_DEV_FB_FREE{{{_CLUSTER}}}))",
+            f"max {_BY} (DCGM_FI_DEV_FB_USED{{{ON_CLUSTER}}} / (DCGM_FI_DEV_FB_USED{{{ON_CLUSTER}}} "
+            f"+ DCGM_FI_DEV_FB_FREE{{{ON_CLUSTER}}}))",
             Thresholds(0.9, 0.97),
         ),
         _dcgm(
             "Temperature",
             "Degrees Celsius of the device.",
             DisplayUnit.CELSIUS,
-            f"max {_BY} (DCGM_FI_DEV_GPU_TEMP{{{_CLUSTER}}})",
+            f"max {_BY} (DCGM_FI_DEV_GPU_TEMP{{{ON_CLUSTER}}})",
             Thresholds(83, 90),
         ),
         _dcgm(
             "Power",
             "Watts of the device.",
             DisplayUnit.WATT,
-            f"max {_BY} (DCGM_FI_DEV_POWER_USAGE{{{_CLUSTER}}})",
+            f"max {_BY} (DCGM_FI_DEV_POWER_USAGE{{{ON_CLUSTER}}})",
         ),
         _dcgm(
             "XID errors",
             "The last error code of the driver; any value above 0 names a fault of the device or of a program.",
             DisplayUnit.NUMBER,
-            f"max {_BY} (DCGM_FI_DEV_XID_ERRORS{{{_CLUSTER}}})",
+            f"max {_BY} (DCGM_FI_DEV_XID_ERRORS{{{ON_CLUSTER}}})",
             Thresholds(bad=1e-9),
         ),
     ),

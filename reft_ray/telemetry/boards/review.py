@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reft_ray.telemetry import catalog as c
 from reft_ray.telemetry.panel import DASHBOARD as Q
-from reft_ray.telemetry.panel import LAST_DAY, Board, Chart, DisplayUnit, Line, Panel, Section, Thresholds
+from reft_ray.telemetry.panel import LAST_DAY, Board, Chart, DisplayUnit, Line, Panel, Section, Thresholds, quantiles
 
 _REVIEW = Section(
     "Review",
@@ -30,7 +30,7 @@ _REVIEW = Section(
             "Age at decision",
             "Median and 95th percentile of a row's age at its review decision.",
             DisplayUnit.SECONDS,
-            tuple(Line(Q.quantile(q, c.REVIEW_AGE), f"p{q * 100:.0f}") for q in (0.5, 0.95)),
+            quantiles(c.REVIEW_AGE, of=(0.5, 0.95)),
             Thresholds(172_800, 259_200),
             runbook="ReftQuarantineOld",
         ),

@@ -14,6 +14,7 @@ from reft_ray.telemetry.panel import (
     Panel,
     Section,
     Thresholds,
+    quantiles,
     zero_if_absent,
 )
 from reft_ray.telemetry.promql import SCRAPED
@@ -76,7 +77,7 @@ _API = Section(
             "Request time",
             "Median, 95th and 99th percentile over all routes.",
             DisplayUnit.SECONDS,
-            tuple(Line(Q.quantile(q, c.API_SECONDS), f"p{q * 100:.0f}") for q in (0.5, 0.95, 0.99)),
+            quantiles(c.API_SECONDS),
             Thresholds(0.5, 2),
             runbook="ReftModerationLatencyBurn",
         ),
