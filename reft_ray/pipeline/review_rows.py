@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from reft_ray.core.conversation import row_id
@@ -24,6 +24,7 @@ _EVIDENCE = (
     "row_number", "line", "id", "decision", "reason", "part", "encoding", "score", "probability", "threshold",
     "teacher", "decided_by", "guard_score",
 )  # fmt: skip
+_TEXTS = ("conversation", "messages")
 
 Chosen = tuple[int, int, str, Any]
 """A row's number, line, content id and messages."""
@@ -35,7 +36,7 @@ def file_for_review(run: JobRun, folder: str, quarantine: str | None, sample: in
         run.file_reviews(_withheld(folder, quarantine))
     chosen = list(_chosen(folder, sample, run.job.id))
     if chosen:
-        lines = [_line({"line": line, "decision": "allow", "messages": text}) for _, line, _, text in chosen]
+        lines = [json_line({"line": line, "decision": "allow", "messages": text}) for _, line, _, text in chosen]
         file_id = run.save_file(SAMPLE, lines, parent_id=run.job.spec.training_file, expires_after=REJECTED_SECONDS)
         teacher = str(load_report(folder).judges.get("teacher", ""))
         run.file_reviews(_sampled(chosen, lines, file_id, teacher))
@@ -43,14 +44,7 @@ def file_for_review(run: JobRun, folder: str, quarantine: str | None, sample: in
 
 def withheld_lines(folder: str) -> Iterator[bytes]:
     """The withheld rows with their lines: `messages` as training would read them, and `judged` where that is more."""
-    for output, part in parts_of(folder):
-        if part.startswith("quarantine/"):
-            columns = ("line", "decision", "conversation", "messages")
-            for row in output.table(part, columns).to_pylist():
-                values = {"line": row["line"], "decision": row["decision"], "messages": json.loads(row["conversation"])}
-                if row["messages"] != row["conversation"]:
-                    values["judged"] = json.loads(row["messages"])
-                yield _line(values)
+    return map(_withheld_line, _quarantined(folder, ("line", "decision", *_TEXTS)))
 
 
 def parts_of(folder: str) -> Iterator[tuple[Output, str]]:
@@ -61,27 +55,42 @@ def parts_of(folder: str) -> Iterator[tuple[Output, str]]:
             yield output, part
 
 
+def json_line(values: Mapping[str, Any]) -> bytes:
+    """A row of a result file."""
+    return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+
+
 def _withheld(folder: str, file_id: str) -> Iterator[FiledRow]:
     groups, offset = _groups(folder), 0
-    evidence = (
-        row
-        for output, part in parts_of(folder)
-        if part.startswith("quarantine/")
-        for row in output.table(part, _EVIDENCE).to_pylist()
-    )
-    for row, line in zip(evidence, withheld_lines(folder), strict=True):
+    for row in _quarantined(folder, (*_EVIDENCE, *_TEXTS)):
+        line = _withheld_line(row)
+        evidence = {name: row[name] for name in _EVIDENCE}
         yield FiledRow(
             kind=Kind.WITHHELD,
-            content_id=row.pop("id"),
+            content_id=evidence.pop("id"),
             # The column is short, and many guards may have decided.
-            judge=row.pop("decided_by")[:128],
+            judge=evidence.pop("decided_by")[:128],
             text_file=file_id,
             text_offset=offset,
             text_bytes=len(line) - 1,
             cluster=groups.get(row["row_number"], f"row-{row['row_number']}"),
-            **row,
+            **evidence,
         )
         offset += len(line)
+
+
+def _quarantined(folder: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """These columns of the withheld rows, in order."""
+    for output, part in parts_of(folder):
+        if part.startswith("quarantine/"):
+            yield from output.table(part, columns).to_pylist()
+
+
+def _withheld_line(row: Mapping[str, Any]) -> bytes:
+    values = {"line": row["line"], "decision": row["decision"], "messages": json.loads(row["conversation"])}
+    if row["messages"] != row["conversation"]:
+        values["judged"] = json.loads(row["messages"])
+    return json_line(values)
 
 
 def _groups(folder: str) -> dict[int, str]:
@@ -134,7 +143,3 @@ def _source_line(manifest: Manifest, unit: str, number: int) -> int:
 
 def _state(output: Output, unit: str) -> UnitState:
     return UnitState.from_json(output.read(f"{UNITS}/{unit}.json"))
-
-
-def _line(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, ensure_ascii=False).encode() + b"\n"

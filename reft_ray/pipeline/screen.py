@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from reft_ray.jobs.results import REJECTED_SECONDS, Screening
 from reft_ray.jobs.review import State
 from reft_ray.jobs.run import JobRun
 from reft_ray.pipeline.model_context import ModelContext
-from reft_ray.pipeline.review_rows import file_for_review, parts_of, withheld_lines
+from reft_ray.pipeline.review_rows import file_for_review, json_line, parts_of, withheld_lines
 from reft_ray.pipeline.run_config import thresholds_of
 from reft_ray.pipeline.uploaded_rows import control_tokens, uploaded
 from reft_ray.rows.format import Format
@@ -143,14 +142,11 @@ def _report_lines(folder: str) -> Iterator[bytes]:
     if (found := report.job_threshold) is not None:
         summary["job_threshold"] = {"own": found.own, "fallback": found.fallback, "rows": found.rows}
         summary["histogram"] = list(found.histogram)
-    yield _line(summary)
+    yield json_line(summary)
     for output, part in parts_of(folder):
         if part.startswith("quarantine/"):
-            yield from (_line(row) for row in output.table(part, _SHOWN).to_pylist())
+            yield from (json_line(row) for row in output.table(part, _SHOWN).to_pylist())
         elif part.startswith("invalid/"):
             for row in output.table(part, ("line", "code", "path")).to_pylist():
-                yield _line({"line": row["line"], "decision": "invalid", "reason": row["code"], "part": row["path"]})
-
-
-def _line(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+                shown = {"line": row["line"], "decision": "invalid", "reason": row["code"], "part": row["path"]}
+                yield json_line(shown)
