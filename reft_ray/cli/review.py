@@ -34,6 +34,7 @@ ReasonOption = Annotated[str, typer.Option(help="The reason; it is recorded with
 ReviewerOption = Annotated[
     str | None, typer.Option(help="Who decides about a directory [default: the user logged in]; a job's key says it.")
 ]
+CodeOption = Annotated[str, typer.Option(help="In a job: the reason's code, see `/v1/reviews/codes`.")]
 DuplicatesOption = Annotated[bool, typer.Option("--duplicates", help="In a job: also about near-duplicates.")]
 
 
@@ -117,15 +118,14 @@ def approve(
     rows: RowsArgument,
     reason: ReasonOption,
     reviewer: ReviewerOption = None,
-    code: Annotated[str, typer.Option(help="In a job: the reason's code, see `/v1/reviews/codes`.")] = "other_harmless",
+    code: CodeOption = "other_harmless",
     duplicates: DuplicatesOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = "none",
 ) -> None:
     """Overturn the filter's decision: the rows are added to the kept ones, with their provenance."""
     if is_job(out):
-        with review_client(url, key) as client:
-            _print_made(decide(client, out, rows, "approve", code, reason, duplicates))
+        _decide_in_job(out, rows, "approve", code, reason, duplicates, url, key)
     else:
         _decide(out, rows, "approve", reason, reviewer)
 
@@ -136,15 +136,14 @@ def reject(
     rows: RowsArgument,
     reason: ReasonOption,
     reviewer: ReviewerOption = None,
-    code: Annotated[str, typer.Option(help="In a job: the reason's code, see `/v1/reviews/codes`.")] = "other_harmful",
+    code: CodeOption = "other_harmful",
     duplicates: DuplicatesOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = "none",
 ) -> None:
     """Confirm that rows stay withheld."""
     if is_job(out):
-        with review_client(url, key) as client:
-            _print_made(decide(client, out, rows, "reject", code, reason, duplicates))
+        _decide_in_job(out, rows, "reject", code, reason, duplicates, url, key)
     else:
         _decide(out, rows, "reject", reason, reviewer)
 
@@ -194,9 +193,12 @@ def _decide(out: str, rows: list[int], action: str, reason: str, reviewer: str |
         print(f"{len(made)} rows: {action} by {made[0].reviewer}")
 
 
-def _print_made(made: list[dict[str, Any]]) -> None:
-    for row in made:
-        print(f"row {row['row']}: {row['state']}")
+def _decide_in_job(
+    job: str, rows: list[int], action: str, code: str, reason: str, duplicates: bool, url: str, key: str
+) -> None:
+    with review_client(url, key) as client:
+        for row in decide(client, job, rows, action, code, reason, duplicates):
+            print(f"row {row['row']}: {row['state']}")
 
 
 def _summary(summary: Any) -> dict[str, Any]:
