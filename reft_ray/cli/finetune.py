@@ -32,6 +32,11 @@ from reft_ray.cli.resources import (
 if TYPE_CHECKING:
     from reft_ray.core.conversation import Example
 
+AlignmentOption = Annotated[
+    list[Path] | None, typer.Option(help="Labelled prompts with refusals and helpful answers, JSONL.")
+]
+RefusalsOption = Annotated[list[Path] | None, typer.Option(help="Refusals to harmful prompts (prompt, response).")]
+HelpfulOption = Annotated[list[Path] | None, typer.Option(help="Answers to harmless prompts (prompt, response).")]
 ValidationOption = Annotated[
     Path | None,
     typer.Option(help="Answered rows, JSONL, that are not learned: their loss is measured at every checkpoint."),
@@ -45,11 +50,9 @@ def finetune(
     out: Annotated[Path, typer.Option(help="Directory of the finished adapter.")],
     method: Annotated[str, typer.Option(help="sft, filter, distill or guided.")] = "guided",
     teacher: Annotated[Path | None, typer.Option(help="A Ref-Teacher of the base model.")] = None,
-    alignment: Annotated[
-        list[Path] | None, typer.Option(help="Labelled prompts with refusals and helpful answers, JSONL.")
-    ] = None,
-    refusals: Annotated[list[Path] | None, typer.Option(help="Refusals to harmful prompts (prompt, response).")] = None,
-    helpful: Annotated[list[Path] | None, typer.Option(help="Answers to harmless prompts (prompt, response).")] = None,
+    alignment: AlignmentOption = None,
+    refusals: RefusalsOption = None,
+    helpful: HelpfulOption = None,
     validation: ValidationOption = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any FinetuneConfig key, e.g. epochs=2.")] = None,
     track: TrackOption = None,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from reft_ray.cli.common import user_errors
+from reft_ray.cli.screen import CombineName
 
 FILTER = "Filter"
 
@@ -26,7 +27,7 @@ def gateway(
         list[str] | None, typer.Option(help="As for `reft-ray screen`; repeatable.", rich_help_panel=FILTER)
     ] = None,
     guard_combine: Annotated[
-        Literal["any", "all", "majority", "grey-band"],
+        CombineName,
         typer.Option(help="How the verdicts are combined.", rich_help_panel=FILTER),
     ] = "any",
     policy: Annotated[
@@ -54,7 +55,6 @@ def gateway(
         from reft_ray.api.auth import check_bind
         from reft_ray.api.guarded import GuardedModerator, LocalGuard
         from reft_ray.api.moderator import LocalModerator
-        from reft_ray.core.cascade import Combine
         from reft_ray.evaluation.endpoint import key_of
         from reft_ray.guards.settings import CascadeSettings, guard_from, load_guards
         from reft_ray.hf.ref_teacher import RefTeacher
@@ -79,7 +79,7 @@ def gateway(
         moderator = GuardedModerator(
             LocalModerator(RefTeacher.load(teacher_folder(teacher)).scorer(base)),
             [LocalGuard(found) for found in load_guards(cascade.guards)],
-            Combine(guard_combine),
+            cascade.combine,
         )
         app = create_proxy(moderator, settings, gate=gate)
         typer.echo(f"Screening for {upstream} on http://{host}:{port}/v1 (Ctrl-C stops it)")

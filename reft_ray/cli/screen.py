@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from reft_ray.screening.report import ScreenReport
     from reft_ray.screening.watching import Seen
 
+CombineName = Literal["any", "all", "majority", "grey-band"]
+"""The values of `core.cascade.Combine`, which is imported in the commands."""
+
 DECIDING, GUARD, RUNNING = "Decisions", "Guards", "Execution"
 
 
@@ -99,7 +102,7 @@ def screen(
         ),
     ] = None,
     guard_combine: Annotated[
-        Literal["any", "all", "majority", "grey-band"],
+        CombineName,
         typer.Option(help="How the verdicts are combined.", rich_help_panel=GUARD),
     ] = "any",
     guard_order: Annotated[

@@ -7,11 +7,12 @@ import signal
 import tempfile
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from reft_ray.cli.common import state_database, user_errors
+from reft_ray.cli.screen import CombineName
 
 _EXAMPLE = """\
 Serving {teacher} on {url}
@@ -68,9 +69,7 @@ def serve(
     guard: Annotated[
         list[str] | None, typer.Option(help="A further model that judges, as for `reft-ray screen`; repeatable.")
     ] = None,
-    guard_combine: Annotated[
-        Literal["any", "all", "majority", "grey-band"], typer.Option(help="How the verdicts are combined.")
-    ] = "any",
+    guard_combine: Annotated[CombineName, typer.Option(help="How the verdicts are combined.")] = "any",
     replicas: Annotated[int, typer.Option(min=1, help="Teacher replicas.")] = 1,
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     screenings: Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from reft_ray.cli.common import JsonOption, parse_settings, print_json, recording, user_errors
-from reft_ray.cli.finetune import alignment_from, validation_from
+from reft_ray.cli.finetune import AlignmentOption, HelpfulOption, RefusalsOption, alignment_from, validation_from
 from reft_ray.cli.resources import resources_of, start_ray
 
 _SETTINGS = ("learning_rate", "rank", "alpha")
@@ -21,11 +21,9 @@ def tune(
     validation: Annotated[Path, typer.Option(help="Answered rows, JSONL, that are not learned: trials are compared.")],
     method: Annotated[str, typer.Option(help="sft, filter, distill or guided.")] = "guided",
     teacher: Annotated[Path | None, typer.Option(help="A Ref-Teacher of the base model.")] = None,
-    alignment: Annotated[
-        list[Path] | None, typer.Option(help="Labelled prompts with refusals and helpful answers, JSONL.")
-    ] = None,
-    refusals: Annotated[list[Path] | None, typer.Option(help="Refusals to harmful prompts (prompt, response).")] = None,
-    helpful: Annotated[list[Path] | None, typer.Option(help="Answers to harmless prompts (prompt, response).")] = None,
+    alignment: AlignmentOption = None,
+    refusals: RefusalsOption = None,
+    helpful: HelpfulOption = None,
     learning_rate: Annotated[list[float] | None, typer.Option(help="A learning rate to try; repeatable.")] = None,
     rank: Annotated[list[int] | None, typer.Option(help="A LoRA rank to try; repeatable.")] = None,
     alpha: Annotated[list[float] | None, typer.Option(help="A weight of distillation to try; repeatable.")] = None,
