@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from reft_ray.core.errors import ReftError, UsageError
-from reft_ray.serving.manifests import dump
+from reft_ray.serving.manifests import dump, write_files
 
 PROFILES = {"dev": "dev-cpu", "gpu": "gpu", "filter": "production", "service": "finetuning"}
 """Profile of the chart -> overlay under `cluster/overlays`."""
@@ -52,10 +52,4 @@ def kustomize(folder: Path) -> list[dict[str, Any]]:
 
 def write(root: Path) -> list[Path]:
     """Write the chart's files; returns their paths."""
-    paths = []
-    for name, content in rendered(root).items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-        paths.append(path)
-    return paths
+    return write_files(root, rendered(root))

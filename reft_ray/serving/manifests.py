@@ -77,9 +77,14 @@ def rendered(root: Path) -> dict[str, str]:
 
 def write(root: Path) -> list[Path]:
     """Write all rendered files into `root/cluster`; returns their paths."""
+    return write_files(root / "cluster", rendered(root))
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> list[Path]:
+    """Write files of a folder, by their names in it; returns their paths."""
     paths = []
-    for name, content in rendered(root).items():
-        path = root / "cluster" / name
+    for name, content in files.items():
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
         paths.append(path)
