@@ -100,15 +100,20 @@ class HandleGuard:
         async def asked(left: float) -> list[Opinion] | None:
             return await self._handle.opinions.remote(conversations, left)
 
-        return await answer(f"guard {self.info.guard_id}", asked, deadline, True, self._recorder)
+        return await answer(f"guard {self.info.guard_id}", asked, deadline, True, self._recorder, GuardError)
 
 
 async def answer(
-    name: str, call: Callable[[float], Awaitable[T | None]], deadline: float, patient: bool, recorder: Recorder
+    name: str,
+    call: Callable[[float], Awaitable[T | None]],
+    deadline: float,
+    patient: bool,
+    recorder: Recorder,
+    failure: type[ModeratorError] = ModeratorError,
 ) -> T:
     """What a deployment answers: `call` takes the seconds left and gives None where they did not suffice.
 
-    Raises ModeratorError: OverloadedError at once unless the caller is `patient`.
+    Raises ModeratorError: OverloadedError at once unless the caller is `patient`, `failure` where the model failed.
     """
     backoff = _MIN_BACKOFF_SECONDS
     lost = False
@@ -126,8 +131,7 @@ async def answer(
         except DeploymentUnavailableError as error:
             raise UnavailableError(str(error)) from None
         except Exception as error:  # over gRPC a replica's error has its own type, not RayError
-            kind = GuardError if name.startswith("guard") else ModeratorError
-            raise kind(f"the {name} failed: {type(error).__name__}") from error
+            raise failure(f"the {name} failed: {type(error).__name__}") from error
         else:
             if found is None:
                 break
