@@ -113,10 +113,10 @@ class KubeLauncher:
             return None
         if answer.status_code == 404:
             return set()
-        status = answer.json().get("status", {}) if answer.status_code == 200 else None
-        return (
-            None if status is None else {"created", status.get("jobStatus", ""), status.get("jobDeploymentStatus", "")}
-        )
+        if answer.status_code != 200:
+            return None
+        status = answer.json().get("status", {})
+        return {"created", status.get("jobStatus", ""), status.get("jobDeploymentStatus", "")}
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         """A request with the account's present token, which Kubernetes renews. Raises ConnectionError."""
