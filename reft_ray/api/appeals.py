@@ -12,8 +12,9 @@ from reft_ray.api import serializers as wire
 from reft_ray.api.auth import Caller
 from reft_ray.api.errors import ApiError
 from reft_ray.api.stores import Stores
-from reft_ray.jobs.appeals import NOTE_CHARACTERS, Appeal
+from reft_ray.jobs.appeals import Appeal
 from reft_ray.jobs.releases import Release
+from reft_ray.jobs.review import NOTE_CHARACTERS
 from reft_ray.jobs.tenants import OWNER, Principal
 
 
@@ -113,18 +114,12 @@ def router(stores: Stores) -> APIRouter:
 
 def appeal_body(appeal: Appeal, caller: Principal) -> dict[str, Any]:
     """The `appeal` object. Owners do not see who answered."""
-    values = asdict(appeal)
-    body = {
-        **values,
-        "object": "appeal",
-        "review": values.pop("review_id"),
-        "job": values.pop("job_id"),
-        "project": values.pop("project_id"),
-        "created_at": wire.seconds(appeal.created_at),
-        "answered_at": wire.seconds(appeal.answered_at),
-    }
-    hidden = {"review_id", "job_id", "project_id"} | ({"answered_by"} if caller.role == OWNER else set())
-    return {name: value for name, value in body.items() if name not in hidden}
+    times = {name: wire.seconds(getattr(appeal, name)) for name in ("created_at", "answered_at")}
+    values = asdict(appeal) | times
+    if caller.role == OWNER:
+        del values["answered_by"]
+    about = {name: values.pop(f"{name}_id") for name in ("review", "job", "project")}
+    return {"object": "appeal", **about, **values}
 
 
 def release_body(release: Release) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from reft_ray.api.stores import Stores
 from reft_ray.console.job_view import JobView
 from reft_ray.console.page import Site, back, route_class
 from reft_ray.console.text import row_parts
-from reft_ray.jobs.appeals import NOTE_CHARACTERS, AppealState
+from reft_ray.jobs.appeals import AppealState
+from reft_ray.jobs.review import NOTE_CHARACTERS
 
 Token = Annotated[str, Form(max_length=100)]
 Note = Annotated[str, Form(max_length=NOTE_CHARACTERS)]

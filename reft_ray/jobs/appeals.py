@@ -9,15 +9,13 @@ from typing import Any
 from sqlalchemy import insert, select, update
 
 from reft_ray.jobs import ids
-from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError
+from reft_ray.jobs.errors import ConflictError, NotFoundError
 from reft_ray.jobs.job import Job
+from reft_ray.jobs.lifecycle import UNSAFE_MODEL
 from reft_ray.jobs.paging import Page, page
-from reft_ray.jobs.review import Action, Reviewer, State
+from reft_ray.jobs.review import Action, Reviewer, State, checked_note
 from reft_ray.jobs.review_queue import ReviewQueue
-from reft_ray.jobs.tables import appeals, reviews
-
-NOTE_CHARACTERS = 4000
-UNSAFE_MODEL = "unsafe_model"
+from reft_ray.jobs.tables import appeals
 
 
 class AppealState(StrEnum):
@@ -72,7 +70,7 @@ class Appeals:
         return self._create(job_id, None, note, by, project)
 
     def _create(self, job_id: str, review_id: str | None, note: str, by: Reviewer, project: str) -> Appeal:
-        note = _checked("note", note)
+        note = checked_note("note", note)
         appeal_id = ids.new_id(ids.APPEAL)
         with self.database.write() as connection:
             self.database.serialize(connection, f"appeals of {project}")
@@ -102,7 +100,7 @@ class Appeals:
         Where an overturned block needs a second person, the answer is given when the row is confirmed. Raises
         ConflictError for an answered appeal.
         """
-        answer = _checked("answer", answer)
+        answer = checked_note("answer", answer)
         appeal = self.get(appeal_id)
         if appeal.state is not AppealState.OPEN:
             raise ConflictError(f"Appeal {appeal_id} is {appeal.state} by {appeal.answered_by}.", "appeal_answered")
@@ -150,10 +148,8 @@ class Appeals:
 
     def _settle_row(self, review_id: str, grant: bool, answer: str, by: Reviewer) -> bool:
         """Decide about the row; False where a second person must confirm first."""
-        with self.database.read() as connection:
-            state = connection.execute(select(reviews.c.state).where(reviews.c.id == review_id)).scalar_one()
         wanted = State.APPROVED if grant else State.REJECTED
-        if state == wanted:
+        if self.queue.get(review_id).state is wanted:
             return True
         action = Action.APPROVE if grant else Action.REJECT
         code = "other_harmless" if grant else "other_harmful"
@@ -168,12 +164,6 @@ def failed_gate(job: Job) -> bool:
 
 def _evaluated_and_paused(steps: dict[str, Any], job: Job) -> bool:
     return job.status == "paused" and "evaluate" in steps and "export" not in steps
-
-
-def _checked(name: str, text: str) -> str:
-    if not text.strip() or len(text) > NOTE_CHARACTERS:
-        raise InvalidError(f"{name}: write 1 to {NOTE_CHARACTERS} characters", name)
-    return text.strip()
 
 
 def _appeal(row: Any) -> Appeal:

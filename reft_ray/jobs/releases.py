@@ -8,14 +8,12 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError
+from reft_ray.jobs.errors import ConflictError, NotFoundError
 from reft_ray.jobs.job import Event, Job, Status
 from reft_ray.jobs.job_rows import locked
 from reft_ray.jobs.job_store import JobStore
-from reft_ray.jobs.review import Reviewer
+from reft_ray.jobs.review import Reviewer, checked_note
 from reft_ray.jobs.tables import releases
-
-NOTE_CHARACTERS = 4000
 
 
 class ReleaseState(StrEnum):
@@ -78,8 +76,7 @@ class Releases:
         return self._decide(job_id, note, by, refuse=True)
 
     def _decide(self, job_id: str, note: str, by: Reviewer, refuse: bool) -> Release:
-        if not note.strip() or len(note) > NOTE_CHARACTERS:
-            raise InvalidError(f"note: write 1 to {NOTE_CHARACTERS} characters", "note")
+        note = checked_note("note", note)
         moved: Job | None = None
         with self.database.write() as connection:
             job = locked(connection, job_id)
@@ -94,9 +91,9 @@ class Releases:
                 raise ConflictError("Another person must give the second signature.", "second_person_needed")
             who = "signed" if first else "decided"
             state = ReleaseState.SIGNED if first else ReleaseState.REFUSED if refuse else ReleaseState.RELEASED
-            values = {f"{who}_by": by.name, f"{who}_note": note.strip(), f"{who}_at": now}
+            values = {f"{who}_by": by.name, f"{who}_note": note, f"{who}_at": now}
             connection.execute(update(releases).where(releases.c.job_id == job_id).values(state=state, **values))
-            data = {"id": job_id, "by": by.name, "note": note.strip()}
+            data = {"id": job_id, "by": by.name, "note": note}
             self.store.audit.append_in(connection, f"release.{state}", by.actor, job.project_id, data)
             if not first and job.status is Status.PAUSED:
                 event = Event(f"The release was {'refused' if refuse else 'signed by two people'}; the job continues")

@@ -8,7 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
+from reft_ray.jobs.errors import InvalidError
 from reft_ray.jobs.tables import reviews
+
+NOTE_CHARACTERS = 4000
+"""The longest note of an appeal, an answer or a signature."""
 
 LEASE_SECONDS = 600.0
 """How long a claimed row is reserved for its reviewer."""
@@ -71,6 +75,13 @@ class Reviewer:
 
     name: str
     actor: Mapping[str, Any]
+
+
+def checked_note(name: str, text: str) -> str:
+    """The text without white space around it. Raises InvalidError for an empty one or a too long one."""
+    if not text.strip() or len(text) > NOTE_CHARACTERS:
+        raise InvalidError(f"{name}: write 1 to {NOTE_CHARACTERS} characters", name)
+    return text.strip()
 
 
 SERVICE = Reviewer("service", {"type": "session", "session": {"user": "service"}})
