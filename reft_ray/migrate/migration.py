@@ -72,17 +72,17 @@ class Migration:
             self._say(f"{file_id}: {entry['validation']['rows']} rows, {entry['validation']['invalid']} invalid")
         for job in self.record["jobs"].values():
             planned = plan(job["source"]["body"], models)
-            deviations = [found._asdict() for found in planned.deviations]
+            body, deviations = planned.body, [found._asdict() for found in planned.deviations]
             for name in _FILES:
                 file_id = job["source"]["body"].get(name)
                 if file_id and file_id not in self.record["files"]:
-                    planned = type(planned)(None, planned.deviations)
+                    body = None
                     deviations.append({"field": name, "message": f"{file_id} no longer exists at the source"})
-            job["plan"] = {"body": planned.body, "deviations": deviations}
+            job["plan"] = {"body": body, "deviations": deviations}
         self._save()
 
     def screen(self, url: str, key: str | None) -> None:
-        """Screen every file with a running service; files that were screened by the same policy are skipped."""
+        """Screen every file with a running service; files that were screened before are skipped."""
         with ScreeningClient(url, key) as client:
             for file_id, entry in self.record["files"].items():
                 if "screening" in entry:
@@ -132,9 +132,7 @@ class Migration:
     def _path(self, file: Mapping[str, Any]) -> Path:
         """The name at the source may be any text: only its plain characters are used."""
         plain = re.sub(r"[^\w.-]+", "_", f"{file['id']}-{file.get('filename') or 'rows.jsonl'}")[-150:]
-        return (
-            self._folder / "files" / (plain.lstrip(".") if plain.endswith(".jsonl") else f"{plain.lstrip('.')}.jsonl")
-        )
+        return self._folder / "files" / f"{plain.lstrip('.').removesuffix('.jsonl')}.jsonl"
 
     def _save(self) -> None:
         with atomic_write(self._folder / RECORD) as scratch:
