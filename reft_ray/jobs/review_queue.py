@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -175,11 +175,11 @@ class ReviewQueue:
         free = or_(reviews.c.held_until.is_(None), reviews.c.held_until < now, reviews.c.held_by == by.name)
         mine = or_(reviews.c.first_by.is_(None), reviews.c.first_by != by.name)
         with self.database.write() as connection:
-            query = select(*COLUMNS).where(*wanted.clauses()).where(free, mine, reviews.c.state.in_(OPEN))
-            if review_id is not None:
-                query = select(*COLUMNS).where(reviews.c.id == review_id)
-            else:
+            if review_id is None:
+                query = select(*COLUMNS).where(*wanted.clauses()).where(free, mine, reviews.c.state.in_(OPEN))
                 query = _ordered(connection, query, "nearness", after)
+            else:
+                query = select(*COLUMNS).where(reviews.c.id == review_id)
             row = connection.execute(query.limit(1).with_for_update(skip_locked=review_id is None)).first()
             if row is None:
                 if review_id is not None:
@@ -188,12 +188,9 @@ class ReviewQueue:
             found = review_of(row)
             _check_open(found, OPEN)
             self._check_free(found, by, now)
-            connection.execute(
-                update(reviews)
-                .where(reviews.c.id == found.id)
-                .values(held_by=by.name, held_until=now + self.lease_seconds)
-            )
-        return self.get(found.id)
+            values: dict[str, Any] = {"held_by": by.name, "held_until": now + self.lease_seconds}
+            connection.execute(update(reviews).where(reviews.c.id == found.id).values(**values))
+        return replace(found, **values)
 
     def release(self, review_id: str, by: Reviewer) -> None:
         """Give a claimed row back."""
@@ -278,8 +275,7 @@ class ReviewQueue:
         data = {"id": review.id, "job_id": review.job_id, "row": review.row_number, "code": code, "comment": comment}
         kind = "review.first_approved" if state is State.CONFIRM else f"review.{state}"
         self.store.audit.append_in(connection, kind, by.actor, review.project_id, {**data, "by": by.name})
-        row = connection.execute(select(*COLUMNS).where(reviews.c.id == review.id)).one()
-        return review_of(row)
+        return replace(review, **values)
 
     def _check_free(self, review: Review, by: Reviewer, now: float) -> None:
         holder = review.holder(now)
