@@ -55,9 +55,9 @@ def test_a_job_takes_the_options_of_the_command(harness, toy):
     named = {"ask": "how", "reply": "sure"}
     columns = {"prompt": "ask", "response": "reply"}
     assert validated(harness, toy, lines(named), columns=columns)[0].errors == 0
-    told = {"conversations": [{"from": "Q", "value": "how"}, {"from": "A", "value": "sure"}]}
+    dialogue = {"conversations": [{"from": "Q", "value": "how"}, {"from": "A", "value": "sure"}]}
     speakers = {"Q": "user", "A": "assistant"}
-    assert validated(harness, toy, lines(told), speakers=speakers)[0].errors == 0
+    assert validated(harness, toy, lines(dialogue), speakers=speakers)[0].errors == 0
 
 
 @pytest.mark.parametrize(
