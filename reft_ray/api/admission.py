@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reft_ray.api.body import paced, read_json, replay
+from reft_ray.api.body import declared_bytes, paced, read_json, replay
 from reft_ray.api.errors import ApiError, busy, invalid, response_of, too_large, unavailable
 from reft_ray.api.limits import Limit, LimitTable
 from reft_ray.api.origins import check_origin
@@ -98,8 +98,7 @@ class Admission:
                 principal = await self._blocking(self._gate.admit, request)
         if path.startswith(PREFIX) and request.headers.get("content-encoding", "identity") != "identity":
             raise invalid("Compressed bodies are not supported: send it plain.", "content-encoding")
-        length = request.headers.get("content-length", "")
-        if limit.kind != "stream" and length.isdecimal() and (len(length) > 15 or int(length) > limit.bytes):
+        if limit.kind != "stream" and declared_bytes(request) > limit.bytes:
             raise too_large(f"The body exceeds the limit of {limit.bytes:,} bytes.")
         return principal
 

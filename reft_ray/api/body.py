@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 
+from starlette.requests import HTTPConnection
 from starlette.types import Message, Receive
 
 from reft_ray.api.errors import ApiError, invalid, too_large
@@ -16,6 +17,14 @@ JSON_DEPTH = 32
 
 # A string counts once, whatever it holds. Possessive, so that no input is read twice.
 _TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{},]', re.DOTALL)
+
+
+def declared_bytes(request: HTTPConnection) -> int:
+    """The length that the client declares for its body; 0 where it declares none."""
+    length = request.headers.get("content-length", "")
+    if not length.isdecimal():
+        return 0
+    return int(length) if len(length) <= 15 else 1 << 60
 
 
 def paced(receive: Receive, idle_seconds: float, limit: int | None = None) -> Receive:

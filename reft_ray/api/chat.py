@@ -34,6 +34,7 @@ from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.tenants import Principal
 
 REFUSAL = "This was blocked by the content filter."
+DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(slots=True)
@@ -63,6 +64,12 @@ class Choice(NamedTuple):
     text: str
     reason: str
     logprobs: tuple[TokenLogprob, ...] = ()
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece]) -> Choice:
+        """The choice that was generated in these pieces."""
+        logprobs = tuple(item for piece in pieces for item in piece.logprobs)
+        return cls("".join(piece.text for piece in pieces), pieces[-1].finish_reason or "stop", logprobs)
 
 
 BLOCKED = Choice("", "content_filter")
@@ -98,21 +105,24 @@ class Completion:
 
     async def text(self, index: int) -> Choice:
         """One complete choice."""
-        pieces = [piece async for piece in self.pieces(index)]
-        logprobs = tuple(item for piece in pieces for item in piece.logprobs)
-        return Choice("".join(piece.text for piece in pieces), pieces[-1].finish_reason or "stop", logprobs)
+        return Choice.of([piece async for piece in self.pieces(index)])
 
     async def texts(self) -> list[Choice]:
         """All choices; one that the filter blocks is an empty text with `content_filter`."""
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.text(index)) for index in range(self.choices)]
         choices = [task.result() for task in tasks]
-        passed = await self.moderation.passes([choice.text for choice in choices])
-        return [item if ok else BLOCKED for item, ok in zip(choices, passed, strict=True)]
+        return await passed(choices, self.moderation)
 
     def head(self, kind: str) -> dict[str, Any]:
         """The first keys of the response and of each chunk."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.target.name}
+
+
+async def passed(choices: Sequence[Choice], moderation: ChatModeration) -> list[Choice]:
+    """The choices with BLOCKED for those that the filter blocks."""
+    verdicts = await moderation.passes([choice.text for choice in choices])
+    return [choice if passes else BLOCKED for choice, passes in zip(choices, verdicts, strict=True)]
 
 
 def router(stores: Stores, model: ChatModel) -> APIRouter:
@@ -240,7 +250,7 @@ async def _stream(completion: Completion, admitted: bool) -> AsyncIterator[bytes
     ) -> bytes:
         found = _logprobs(completion, logprobs)
         choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": found}
-        return _event({**head, "choices": [choice], **usage})
+        return event_bytes({**head, "choices": [choice], **usage})
 
     if not admitted or completion.moderation.holds_output:
         for index, choice in enumerate(await _choices(completion, admitted)):
@@ -265,10 +275,10 @@ async def _stream(completion: Completion, admitted: bool) -> AsyncIterator[bytes
             texts.append("".join(said))
         await completion.moderation.passes(texts)
     if completion.moderation.body is not None:
-        yield _event({**head, "choices": [], **usage, "moderation": completion.moderation.body})
+        yield event_bytes({**head, "choices": [], **usage, "moderation": completion.moderation.body})
     if usage:
-        yield _event({**head, "choices": [], "usage": completion.usage.body()})
-    yield b"data: [DONE]\n\n"
+        yield event_bytes({**head, "choices": [], "usage": completion.usage.body()})
+    yield DONE
 
 
 async def _streaming(events: AsyncIterator[bytes]) -> Response:
@@ -286,7 +296,7 @@ async def _streaming(events: AsyncIterator[bytes]) -> Response:
                     yield event
         except (ChatError, ExceptionGroup, ApiError):
             # The status was already sent; the client raises an APIError for an event with an `error`.
-            yield _event({"error": ApiError(500, "The model failed during the stream.").body()["error"]})
+            yield event_bytes({"error": ApiError(500, "The model failed during the stream.").body()["error"]})
 
     return StreamingResponse(rest(), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
@@ -334,5 +344,6 @@ def failure_of(error: BaseException, param: str = "messages") -> ApiError:
             return ApiError(500, "The model failed on this request.", code="model_failed")
 
 
-def _event(body: dict[str, Any]) -> bytes:
+def event_bytes(body: dict[str, Any]) -> bytes:
+    """An event of a stream."""
     return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"

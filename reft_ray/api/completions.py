@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -15,7 +15,17 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ConfigDict, Field, field_validator
 
 from reft_ray.api.auth import Caller
-from reft_ray.api.chat import Usage, charge_tokens, failure_of, moderation_of, resolve, settle_tokens
+from reft_ray.api.chat import (
+    BLOCKED,
+    Choice,
+    Usage,
+    charge_tokens,
+    failure_of,
+    moderation_of,
+    passed,
+    resolve,
+    settle_tokens,
+)
 from reft_ray.api.chat_model import ChatError, ChatModel, Target
 from reft_ray.api.chat_moderation import ChatModeration
 from reft_ray.api.chat_schema import InlineModeration, Sampled, refuse_others
@@ -70,15 +80,6 @@ class CompletionRequest(Sampled):
         return replace(found, logprobs=self.logprobs, echo=bool(self.echo))
 
 
-@dataclass(slots=True)
-class Answer:
-    """One completed prompt."""
-
-    text: str = ""
-    reason: str = "stop"
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-
-
 def router(stores: Stores, model: ChatModel) -> APIRouter:
     """The route of completions."""
     routes = APIRouter(tags=["chat"])
@@ -101,16 +102,15 @@ def router(stores: Stores, model: ChatModel) -> APIRouter:
             judged = tuple(Message("user", prompt.text) for prompt in prompts if prompt.text)
             admitted = await moderation.admit(judged)
             asked = [prompt for prompt in prompts for _ in range(body.n or 1)]
-            answers = await _answers(model, target, asked, sampling, usage) if admitted else [Answer()] * len(asked)
-            passed = await moderation.passes([answer.text for answer in answers]) if admitted else [False] * len(asked)
-        except (ChatError, ExceptionGroup) as error:
-            first = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
-            if not isinstance(first, ChatError):
-                raise
-            raise failure_of(first, "prompt") from None
+            if admitted:
+                answers = await passed(await _answers(model, target, asked, sampling, usage), moderation)
+            else:
+                answers = [BLOCKED] * len(asked)
+        except* ChatError as group:
+            raise failure_of(group.exceptions[0], "prompt") from None
         finally:
             await settle_tokens(stores, caller, charged - usage.prompt - usage.completion)
-        choices = [_choice(index, *item, body) for index, item in enumerate(zip(answers, passed, strict=True))]
+        choices = [_choice(index, answer, body) for index, answer in enumerate(answers)]
         found = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
@@ -126,34 +126,30 @@ def router(stores: Stores, model: ChatModel) -> APIRouter:
 
 async def _answers(
     model: ChatModel, target: Target, prompts: Sequence[RawPrompt], sampling: Sampling, usage: Usage
-) -> list[Answer]:
+) -> list[Choice]:
     """One answer per prompt, in order; AT_ONCE at a time, so that one request does not fill the model's queue."""
     places = asyncio.Semaphore(AT_ONCE)
 
-    async def one(index: int, prompt: RawPrompt) -> Answer:
-        answer, own = Answer(), Usage()
+    async def one(index: int, prompt: RawPrompt) -> Choice:
+        pieces, own = [], Usage()
         seed = None if sampling.seed is None else sampling.seed + index
         async with places:
             generated = model.generate(target, prompt, replace(sampling, seed=seed))
-            async with aclosing(generated) as pieces:  # type: ignore[type-var]
-                async for piece in pieces:
+            async with aclosing(generated) as stream:  # type: ignore[type-var]
+                async for piece in stream:
                     own.add(piece)
-                    answer.text += piece.text
-                    answer.logprobs += piece.logprobs
-                    answer.reason = piece.finish_reason or answer.reason
+                    pieces.append(piece)
         usage.prompt += own.prompt
         usage.completion += own.completion
-        return answer
+        return Choice.of(pieces)
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(index, prompt)) for index, prompt in enumerate(prompts)]
     return [task.result() for task in tasks]
 
 
-def _choice(index: int, answer: Answer, passed: bool, body: CompletionRequest) -> dict[str, Any]:
-    if not passed:
-        return {"index": index, "text": "", "finish_reason": "content_filter", "logprobs": None}
-    logprobs = None if body.logprobs is None else _logprobs(answer.logprobs)
+def _choice(index: int, answer: Choice, body: CompletionRequest) -> dict[str, Any]:
+    logprobs = None if body.logprobs is None or answer is BLOCKED else _logprobs(answer.logprobs)
     return {"index": index, "text": answer.text, "finish_reason": answer.reason, "logprobs": logprobs}
 
 

@@ -14,6 +14,7 @@ from starlette.datastructures import UploadFile
 
 from reft_ray.api import serializers as wire
 from reft_ray.api.auth import Caller
+from reft_ray.api.body import declared_bytes
 from reft_ray.api.errors import invalid
 from reft_ray.api.limits import FORM_BYTES
 from reft_ray.api.shares import Shares
@@ -106,8 +107,7 @@ def _expires_after(anchor: object, seconds: object) -> int | None:
 
 def form_bytes(request: Request) -> int:
     """The least that the file of a form has, from the length that its client declared."""
-    length = request.headers.get("content-length", "")
-    return max(0, int(length) - FORM_BYTES) if length.isdecimal() else 0
+    return max(0, declared_bytes(request) - FORM_BYTES)
 
 
 def working(request: Request, caller: Principal) -> AbstractAsyncContextManager[None]:

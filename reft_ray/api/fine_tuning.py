@@ -17,7 +17,7 @@ from reft_ray.api.job_schema import parse
 from reft_ray.api.stores import Stores
 from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.estimate import estimate
-from reft_ray.jobs.job import Event, Job, JobSpec, Status
+from reft_ray.jobs.job import Job, JobSpec
 from reft_ray.jobs.speeds import measured_speed
 from reft_ray.jobs.tenants import Principal
 
@@ -84,23 +84,17 @@ def router(stores: Stores) -> APIRouter:
     @routes.post("/fine_tuning/jobs/{job_id}/cancel")
     def cancel_job(job_id: str, caller: Caller) -> dict[str, Any]:
         """Cancel a job; its driver stops within seconds."""
-        _job(stores, caller, job_id)
-        event = Event("Fine-tuning job cancelled")
-        return wire.job(jobs.move(job_id, Status.CANCELLED, event, actor=caller.actor))
+        return wire.job(jobs.steer(_job(stores, caller, job_id), "cancel", caller.actor))
 
     @routes.post("/fine_tuning/jobs/{job_id}/pause")
     def pause_job(job_id: str, caller: Caller) -> dict[str, Any]:
         """Save the job's state and free its devices."""
-        _job(stores, caller, job_id)
-        return wire.job(jobs.move(job_id, Status.PAUSED, Event("Fine-tuning job paused"), actor=caller.actor))
+        return wire.job(jobs.steer(_job(stores, caller, job_id), "pause", caller.actor))
 
     @routes.post("/fine_tuning/jobs/{job_id}/resume")
     def resume_job(job_id: str, caller: Caller) -> dict[str, Any]:
         """Resume a paused job from its saved state; a job that was queued or running is queued again."""
-        job = _job(stores, caller, job_id)
-        target = Status.VALIDATING if job.queued_at is None else Status.QUEUED
-        event = Event("Fine-tuning job resumed")
-        return wire.job(jobs.move(job_id, target, event, sources={Status.PAUSED}, actor=caller.actor))
+        return wire.job(jobs.steer(_job(stores, caller, job_id), "resume", caller.actor))
 
     @routes.get("/fine_tuning/jobs/{job_id}/events")
     def list_events(job_id: str, caller: Caller, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:

@@ -51,14 +51,19 @@ def filter_limits(settings: FilterSettings) -> Limits:
 def service_limits(settings: ServiceSettings, body_bytes: int) -> Limits:
     """The limits of the finetuning service's routes; `body_bytes` is the filter's for a conversation."""
     return {
-        # A turn has ten: braces, commas, and two names with their values.
-        "POST /v1/chat/completions": Limit(body_bytes, 150_000, threaded=False),
-        "POST /v1/completions": Limit(body_bytes, 150_000, threaded=False),
+        "POST /v1/chat/completions": conversation_limit(body_bytes),
+        "POST /v1/completions": conversation_limit(body_bytes),
         "POST /v1/files": Limit(settings.max_file_bytes + FORM_BYTES, kind="form"),
         "POST /v1/uploads/{id}/parts": Limit(PART_BYTES + FORM_BYTES, kind="form"),
         "POST /v1/uploads/{id}/complete": Limit(MIB, 25_000),
         "POST /console(/[^/]+)*": Limit(kind="form"),
     }
+
+
+def conversation_limit(body_bytes: int) -> Limit:
+    """The limit of a conversation of up to `body_bytes`."""
+    # A turn has ten: braces, commas, and two names with their values.
+    return Limit(body_bytes, 150_000, threaded=False)
 
 
 class LimitTable:

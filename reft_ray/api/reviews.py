@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -99,10 +100,9 @@ def router(stores: Stores) -> APIRouter:
     def summary(caller: Caller, query: Annotated[Wanted, Query()]) -> dict[str, Any]:
         """Count rows by state and reason, and what the decisions say about each teacher."""
         wanted = query.filter(caller)
-        every = Filter(**{name: getattr(wanted, name) for name in wanted.__dataclass_fields__} | {"state": None})
         return {
             "object": "review.summary",
-            "states": counts(stores.database, every),
+            "states": counts(stores.database, replace(wanted, state=None)),
             "reasons": reasons(stores.database, wanted),
             "teachers": [teacher_body(stats) for stats in teacher_stats(stores.database, caller.visible)],
         }

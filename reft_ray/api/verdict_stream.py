@@ -15,7 +15,7 @@ from typing import Any
 
 from fastapi import Request
 
-from reft_ray.api.body import paced
+from reft_ray.api.body import declared_bytes, paced
 from reft_ray.api.context import FilterContext
 from reft_ray.api.errors import ApiError, too_large
 from reft_ray.api.moderations import evidence
@@ -188,8 +188,7 @@ def read_body(request: Request, limit: int, idle_seconds: float, message: str) -
     Raises ApiError: 413 with `message` for a larger body, at once where its length was declared; 408 for a client that
     sends too slowly, see `body.paced`.
     """
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
+    if declared_bytes(request) > limit:
         raise too_large(message)
     return _pieces(request, limit, idle_seconds, message)
 

@@ -12,6 +12,10 @@ from reft_ray.cli.common import JsonOption, print_json, user_errors
 
 app = typer.Typer(help="Fetch and list the models that are known by name; sign and verify any.", no_args_is_help=True)
 
+ModelArgument = Annotated[
+    str, typer.Argument(help="Directory of a base, teacher, adapter or classifier, or a known name.")
+]
+
 
 @app.command("fetch")
 def fetch(
@@ -59,7 +63,7 @@ def keygen(folder: Annotated[Path, typer.Argument(help="Directory for signing-ke
 
 @app.command("sign")
 def sign_model(
-    model: Annotated[str, typer.Argument(help="Directory of a base, teacher, adapter or classifier, or a known name.")],
+    model: ModelArgument,
     key: Annotated[Path, typer.Option(envvar="REFT_SIGNING_KEY", help="Private key, PEM.")],
 ) -> None:
     """Sign a model's files, in its directory, so that it loads where REFT_VERIFY_KEY is set."""
@@ -74,7 +78,7 @@ def sign_model(
 
 @app.command("verify")
 def verify_model(
-    model: Annotated[str, typer.Argument(help="Directory of a base, teacher, adapter or classifier, or a known name.")],
+    model: ModelArgument,
     key: Annotated[Path, typer.Option(envvar="REFT_VERIFY_KEY", help="Public key, PEM.")],
 ) -> None:
     """Check that a model has exactly the files that were signed."""

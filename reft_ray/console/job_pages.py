@@ -15,7 +15,7 @@ from reft_ray.console import charts
 from reft_ray.console.job_view import JobView, report_of
 from reft_ray.console.page import Site, back, route_class
 from reft_ray.console.session import Session
-from reft_ray.jobs.job import TERMINAL, Event, Job, Status
+from reft_ray.jobs.job import TERMINAL, Job
 from reft_ray.jobs.review_queue import Filter
 from reft_ray.jobs.review_stats import counts, oldest_pending, teacher_stats
 
@@ -99,14 +99,7 @@ def router(site: Site, stores: Stores) -> APIRouter:
         session = sessions.posted(request, csrf)
         if not _may_steer(session):
             raise ApiError(403, f"Your role ({session.principal.role}) does not steer jobs.")
-        job, actor = jobs.get(job_id, session.principal.visible), session.principal.actor
-        if verb == "resume":
-            target = Status.VALIDATING if job.queued_at is None else Status.QUEUED
-            jobs.move(job_id, target, Event("Fine-tuning job resumed"), sources={Status.PAUSED}, actor=actor)
-        elif verb == "pause":
-            jobs.move(job_id, Status.PAUSED, Event("Fine-tuning job paused"), actor=actor)
-        else:
-            jobs.move(job_id, Status.CANCELLED, Event("Fine-tuning job cancelled"), actor=actor)
+        jobs.steer(jobs.get(job_id, session.principal.visible), verb, session.principal.actor)
         return back(f"/console/jobs/{job_id}")
 
     @routes.get("/jobs/{job_id}/file")

@@ -68,7 +68,7 @@ class JobView:
             states=counts(stores.database, Filter(job=job.id, kind="withheld", state=None)),
             files=tuple(_files(stores, job)),
             events=tuple(item for item in events if item.event.type != "metrics")[:30],
-            release=_release(stores, job),
+            release=stores.releases.find(job.id),
         )
 
 
@@ -106,10 +106,3 @@ def _files(stores: Stores, job: Job) -> Any:
             yield stores.files.get(file_id, job.project_id)
         except NotFoundError:
             continue
-
-
-def _release(stores: Stores, job: Job) -> Release | None:
-    try:
-        return stores.releases.get(job.id)
-    except NotFoundError:
-        return None

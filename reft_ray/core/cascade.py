@@ -185,7 +185,8 @@ def cascade(rules: Rules, rows: int) -> Generator[Question, Answers, list[Guarde
                 states[index].opinions[_checked(rules, voter, answer)] = answer
             else:
                 states[index].verdict = answer
-    return [row.result(rules) for row in states]
+    version = rules.version
+    return [row.result(rules, version) for row in states]
 
 
 def _checked(rules: Rules, guard: int | None, opinion: Opinion) -> int:
@@ -202,6 +203,16 @@ class _Row:
         self.verdict: Verdict | None = None
         self.opinions: dict[int, Opinion] = {}
 
+    @property
+    def withheld(self) -> bool:
+        """Whether the teacher withholds the row."""
+        return self.verdict is not None and self.verdict.decision is not Decision.ALLOW
+
+    @property
+    def cleared(self) -> bool:
+        """Whether the teacher allows the row."""
+        return self.verdict is not None and not self.withheld
+
     def flags(self, rules: Rules) -> list[int]:
         """The guards that flag the row."""
         return [index for index, found in self.opinions.items() if found.probability >= rules.guards[index].threshold]
@@ -209,9 +220,7 @@ class _Row:
     def votes(self, rules: Rules) -> tuple[int, int]:
         """(votes for harm, votes against it) so far."""
         flags = len(self.flags(rules))
-        withheld = self.verdict is not None and self.verdict.decision is not Decision.ALLOW
-        cleared = self.verdict is not None and not withheld
-        return flags + withheld, len(self.opinions) - flags + cleared
+        return flags + self.withheld, len(self.opinions) - flags + self.cleared
 
     def settled(self, rules: Rules) -> bool:
         """Whether no further answer can change the decision."""
@@ -227,12 +236,11 @@ class _Row:
             case Combine.GREY_BAND:
                 return decision in (Decision.ALLOW, Decision.BLOCK) or bool(self.flags(rules))
 
-    def result(self, rules: Rules) -> GuardedVerdict:
-        """The row's verdict."""
+    def result(self, rules: Rules, version: str) -> GuardedVerdict:
+        """The row's verdict under the policy of this version."""
         flags = self.flags(rules)
         clears = [index for index in self.opinions if index not in flags]
-        withheld = self.verdict is not None and self.verdict.decision is not Decision.ALLOW
-        decision, teacher, guards = self._decided(rules, flags, clears, withheld)
+        decision, teacher, guards = self._decided(rules, flags, clears)
         names = [rules.teacher] if teacher else []
         names += [rules.guards[index].guard_id for index in guards]
         found = [self.opinions[index] for index in flags] if decision is not Decision.ALLOW else []
@@ -250,24 +258,22 @@ class _Row:
             guard_score=max((opinion.probability for opinion in self.opinions.values()), default=None),
             # A teacher over HTTP reports the threshold that it applied, not the offset.
             offset=max(0.0, verdict.threshold - rules.thresholds.block) if verdict.windows else 0.0,
-            policy=rules.version,
+            policy=version,
         )
 
-    def _decided(
-        self, rules: Rules, flags: list[int], clears: list[int], withheld: bool
-    ) -> tuple[Decision, bool, list[int]]:
+    def _decided(self, rules: Rules, flags: list[int], clears: list[int]) -> tuple[Decision, bool, list[int]]:
         """(decision, whether the teacher made it, the guards that made it)."""
         teachers = self.verdict.decision if self.verdict else Decision.ALLOW
         match rules.combine:
             case Combine.ALL:
-                if (self.verdict is None or withheld) and not clears:
+                if not (self.cleared or clears):
                     return teachers, True, flags
-                return Decision.ALLOW, self.verdict is not None and not withheld, clears
+                return Decision.ALLOW, self.cleared, clears
             case Combine.MAJORITY:
                 yes, no = self.votes(rules)
                 if yes >= no:
-                    return Decision.BLOCK if yes > no else Decision.REVIEW, withheld, flags
-                return Decision.ALLOW, self.verdict is not None and not withheld, clears
+                    return Decision.BLOCK if yes > no else Decision.REVIEW, self.withheld, flags
+                return Decision.ALLOW, self.cleared, clears
             case _:
                 if flags:
                     return Decision.BLOCK, False, flags

@@ -13,7 +13,7 @@ import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from reft_ray.core.folding import latin, plain_letters, visible, without_invisible
+from reft_ray.core.folding import disguised, plain_letters, visible, without_invisible
 
 MAX_READINGS = 22
 """Maximum per text: itself, two cleaned, one from tags, and six decoders over at most three texts."""
@@ -104,10 +104,8 @@ def _homoglyph(text: str) -> str | None:
     """The text in Latin letters, if its words are disguised or folding gives English words."""
     if text.isascii():
         return None
-    folded = latin(text)
-    if folded is None and _gain(plain_letters(text), text) >= 2:
-        folded = plain_letters(text)
-    return folded
+    folded = plain_letters(text)
+    return folded if disguised(text) or _gain(folded, text) >= 2 else None
 
 
 def _tags(text: str) -> str | None:

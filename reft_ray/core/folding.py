@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
+from collections.abc import Callable
 from functools import cache
 
 # Letters that look Latin and have no compatibility form.
@@ -48,13 +49,9 @@ def visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
-def latin(text: str) -> str | None:
-    """The text in plain Latin letters, if its words mix scripts or are written in styled letters."""
-    if text.isascii():
-        return None
-    if not _STYLED.search(text.translate(_STYLES)) and not any(map(_mixed, _WORD.findall(text))):
-        return None
-    return plain_letters(text)
+def disguised(text: str) -> bool:
+    """Whether words of a text mix scripts or are written in styled letters."""
+    return _STYLED.search(text.translate(_STYLES)) is not None or any(map(_mixed, _WORD.findall(text)))
 
 
 def plain_letters(text: str) -> str:
@@ -89,12 +86,13 @@ def _look(character: str) -> str:
 class _Table(dict[int, str | None]):
     """A translation table that is filled as characters are seen."""
 
-    def __missing__(self, code: int) -> str | None:
-        self[code] = value = self.entry(chr(code))
-        return value
+    def __init__(self, entry: Callable[[str], str | None]) -> None:
+        super().__init__()
+        self._entry = entry
 
-    def entry(self, character: str) -> str | None:
-        raise NotImplementedError
+    def __missing__(self, code: int) -> str | None:
+        self[code] = value = self._entry(chr(code))
+        return value
 
 
 def _is_hidden(character: str) -> bool:
@@ -108,44 +106,36 @@ def _is_mark(character: str) -> bool:
     return unicodedata.category(character) in ("Mn", "Me")
 
 
-class _Shown(_Table):
+def _shown(character: str) -> str:
     """Invisible characters and marks as one each."""
-
-    def entry(self, character: str) -> str | None:
-        return _HIDDEN if _is_hidden(character) else _MARK if _is_mark(character) else character
+    return _HIDDEN if _is_hidden(character) else _MARK if _is_mark(character) else character
 
 
-class _Visible(_Table):
-    """Without invisible characters and marks; characters with an accent of their own stay."""
-
-    def entry(self, character: str) -> str | None:
-        return None if _is_hidden(character) or _is_mark(character) else character
+def _visible(character: str) -> str | None:
+    """Nothing for invisible characters and marks."""
+    return None if _is_hidden(character) or _is_mark(character) else character
 
 
-class _Styles(_Table):
+def _style(character: str) -> str | None:
     """`a` and `A` for styled letters, a blank for all others, nothing for what is not seen. Greek and Cyrillic are
     scripts, not styles."""
-
-    def entry(self, character: str) -> str | None:
-        if _is_hidden(character):
-            return None
-        look = _look(character)
-        if character.isascii() or not _is_letter(look) or "\u0370" <= character < "\u0590" or character == "ı":
-            return " "
-        return "a" if look.islower() else "A"
+    if _is_hidden(character):
+        return None
+    look = _look(character)
+    if character.isascii() or not _is_letter(look) or "\u0370" <= character < "\u0590" or character == "ı":
+        return " "
+    return "a" if look.islower() else "A"
 
 
-class _Plain(_Table):
+def _plain(character: str) -> str | None:
     """Latin letters without accents for all that look like them, nothing for what is not seen."""
-
-    def entry(self, character: str) -> str | None:
-        if _is_hidden(character) or _is_mark(character):
-            return None
-        look = _look(character)
-        base = "".join(part for part in unicodedata.normalize("NFKD", look) if not _is_mark(part))
-        base = "".join(_LOOK_ALIKE.get(part, part) for part in base)
-        # Ligatures become letters; words and formulas in one character stay one character.
-        return base if len(base) == 1 or (len(base) <= 3 and base.isascii() and base.isalpha()) else character
+    if _visible(character) is None:
+        return None
+    look = _look(character)
+    base = "".join(part for part in unicodedata.normalize("NFKD", look) if not _is_mark(part))
+    base = "".join(_LOOK_ALIKE.get(part, part) for part in base)
+    # Ligatures become letters; words and formulas in one character stay one character.
+    return base if len(base) == 1 or (len(base) <= 3 and base.isascii() and base.isalpha()) else character
 
 
-_SHOWN, _VISIBLE, _STYLES, _PLAIN = _Shown(), _Visible(), _Styles(), _Plain()
+_SHOWN, _VISIBLE, _STYLES, _PLAIN = map(_Table, (_shown, _visible, _style, _plain))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import pyarrow as pa
 from reft_ray.core.cache import CachedScorer
 from reft_ray.core.conversation import Conversation, chat
 from reft_ray.core.errors import UsageError
-from reft_ray.core.scoring import Scorer, judge
+from reft_ray.core.scoring import Scorer
 from reft_ray.core.verdict import Thresholds, Verdict
 from reft_ray.rows.text import full_conversation
-from reft_ray.screening.guards import Teacher
+from reft_ray.screening.guards import GuardEnsemble, Teacher
 
 VERDICT = pa.schema(
     [
@@ -63,10 +63,11 @@ class Moderate:
         named = {"teacher": teacher, "url": url, "application": application, "factory": factory}
         if sum(value is not None for value in named.values()) != 1:
             raise UsageError(f"name one of {', '.join(named)}")
-        self._column, self._thresholds, self._batch_rows = column, thresholds, batch_rows
+        self._column, self._batch_rows = column, batch_rows
         judge_of = factory or _judge_factory(teacher, base, url, key, application)
         found = judge_of()
-        self._judge = CachedScorer(found, _CACHED_TEXTS) if isinstance(found, Scorer) else found
+        cached = CachedScorer(found, _CACHED_TEXTS) if isinstance(found, Scorer) else found
+        self._judge = GuardEnsemble(cached, thresholds=thresholds)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """The batch with the columns of VERDICT; rows keep their order."""
@@ -75,19 +76,14 @@ class Moderate:
         verdicts: dict[int, Verdict] = {}
         for start in range(0, len(known), self._batch_rows):
             part = known[start : start + self._batch_rows]
-            found = self._verdicts([turns for _, turns in part])
+            found = self._judge.judge([turns for _, turns in part])
             verdicts.update(zip((index for index, _ in part), found, strict=True))
-        teacher = self._judge.teacher_id
+        teacher = self._judge.rules.teacher
         rows = [_columns(verdicts.get(index), teacher) for index in range(len(texts))]
         added = pa.Table.from_pylist(rows, schema=VERDICT)
         for field in VERDICT:
             batch = batch.append_column(field, added[field.name])
         return batch
-
-    def _verdicts(self, conversations: Sequence[Conversation]) -> list[Verdict]:
-        if isinstance(self._judge, CachedScorer):
-            return judge(self._judge, conversations, self._thresholds)
-        return self._judge.judge(conversations, self._thresholds)
 
     @staticmethod
     def _conversation(value: Any) -> Conversation:

@@ -21,11 +21,10 @@ from ray.data.block import BlockMetadata
 
 from reft_ray.core.errors import UsageError
 from reft_ray.local_ray import ensure_ray
-from reft_ray.rows.checks import Fault
-from reft_ray.rows.format import Format, Row, detect, rename_columns
-from reft_ray.rows.reader import DETECTION_ROWS, RowReader, parse_row
+from reft_ray.rows.format import Format, detect
+from reft_ray.rows.reader import RowReader, sampled_rows
 from reft_ray.rows.text import messages_json
-from reft_ray.screening.file_parsing import parse_unit, shape_of
+from reft_ray.screening.file_parsing import shape_of, validated_rows
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.reading import groups, plan_files, read_units
 from reft_ray.screening.sources import Container, Source, find_sources
@@ -89,6 +88,11 @@ class Piece:
     end: int | None = None
     first_line: int | None = 1
 
+    @property
+    def size(self) -> int:
+        """Its stored bytes."""
+        return (self.end or self.source.size) - self.start
+
 
 def pieces_of(source: Source, span_bytes: int = SPAN_BYTES) -> list[Piece]:
     """A file in pieces, by its size alone."""
@@ -129,25 +133,24 @@ class RowsDatasource(Datasource):
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Bytes of all rows: as text and twice as messages."""
-        return 3 * sum((piece.end or piece.source.size) - piece.start for piece in self._pieces)
+        return 3 * sum(piece.size for piece in self._pieces)
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
         """One task for each piece; small files share tasks, so that there are at most `parallelism` of those."""
         whole = sorted(self._pieces, key=lambda piece: piece.source.uri)
-        share = max(1, sum((piece.end or piece.source.size) - piece.start for piece in whole) // max(1, parallelism))
+        share = max(1, sum(piece.size for piece in whole) // max(1, parallelism))
         grouped: list[list[Piece]] = []
         held = share
         for piece in whole:
-            size = (piece.end or piece.source.size) - piece.start
-            if held + size > share or not grouped:
+            if held + piece.size > share or not grouped:
                 grouped.append([])
                 held = 0
             grouped[-1].append(piece)
-            held += size
+            held += piece.size
         return [self._task(group) for group in grouped]
 
     def _task(self, group: Sequence[Piece]) -> ReadTask:
-        size = sum((piece.end or piece.source.size) - piece.start for piece in group)
+        size = sum(piece.size for piece in group)
         names = tuple(piece.source.name for piece in group)
         metadata = BlockMetadata(num_rows=None, size_bytes=3 * size, exec_stats=None, input_files=names)
         return ReadTask(partial(_read, group, self._reader), metadata, schema=ROWS)
@@ -185,12 +188,7 @@ def blocks(piece: Piece, reader: RowReader) -> Iterator[pa.Table]:
 
 def _reader_for(data: bytes, reader: RowReader, name: str) -> Callable[[bytes], Any]:
     """The reader with the format of the first rows."""
-    sample: list[Row] = []
-    for raw in data.split(b"\n"):
-        if raw and not isinstance(row := parse_row(raw), Fault):
-            sample.append(rename_columns(row, reader.columns))
-        if len(sample) == DETECTION_ROWS:
-            break
+    sample = sampled_rows(data.split(b"\n"), reader.columns)
     return reader.of_format(detect(sample, name, reader.speakers) if sample else Format.CHAT).read_line
 
 
@@ -231,15 +229,9 @@ def _whole_file(source: Source, reader: RowReader) -> Iterator[pa.Table]:
     shape = shape_of(plan, reader.format, reader.columns, reader.speakers)
     reader = reader.of_format(shape.format)
     for unit in itertools.chain.from_iterable(read_units(plan, ranges) for ranges in groups(plan)):
-        numbers, raws = unit.rows["row_number"].to_pylist(), unit.rows["raw"].to_pylist()
-        rows = zip(numbers, raws, parse_unit(unit, shape.container, shape.header), strict=True)
-        yield pa.Table.from_pylist(
-            [
-                _row(source.name, number, number, raw, [row] if isinstance(row, Fault) else reader.read(row, raw))
-                for number, raw, row in rows
-            ],
-            schema=ROWS,
-        )
+        rows = validated_rows(unit, shape, reader)
+        found = [_row(source.name, number, number, raw, row) for number, raw, row in rows]
+        yield pa.Table.from_pylist(found, schema=ROWS)
 
 
 def _row(source: str, position: int, line: int | None, raw: bytes | None, found: Any) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray.data
 from ray.data import Datasink
 
@@ -53,7 +52,7 @@ def write_rows(rows: ray.data.Dataset, out: str, **options: Any) -> Written:
     Raises UsageError for an output that has a manifest.
     """
     output = Output(out)
-    if MANIFEST in output.sizes():
+    if output.has(MANIFEST):
         raise UsageError(f"{output.name}: has rows already; name a new directory")
     rows.write_datasink(RowsSink(out), **options)
     return written(out)
@@ -99,9 +98,7 @@ class RowsSink(Datasink[list[Part]]):
             if name.partition("/")[0] in _FOLDERS.values() and name not in counted:
                 output.remove(name)
         columns = list(zip(*parts, strict=True)) or [(), (), ()]
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table([list(column) for column in columns], schema=PARTS), sink)
-        output.write(MANIFEST, sink.getvalue().to_pybytes())
+        output.write(MANIFEST, parquet_bytes(pa.table([list(column) for column in columns], schema=PARTS)))
 
 
 def _lines(table: pa.Table) -> bytes:

@@ -88,7 +88,7 @@ def _pools(prompts: Path, seed: int) -> _Pools:
         counts[found["source"], found["licence"], found["label"]] += 1
         if len(found["prompt"]) <= PROMPT_CHARACTERS:
             rows.append(Example(chat(found["prompt"]), Label(found["label"]), found["source"]))
-    for row in SyntheticRows.make(seed, Sizes(teacher_train=2000)).teacher_train:
+    for row in SyntheticRows.make(seed, Sizes(2000, 0, 0, 0, 0, 0)).teacher_train:
         counts[SYNTHETIC, "Apache-2.0", row.label or ""] += 1
         rows.append(Example(row.prompt, row.label, SYNTHETIC))
     rng.shuffle(rows)
@@ -118,7 +118,8 @@ def teacher_data(
                 train += islice(cycle(answer(rows[:ANSWERED_PER_SOURCE])), each)
             else:
                 train += [
-                    replace(row, messages=chat(row.prompt[-1].content, refusal(rng))) for row in _repeated(rows, each)
+                    replace(row, messages=chat(row.prompt[-1].content, refusal(rng)))
+                    for row in islice(cycle(rows), each)
                 ]
     rng.shuffle(train)
     sources = [
@@ -126,10 +127,6 @@ def teacher_data(
         for (source, licence, label), count in sorted(pools.counts.items())
     ]
     return TeacherData(train, pools.validation, sources=sources)
-
-
-def _repeated(rows: Sequence[Example], count: int) -> list[Example]:
-    return list(islice(cycle(rows), count))
 
 
 def base_answers(cache: Path) -> Callable[[Sequence[Example]], list[Example]]:

@@ -30,7 +30,9 @@ from reft_ray.testbed.english import EVERYDAY, HARMFUL, harmless_prompts
 from reft_ray.testbed.synthetic import Sizes, SyntheticRows
 from reft_ray.testbed.tasks import Task
 
-_SIZES = Sizes(alignment=800, hs_prompts=60, over_refusal_prompts=200, task_test=40)
+_SIZES = Sizes(
+    teacher_train=0, teacher_validation=0, alignment=800, hs_prompts=60, over_refusal_prompts=200, task_test=40
+)
 _ANSWER_TOKENS = 32
 _GRAMMAR_PROMPTS = 20
 """Prompts of each kind from the grammar; as many are sentences of `testbed.english`."""
@@ -190,12 +192,8 @@ def alignment_rows(rows: SyntheticRows, base: str, count: int) -> list[Example]:
     return [*harmful, *harmless, *everyday]
 
 
-def _of_kind(rows: Sequence[Example], *kinds: str) -> list[Example]:
-    return [row for row in rows if row.source.partition("/")[0] in kinds]
-
-
 def _prompts(rows: Sequence[Example], kind: str) -> list[Conversation]:
-    return [row.prompt for row in _of_kind(rows, kind)][:_GRAMMAR_PROMPTS]
+    return [row.prompt for row in rows if row.source.partition("/")[0] == kind][:_GRAMMAR_PROMPTS]
 
 
 _QUESTIONS = {

@@ -59,14 +59,10 @@ def load_trainable(config: Training, runtime: Runtime, adapter: str, sharded: bo
     if sharded and config.quantize != "none":
         raise ReftError("strategy=fsdp shards whole weights: leave quantize=none")
     device = runtime.device if not sharded else torch.device("meta" if runtime.rank else "cpu")
-    base = load_base(
-        config.base, _dtype(config, runtime.device), device, four_bit=config.quantize == "4bit" and not sharded
-    )
+    base = load_base(config.base, _dtype(config, runtime.device), device, four_bit=config.quantize == "4bit")
     model: nn.Module = base.model
     if config.weights == "lora":
-        lora = config.lora
-        settings = LoraSettings(**lora.model_dump())
-        model = attach(base.model, adapter, settings, config.seed)
+        model = attach(base.model, adapter, LoraSettings(**config.lora.model_dump()), config.seed)
     elif config.weights == "full":
         model.requires_grad_(True)
     model.train()

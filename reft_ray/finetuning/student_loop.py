@@ -136,8 +136,8 @@ class StudentState(TrainState):
         nested: dict[str, Any] = {
             "skipped": SkippedRows(**saved["skipped"]),
             "sampler": SamplerState(**saved["sampler"]),
+            "best": BestState(**saved["best"]),
         }
-        nested["best"] = BestState(**saved["best"])
         return cls(**{**saved, **nested})
 
 
@@ -227,7 +227,7 @@ class StudentRun:
         with torch.random.fork_rng():
             row = TokenizedExample([self.trainable_model.chat.pad_id] * _SHORT_ROW, [True] * _SHORT_ROW, 0)
             batch = collate([row], self.trainable_model.chat.pad_id)
-            loss = cross_entropy_sum(ModelForward(self.model).logits(batch), batch.labels_N)
+            loss = cross_entropy_sum(ModelForward(self.model).predictions(batch), batch.labels_N)
             torch.autograd.grad(loss, list(trainable(self.model).values()))
 
     def _report_and_check_stop(self, terms: Mapping[str, Any], started: float) -> bool:

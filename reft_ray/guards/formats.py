@@ -82,9 +82,7 @@ def _read_granite(reply: str) -> Reading:
     found = re.search(r"<score>\s*(yes|no)\s*</score>", reply, re.IGNORECASE) or re.match(
         r"\s*(yes|no)\b", reply, re.IGNORECASE
     )
-    if found is None:
-        raise ValueError
-    return Reading(UNSAFE if found[1].lower() == "yes" else SAFE)
+    return _yes_or_no(found)
 
 
 # --- ShieldGemma: asked about one principle at a time, `Yes` or `No` ---
@@ -122,11 +120,8 @@ def _ask_shieldgemma(exchange: Exchange) -> list[Question]:
     ]
 
 
-def _read_yes_no(reply: str) -> Reading:
-    found = re.match(r"\W*(yes|no)\b", reply, re.IGNORECASE)
-    if found is None:
-        raise ValueError
-    return Reading(UNSAFE if found[1].lower() == "yes" else SAFE)
+def _read_shieldgemma(reply: str) -> Reading:
+    return _yes_or_no(re.match(r"\W*(yes|no)\b", reply, re.IGNORECASE))
 
 
 # --- Nemotron Safety Guard: JSON ---
@@ -218,7 +213,7 @@ FORMATS: Mapping[str, ReplyFormat] = {
     "llama-guard": ReplyFormat(_turns, _read_llama_guard, LLAMA_GUARD, 32),
     "qwen3guard": ReplyFormat(_turns, _read_qwen3guard, QWEN3GUARD),
     "granite-guardian": ReplyFormat(_turns, _read_granite),
-    "shieldgemma": ReplyFormat(_ask_shieldgemma, _read_yes_no, SHIELDGEMMA, 4),
+    "shieldgemma": ReplyFormat(_ask_shieldgemma, _read_shieldgemma, SHIELDGEMMA, 4),
     "nemotron-safety-guard": ReplyFormat(_ask_nemotron, _read_nemotron, NEMOTRON, 100),
     "wildguard": ReplyFormat(_ask_wildguard, _read_wildguard, tokens=32),
 }
@@ -233,6 +228,13 @@ def _inert(text: str, tokens: Sequence[str]) -> str:
     for token in tokens:
         text = text.replace(token, f"{token[0]} {token[1:]}")
     return text.strip()
+
+
+def _yes_or_no(found: re.Match[str] | None) -> Reading:
+    """What the first group of a match says; yes is harmful. Raises ValueError without a match."""
+    if found is None:
+        raise ValueError
+    return Reading(UNSAFE if found[1].lower() == "yes" else SAFE)
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from reft_ray.core.errors import UsageError
 from reft_ray.evaluation.endpoint import Endpoint, key_of
 from reft_ray.guards.formats import FORMATS, ReplyFormat, safeguard
 from reft_ray.guards.moderations import ModerationGuard
-from reft_ray.guards.reply_guard import EndpointReplies, ReplyGuard
+from reft_ray.guards.reply_guard import EndpointReplies, Replies, ReplyGuard
 from reft_ray.settings import Settings
 
 KEY_VARIABLE = "env:REFT_GUARD_API_KEY"
@@ -120,16 +120,20 @@ def load_guard(settings: GuardSettings, device: str | None = None) -> Guard:
         if settings.format is GuardFormat.CLASSIFIER:
             return ClassifierGuard.load(str(settings.model), threshold, settings.harmful_labels, device, title)
         return GeneratorGuard.load(str(settings.model), threshold, device, title)
-    if settings.local:
-        from reft_ray.hf.guards import LocalReplies
-
-        return ReplyGuard(title, LocalReplies.load(str(settings.model), device), _form(settings), threshold)
-    return ReplyGuard(title, EndpointReplies(_endpoint(settings)), _form(settings), threshold, settings.characters)
+    return ReplyGuard(title, _replies(settings, device), _form(settings), threshold, settings.characters)
 
 
 def load_guards(settings: Sequence[GuardSettings], device: str | None = None) -> list[Guard]:
     """The guards, in order."""
     return [load_guard(guard, device) for guard in settings]
+
+
+def _replies(settings: GuardSettings, device: str | None) -> Replies:
+    if not settings.local:
+        return EndpointReplies(_endpoint(settings))
+    from reft_ray.hf.guards import LocalReplies
+
+    return LocalReplies.load(str(settings.model), device)
 
 
 def _endpoint(settings: GuardSettings) -> Endpoint:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from reft_ray.core.batch import TokenizedExample, collate, token_batches
 from reft_ray.core.conversation import Label
 from reft_ray.core.geometry import ClassMoments, Geometry, Readout
-from reft_ray.core.refusal import prompt_feature
 from reft_ray.hf.forward import captured_layer
 
 
@@ -45,7 +44,7 @@ def prompt_features(
                 captured[layer] = stack.enter_context(captured_layer(model, layer, stop=layer == top))
             model(input_ids=batch.ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False)
         for layer, hidden in captured.items():
-            feature_BD = prompt_feature(hidden[0], batch.last_prompt_index_B).float().cpu()
+            feature_BD = batch.prompt_ends(hidden[0]).float().cpu()
             if len(out[layer]) != len(rows):
                 out[layer] = torch.empty(len(rows), feature_BD.shape[-1])
             out[layer][indices] = feature_BD

@@ -73,8 +73,9 @@ def load_student(base: str, student: Path | None, device: str, precision: str = 
 
     With `precision=auto` in bfloat16 on CUDA, else in float32.
     """
-    narrow = device.startswith("cuda") if precision == "auto" else resolve_dtype(precision, device) is torch.bfloat16
-    dtype = torch.bfloat16 if narrow else torch.float32
+    if precision == "auto":
+        precision = "bfloat16" if device.startswith("cuda") else "float32"
+    dtype = resolve_dtype(precision, device)
     if student is None:
         return load_base(base, dtype, device)
     if not (student / ADAPTER_WEIGHTS).is_file():

@@ -33,12 +33,6 @@ _MAX_SPLIT = 4
 
 
 @dataclass(frozen=True, slots=True)
-class _Window:
-    text: int
-    ids: list[int]
-
-
-@dataclass(frozen=True, slots=True)
 class _Batch:
     """Rows of one forward pass, without the cached prefix if `use_cache`; `padded` counts tokens including padding."""
 
@@ -106,14 +100,14 @@ class TeacherScorer:
     def score(self, texts: Sequence[str]) -> list[TextScore]:
         """One TextScore per text, in order; equal to a plain forward pass whatever else is in the call."""
         prompts = self.prompt_ids(texts)
-        windows: list[_Window] = []
+        windows: list[list[int]] = []
         owned: list[range] = []
         truncated = [False] * len(texts)
         for index, ids in enumerate(prompts):
             pieces, truncated[index] = self._windows.split(ids)
             owned.append(range(len(windows), len(windows) + len(pieces)))
-            windows += [_Window(index, piece) for piece in pieces]
-        scores = [finite(value) for value in self.score_tokens([w.ids for w in windows])]
+            windows += pieces
+        scores = [finite(value) for value in self.score_tokens(windows)]
         found = []
         for ids, own, cut in zip(prompts, owned, truncated, strict=True):
             best = max(own, key=scores.__getitem__)

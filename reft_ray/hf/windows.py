@@ -77,7 +77,7 @@ class Windows:
 
 
 def max_per_text(score_W: Tensor, owner_W: Tensor, count: int) -> Tensor:
-    """The highest score of each text's windows, [B]; a NaN stays NaN (it blocks)."""
+    """The highest score of each text's windows, [B]; a NaN stays NaN."""
     out = torch.full((count,), -math.inf, dtype=score_W.dtype)
     return out.scatter_reduce(0, owner_W, score_W, "amax")
 

@@ -1,7 +1,8 @@
-"""Directories at `pyarrow.fs` URIs: upload, copy, list, and download for code that reads local files."""
+"""Directories at `pyarrow.fs` URIs: upload, copy, list, and download for code that reads local files; their hashes."""
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,12 @@ def files_in(uri: str) -> list[str]:
     filesystem, path = fs.FileSystem.from_uri(uri)
     found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     return sorted(info.path[len(path) :].lstrip("/") for info in found if info.type is fs.FileType.File)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a local file, in hex."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 @contextmanager

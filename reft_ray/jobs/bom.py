@@ -10,10 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from reft_ray.jobs.artefacts import sha256_of
 from reft_ray.jobs.card import Provenance
 
 BOM_NAME = "bom.cdx.json"
-_BLOCK = 1 << 20
 
 
 def student_bom(provenance: Provenance, folder: Path, model_files: Iterable[str]) -> str:
@@ -36,7 +36,7 @@ def student_bom(provenance: Provenance, folder: Path, model_files: Iterable[str]
     if provenance.licence:
         student["licenses"] = [{"license": {"name": provenance.licence}}]
     student["components"] = [
-        _component("file", name, hashes=[("SHA-256", _sha256(folder / name))])
+        _component("file", name, hashes=[("SHA-256", sha256_of(folder / name))])
         for name in sorted(model_files)
         if (folder / name).is_file()
     ]
@@ -84,11 +84,3 @@ def _component(kind: str, name: str, hashes: Iterable[tuple[str, str]] = (), **p
     if known:
         component["properties"] = [{"name": f"reft-ray:{key}", "value": str(value)} for key, value in known.items()]
     return component
-
-
-def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as content:
-        while block := content.read(_BLOCK):
-            found.update(block)
-    return found.hexdigest()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from reft_ray.atomic import atomic_directory
 from reft_ray.core.errors import ReftError
-from reft_ray.jobs.artefacts import local_folder
+from reft_ray.jobs.artefacts import local_folder, sha256_of
 from reft_ray.jobs.audit import AuditLog, Entry
 from reft_ray.jobs.bom import BOM_NAME
 from reft_ray.jobs.card import CARD_NAME, PROVENANCE_NAME
@@ -50,8 +48,8 @@ def write_dossier(jobs: JobStore, files: FileStore, job_id: str, out: Path) -> d
         _lines(folder / "reviews.jsonl", [asdict(review) for review in ReviewQueue(jobs).decided(job_id)])
         _lines(folder / "audit.jsonl", [asdict(entry) for entry in _entries(log, job)])
         # Only a model that failed the gate asks people.
-        with suppress(NotFoundError):
-            _json(folder / "release.json", asdict(Releases(jobs).get(job_id)))
+        if (release := Releases(jobs).find(job_id)) is not None:
+            _json(folder / "release.json", asdict(release))
         _copy_reports(files, job, folder)
         _copy_papers(jobs, job, folder)
         index = {
@@ -60,7 +58,7 @@ def write_dossier(jobs: JobStore, files: FileStore, job_id: str, out: Path) -> d
             "model": job.fine_tuned_model,
             "created_at": jobs.database.now(),
             "audit": {"entries": checked.entries, "head": checked.head, "fault": checked.fault},
-            "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
+            "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
         }
         _json(folder / INDEX, index)
     return index
@@ -144,7 +142,3 @@ def _json(path: Path, values: Any) -> None:
 def _lines(path: Path, rows: list[dict[str, Any]]) -> None:
     lines = (json.dumps(finite(row), sort_keys=True, default=str) for row in rows)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

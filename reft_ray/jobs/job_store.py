@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, Text, cast, exists, false, func, insert, select, update
 
@@ -186,6 +186,17 @@ class JobStore:
                 self.audit.append_in(connection, kind, actor, job.project_id, {"id": job_id})
         self.observe(before, job)
         return job
+
+    def steer(self, job: Job, verb: Literal["pause", "resume", "cancel"], actor: Mapping[str, Any]) -> Job:
+        """Pause, resume or cancel a job for a person; one that was queued or running resumes into the queue."""
+        match verb:
+            case "pause":
+                return self.move(job.id, Status.PAUSED, Event("Fine-tuning job paused"), actor=actor)
+            case "resume":
+                to = Status.VALIDATING if job.queued_at is None else Status.QUEUED
+                return self.move(job.id, to, Event("Fine-tuning job resumed"), sources={Status.PAUSED}, actor=actor)
+            case "cancel":
+                return self.move(job.id, Status.CANCELLED, Event("Fine-tuning job cancelled"), actor=actor)
 
     def move_in(
         self,

@@ -53,11 +53,15 @@ class Releases:
 
     def get(self, job_id: str) -> Release:
         """One release. Raises NotFoundError."""
-        with self.database.read() as connection:
-            found = find_in(connection, job_id)
+        found = self.find(job_id)
         if found is None:
             raise NotFoundError("release", job_id)
         return found
+
+    def find(self, job_id: str) -> Release | None:
+        """The release of a job, if any."""
+        with self.database.read() as connection:
+            return find_in(connection, job_id)
 
     def list(self, state: str | None = None) -> list[Release]:
         """Releases, newest first."""

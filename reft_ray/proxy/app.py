@@ -20,7 +20,7 @@ from reft_ray.api.admission import Gate
 from reft_ray.api.context import FilterContext
 from reft_ray.api.errors import ApiError, invalid, not_found
 from reft_ray.api.filter_app import create_filter_app
-from reft_ray.api.limits import FORM_BYTES, Limit
+from reft_ray.api.limits import FORM_BYTES, Limit, conversation_limit
 from reft_ray.api.moderator import Moderator
 from reft_ray.api.settings import FilterSettings
 from reft_ray.api.verdict_stream import NDJSON
@@ -79,7 +79,7 @@ def create_proxy(
         gate=gate,
         limits={
             "POST /v1/files": Limit(settings.max_file_bytes + FORM_BYTES, kind="form"),
-            "POST /v1/chat/completions": Limit(filter_settings.max_body_bytes, 150_000, threaded=False),
+            "POST /v1/chat/completions": conversation_limit(filter_settings.max_body_bytes),
         },
         lifespan=lifespan,
     )
@@ -111,7 +111,7 @@ def _router(context: FilterContext, settings: ProxySettings, upstream: Upstream,
                 )  # fmt: skip
                 if response.is_error:
                     return relayed(response)
-                document = document_of(response)
+                document = document_of(response.content)
                 file_id = str(document["id"])
                 records.add(file_id, found.summary, found.evidence)
             finally:
@@ -161,7 +161,7 @@ def _router(context: FilterContext, settings: ProxySettings, upstream: Upstream,
             if response.is_error:
                 return relayed(response, content)
             as_stream = response.headers.get("content-type", "").startswith("text/event-stream")
-            events = chat.events_of(content) if as_stream else [_object(content)]
+            events = chat.events_of(content) if as_stream else [document_of(content)]
             if await chat.flagged(context, chat.answered(events), settings.judging_seconds):
                 return _blocked(body, streams)
             return relayed(response, content)
@@ -213,9 +213,12 @@ def _check(found: ScreenedFile, settings: ProxySettings) -> None:
 
 async def _json(request: Request) -> dict[str, Any]:
     try:
-        return _checked(json.loads(await request.body(), object_pairs_hook=_unique))
+        body = json.loads(await request.body(), object_pairs_hook=_unique)
     except (ValueError, RecursionError):
-        raise invalid("The body must be a JSON object in which no key is given twice.") from None
+        body = None
+    if not isinstance(body, dict):
+        raise invalid("The body must be a JSON object in which no key is given twice.")
+    return body
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -224,19 +227,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError
     return found
-
-
-def _checked(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError
-    return value
-
-
-def _object(content: bytes) -> dict[str, Any]:
-    try:
-        return _checked(json.loads(content))
-    except ValueError:
-        raise ApiError(502, "The upstream's answer is not JSON.", code="upstream_invalid") from None
 
 
 async def _whole(response: httpx.Response, most: int) -> bytes:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from reft_ray.api.chat import REFUSAL
+from reft_ray.api.chat import DONE, REFUSAL, Usage, event_bytes
 from reft_ray.api.context import FilterContext
 from reft_ray.api.errors import ApiError, invalid
 from reft_ray.api.moderator import ModeratorError
@@ -73,8 +73,7 @@ def blocked(body: dict[str, Any]) -> dict[str, Any]:
     """A completion that says that the filter blocked it, in OpenAI's form."""
     message = {"role": "assistant", "content": None, "refusal": REFUSAL}
     choice = {"index": 0, "message": message, "finish_reason": "content_filter", "logprobs": None}
-    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-    return {**_head(body, "chat.completion"), "choices": [choice], "usage": usage}
+    return {**_head(body, "chat.completion"), "choices": [choice], "usage": Usage().body()}
 
 
 def blocked_stream(body: dict[str, Any]) -> bytes:
@@ -83,7 +82,7 @@ def blocked_stream(body: dict[str, Any]) -> bytes:
     refusal = {"role": "assistant", "refusal": REFUSAL}
     deltas: tuple[tuple[dict[str, str], str | None], ...] = (refusal, None), ({}, "content_filter")
     chunks = [{**head, "choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in deltas]
-    return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
+    return b"".join(map(event_bytes, chunks)) + DONE
 
 
 def events_of(stream: bytes) -> list[dict[str, Any]]:

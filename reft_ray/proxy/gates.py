@@ -13,10 +13,10 @@ from starlette.requests import HTTPConnection
 
 from reft_ray.api.errors import ApiError
 from reft_ray.jobs.tenants import LOCAL, Principal
+from reft_ray.proxy.upstream import CREDENTIALS, unanswered
 
 CHECKED_SECONDS = 60.0
 MOST_KNOWN = 10_000
-_CREDENTIALS = ("authorization", "api-key", "openai-organization", "openai-project")
 
 
 class KeyGate:
@@ -56,7 +56,7 @@ class UpstreamGate:
         return self._admits({})
 
     def admit(self, request: HTTPConnection) -> Principal:
-        headers = {name: request.headers[name] for name in _CREDENTIALS if name in request.headers}
+        headers = {name: request.headers[name] for name in CREDENTIALS if name in request.headers}
         if not self._admits(headers):
             raise _refused()
         return replace(LOCAL, project_id=f"proj_{_name(headers)[:24]}")
@@ -73,9 +73,7 @@ class UpstreamGate:
         try:
             status = self._client.get(self._url, headers=headers).status_code
         except httpx.HTTPError as error:
-            raise ApiError(
-                502, f"The upstream service did not answer ({type(error).__name__}).", code="upstream_unavailable"
-            ) from None
+            raise unanswered(error) from None
         with self._lock:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import IO, Any, Protocol
+from typing import IO, Any
+
+from starlette.datastructures import UploadFile
 
 from reft_ray.api.context import FilterContext
 from reft_ray.api.errors import ApiError
@@ -18,18 +20,6 @@ from reft_ray.api.verdict_stream import VerdictStream, ndjson
 CHUNK = 1 << 16
 SHOWN_ROWS = 100
 SPOOL_BYTES = 8 << 20
-
-
-class AsyncFile(Protocol):
-    """An uploaded file, such as Starlette's UploadFile."""
-
-    async def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
-        ...
-
-    async def seek(self, offset: int) -> None:
-        """Go to a position."""
-        ...
 
 
 @dataclass
@@ -64,7 +54,7 @@ class ScreenedFile:
 _NAMES = {"kept": "allow", "review": "review", "blocked": "block", "invalid": "invalid"}
 
 
-async def screen_upload(file: AsyncFile, context: FilterContext) -> ScreenedFile:
+async def screen_upload(file: UploadFile, context: FilterContext) -> ScreenedFile:
     """Judge all rows of a JSONL file. Raises ApiError where a row gets no verdict: then nothing is kept."""
     found = ScreenedFile(_temporary(), _temporary())
     try:
@@ -88,7 +78,7 @@ def _temporary() -> IO[bytes]:
     return tempfile.SpooledTemporaryFile(SPOOL_BYTES)
 
 
-async def _judge(file: AsyncFile, context: FilterContext, found: ScreenedFile) -> bytearray:
+async def _judge(file: UploadFile, context: FilterContext, found: ScreenedFile) -> bytearray:
     """A flag for each line: 1 if it is kept."""
     flags = bytearray()
     stream = VerdictStream(context, None)
@@ -118,6 +108,6 @@ def _evidence(record: dict[str, Any]) -> dict[str, Any]:
     return {"line": record["row"] + 1, **shown, **reason}
 
 
-async def _chunks(file: AsyncFile) -> AsyncIterator[bytes]:
+async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
     while chunk := await file.read(CHUNK):
         yield chunk

@@ -14,8 +14,8 @@ from fastapi.responses import Response
 from reft_ray.api.errors import ApiError
 from reft_ray.proxy.settings import ProxySettings
 
-_REQUEST = ("authorization", "api-key", "openai-organization", "openai-project", "openai-beta", "idempotency-key",
-            "user-agent", "accept")  # fmt: skip
+CREDENTIALS = ("authorization", "api-key", "openai-organization", "openai-project")
+_REQUEST = (*CREDENTIALS, "openai-beta", "idempotency-key", "user-agent", "accept")
 _RESPONSE = ("content-type", "content-disposition", "retry-after", "retry-after-ms", "x-should-retry")
 
 
@@ -50,9 +50,13 @@ class Upstream:
             async with self._client.stream(method, f"{self._url}{path}", headers=headers, **content) as response:
                 yield response
         except httpx.HTTPError as error:
-            raise ApiError(
-                502, f"The upstream service did not answer ({type(error).__name__}).", code="upstream_unavailable"
-            ) from None
+            raise unanswered(error) from None
+
+
+def unanswered(error: httpx.HTTPError) -> ApiError:
+    """502: the request did not reach the upstream, or its answer was lost."""
+    message = f"The upstream service did not answer ({type(error).__name__})."
+    return ApiError(502, message, code="upstream_unavailable")
 
 
 def relayed(response: httpx.Response, content: bytes | dict[str, Any] | None = None) -> Response:
@@ -68,10 +72,10 @@ def relayed(response: httpx.Response, content: bytes | dict[str, Any] | None = N
     return Response(response.content if body is None else body, response.status_code, headers)
 
 
-def document_of(response: httpx.Response) -> dict[str, Any]:
-    """The JSON object of a response. Raises ApiError 502."""
+def document_of(content: bytes) -> dict[str, Any]:
+    """The JSON object of a response's content. Raises ApiError 502."""
     try:
-        document = response.json()
+        document = json.loads(content)
     except ValueError:
         document = None
     if not isinstance(document, dict):

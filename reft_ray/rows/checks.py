@@ -74,8 +74,7 @@ def _system_faults(row: Row, turns: Any) -> list[Fault]:
         return []
     if faults := _text_fault(row, "system", optional=True):
         return faults
-    listed = turns if isinstance(turns, list) else []
-    own = [turn[tag_of(turn)[1]] for turn in listed if isinstance(turn, Mapping) and _is_system(turn)]
+    own = [turn[tag_of(turn)[1]] for turn in _listed(turns) if isinstance(turn, Mapping) and _is_system(turn)]
     if not row["system"] or not own or own == [row["system"]]:
         return []
     return [Fault("system", "ambiguous_keys", "the row has a system text and a system turn", "keep one of them")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import copy
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -233,7 +234,7 @@ def validate(
     if raw.startswith(codecs.BOM_UTF8):
         raw = raw[len(codecs.BOM_UTF8) :]
     lines = raw.split(b"\n")
-    reader = RowReader(fmt or _detected(lines, columns or {}, name), columns, control_tokens)
+    reader = RowReader(fmt or detect(sampled_rows(lines, columns or {}), name), columns, control_tokens)
     problems: list[Problem] = []
     rows = 0
     for number, line in enumerate(lines, start=first_line):
@@ -258,11 +259,8 @@ def control_tokens_of(tokenizer: Path) -> frozenset[str]:
         raise UsageError(f"{path}: not a tokenizer.json with added_tokens ({type(error).__name__})") from error
 
 
-def _detected(lines: list[bytes], columns: Mapping[str, str], name: str) -> Format:
-    sample: list[Row] = []
-    for line in lines:
-        if len(sample) == DETECTION_ROWS:
-            break
-        if line and not isinstance(row := parse_row(line), Fault):
-            sample.append(rename_columns(row, columns))
-    return detect(sample, name)
+def sampled_rows(lines: Iterable[bytes], columns: Mapping[str, str]) -> list[Row]:
+    """The first readable rows, under our column names: as many as tell their format."""
+    rows = (parse_row(line) for line in lines if line)
+    readable = (rename_columns(row, columns) for row in rows if not isinstance(row, Fault))
+    return list(itertools.islice(readable, DETECTION_ROWS))

@@ -33,8 +33,6 @@ DIALOGUES = (
     "non_preferred_output",
 )
 """The keys under which a row may hold turns."""
-ALWAYS_TURNS = frozenset({"messages", "conversations"})
-"""Those that never hold a plain text."""
 
 _SPEAKERS = {
     "system": ("system", "developer"),

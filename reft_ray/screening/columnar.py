@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from reft_ray.core.errors import UsageError
+from reft_ray.core.errors import UsageError, first_line
 from reft_ray.rows.diagnosis import FIX, broken_at
 from reft_ray.screening.decoded_sizes import TOGETHER_BYTES, check_arrow, group_size
 from reft_ray.screening.ranges import CHUNK, Cuts, Limits, Range
@@ -46,7 +46,7 @@ def cut(source: Source, limits: Limits) -> Cuts:
             return _cut_blocks(map(row_sizes, batches), limits)
     # Arrow has an error of its own for memory that it does not get.
     except (OSError, pa.ArrowInvalid, MemoryError) as error:
-        raise UsageError(f"{source.name}: damaged file: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{source.name}: damaged file: {first_line(error)}") from error
 
 
 def tables(source: Source, ranges: Sequence[Range]) -> Iterator[tuple[Range, pa.Table | None]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -13,7 +13,7 @@ from reft_ray.core.errors import UsageError
 from reft_ray.rows.checks import Fault
 from reft_ray.rows.diagnosis import utf8_fault
 from reft_ray.rows.format import Format, Row, detect, printable, rename_columns
-from reft_ray.rows.reader import DETECTION_ROWS, parse_row
+from reft_ray.rows.reader import DETECTION_ROWS, ChatRow, RowReader, parse_row
 from reft_ray.rows.turns import SPEAKERS
 from reft_ray.screening.csv_records import delimiter_of
 from reft_ray.screening.reading import FilePlan, Unit, read_units
@@ -51,6 +51,15 @@ def parse_unit(unit: Unit, container: Container, header: bytes = b"") -> list[Ro
         parse(raw) if reason is None else Fault("", *reason.split(": ", 1))
         for raw, reason in zip(raws, reasons, strict=True)
     ]
+
+
+def validated_rows(
+    unit: Unit, shape: FileShape, reader: RowReader
+) -> Iterator[tuple[int, bytes | None, ChatRow | list[Fault]]]:
+    """(number, bytes, the row or all its faults) of every row of a unit, in order; no bytes in columnar files."""
+    numbers, raws = unit.rows["row_number"].to_pylist(), unit.rows["raw"].to_pylist()
+    for number, raw, row in zip(numbers, raws, parse_unit(unit, shape.container, shape.header), strict=True):
+        yield number, raw, [row] if isinstance(row, Fault) else reader.read(row, raw)
 
 
 def shape_of(

@@ -134,8 +134,12 @@ class Output:
         with self._fs.open_input_file(f"{self._root}/{name}") as stored:
             return bytes(stored.read())
 
+    def has(self, name: str) -> bool:
+        """Whether a file is there; not every file system knows when it was written."""
+        return bool(self._fs.get_file_info(f"{self._root}/{name}").type == pafs.FileType.File)
+
     def written_at(self, name: str) -> float | None:
-        """Modification time of a file in seconds since the epoch; None when it is missing."""
+        """Modification time of a file in seconds since the epoch; None where it is not known."""
         time = self._fs.get_file_info(f"{self._root}/{name}").mtime
         return None if time is None else float(time.timestamp())
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from reft_ray.core.errors import UsageError
+from reft_ray.core.errors import UsageError, first_line
 from reft_ray.screening.csv_records import Quotes, delimiter_of, without_mark
 from reft_ray.screening.sources import Source
 
@@ -202,7 +202,7 @@ def _chunks(source: Source) -> Iterator[bytes]:
             while chunk := stream.read(CHUNK):
                 yield chunk
     except (OSError, pa.ArrowInvalid) as error:
-        raise UsageError(f"{source.name}: cannot be read to its end: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{source.name}: cannot be read to its end: {first_line(error)}") from error
 
 
 def _warnings(head: bytes) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from reft_ray.core.errors import ReftError, UsageError
+from reft_ray.core.errors import ReftError, UsageError, first_line
 from reft_ray.screening import columnar
 from reft_ray.screening.csv_records import csv_records, delimiter_of
 from reft_ray.screening.inflating import check_rows
@@ -101,7 +101,7 @@ def read_units(plan: FilePlan, ranges: Sequence[Range]) -> Iterator[Unit]:
         else:
             yield from _native_units(plan, ranges)
     except (OSError, pa.ArrowInvalid, MemoryError) as error:
-        raise UsageError(f"{plan.source.name}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{plan.source.name}: {first_line(error)}") from error
 
 
 def rows_table(numbers: Iterable[int], raws: Sequence[bytes | None], reasons: Sequence[str | None] = ()) -> pa.Table:

@@ -115,8 +115,8 @@ class Reviews:
         rows = self._rows(sorted(set(row_numbers)))
         time = datetime.now(UTC).isoformat(timespec="seconds")
         made = [Review(time, row["row_number"], row["id"], action, reviewer.strip(), reason.strip()) for row in rows]
-        with self._output.appending(LOG, b"".join(orjson.dumps(asdict(review)) + b"\n" for review in made)):
-            self._write_approved_units({load_manifest(self._output).unit_of(review.row_number) for review in made})
+        with self._output.appending(LOG, _log(made)):
+            self._write_approved_units(made)
         self.count(made)
         return made
 
@@ -124,9 +124,8 @@ class Reviews:
         """Replace the log by decisions that were made elsewhere, in the queue of a service, and write the approved
         rows."""
         made = list(reviews)
-        self._output.write(LOG, b"".join(orjson.dumps(asdict(review)) + b"\n" for review in made))
-        manifest = load_manifest(self._output)
-        self._write_approved_units(dict.fromkeys(manifest.unit_of(review.row_number) for review in made))
+        self._output.write(LOG, _log(made))
+        self._write_approved_units(made)
 
     def count(self, reviews: Iterable[Review]) -> None:
         """Record metrics of decisions: their number, and the time since the screening ended."""
@@ -140,9 +139,9 @@ class Reviews:
 
     def approved(self) -> Iterator[tuple[dict[str, Any], Review]]:
         """Approved rows, in order, with the decision that approved them."""
-        numbers = sorted(n for n, review in self.latest().items() if review.action is Action.APPROVE)
+        latest = self.latest()
+        numbers = sorted(number for number, review in latest.items() if review.action is Action.APPROVE)
         if numbers:
-            latest = self.latest()
             for row in self._rows(numbers):
                 yield row, latest[row["row_number"]]
 
@@ -162,10 +161,11 @@ class Reviews:
                 "review": asdict(review),
             }
 
-    def _write_approved_units(self, units: Iterable[str]) -> None:
-        """Write the approved rows of these units next to the kept ones, and the origin of every approved row."""
+    def _write_approved_units(self, made: Iterable[Review]) -> None:
+        """Write the approved rows of the units of these decisions next to the kept ones, and the origin of every
+        approved row."""
         manifest = load_manifest(self._output)
-        by_unit: dict[str, list[dict[str, Any]]] = {unit: [] for unit in units}
+        by_unit: dict[str, list[dict[str, Any]]] = {manifest.unit_of(review.row_number): [] for review in made}
         origin = []
         for row, review in self.approved():
             if (unit := manifest.unit_of(row["row_number"])) in by_unit:
@@ -202,6 +202,10 @@ class Reviews:
         except FileNotFoundError:
             return []
         return list(table.to_pylist())
+
+
+def _log(made: Iterable[Review]) -> bytes:
+    return b"".join(orjson.dumps(asdict(review)) + b"\n" for review in made)
 
 
 def approved_conversations(out: str) -> list[tuple[int, Conversation]]:

@@ -16,7 +16,7 @@ from reft_ray.rows.checks import Fault
 from reft_ray.rows.format import Row
 from reft_ray.rows.reader import ChatRow, RowReader
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
-from reft_ray.screening.file_parsing import FileShape, parse_unit
+from reft_ray.screening.file_parsing import FileShape, validated_rows
 from reft_ray.screening.guards import GuardEnsemble
 from reft_ray.screening.reading import Unit
 
@@ -38,7 +38,7 @@ class ScreenedRow:
     """One row with its outcome.
 
     An invalid row has only `faults`. Of a valid one, `conversation` is what training reads, `judged` what the guards
-    judged (see `rows.format.judged_text`), `group` the value of the column to report by.
+    judged (see `rows.layout.judged_text`), `group` the value of the column to report by.
     """
 
     number: int
@@ -104,19 +104,17 @@ class UnitParser:
     def __init__(self, config: ScreenConfig, shapes: Sequence[FileShape]) -> None:
         self._config = config
         self._shapes = {shape.index: shape for shape in shapes}
-        self._readers: dict[int, RowReader] = {}
+        self._readers = {
+            shape.index: RowReader(shape.format, config.columns, config.control_tokens, speakers=config.speakers)
+            for shape in shapes
+        }
         self._check = config.row_check() if config.row_check else None
 
     def parse(self, unit: Unit, checked: Container[int] = ()) -> ParsedUnit:
         """The rows of a unit; those with a number in `checked` passed the row check before."""
         shape = self._shapes[unit.file]
-        parsed = parse_unit(unit, shape.container, shape.header)
-        numbers = unit.rows["row_number"].to_pylist()
-        raws = unit.rows["raw"].to_pylist()
-        reader = self._readers.setdefault(shape.index, self._reader(shape))
         rows: list[ScreenedRow | ValidRow] = []
-        for number, raw, row in zip(numbers, raws, parsed, strict=True):
-            found = [row] if isinstance(row, Fault) else reader.read(row, raw)
+        for number, _, found in validated_rows(unit, shape, self._readers[unit.file]):
             if self._check and isinstance(found, ChatRow) and number not in checked:
                 found = [fault] if (fault := self._check(found.conversation)) else found
             if isinstance(found, list):
@@ -124,11 +122,6 @@ class UnitParser:
             else:
                 rows.append(ValidRow(number, found.conversation, found.judged, self._group(found.fields)))
         return ParsedUnit(unit, shape, rows)
-
-    def _reader(self, shape: FileShape) -> RowReader:
-        return RowReader(
-            shape.format, self._config.columns, self._config.control_tokens, speakers=self._config.speakers
-        )
 
     def _group(self, row: Row) -> str | None:
         if self._config.source_column is None:

@@ -91,7 +91,7 @@ def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
         filesystem, root = _client(f"{parts.scheme}://{parts.netloc}", query)
     except (pa.ArrowInvalid, OSError, ValueError) as error:
-        raise UsageError(f"{display_name(uri)}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{display_name(uri)}: {first_line(error)}") from error
     return filesystem, f"{root}{parts.path}".rstrip("/")
 
 
@@ -172,7 +172,7 @@ def _remote(item: str) -> list[tuple[str, str]]:
         if infos[0].type == pafs.FileType.Directory:
             infos = filesystem.get_file_info(pafs.FileSelector(literal, recursive=True))
     except OSError as error:
-        raise UsageError(f"{display_name(item)}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{display_name(item)}: {first_line(error)}") from error
     files = [info for info in infos if info.type == pafs.FileType.File]
     if _has_magic(path):
         files = [info for info in files if fnmatch.fnmatchcase(info.path, path)]

@@ -18,7 +18,7 @@ from reft_ray.rows.format import Format
 from reft_ray.rows.reader import RowReader
 from reft_ray.rows.repair import repaired
 from reft_ray.screening.columnar import json_elements
-from reft_ray.screening.file_parsing import FileShape, parse_unit, shape_of
+from reft_ray.screening.file_parsing import FileShape, shape_of, validated_rows
 from reft_ray.screening.ranges import CHUNK, Limits, Range
 from reft_ray.screening.reading import FilePlan, groups, json_lines, plan_files, read_bytes, read_units
 from reft_ray.screening.sources import Container, Source, source_of
@@ -106,10 +106,8 @@ def _check(ranges: Sequence[Range]) -> tuple[int, list[LineFaults]]:
         return len(lines), faulty
     rows, faulty = 0, []
     for unit in read_units(plan, ranges):
-        numbers, raws = unit.rows["row_number"].to_pylist(), unit.rows["raw"].to_pylist()
-        for line, raw, row in zip(numbers, raws, parse_unit(unit, shape.container, shape.header), strict=True):
+        for line, _, found in validated_rows(unit, shape, reader):
             rows += 1
-            found = [row] if isinstance(row, Fault) else reader.read(row, raw)
             if isinstance(found, list):
                 faulty.append((line, tuple(found)))
     return rows, faulty

@@ -74,7 +74,7 @@ def folder_of(uri: str, name: str, stamp: tuple[int, int]) -> str:
 
 def _is_done(folder: str) -> bool:
     output = Output(folder)
-    return any(output.written_at(name) is not None for name in (REPORT, REFUSED))
+    return any(output.has(name) for name in (REPORT, REFUSED))
 
 
 def _screened(

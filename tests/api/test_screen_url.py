@@ -63,9 +63,9 @@ def test_the_output_is_that_of_a_teacher_at_hand(
     kept = "kept/part-00000-000000.jsonl"
     assert one.read(kept) == other.read(kept)
     quarantine = "quarantine/part-00000-000000.parquet"
-    told, known = one.table(quarantine).to_pylist(), other.table(quarantine).to_pylist()
-    assert [row["part"] for row in told if "call" in row["part"]] == ["messages[1].assistant.tool_calls[0]"] * 5
-    for row, expected in zip(told, known, strict=True):
+    found, known = one.table(quarantine).to_pylist(), other.table(quarantine).to_pylist()
+    assert [row["part"] for row in found if "call" in row["part"]] == ["messages[1].assistant.tool_calls[0]"] * 5
+    for row, expected in zip(found, known, strict=True):
         for name, value in expected.items():
             assert row[name] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value), name
 

@@ -171,6 +171,19 @@ def test_an_endpoint_by_its_option(server):
         found.opinions([ROW])
 
 
+def test_a_local_guard_is_asked_about_its_characters_at_a_time(monkeypatch):
+    asked = []
+
+    def replies(questions, tokens):
+        asked.extend(questions)
+        return ["safe"] * len(questions)
+
+    monkeypatch.setattr("reft_ray.hf.guards.LocalReplies.load", lambda *_: replies)
+    settings = GuardSettings.of({"format": "llama-guard", "model": "/models/guard", "characters": 500})
+    load_guard(settings).opinions([chat("tea " * 1000)])
+    assert max(len(question.messages[0].content) for question in asked) == 500
+
+
 def test_a_guard_by_its_file(tmp_path, monkeypatch):
     policy, path = tmp_path / "policy.md", tmp_path / "guard.yaml"
     policy.write_text("Nothing about tea.")

@@ -12,7 +12,7 @@ from reft_ray.core.errors import UsageError
 from reft_ray.pipeline import validate
 from reft_ray.rows.checks import Fault
 from reft_ray.rows.reader import MAX_FAULTS, RowReader
-from reft_ray.screening import inflating
+from reft_ray.screening import columnar, inflating
 from reft_ray.screening.dataset import screen
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.reading import plan_files
@@ -34,7 +34,7 @@ def test_a_file_that_inflates_too_much_is_refused_before_its_end(
     tmp_path, monkeypatch, suffix: str, unit: bytes, container: str
 ) -> None:
     monkeypatch.setattr(inflating, "FREE_BYTES", 1 << 20)
-    # Its end is damaged: whoever reads that far says so.
+    # Its end is damaged: a reader that gets that far reports that instead.
     data = PACK[suffix](unit * ((12 << 20) // len(unit)))[:-40]
     path = tmp_path / f"rows.{container}.{suffix}"
     path.write_bytes(data)
@@ -56,6 +56,16 @@ def test_blank_lines_are_not_rows_without_end(tmp_path, monkeypatch) -> None:
         plan(tmp_path / "rows.jsonl")
     (tmp_path / "rows.jsonl").write_bytes((ROW + b"\n") * 2000)
     plan(tmp_path / "rows.jsonl")
+
+
+def test_a_file_that_takes_all_memory_is_an_error_of_one_line(tmp_path, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(columnar, "json_elements", fail)
+    (tmp_path / "rows.json").write_text('[{"prompt": "tea?"}]')
+    with pytest.raises(UsageError, match=r"rows\.json: damaged file: MemoryError"):
+        plan(tmp_path / "rows.json")
 
 
 def test_the_faults_of_a_row_are_bounded_and_its_bytes_are_kept_once(tmp_path) -> None:

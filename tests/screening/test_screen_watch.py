@@ -59,6 +59,14 @@ def test_files_are_screened_as_they_appear_and_once(folder, tmp_path):
     assert again == []
 
 
+def test_a_store_that_does_not_tell_when_files_were_written_has_each_file_once(folder):
+    seen, looks = [], itertools.count()
+    rows_file(folder, "a.jsonl", 3)
+    out, stop = f"memory://watched-{folder.parent.name}/out", lambda: next(looks) > 12
+    watch([str(folder)], out, WordScorer, CONFIG, seen.append, every=0, stop=stop)
+    assert [(Path(found.name).name, found.refused) for found in seen] == [("a.jsonl", "")]
+
+
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path

@@ -62,7 +62,7 @@ def test_a_client_that_leaves_is_counted_with_its_tokens():
 @pytest.mark.parametrize(
     ("error", "outcome"), [(ChatOverloadedError("full"), "overloaded"), (ChatError("broken"), "failed")]
 )
-def test_failures_are_told_apart(error, outcome):
+def test_failures_have_their_own_outcomes(error, outcome):
     recorder = MemoryRecorder()
 
     async def read() -> None:

@@ -199,7 +199,7 @@ def test_the_operator_may_name_hosts(running):
     assert asyncio.run(service.call("GET", "/v1/files", {"host": "evil.example"}))[0] == 403
 
 
-def test_a_free_slot_goes_to_whoever_holds_fewest():
+def test_a_free_slot_goes_to_the_owner_that_holds_fewest():
     async def run():
         slots, order = Shares(4, 3), []
 

@@ -70,11 +70,10 @@ def test_texts_that_the_teacher_reads_are_charged(running, path):
                         answers.append(await client.put(f"/v1/screenings/{made}/chunks/{number}", content=row))
             return answers
 
-    first, second, third = asyncio.run(ask())
+    first, _, third = asyncio.run(ask())
     assert first.status_code == 200
     assert '"done":false' not in first.text
     assert third.status_code == 429 or "rate_limit_exceeded" in third.text
-    del second
 
 
 def test_rows_of_a_chunk_are_bounded(running):
