@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 
 # Before torch is imported, and for all contenders: the service sets it for its replicas.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import argparse
 import asyncio

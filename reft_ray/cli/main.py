@@ -32,7 +32,7 @@ from reft_ray.cli.screen import screen
 from reft_ray.cli.serve import serve
 from reft_ray.cli.tune import tune
 from reft_ray.cli.validate import validate
-from reft_ray.openmp import wait_passively
+from reft_ray.openmp import spin_briefly
 
 app = typer.Typer(
     name="reft-ray",
@@ -73,9 +73,7 @@ def main() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         os.environ["PYTHONWARNINGS"] = "ignore"
-    # The replicas of `serve` choose for themselves.
-    if sys.argv[1:2] != ["serve"]:
-        wait_passively()
+    spin_briefly()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")

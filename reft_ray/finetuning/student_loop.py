@@ -57,7 +57,8 @@ from reft_ray.hf.training import optimizer_of
 _KEPT_REPORTS = 500
 """At most this many of the last reports are kept in a checkpoint. A listener may have died before it received them, so
 the first report after a restart repeats them as `earlier`."""
-_SHORT_ROW = 64
+_TRIAL_TOKENS = 256
+"""Threads gain less on shorter passes than on those of a run; a longer one takes seconds on a slow CPU."""
 
 
 def train_student(
@@ -220,12 +221,13 @@ class StudentRun:
         if self.sharded:
             return
         if self.runtime.device.type == "cpu":
-            state.threads = keep_faster_threads(self._short_pass, state.threads)
+            state.threads = keep_faster_threads(self._usual_pass, state.threads)
 
-    def _short_pass(self) -> None:
-        """Forward and backward of one short row: what `keep_faster_threads` measures."""
+    def _usual_pass(self) -> None:
+        """Forward and backward of a row as long as a micro-batch or less: what `keep_faster_threads` measures."""
+        length = min(self.state.micro_batch_tokens, self.trainable_model.max_tokens, _TRIAL_TOKENS)
         with torch.random.fork_rng():
-            row = TokenizedExample([self.trainable_model.chat.pad_id] * _SHORT_ROW, [True] * _SHORT_ROW, 0)
+            row = TokenizedExample([self.trainable_model.chat.pad_id] * length, [True] * length, 0)
             batch = collate([row], self.trainable_model.chat.pad_id)
             loss = cross_entropy_sum(ModelForward(self.model).predictions(batch), batch.labels_N)
             torch.autograd.grad(loss, list(trainable(self.model).values()))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reft_ray.core.errors import ReftError
+from reft_ray.hf.machine import layer_of
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -69,7 +70,6 @@ def attach(model: nn.Module, name: str, settings: LoraSettings, seed: int = 0) -
 
 
 _ATTENTION = re.compile(r"(^|\.)(self_attn|attention|attn|self_attention|linear_attn|mixer)\.")
-_LAYER = re.compile(r"\.(\d+)\.")
 
 
 def _target_modules(model: nn.Module, settings: LoraSettings) -> str | list[str]:
@@ -88,8 +88,8 @@ def _target_modules(model: nn.Module, settings: LoraSettings) -> str | list[str]
     if settings.targets != "all-linear":
         found = [name for name in found if bool(_ATTENTION.search(name)) == (settings.targets == "attention")]
     if settings.first_layer > 1:
-        numbers = {name: _LAYER.search(name) for name in found}
-        found = [name for name, number in numbers.items() if number and int(number[1]) + 1 >= settings.first_layer]
+        numbers = {name: layer_of(name) for name in found}
+        found = [name for name, number in numbers.items() if number is not None and number + 1 >= settings.first_layer]
     if not found:
         raise ReftError(
             f"{type(bare).__name__} has no linear layer for lora.targets={settings.targets}, "

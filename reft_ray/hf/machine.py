@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from math import ceil
@@ -79,12 +80,13 @@ def _control_groups(controller: str, root: Path) -> Iterator[Path]:
 def token_bytes(model: nn.Module, recomputed: bool = False) -> int:
     """About how many bytes one token of a training pass takes: the activations that are kept for its backward pass.
 
-    Counted for a decoder with adapters on all linear layers: per layer nine tensors of the hidden width (norms,
-    queries, keys, values, attention) and four of the inner width, in the base's precision; `recomputed`: the layer's
-    input alone. Attention itself is taken to be linear in tokens, and logits are computed in parts (`core.losses`).
+    Counted for a decoder with adapters on all linear layers from the lowest trained one: per layer nine tensors of the
+    hidden width (norms, queries, keys, values, attention) and four of the inner width, in the base's precision;
+    `recomputed`: the layer's input alone. Attention itself is taken to be linear in tokens, and logits are computed in
+    parts (`core.losses`).
     """
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    width, layers = int(config.hidden_size), int(config.num_hidden_layers)
+    width, layers = int(config.hidden_size), int(config.num_hidden_layers) - _lowest_trained(model)
     inner = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", None) or 4 * width
     inner = max(inner) if isinstance(inner, (list, tuple)) else inner
     inner *= getattr(config, "num_experts_per_tok", None) or 1
@@ -92,6 +94,18 @@ def token_bytes(model: nn.Module, recomputed: bool = False) -> int:
     size = min(p.element_size() for p in model.parameters() if p.is_floating_point())
     # While a layer is computed again, its gradients are there too.
     return int(_ALLOCATOR * size * (layers * width + 2 * layer if recomputed else layers * layer))
+
+
+def _lowest_trained(model: nn.Module) -> int:
+    """The lowest decoder layer with a trained weight, from 0; 0 also where weights outside the layers are trained."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return min((layer_of(name) or 0 for name in names), default=0)
+
+
+def layer_of(name: str) -> int | None:
+    """The decoder layer, from 0, in the full name of a module or parameter; None outside the layers."""
+    number = re.search(r"\.(\d+)\.", name)
+    return int(number[1]) if number else None
 
 
 def tokens_that_fit(model: nn.Module, device: torch.device | str = "cpu", ranks: int = 1) -> int:

@@ -28,7 +28,7 @@ from reft_ray.jobs.lease import LEASE_SECONDS, Leases
 from reft_ray.jobs.lifecycle import run_job
 from reft_ray.jobs.run import JobRun
 from reft_ray.jobs.steps import Steps
-from reft_ray.openmp import wait_passively
+from reft_ray.openmp import spin_briefly
 from reft_ray.settings import load_factory
 from reft_ray.telemetry import logs
 from reft_ray.telemetry.metric_types import DEFAULT_APPLICATION
@@ -173,7 +173,7 @@ def _stop_on_signals(run: JobRun) -> None:
 
 def main() -> int:
     """The command line."""
-    wait_passively()
+    spin_briefly()
     logs.configure(whole_process=True)
     job_id, attempt = sys.argv[1:]
     with logs.log_context(job_id=job_id):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -13,6 +12,7 @@ from ray.serve import Application
 from reft_ray.api.chat_model import ChatError, Target
 from reft_ray.core.completion import Piece, RawPrompt, Sampling
 from reft_ray.core.conversation import Conversation
+from reft_ray.openmp import spin_briefly
 from reft_ray.serving.args import ChatArgs, DeploymentArgs, ServeArgs
 from reft_ray.serving.gateway import Gateway
 from reft_ray.serving.guard import GuardReplica
@@ -35,7 +35,7 @@ class Teacher(TeacherReplica):
 
     def __init__(self, application: str) -> None:
         logs.configure()
-        _spin_briefly()
+        spin_briefly()
         super().__init__(RayRecorder(Labeller(application=application)), tracer_from_environment())
 
 
@@ -99,7 +99,7 @@ def _student_class(args: ChatArgs) -> type[StudentReplica]:
     class Student(StudentReplica):
         def __init__(self, uri: str, args: ChatArgs, application: str) -> None:
             logs.configure()
-            _spin_briefly()
+            spin_briefly()
             super().__init__(uri, args, RayRecorder(Labeller(application=application)))
 
         async def stream(
@@ -128,16 +128,6 @@ def _student_class(args: ChatArgs) -> type[StudentReplica]:
             self.check()
 
     return Student
-
-
-def _spin_briefly() -> None:
-    """Let OpenMP threads spin for microseconds at a barrier; the setting is read when torch is loaded.
-
-    The default is milliseconds, which leaves no CPU for the gateway and the proxy; without spinning every operation
-    costs a wake-up.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def _size(size: DeploymentArgs) -> dict[str, Any]:

