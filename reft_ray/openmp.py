@@ -10,12 +10,18 @@ BRIEF = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "0"}
 and from the gateway; without any spinning each operation costs a wake-up, half of the time of a small one."""
 
 
-def brief_unless_chosen(environment: MutableMapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables to set: those of `BRIEF`, or none if the user has chosen how threads wait."""
-    chosen = any(name in environment for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"))
-    return {} if chosen else dict(BRIEF)
+_CHOICES = ("OMP_WAIT_POLICY", *BRIEF)
+
+
+def waiting_variables(environment: MutableMapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that say how threads wait: those that the user has chosen, or `BRIEF`.
+
+    Workers of a cluster are given them: only those of a local Ray inherit the environment of the process that asks.
+    """
+    chosen = {name: environment[name] for name in _CHOICES if name in environment}
+    return chosen or dict(BRIEF)
 
 
 def spin_briefly() -> None:
     """Set them for this process and those that it starts."""
-    os.environ.update(brief_unless_chosen())
+    os.environ.update(waiting_variables())

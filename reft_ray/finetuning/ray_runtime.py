@@ -22,7 +22,7 @@ from reft_ray.finetuning.config import Resources
 from reft_ray.finetuning.progress import Sender
 from reft_ray.finetuning.runtime import Stop
 from reft_ray.hf.compute import use_threads
-from reft_ray.openmp import brief_unless_chosen
+from reft_ray.openmp import waiting_variables
 
 T = TypeVar("T")
 
@@ -113,7 +113,7 @@ def as_tasks(
         num_cpus=resources.cpus_per_worker or 1,
         num_gpus=resources.gpus_per_worker,
         max_retries=resources.max_failures,
-        runtime_env={"env_vars": brief_unless_chosen()},
+        runtime_env={"env_vars": waiting_variables()},
         # A reused process would keep the model's memory from the workers that train next.
         max_calls=1,
     )(_work)

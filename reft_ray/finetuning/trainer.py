@@ -37,7 +37,7 @@ from reft_ray.hf.adapter_files import ADAPTER, MODEL, OutputKind, check_replacea
 from reft_ray.hf.compute import use_threads
 from reft_ray.hf.ref_teacher import TEACHER, RefTeacher
 from reft_ray.hf.soft_targets import PART_ROWS, is_complete
-from reft_ray.openmp import brief_unless_chosen
+from reft_ray.openmp import waiting_variables
 from reft_ray.telemetry.recorder import Recorder
 
 logger = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ def _run(
             run_config=RunConfig(
                 name=run_id,
                 storage_path=storage,
-                worker_runtime_env={"env_vars": brief_unless_chosen()},
+                worker_runtime_env={"env_vars": waiting_variables()},
                 # Without a limit on controller failures it retries an infeasible request forever. Nodes that are taken
                 # away with notice count as neither.
                 failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]

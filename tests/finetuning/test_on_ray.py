@@ -20,6 +20,7 @@ from reft_ray.finetuning.targets import ensure_soft_targets
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune, prepare_teacher
 from reft_ray.hf.ref_teacher import RefTeacher
+from reft_ray.openmp import BRIEF
 
 pytestmark = pytest.mark.ray
 
@@ -157,3 +158,14 @@ def test_soft_labels_that_cannot_be_made_say_why_in_one_line(teacher: RefTeacher
 def test_a_task_ends_when_asked_to() -> None:
     with pytest.raises(StoppedError, match="stopped while waiting"):
         as_task("waiting", time.sleep, 600, resources=Resources(), stop=lambda: True)
+
+
+@pytest.mark.parametrize("chosen", [None, "1234"])
+def test_workers_wait_as_the_process_that_asks(monkeypatch: pytest.MonkeyPatch, chosen: str | None) -> None:
+    for name in ("OMP_WAIT_POLICY", *BRIEF):
+        monkeypatch.delenv(name, raising=False)
+    if chosen:
+        monkeypatch.setenv("GOMP_SPINCOUNT", chosen)
+    # The cluster runs already, so that its workers do not inherit the variable.
+    found = as_task("reading a variable", os.environ.get, "GOMP_SPINCOUNT", resources=Resources())
+    assert found == (chosen or BRIEF["GOMP_SPINCOUNT"])
