@@ -1,14 +1,13 @@
 """Training rows as a Ray dataset: a Datasource whose tasks read byte ranges, or row groups, in parallel.
 
-The driver lists the files and cuts JSONL at multiples of a size; it reads none of them. A task reads the lines that
-start in its range. Compressed files, CSV and JSON text have no places to start at: a task reads a whole one.
+The driver lists the files and takes their pieces (`screening.pieces`), for which it reads only the footers of Parquet.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,9 +24,10 @@ from reft_ray.rows.format import Format, detect
 from reft_ray.rows.reader import RowReader, sampled_rows
 from reft_ray.rows.text import messages_json
 from reft_ray.screening.file_parsing import shape_of, validated_rows
+from reft_ray.screening.pieces import SPAN_BYTES, Piece, first_byte, pieces_of
 from reft_ray.screening.ranges import Limits
-from reft_ray.screening.reading import groups, plan_files, read_units
-from reft_ray.screening.sources import Container, Source, find_sources
+from reft_ray.screening.reading import groups, plan_piece, read_units
+from reft_ray.screening.sources import Container, find_sources
 
 ROWS = pa.schema(
     [
@@ -44,7 +44,6 @@ ROWS = pa.schema(
 row. `raw` are its bytes (null in Parquet and Arrow). `messages` is what training reads and `judged` all text that a
 model could learn, both as OpenAI messages in JSON; null where the row has `faults` (a JSON list)."""
 
-SPAN_BYTES = 64 << 20
 _BLOCK_BYTES = 4 << 20
 _LONGEST_ROW = 16 << 20
 
@@ -76,35 +75,6 @@ def read_rows(
     return ray.data.read_datasource(RowsDatasource(pieces, reader), **options)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one task reads: the lines that start in [start, end) of a JSONL file, or (`end` None) a whole file.
-
-    `first_line` is the number of the first one, where it is known.
-    """
-
-    source: Source
-    start: int = 0
-    end: int | None = None
-    first_line: int | None = 1
-
-    @property
-    def size(self) -> int:
-        """Its stored bytes."""
-        return (self.end or self.source.size) - self.start
-
-
-def pieces_of(source: Source, span_bytes: int = SPAN_BYTES) -> list[Piece]:
-    """A file in pieces, by its size alone."""
-    if source.container is not Container.JSONL or source.compression:
-        return [Piece(source)]
-    # No range ends inside of a byte-order mark.
-    span_bytes = max(span_bytes, 16)
-    starts = range(0, max(source.size, 1), span_bytes)
-    ends = [min(start + span_bytes, source.size) for start in starts]
-    return [Piece(source, start, end, None if start else 1) for start, end in zip(starts, ends, strict=True)]
-
-
 def _numbered(pieces: Sequence[Piece]) -> list[Piece]:
     """The pieces with their first lines: a prefix sum over the line feeds of each, which tasks count."""
     count = ray.remote(num_cpus=1)(_line_feeds)
@@ -120,7 +90,11 @@ def _numbered(pieces: Sequence[Piece]) -> list[Piece]:
 
 def _line_feeds(piece: Piece) -> int:
     """The line feeds before the end of the last line that starts in the piece."""
-    return sum(data.count(b"\n") for _, data in _chunks(piece)) if piece.end is not None else 0
+    return sum(data.count(b"\n") for _, data in _chunks(piece)) if _by_lines(piece) else 0
+
+
+def _by_lines(piece: Piece) -> bool:
+    return piece.end is not None and piece.source.container is Container.JSONL
 
 
 class RowsDatasource(Datasource):
@@ -168,8 +142,8 @@ def _read(pieces: Sequence[Piece], reader: RowReader) -> Iterator[pa.Table]:
 
 def blocks(piece: Piece, reader: RowReader) -> Iterator[pa.Table]:
     """The rows of a piece, a few megabytes at a time."""
-    if piece.end is None:
-        yield from _whole_file(piece.source, reader)
+    if not _by_lines(piece):
+        yield from _units(piece, reader)
         return
     name, line, read = piece.source.name, piece.first_line, None
     for offset, data in _chunks(piece):
@@ -196,19 +170,7 @@ def _chunks(piece: Piece) -> Iterator[tuple[int, bytes]]:
     """(offset, whole lines) of a piece, about `_BLOCK_BYTES` at a time. Raises UsageError for a line without an end."""
     end = piece.end or 0
     with piece.source.open() as stored:
-        # A line belongs to the piece in which it starts: one that starts at `start` follows a line feed.
-        at = piece.start
-        if at:
-            at -= 1
-            skipped = 0
-            while chunk := stored.read_at(min(_BLOCK_BYTES, piece.source.size - at), at):
-                feed = bytes(chunk).find(b"\n")
-                at += len(chunk) if feed < 0 else feed + 1
-                skipped += len(chunk)
-                if feed >= 0 or at >= end:
-                    break
-        elif bytes(stored.read_at(3, 0)) == b"\xef\xbb\xbf":
-            at = 3
+        at = first_byte(stored, piece)
         while at < end:
             data = bytes(stored.read_at(min(_BLOCK_BYTES, end - at), at))
             while data and not data.endswith(b"\n") and at + len(data) < piece.source.size:
@@ -224,8 +186,8 @@ def _chunks(piece: Piece) -> Iterator[tuple[int, bytes]]:
             at += len(data)
 
 
-def _whole_file(source: Source, reader: RowReader) -> Iterator[pa.Table]:
-    (plan,) = plan_files([source], Limits())
+def _units(piece: Piece, reader: RowReader) -> Iterator[pa.Table]:
+    source, plan = piece.source, plan_piece(piece, Limits())
     shape = shape_of(plan, reader.format, reader.columns, reader.speakers)
     reader = reader.of_format(shape.format)
     for unit in itertools.chain.from_iterable(read_units(plan, ranges) for ranges in groups(plan)):

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from reft_ray.core.errors import UsageError, first_line
 from reft_ray.rows.diagnosis import FIX, broken_at
 from reft_ray.screening.decoded_sizes import TOGETHER_BYTES, check_arrow, group_size
+from reft_ray.screening.pieces import Piece
 from reft_ray.screening.ranges import CHUNK, Cuts, Limits, Range
 from reft_ray.screening.sources import Container, Source
 
@@ -31,11 +32,12 @@ _CELL = 8
 """Bytes of a cell without its text: a pointer or a number."""
 
 
-def cut(source: Source, limits: Limits) -> Cuts:
-    """The ranges of a JSON, Parquet or Arrow file."""
+def cut(piece: Piece, limits: Limits) -> Cuts:
+    """The ranges of a JSON or Arrow file, or of row groups of a Parquet file; rows count from the file's first."""
+    source = piece.source
     try:
         if source.container is Container.PARQUET:
-            return _cut_parquet(source, limits)
+            return _cut_parquet(piece, limits)
         if source.container is Container.JSON:
             return _cut_elements((len(raw) for raw in json_elements(source, limits.row_bytes)), limits)
         with source.open() as stored:
@@ -192,10 +194,11 @@ def _cut_elements(sizes: Iterator[int], limits: Limits) -> Cuts:
     return Cuts(tuple(Range(index, start, end, start + 1) for index, (start, end) in enumerate(pairs)), rows)
 
 
-def _cut_blocks(blocks: Iterator[np.ndarray], limits: Limits) -> Cuts:
-    """Ranges over blocks of rows, given their sizes in bytes; none crosses the end of a block."""
+def _cut_blocks(blocks: Iterator[np.ndarray], limits: Limits, skipped: int = 0) -> Cuts:
+    """Ranges over blocks of rows after the `skipped` ones, given their sizes in bytes; none crosses the end of a
+    block."""
     ranges: list[Range] = []
-    first = 0
+    first = skipped
     for sizes_N in blocks:
         ends_N = np.cumsum(sizes_N)
         start = taken = 0
@@ -206,14 +209,16 @@ def _cut_blocks(blocks: Iterator[np.ndarray], limits: Limits) -> Cuts:
             ranges.append(Range(len(ranges), first + start, first + end, first + start + 1, too_large))
             start, taken = end, int(ends_N[end - 1])
         first += len(sizes_N)
-    return Cuts(tuple(ranges), first)
+    return Cuts(tuple(ranges), first - skipped)
 
 
-def _cut_parquet(source: Source, limits: Limits) -> Cuts:
-    with source.open() as stored:
-        groups = _RowGroups(stored, source.name)
-        _check_columns(groups.file.schema_arrow, source.name)
-        return _cut_blocks(map(groups.sizes, range(groups.file.num_row_groups)), limits)
+def _cut_parquet(piece: Piece, limits: Limits) -> Cuts:
+    with piece.source.open() as stored:
+        groups = _RowGroups(stored, piece.source.name)
+        _check_columns(groups.file.schema_arrow, piece.source.name)
+        wanted = range(piece.start, piece.end or groups.file.num_row_groups)
+        first = [0, *_group_ends(groups.file)][piece.start]
+        return _cut_blocks(map(groups.sizes, wanted), limits, first)
 
 
 class _RowGroups:

@@ -17,6 +17,7 @@ from reft_ray.core.verdict import Thresholds
 from reft_ray.rows.checks import Fault
 from reft_ray.rows.format import Format
 from reft_ray.screening.guards import Decode, Teacher
+from reft_ray.screening.pieces import SPAN_BYTES
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.sources import Container, Source
 
@@ -110,7 +111,7 @@ class ScreenConfig:
             "job_threshold": [self.job_threshold, self.job_threshold_floor],
             "guard": [self.guards is not None, self.guard_combine, self.guard_order],
             "findings": [self.findings, sorted(self.languages)],
-            "limits": [self.limits.rows, self.limits.bytes, self.limits.row_bytes],
+            "limits": [self.limits.rows, self.limits.bytes, self.limits.row_bytes, SPAN_BYTES],
             "decode": self.decode.__qualname__,
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -22,13 +23,16 @@ from reft_ray.screening.manifest import Manifest, manifest_of, open_output
 from reft_ray.screening.metrics import ScreeningMetrics
 from reft_ray.screening.outputs import UNITS, Output, done_units
 from reft_ray.screening.policy import Status
-from reft_ray.screening.reading import FilePlan, Unit, groups, plan_files, read_units
+from reft_ray.screening.reading import FilePlan, Mapper, Unit, groups, plan_files, read_units
 from reft_ray.screening.report import REPORT, RowsLostError, ScreenReport, compose
 from reft_ray.screening.reviews import Reviews
 from reft_ray.screening.sources import Source, find_sources
 from reft_ray.screening.stored_verdicts import judged_units, read_judged
 from reft_ray.screening.unit_state import UnitState
 from reft_ray.screening.unit_worker import Finished, Job, Pass, UnitWorker, judges_of, worker_of
+
+_LONG_ROW = 32 << 10
+"""Bytes of a row that few have more of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +104,10 @@ def _screened(
 ) -> ScreenReport:
     check_names(config.findings_off)
     sources = find_sources(inputs, config.container)
-    plans = plan_files(sources, config.limits)
-    shapes = [shape_of(plan, config.format, config.columns, config.speakers) for plan in plans]
+    each = _mapper(sources, config)
+    plans = plan_files(sources, config.limits, each)
+    shape = partial(shape_of, fmt=config.format, columns=config.columns, speakers=config.speakers)
+    shapes = list(each(shape, [plan.head for plan in plans]))
     output = Output(out)
     manifest = manifest_of(config, sources, plans, shapes)
     open_output(output, manifest)
@@ -129,6 +135,15 @@ def _screened(
     output.write(PAGE, render(report, output, manifest))
     output.write(REPORT, report.to_json())
     return report
+
+
+def _mapper(sources: Sequence[Source], config: ScreenConfig) -> Mapper:
+    """Where files are planned: on Ray if they surely have more rows than are screened in this process."""
+    if config.threads or sum(source.size for source in sources) <= config.small_rows * _LONG_ROW:
+        return map
+    from reft_ray.screening.distributed import each_on_ray
+
+    return each_on_ray
 
 
 def _run(
@@ -209,11 +224,12 @@ def _on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> Iterat
 def _states(output: Output, manifest: Manifest) -> Iterator[UnitState]:
     """The state of every unit, in row order. Raises ReftError for a missing or damaged part."""
     sizes = output.sizes()
-    for unit in manifest.units:
-        name = f"{UNITS}/{unit}.json"
+    names = [f"{UNITS}/{unit}.json" for unit in manifest.units]
+    for unit, name in zip(manifest.units, names, strict=True):
         if name not in sizes:
             raise ReftError(f"{output.name}: unit {unit} was not screened; run again to finish")
-        state = UnitState.from_json(output.read(name))
+    for content in output.read_all(names):
+        state = UnitState.from_json(content)
         for part, size in state.parts.items():
             if sizes.get(part) != size:
                 raise ReftError(f"{output.name}: {part} is missing or damaged; run again to rewrite it")

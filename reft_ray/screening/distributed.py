@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
@@ -25,6 +26,7 @@ from reft_ray.local_ray import ensure_ray
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset_threshold import DatasetThreshold
 from reft_ray.screening.metrics import ScreeningMetrics
+from reft_ray.screening.pieces import SPAN_BYTES
 from reft_ray.screening.ranges import Cuts, Range
 from reft_ray.screening.reading import FilePlan, Unit, groups, read_units
 from reft_ray.screening.unit_worker import Finished, Job, Pass, UnitWorker, judges_of, worker_of
@@ -34,6 +36,11 @@ IN_FLIGHT_BYTES = 384 << 20
 IN_FLIGHT_BYTES_PER_ACTOR = 32 << 20
 """What is in flight at least, and for each actor: two units that are judged and a few that were read."""
 UNITS_IN_FLIGHT = 2
+_SMALL_FILE = 1 << 20
+"""Bytes that take about as long as opening a file."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +113,51 @@ def _ensure_ray_for(config: ScreenConfig) -> None:
     for name, needed in (("CPU", config.cpus_per_actor), ("GPU", config.gpus_per_actor)):
         if needed > (available := ray.cluster_resources().get(name, 0.0)):
             raise UsageError(f"an actor asks for {needed:g} {name}s and this machine has {available:g}")
+
+
+def each_on_ray(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """`map` in tasks, each of which has items of about `pieces.SPAN_BYTES` together: in order, as they are done.
+
+    Raises the ReftError of an item, and ReftError where Ray fails.
+    """
+    ensure_ray()
+    task: Any = ray.remote(num_cpus=1)(_each)
+    pending = deque(task.options(name="planning").remote(work, batch) for batch in _batches(items))
+    try:
+        while pending:
+            results, error = ray.get(pending.popleft())
+            yield from results
+            if error is not None:
+                raise _error_from(error)
+    except RayError as error:
+        raise ReftError(f"planning stopped: {type(error).__name__}; run again") from error
+    finally:
+        for task_left in pending:
+            ray.cancel(task_left)
+
+
+def _each(work: Callable[[Item], Result], items: Sequence[Item]) -> tuple[list[Result], str | None]:
+    """The results up to the first error, and that error: Ray would wrap it in a traceback."""
+    results: list[Result] = []
+    try:
+        for item in items:
+            results.append(work(item))
+    except ReftError as error:
+        return results, _error_text(error)
+    return results, None
+
+
+def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    held = 0
+    for item in items:
+        batch.append(item)
+        held += max(getattr(item, "size", 0), _SMALL_FILE)
+        if held >= SPAN_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
 
 
 def judges_on_ray(job: Job) -> dict[str, Any]:

@@ -1,23 +1,27 @@
 """Cutting text files into units of work at row boundaries, with exact line numbers.
 
 One pass over the file finds line ends at memory speed (and quotes in CSV, slower). It gives every unit its first byte
-and first line, so that units are read in any order and more than once, and row numbers are line numbers.
+and first line, so that units are read in any order and more than once, and row numbers are line numbers. The pieces of
+a JSONL file are passed over apart from each other; no unit crosses the end of one.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from reft_ray.core.errors import UsageError, first_line
 from reft_ray.screening.csv_records import Quotes, delimiter_of, without_mark
+from reft_ray.screening.pieces import Piece, first_byte
 from reft_ray.screening.sources import Source
 
 CHUNK = 8 << 20
+_REST = 1 << 16
 _NEWLINE = 10
 
 
@@ -60,15 +64,16 @@ class Cuts:
 
 
 def cut_text(source: Source, limits: Limits, quoted: bool) -> Cuts:
-    """Cut a JSONL file, or (`quoted`) a CSV file, which has quoted line breaks and a header row."""
+    """Cut a whole JSONL file, or (`quoted`) a CSV file, which has quoted line breaks and a header row."""
     cutter = _Cutter(limits, header=quoted)
     warnings: tuple[str, ...] = ()
     records: _RecordEnds | None = None
     total = 0
     for chunk in _chunks(source):
         if total == 0:
-            warnings = _warnings(chunk)
-            cutter.begin(len(codecs.BOM_UTF8) if chunk.startswith(codecs.BOM_UTF8) else 0)
+            marked = chunk.startswith(codecs.BOM_UTF8)
+            warnings = _warnings(marked, chunk)
+            cutter.begin(len(codecs.BOM_UTF8) if marked else 0)
             records = _RecordEnds(delimiter_of(chunk), limits.row_bytes) if quoted else None
         bytes_C = np.frombuffer(chunk, dtype=np.uint8)
         ends_L = np.flatnonzero(bytes_C == _NEWLINE) + (total + 1)
@@ -76,6 +81,46 @@ def cut_text(source: Source, limits: Limits, quoted: bool) -> Cuts:
         total += len(chunk)
     ranges, lines = cutter.finish(total)
     return Cuts(ranges, lines, _header(source, cutter.header, limits), warnings)
+
+
+def cut_lines(piece: Piece, limits: Limits) -> Cuts:
+    """Cut the lines that start in a piece of JSONL; their numbers count from its first one."""
+    cutter = _Cutter(limits, header=False)
+    warnings: tuple[str, ...] = ()
+    size, end = piece.source.size, piece.end or 0
+    with _readable(piece.source), piece.source.open() as stored:
+        first = at = first_byte(stored, piece)
+        cutter.begin(at)
+        while first < end and (chunk := bytes(stored.read_at(_next_bytes(at, end, size), at))):
+            if at == first and piece.start == 0:
+                warnings = _warnings(at > 0, chunk)
+            ends_L = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == _NEWLINE) + (at + 1)
+            at += len(chunk)
+            last = int(np.searchsorted(ends_L, end))
+            if last < len(ends_L):  # the last line of the piece ends here
+                at = int(ends_L[last])
+                cutter.feed(ends_L[: last + 1], ends_L[: last + 1])
+                break
+            cutter.feed(ends_L, ends_L)
+    ranges, lines = cutter.finish(at)
+    return Cuts(ranges, lines, warnings=warnings)
+
+
+def _next_bytes(at: int, end: int, size: int) -> int:
+    """What to read next of a piece: up to its end, then the rest of its last line in small steps."""
+    return min(CHUNK, end - at) if at < end else min(_REST, size - at)
+
+
+def joined(parts: Sequence[Cuts], lines: bool) -> Cuts:
+    """The cuts of the pieces of a file as those of the file; with `lines`, first rows count from each piece's first."""
+    ranges: list[Range] = []
+    rows = 0
+    for part in parts:
+        before = rows if lines else 0
+        first = len(ranges)
+        ranges += [replace(unit, number=first + unit.number, first_row=before + unit.first_row) for unit in part.ranges]
+        rows += part.rows
+    return Cuts(tuple(ranges), rows, parts[0].header, parts[0].warnings)
 
 
 class _RecordEnds:
@@ -196,18 +241,24 @@ def _header(source: Source, place: tuple[int, int] | None, limits: Limits) -> by
         return bytes(stream.read(end))[begin:]
 
 
-def _chunks(source: Source) -> Iterator[bytes]:
+@contextlib.contextmanager
+def _readable(source: Source) -> Iterator[None]:
+    """Raise UsageError where the file cannot be read."""
     try:
-        with source.stream() as stream:
-            while chunk := stream.read(CHUNK):
-                yield chunk
+        yield
     except (OSError, pa.ArrowInvalid) as error:
         raise UsageError(f"{source.name}: cannot be read to its end: {first_line(error)}") from error
 
 
-def _warnings(head: bytes) -> tuple[str, ...]:
+def _chunks(source: Source) -> Iterator[bytes]:
+    with _readable(source), source.stream() as stream:
+        while chunk := stream.read(CHUNK):
+            yield chunk
+
+
+def _warnings(marked: bool, head: bytes) -> tuple[str, ...]:
     found = []
-    if head.startswith(codecs.BOM_UTF8):
+    if marked:
         found.append("byte-order mark at the start of the file, left out of the kept rows")
     if b"\r\n" in head:
         found.append("CRLF line ends, kept as they are")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -17,8 +18,12 @@ from reft_ray.core.errors import ReftError, UsageError, first_line
 from reft_ray.screening import columnar
 from reft_ray.screening.csv_records import csv_records, delimiter_of
 from reft_ray.screening.inflating import check_rows
-from reft_ray.screening.ranges import Cuts, Limits, Range, cut_text
+from reft_ray.screening.pieces import SPAN_BYTES, Piece, pieces_of
+from reft_ray.screening.ranges import Cuts, Limits, Range, cut_lines, cut_text, joined
 from reft_ray.screening.sources import Container, Source
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 ROWS = pa.schema(
     [
@@ -46,6 +51,11 @@ class FilePlan:
         """The id of a unit; ids sort in row order."""
         return f"{self.index:05d}-{unit.number:06d}"
 
+    @property
+    def head(self) -> FilePlan:
+        """The plan of its first units, from which the format is detected."""
+        return replace(self, cuts=replace(self.cuts, ranges=self.cuts.ranges[:3]))
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -60,22 +70,45 @@ class Unit:
     native: pa.Table | None = None
 
 
-def plan_files(sources: Sequence[Source], limits: Limits) -> list[FilePlan]:
-    """Cut every file, in one pass over each that also finds damaged files before the work starts."""
+class Mapper(Protocol):
+    """Calls `work` on each of the items, here (`map`) or elsewhere, and gives the results in order."""
+
+    def __call__(self, work: Callable[[Item], Result], items: Sequence[Item], /) -> Iterable[Result]: ...
+
+
+def plan_files(
+    sources: Sequence[Source], limits: Limits, each: Mapper = map, span_bytes: int = SPAN_BYTES
+) -> list[FilePlan]:
+    """Cut every file, in one pass over each that also finds damaged files before the work starts.
+
+    The pieces of the files are cut by `each`; where makes no difference to the plan.
+    """
+    footers = any(source.container is Container.PARQUET for source in sources)
+    by_source = (each if footers else map)(partial(pieces_of, span_bytes=span_bytes), sources)
+    pieces = [piece for found in by_source for piece in found]
+    cuts = zip(pieces, each(partial(_cut, limits=limits), pieces), strict=True)
     plans = []
     first_row = 0
-    for index, source in enumerate(sources):
-        cuts = _cut(source, limits)
-        check_rows(cuts.rows, source.size, source.name)
-        plans.append(FilePlan(index, source, cuts, first_row))
-        first_row += cuts.rows
+    for index, (source, found) in enumerate(itertools.groupby(cuts, key=lambda pair: pair[0].source)):
+        whole = joined([part for _, part in found], lines=source.container.textual)
+        check_rows(whole.rows, source.size, source.name)
+        plans.append(FilePlan(index, source, whole, first_row))
+        first_row += whole.rows
     return plans
 
 
-def _cut(source: Source, limits: Limits) -> Cuts:
-    if source.container.textual:
+def plan_piece(piece: Piece, limits: Limits) -> FilePlan:
+    """One piece as if it were a file; rows of Parquet keep their numbers in the file."""
+    return FilePlan(0, piece.source, _cut(piece, limits), 0)
+
+
+def _cut(piece: Piece, limits: Limits) -> Cuts:
+    source = piece.source
+    if not source.container.textual:
+        return columnar.cut(piece, limits)
+    if piece.end is None:
         return cut_text(source, limits, quoted=source.container is Container.CSV)
-    return columnar.cut(source, limits)
+    return cut_lines(piece, limits)
 
 
 def groups(plan: FilePlan, done: frozenset[str] = frozenset()) -> list[tuple[Range, ...]]:

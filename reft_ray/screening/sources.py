@@ -6,6 +6,7 @@ import fnmatch
 import functools
 import glob
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -54,6 +55,7 @@ SUFFIXES = {
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 _OF_ARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file", "mock")
 """Schemes that `pyarrow.fs` reads itself; others are read by fsspec, e.g. hf://."""
+_OPENED = 16
 _MAGIC = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"))
 
 
@@ -133,9 +135,11 @@ def find_sources(inputs: Sequence[str | Source], container: Container | None = N
         found = files_at(item)
         if not found:
             raise UsageError(f"{display_name(item)}: no such file, or no data file in it")
-        for uri, name in found:
-            if uri not in sources:
-                sources[uri] = source_of(uri, name, container)
+        new = [(uri, name) for uri, name in found if uri not in sources]
+        # Each is opened, and a bucket takes long to answer.
+        with ThreadPoolExecutor(_OPENED) as pool:
+            opened = pool.map(lambda file: source_of(file[0], file[1], container), new)
+            sources.update((source.uri, source) for source in opened)
     return list(sources.values())
 
 

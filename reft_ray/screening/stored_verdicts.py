@@ -88,11 +88,10 @@ def _verdict(row: dict[str, Any]) -> GuardedVerdict:
 def judged_units(output: Output) -> Iterator[str]:
     """Ids of the units whose verdicts are stored completely."""
     sizes = output.sizes(JUDGED)
-    for name in sizes:
-        if name.endswith(".json"):
-            state = orjson.loads(output.read(name))
-            if sizes.get(_rows_of(state["unit"])) == state["size"]:
-                yield state["unit"]
+    for content in output.read_all([name for name in sizes if name.endswith(".json")]):
+        state = orjson.loads(content)
+        if sizes.get(_rows_of(state["unit"])) == state["size"]:
+            yield state["unit"]
 
 
 def _rows_of(unit: str) -> str:

@@ -10,9 +10,10 @@ import pytest
 
 from reft_ray.core.errors import UsageError
 from reft_ray.data import Moderate
-from reft_ray.data.read import ROWS, RowsDatasource, blocks, pieces_of
+from reft_ray.data.read import ROWS, RowsDatasource, blocks
 from reft_ray.rows.format import Format
 from reft_ray.rows.reader import RowReader
+from reft_ray.screening.pieces import pieces_of
 from reft_ray.screening.sources import find_sources
 from reft_ray.testbed.word_scorer import WordScorer
 
@@ -61,6 +62,17 @@ def test_files_without_places_to_cut_are_one_piece(tmp_path, name):
     assert len(pieces_of(source, 8)) == 1
     asked = [json.loads(row["messages"])[0]["content"] for row in read(path, 8)]
     assert asked == [row["prompt"] for row in pairs]
+
+
+def test_row_groups_are_read_apart_and_keep_their_numbers(tmp_path):
+    pairs = [{"prompt": f"Q{index}", "completion": f"A{index}"} for index in range(50)]
+    pq.write_table(pa.Table.from_pylist(pairs), tmp_path / "rows.parquet", row_group_size=7)
+    (source,) = find_sources([str(tmp_path / "rows.parquet")])
+    assert len(pieces_of(source, 1)) == 8
+    for span_bytes in (1, 400, 1 << 30):
+        rows = read(tmp_path / "rows.parquet", span_bytes)
+        assert [row["position"] for row in rows] == list(range(1, 51))
+        assert [json.loads(row["messages"])[0]["content"] for row in rows] == [row["prompt"] for row in pairs]
 
 
 def test_small_files_share_tasks_and_large_ones_are_cut(tmp_path):

@@ -58,6 +58,37 @@ def test_jsonl_rows_keep_their_bytes_and_line_numbers(tmp_path, limits, ending, 
     assert rows_of(path, limits) == expected
 
 
+@pytest.mark.parametrize("span_bytes", [16, 100, 5000])
+@pytest.mark.parametrize("ends", [b"", b"\n", b"\n\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_pieces_of_a_file_give_its_rows_and_line_numbers(tmp_path, span_bytes, ends, mark):
+    lines = [line.encode() for line in sample_lines(200)]
+    lines[50] = b'{"a":"%s"}' % (b"x" * 9000)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(mark + b"\n".join(lines) + ends)
+    sources, limits = find_sources([str(path)]), Limits(7, 300, 4000)
+    # In any order, as workers may do it.
+    backwards = lambda work, items: [work(item) for item in reversed(items)][::-1]  # noqa: E731
+    (plan,) = plan_files(sources, limits, backwards, span_bytes)
+    units = [unit for ranges in groups(plan) for unit in read_units(plan, ranges)]
+    found = [row for unit in units for row in zip(*(unit.rows[n].to_pylist() for n in ROWS.names), strict=True)]
+    expected = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    assert [(number, raw) for number, raw, _ in found if number != 51] == [row for row in expected if row[0] != 51]
+    assert [(number, reason.split(":")[0]) for number, _, reason in found if reason] == [(51, "row_too_large")]
+    assert [unit.id for unit in units] == [plan.unit_id(unit) for unit in plan.cuts.ranges]
+    assert plan.cuts.rows == len((b"\n".join(lines) + ends).removesuffix(b"\n").split(b"\n"))
+    assert plan.cuts.warnings == plan_files(sources, limits)[0].cuts.warnings
+
+
+def test_row_groups_are_cut_as_the_whole_file(tmp_path):
+    table = pa.table({"prompt": ["p" * (index % 40) for index in range(500)], "response": ["r"] * 500})
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=60)
+    sources = find_sources([str(tmp_path / "rows.parquet")])
+    (whole,) = plan_files(sources, LIMITS[1])
+    for span_bytes in (1, 3000):
+        assert plan_files(sources, LIMITS[1], span_bytes=span_bytes) == [whole]
+
+
 def test_units_are_the_same_after_a_restart_that_skips_some(tmp_path):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(sample_lines()).encode()))
