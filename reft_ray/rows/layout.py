@@ -46,7 +46,11 @@ def conversation_of(row: Row, fmt: Format) -> Conversation:
 
     An answer that its row calls undesirable (`label` or `kto_tag` false, as in KTO) is context and not a target.
     """
-    row = openai_row(row)
+    return training_turns(openai_row(row), fmt)
+
+
+def training_turns(row: Row, fmt: Format) -> Conversation:
+    """`conversation_of` a row whose dialogues are OpenAI messages already."""
     turns = _laid_out(row, fmt, conversation_from)
     if fmt is Format.PREFERENCE:
         turns = with_rejected(turns, _laid_out(_other_pair(row), fmt, conversation_from))
@@ -65,7 +69,11 @@ def judged_text(row: Row, fmt: Format, every_key: bool = False) -> Conversation:
     follow the answer that is not preferred, tool definitions, and text that another format would read (unless a turn
     with the same thresholds or stricter ones has the same text).
     """
-    row = openai_row(row)
+    return judged_turns(openai_row(row), fmt, every_key)
+
+
+def judged_turns(row: Row, fmt: Format, every_key: bool = False) -> Conversation:
+    """`judged_text` of a row whose dialogues are OpenAI messages already."""
     turns = _laid_out(row, fmt, full_conversation)
     known = _KEYS[fmt] | _TOOLS
     sources = [row]

@@ -20,7 +20,7 @@ from reft_ray.rows.checks import CHECKS, Fault, media_faults, plainly_valid
 from reft_ray.rows.diagnosis import line_fault
 from reft_ray.rows.format import Format, Row, detect, formats_of, listed_turns, openai_row, rename_columns
 from reft_ray.rows.keys import repeats_key
-from reft_ray.rows.layout import conversation_of, judged_text
+from reft_ray.rows.layout import judged_turns, training_turns
 from reft_ray.rows.turns import SPEAKERS, RepeatedKeyError
 
 DETECTION_ROWS = 100
@@ -51,21 +51,24 @@ class Problem:
 
 @dataclass(frozen=True)
 class ChatRow:
-    """A valid row under our column names. `every_key`: texts under keys that no format reads are judged, too."""
+    """A valid row under our column names, its dialogues as OpenAI messages.
+
+    `every_key`: texts under keys that no format reads are judged, too.
+    """
 
     fields: Row
     format: Format
     every_key: bool = False
 
-    @property
+    @cached_property
     def conversation(self) -> Conversation:
         """What training reads."""
-        return conversation_of(self.fields, self.format)
+        return training_turns(self.fields, self.format)
 
     @cached_property
     def judged(self) -> Conversation:
         """What the filter judges."""
-        return judged_text(self.fields, self.format, self.every_key)
+        return judged_turns(self.fields, self.format, self.every_key)
 
 
 class RowReader:

@@ -20,6 +20,7 @@ _KEY_CHARACTERS = 40
 """Maximum length of a key in the name of a part: clients choose keys, of any length."""
 _IDENTIFIER_CHARACTERS = 64
 _ANSWERS = frozenset({"completion", "response", "chosen", "rejected"})
+_PLAIN_KEYS = frozenset({"role", "content"})
 _TURN_KEYS = frozenset({"role", "content", "tool_calls", "function_call"})
 _EXTRA = ("tool_calls", "function_call", "tool_call_id", "name", "refusal", "reasoning_content", "tools", "rejected")
 """What a chat template may read of a turn besides its content."""
@@ -32,16 +33,14 @@ _RESERVED = frozenset({"role", "content", "weight", "tool_calls", "id", "type", 
 
 def conversation_from(messages: Sequence[Mapping[str, object]]) -> Conversation:
     """Validated OpenAI chat messages as training reads them; text parts of a content are joined by newlines."""
-    return tuple(
-        Message(
-            str(turn["role"]),
-            readable(_content(turn.get("content"))),
-            turn.get("weight", 1) != 0,
-            _calls(turn),
-            _extra(turn),
-        )
-        for turn in messages
-    )
+    return tuple(map(_turn, messages))
+
+
+def _turn(turn: Mapping[str, object]) -> Message:
+    role, text = str(turn["role"]), readable(_content(turn.get("content")))
+    if turn.keys() == _PLAIN_KEYS:
+        return Message(role, text)
+    return Message(role, text, turn.get("weight", 1) != 0, _calls(turn), _extra(turn))
 
 
 def with_tools(conversation: Conversation, row: Mapping[str, object]) -> Conversation:
@@ -160,7 +159,8 @@ def _json(values: Mapping[str, object]) -> str:
 
 
 def _turn_texts(turn: Mapping[str, object]) -> Iterator[Part]:
-    yield from other_texts(turn, _TURN_KEYS)
+    if turn.keys() != _PLAIN_KEYS:
+        yield from other_texts(turn, _TURN_KEYS)
     content = turn.get("content")
     if isinstance(content, list):
         texts = [str(part.get("text", "")) for part in content]

@@ -58,6 +58,10 @@ def validated_rows(
 ) -> Iterator[tuple[int, bytes | None, ChatRow | list[Fault]]]:
     """(number, bytes, the row or all its faults) of every row of a unit, in order; no bytes in columnar files."""
     numbers, raws = unit.rows["row_number"].to_pylist(), unit.rows["raw"].to_pylist()
+    if shape.container is Container.JSONL and unit.rows["reason"].null_count == len(raws):
+        for number, raw in zip(numbers, raws, strict=True):
+            yield number, raw, reader.read_line(raw)
+        return
     for number, raw, row in zip(numbers, raws, parse_unit(unit, shape.container, shape.header), strict=True):
         yield number, raw, [row] if isinstance(row, Fault) else reader.read(row, raw)
 

@@ -37,17 +37,26 @@ OUTCOMES = {Decision.ALLOW: Outcome.KEPT, Decision.REVIEW: Outcome.REVIEW, Decis
 class ScreenedRow:
     """One row with its outcome.
 
-    An invalid row has only `faults`. Of a valid one, `conversation` is what training reads, `judged` what the guards
-    judged (see `rows.layout.judged_text`), `group` the value of the column to report by.
+    An invalid row has only `faults`. Of a valid one, `row` gives what training reads and what the guards judged, and
+    `group` is the value of the column to report by.
     """
 
     number: int
     outcome: Outcome
     faults: tuple[Fault, ...] = ()
-    conversation: Conversation = ()
-    judged: Conversation = ()
+    row: ChatRow | None = None
     verdict: GuardedVerdict | None = None
     group: str | None = None
+
+    @property
+    def conversation(self) -> Conversation:
+        """What training reads."""
+        return self.row.conversation if self.row else ()
+
+    @property
+    def judged(self) -> Conversation:
+        """What the guards judged (see `rows.layout.judged_text`)."""
+        return self.row.judged if self.row else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +72,7 @@ class ValidRow(NamedTuple):
     """A row that can be judged; the fields are those of ScreenedRow."""
 
     number: int
-    conversation: Conversation
-    judged: Conversation
+    row: ChatRow
     group: str | None
 
 
@@ -87,8 +95,7 @@ class ParsedUnit:
             ScreenedRow(
                 row.number,
                 OUTCOMES[verdict.decision],
-                conversation=row.conversation,
-                judged=row.judged,
+                row=row.row,
                 verdict=verdict,
                 group=row.group,
             )
@@ -120,7 +127,7 @@ class UnitParser:
             if isinstance(found, list):
                 rows.append(ScreenedRow(number, Outcome.INVALID, tuple(found)))
             else:
-                rows.append(ValidRow(number, found.conversation, found.judged, self._group(found.fields)))
+                rows.append(ValidRow(number, found, self._group(found.fields)))
         return ParsedUnit(unit, shape, rows)
 
     def _group(self, row: Row) -> str | None:
@@ -155,7 +162,7 @@ class Screener:
     def screen(self, unit: Unit) -> ScreenedUnit:
         """The outcome of every row of a unit."""
         parsed = self._parser.parse(unit)
-        texts = [row.judged for row in parsed.valid]
+        texts = [row.row.judged for row in parsed.valid]
         starts = range(0, len(texts), self._batch_rows)
         batches = (self.guards.judge(texts[start : start + self._batch_rows]) for start in starts)
         return parsed.screened([verdict for batch in batches for verdict in batch])

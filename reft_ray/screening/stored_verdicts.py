@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,14 +75,26 @@ def read_judged(output: Output, unit: str) -> JudgedUnit:
         raise ReftError(
             f"{output.name}: the verdicts of unit {unit} are missing or damaged; delete {_state_of(unit)} and run again"
         ) from error
-    verdicts = [_verdict(row) for row in table.select(_VERDICT.names).to_pylist()]
+    columns = (map(_TYPES.get(field.name, _same), table[field.name].to_pylist()) for field in _VERDICT)
+    verdicts = [
+        GuardedVerdict(**dict(zip(_VERDICT.names, values, strict=True))) for values in zip(*columns, strict=True)
+    ]
     return JudgedUnit(unit, state["judges"], state["signals"], table.column("row_number").to_pylist(), verdicts)
 
 
-def _verdict(row: dict[str, Any]) -> GuardedVerdict:
-    # Parquet has no tuples.
-    tuples = {name: tuple(value) for name, value in row.items() if isinstance(value, list)}
-    return GuardedVerdict(**row | tuples | {"decision": Decision(row["decision"])})
+def _same(value: Any) -> Any:
+    return value
+
+
+def _tuple(value: list[Any] | None) -> tuple[Any, ...] | None:
+    return None if value is None else tuple(value)
+
+
+# Parquet has neither.
+_TYPES: dict[str, Callable[[Any], Any]] = {
+    "decision": Decision,
+    **dict.fromkeys(("span", "categories", "hazards"), _tuple),
+}
 
 
 def judged_units(output: Output) -> Iterator[str]:
