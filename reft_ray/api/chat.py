@@ -28,6 +28,7 @@ from reft_ray.api.chat_schema import ChatRequest, InlineModeration, ModerationPo
 from reft_ray.api.errors import ApiError, busy, invalid
 from reft_ray.api.models import unknown_model
 from reft_ray.api.stores import Stores
+from reft_ray.api.verdict_stream import EVENT_STREAM
 from reft_ray.core.completion import Piece, Sampling, TokenLogprob
 from reft_ray.core.conversation import parts
 from reft_ray.jobs.errors import NotFoundError
@@ -35,6 +36,8 @@ from reft_ray.jobs.tenants import Principal
 
 REFUSAL = "This was blocked by the content filter."
 DONE = b"data: [DONE]\n\n"
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {EVENT_STREAM: {}}}}
+"""The OpenAPI description of answers that are streamed where the body asks for it."""
 
 
 @dataclass(slots=True)
@@ -129,7 +132,7 @@ def router(stores: Stores, model: ChatModel) -> APIRouter:
     """The chat route."""
     routes = APIRouter(tags=["chat"])
 
-    @routes.post("/chat/completions", response_model=None)
+    @routes.post("/chat/completions", response_model=None, responses=STREAMED)
     async def create_completion(body: ChatRequest, request: Request, caller: Caller) -> Response:
         """Continue a conversation."""
         body.refuse_unsupported()
@@ -298,7 +301,7 @@ async def _streaming(events: AsyncIterator[bytes]) -> Response:
             # The status was already sent; the client raises an APIError for an event with an `error`.
             yield event_bytes({"error": ApiError(500, "The model failed during the stream.").body()["error"]})
 
-    return StreamingResponse(rest(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+    return StreamingResponse(rest(), media_type=EVENT_STREAM, headers={"cache-control": "no-store"})
 
 
 async def _settled(

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, field_validator
 from reft_ray.api.auth import Caller
 from reft_ray.api.chat import (
     BLOCKED,
+    STREAMED,
     Choice,
     Usage,
     charge_tokens,
@@ -84,7 +85,7 @@ def router(stores: Stores, model: ChatModel) -> APIRouter:
     """The route of completions."""
     routes = APIRouter(tags=["chat"])
 
-    @routes.post("/completions", response_model=None)
+    @routes.post("/completions", response_model=None, responses=STREAMED)
     async def create_completion(body: CompletionRequest, request: Request, caller: Caller) -> Response:
         """Continue texts, without a chat template."""
         refuse_others(body)

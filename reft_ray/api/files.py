@@ -23,13 +23,17 @@ from reft_ray.jobs.content import CHUNK_BYTES
 from reft_ray.jobs.files import PURPOSES
 from reft_ray.jobs.tenants import Principal
 
+BYTES = "application/octet-stream"
+
 
 def router(stores: Stores) -> APIRouter:
     """The routes of files."""
     routes = APIRouter(tags=["files"])
     files = stores.files
 
-    @routes.post("/files")
+    @routes.post(
+        "/files", openapi_extra=multipart("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
+    )
     async def create_file(request: Request, caller: Caller) -> dict[str, Any]:
         """Store a file (multipart: `purpose`, `file`, optional `expires_after[...]`)."""
         await asyncio.to_thread(files.check_room, caller.project_id, form_bytes(request))
@@ -67,14 +71,14 @@ def router(stores: Stores) -> APIRouter:
         """Retrieve a file's record."""
         return wire.file(files.get(file_id, caller.project_id))
 
-    @routes.get("/files/{file_id}/content")
+    @routes.get("/files/{file_id}/content", response_class=StreamingResponse, responses={200: {"content": {BYTES: {}}}})
     def file_content(file_id: str, caller: Caller) -> StreamingResponse:
         """Download a file."""
         record = files.get(file_id, caller.project_id)
         content = files.read(file_id, caller.project_id)
         return StreamingResponse(
             content,
-            media_type="application/octet-stream",
+            media_type=BYTES,
             headers={"content-length": str(record.bytes), "x-content-type-options": "nosniff"},
         )
 
@@ -85,6 +89,14 @@ def router(stores: Stores) -> APIRouter:
         return {"id": file_id, "object": "file", "deleted": True}
 
     return routes
+
+
+def multipart(file: str, *fields: str) -> dict[str, Any]:
+    """The OpenAPI description of a form with a file; of the other fields the first is required."""
+    properties = {field: {"type": "string"} for field in fields}
+    properties[file] = {"type": "string", "contentMediaType": BYTES}
+    schema = {"type": "object", "properties": properties, "required": [file, *fields[:1]]}
+    return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}, "required": True}}
 
 
 def check_purpose(purpose: object) -> None:

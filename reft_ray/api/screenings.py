@@ -23,11 +23,10 @@ from reft_ray.api.errors import ApiError, busy, conflict, invalid
 from reft_ray.api.schema import ChunkReceipt, Counts, Screening, ScreeningClose, ScreeningCreate
 from reft_ray.api.screening_store import Chunk, ScreeningStore, State
 from reft_ray.api.shares import Shares
-from reft_ray.api.verdict_stream import JSONL_BODY, NDJSON, OUTCOMES, VerdictStream, ndjson, read_body
+from reft_ray.api.verdict_stream import EVENT_STREAM, JSONL_BODY, NDJSON, OUTCOMES, VerdictStream, ndjson, read_body
 from reft_ray.core.verdict import Thresholds
 from reft_ray.telemetry import catalog
 
-EVENT_STREAM = "text/event-stream"
 POLL_SECONDS = 0.25
 ROW_BYTES = 64
 PIECE_ROWS = 2_000

@@ -12,7 +12,7 @@ from starlette.datastructures import UploadFile
 from reft_ray.api import serializers as wire
 from reft_ray.api.auth import Caller
 from reft_ray.api.errors import invalid
-from reft_ray.api.files import check_purpose, chunks_of, form_bytes, working
+from reft_ray.api.files import check_purpose, chunks_of, form_bytes, multipart, working
 from reft_ray.api.stores import Stores
 
 
@@ -53,7 +53,7 @@ def router(stores: Stores) -> APIRouter:
         record = uploads.create(caller.project_id, body.filename, body.purpose, body.bytes, body.mime_type, lifetime)
         return wire.upload(record)
 
-    @routes.post("/uploads/{upload_id}/parts")
+    @routes.post("/uploads/{upload_id}/parts", openapi_extra=multipart("data"))
     async def add_part(upload_id: str, request: Request, caller: Caller) -> dict[str, Any]:
         """Add a part (multipart `data`); parts may arrive in any order and in parallel."""
         await asyncio.to_thread(uploads.check_room, upload_id, caller.project_id, form_bytes(request))

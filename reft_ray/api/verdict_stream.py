@@ -25,6 +25,7 @@ from reft_ray.core.verdict import Thresholds
 from reft_ray.telemetry import catalog
 
 NDJSON = "application/x-ndjson"
+EVENT_STREAM = "text/event-stream"
 JSONL_BODY = {"content": {"application/jsonl": {"schema": {"type": "string", "format": "binary"}}}, "required": True}
 OUTCOMES = ("allow", "review", "block", "invalid")
 
