@@ -21,6 +21,7 @@ SHAPES = {
     # Hidden, intermediate, layers, heads, key-value heads, vocabulary.
     "8b": (4096, 14_336, 32, 32, 8, 128_256),
     "0.6b": (1024, 3072, 28, 16, 8, 151_936),
+    "135m": (576, 1536, 30, 9, 3, 49_152),
     "tiny": (64, 160, 4, 4, 2, 512),
     "check": (512, 1408, 6, 8, 4, 8192),
 }
@@ -52,7 +53,7 @@ def build(shape: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         max_position_embeddings=8192,
-        tie_word_embeddings=shape == "0.6b",
+        tie_word_embeddings=shape in ("0.6b", "135m"),
     )
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
