@@ -167,5 +167,5 @@ def test_workers_wait_as_the_process_that_asks(monkeypatch: pytest.MonkeyPatch, 
     if chosen:
         monkeypatch.setenv("GOMP_SPINCOUNT", chosen)
     # The cluster runs already, so that its workers do not inherit the variable.
-    found = as_task("reading a variable", os.environ.get, "GOMP_SPINCOUNT", resources=Resources())
+    found = as_task("reading a variable", os.getenv, "GOMP_SPINCOUNT", resources=Resources())
     assert found == (chosen or BRIEF["GOMP_SPINCOUNT"])
