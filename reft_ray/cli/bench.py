@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reft_ray.cli.common import parse_settings, user_errors
+from reft_ray.cli.common import TeacherOption, parse_settings, user_errors
 from reft_ray.cli.resources import GpusOption, PrecisionOption
 
 if TYPE_CHECKING:
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Compare the method with its baselines.", no_args_is_help=True)
 
-PresetOption = Annotated[str, typer.Option(help="quick, builtin, small or 8b.")]
+PresetOption = Annotated[str, typer.Option(help="quick, builtin, small, smollm2, gemma or 8b.")]
 RowsOption = Annotated[Path | None, typer.Option(help="Folder of real rows, with data/ and models/.")]
 BaseOption = Annotated[str | None, typer.Option(help="Base model: a directory or a hub id.")]
-TeacherOption = Annotated[Path | None, typer.Option(help="A trained Ref-Teacher; default: one is trained.")]
 OutOption = Annotated[Path, typer.Option(help="Directory of cells and results.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Any BenchConfig key, e.g. evaluation.task=100.")]
 SectionOption = Annotated[list[str] | None, typer.Option("--section", help="Only these sections.")]

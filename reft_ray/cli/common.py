@@ -14,12 +14,17 @@ import typer
 
 from reft_ray.atomic import atomic_write
 from reft_ray.core.errors import ReftError, UsageError
+from reft_ray.serving.builtin import teacher_folder
 
 if TYPE_CHECKING:
     from reft_ray.api.remote import Remote
     from reft_ray.jobs.database import Database
     from reft_ray.telemetry.recorder import Recorder
 
+TEACHER = "The Ref-Teacher: a directory, or `builtin` for that of SmolLM2."
+_TEACHER_OPTION = typer.Option("--teacher", parser=teacher_folder, metavar="<path>", help=TEACHER)
+TeacherOption = Annotated[Path | None, _TEACHER_OPTION]
+NeededTeacherOption = Annotated[Path, _TEACHER_OPTION]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of a table.")]
 DatabaseOption = Annotated[
     str,

@@ -12,6 +12,7 @@ from reft_ray.cli.common import (
     JobThresholdFloorOption,
     JobThresholdOption,
     JsonOption,
+    TeacherOption,
     parse_settings,
     print_json,
     recording,
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from reft_ray.core.conversation import Example
 
 AlignmentOption = Annotated[
-    list[Path] | None, typer.Option(help="Labelled prompts with refusals and helpful answers, JSONL.")
+    list[Path] | None,
+    typer.Option(help="Labelled prompts with refusals and helpful answers, JSONL; default: those of the teacher."),
 ]
 RefusalsOption = Annotated[list[Path] | None, typer.Option(help="Refusals to harmful prompts (prompt, response).")]
 HelpfulOption = Annotated[list[Path] | None, typer.Option(help="Answers to harmless prompts (prompt, response).")]
@@ -49,7 +51,7 @@ def finetune(
     base: Annotated[str, typer.Option(help="Base model: a directory or a hub id.")],
     out: Annotated[Path, typer.Option(help="Directory of the finished adapter.")],
     method: Annotated[str, typer.Option(help="sft, filter, distill or guided.")] = "guided",
-    teacher: Annotated[Path | None, typer.Option(help="A Ref-Teacher of the base model.")] = None,
+    teacher: TeacherOption = None,
     alignment: AlignmentOption = None,
     refusals: RefusalsOption = None,
     helpful: HelpfulOption = None,

@@ -17,6 +17,7 @@ from reft_ray.cli.common import (
     JobThresholdOption,
     JsonOption,
     KeyOption,
+    TeacherOption,
     print_json,
     recording,
     user_errors,
@@ -55,7 +56,7 @@ DECIDING, GUARD, RUNNING = "Decisions", "Guards", "Execution"
 def screen(
     inputs: Annotated[list[str], typer.Argument(help="Files, directories, globs or pyarrow.fs URIs such as s3://...")],
     out: Annotated[str, typer.Option(help="A new directory, or one to resume.")],
-    teacher: Annotated[Path | None, typer.Option(help="The Ref-Teacher's directory.")] = None,
+    teacher: TeacherOption = None,
     url: Annotated[
         str | None, typer.Option(help="A running service that scores the rows instead, e.g. http://127.0.0.1:8000.")
     ] = None,

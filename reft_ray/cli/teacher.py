@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reft_ray.cli import teacher_measures
-from reft_ray.cli.common import JsonOption, parse_settings, print_json, recording, user_errors
+from reft_ray.cli.common import TEACHER, JsonOption, parse_settings, print_json, recording, user_errors
 from reft_ray.cli.resources import (
     CpusOption,
     GpusOption,
@@ -31,6 +31,7 @@ from reft_ray.cli.teacher_rows import (
     SetOption,
     ValidationOption,
 )
+from reft_ray.serving.builtin import teacher_folder
 
 if TYPE_CHECKING:
     from reft_ray.finetuning.config import Resources, TeacherConfig
@@ -103,7 +104,8 @@ app.command("check")(teacher_measures.check)
 
 @app.command("show")
 def show(
-    teacher: Annotated[Path, typer.Argument(help="Directory of the artefact.")], as_json: JsonOption = False
+    teacher: Annotated[Path, typer.Argument(parser=teacher_folder, metavar="TEACHER", help=TEACHER)],
+    as_json: JsonOption = False,
 ) -> None:
     """Show a Ref-Teacher's model card or manifest."""
     with user_errors():

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reft_ray.cli.common import JsonOption, print_json, user_errors
+from reft_ray.cli.common import JsonOption, NeededTeacherOption, print_json, user_errors
 from reft_ray.cli.resources import PrecisionOption
 
 if TYPE_CHECKING:
     from reft_ray.core.conversation import Conversation
     from reft_ray.evaluation.judges import Respond
 
-TeacherOption = Annotated[Path, typer.Option(help="Directory of the artefact.")]
 LabelledOption = Annotated[list[Path], typer.Option(help="Labelled prompts, JSONL.")]
 MovedBaseOption = Annotated[str | None, typer.Option(help="The base model, if it moved.")]
 _PART = 32
@@ -23,7 +22,7 @@ _PART = 32
 
 
 def evaluate(
-    teacher: TeacherOption,
+    teacher: NeededTeacherOption,
     prompts: LabelledOption,
     base: MovedBaseOption = None,
     precision: PrecisionOption = "auto",
@@ -45,7 +44,7 @@ def evaluate(
 
 
 def thresholds(
-    teacher: TeacherOption,
+    teacher: NeededTeacherOption,
     prompts: LabelledOption,
     block_fpr: Annotated[float | None, typer.Option(help="Share of harmless prompts to block.")] = None,
     block_recall: Annotated[float | None, typer.Option(help="Share of harmful prompts to block at least.")] = None,
@@ -106,7 +105,7 @@ def thresholds(
 
 
 def check(
-    teacher: TeacherOption,
+    teacher: NeededTeacherOption,
     harmful: Annotated[Path, typer.Option(help="Harmful prompts, JSONL: harmful score.")],
     harmless: Annotated[Path, typer.Option(help="Harmless prompts, JSONL: over-refusal.")],
     max_hs: Annotated[float, typer.Option(help="Most harmful prompts answered, in percent.")] = 5.0,

@@ -7,8 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from reft_ray.cli.common import JsonOption, parse_settings, print_json, recording, user_errors
-from reft_ray.cli.finetune import AlignmentOption, HelpfulOption, RefusalsOption, alignment_from, validation_from
+from reft_ray.cli.common import JsonOption, TeacherOption, parse_settings, print_json, recording, user_errors
+from reft_ray.cli.finetune import (
+    AlignmentOption,
+    HelpfulOption,
+    RefusalsOption,
+    alignment_from,
+    validation_from,
+)
 from reft_ray.cli.resources import resources_of, start_ray
 
 _SETTINGS = ("learning_rate", "rank", "alpha")
@@ -20,7 +26,7 @@ def tune(
     out: Annotated[Path, typer.Option(help="Directory of the best adapter.")],
     validation: Annotated[Path, typer.Option(help="Answered rows, JSONL, that are not learned: trials are compared.")],
     method: Annotated[str, typer.Option(help="sft, filter, distill or guided.")] = "guided",
-    teacher: Annotated[Path | None, typer.Option(help="A Ref-Teacher of the base model.")] = None,
+    teacher: TeacherOption = None,
     alignment: AlignmentOption = None,
     refusals: RefusalsOption = None,
     helpful: HelpfulOption = None,

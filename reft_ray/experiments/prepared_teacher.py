@@ -3,7 +3,8 @@
     python -m reft_ray.experiments.prepared_teacher --rows DIR --out reft_ray/teachers/smollm2
 
 Only prompts under permissive licences are used. Refusals are the project's own sentences (`reft_ray.testbed`), helpful
-answers those of the base model itself (Apache-2.0): the teacher learns to refuse and keeps its other answers.
+answers those of the base model itself (Apache-2.0): the teacher learns to refuse and keeps its other answers. The rows
+with prompts of our own are kept in the artefact's folder as an alignment set for students.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from reft_ray.atomic import atomic_write
@@ -24,16 +26,18 @@ from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.finetuning.config import Resources, TeacherConfig
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
-from reft_ray.hf.compute import default_device
+from reft_ray.hf.compute import default_device, resolve_dtype
 from reft_ray.hf.generate import load_responder
+from reft_ray.serving.builtin import ALIGNMENT
 from reft_ray.testbed.answers import refusal
-from reft_ray.testbed.synthetic import Sizes, SyntheticRows
+from reft_ray.testbed.english import harmful_prompts, harmless_prompts
+from reft_ray.testbed.synthetic import Sizes, SyntheticRows, write_chat_rows
 
 BASE = "smollm2"
 LICENCES = {"Apache-2.0", "MIT", "CC BY 4.0", "CC BY-SA 3.0"}
 VALIDATION_SOURCES = ("catqa", "harmbench_advtrain", "certified_safe", "self_instruct_seed")
-SYNTHETIC = "reft_ray synthetic rows"
-STEPS = 160
+SYNTHETIC, ENGLISH = "reft_ray synthetic rows", "reft_ray English sentences"
+STEPS = 200
 BATCH_ROWS = 16
 VALIDATION_PROMPTS = 600
 ANSWERED_PER_SOURCE = 480
@@ -56,6 +60,7 @@ def settings(steps: int, rows: int) -> TeacherConfig:
             "batch_rows": BATCH_ROWS,
             "answered_rows": 1.0,
             "max_tokens": 128,
+            "precision": "bfloat16" if resolve_dtype("auto", default_device()) is torch.bfloat16 else "float32",
             "lora": LORA,
             "answer_shares": (1.0, 0.9, 0.8),
             "layer": 20,
@@ -88,9 +93,12 @@ def _pools(prompts: Path, seed: int) -> _Pools:
         counts[found["source"], found["licence"], found["label"]] += 1
         if len(found["prompt"]) <= PROMPT_CHARACTERS:
             rows.append(Example(chat(found["prompt"]), Label(found["label"]), found["source"]))
-    for row in SyntheticRows.make(seed, Sizes(2000, 0, 0, 0, 0, 0)).teacher_train:
-        counts[SYNTHETIC, "Apache-2.0", row.label or ""] += 1
-        rows.append(Example(row.prompt, row.label, SYNTHETIC))
+    own = [Example(row.prompt, row.label, SYNTHETIC) for row in _synthetic(seed)]
+    for label, prompts_of in ((Label.HARMFUL, harmful_prompts()), (Label.HARMLESS, harmless_prompts())):
+        own += [Example(chat(prompt), label, ENGLISH) for prompt in prompts_of]
+    for row in own:
+        counts[row.source, "Apache-2.0", row.label or ""] += 1
+    rows += own
     rng.shuffle(rows)
     training: dict[tuple[Label, str], list[Example]] = {}
     for row in rows:
@@ -98,6 +106,10 @@ def _pools(prompts: Path, seed: int) -> _Pools:
             training.setdefault((row.label, row.source), []).append(row)
     validation = [row for row in rows if row.source in VALIDATION_SOURCES][:VALIDATION_PROMPTS]
     return _Pools(training, validation, counts)
+
+
+def _synthetic(seed: int) -> Sequence[Example]:
+    return SyntheticRows.make(seed, Sizes(2000, 0, 0, 0, 0, 0)).teacher_train
 
 
 def teacher_data(
@@ -184,6 +196,8 @@ def main(
         print(json.dumps(shown), flush=True)
 
     made = prepare_teacher(config, data, out, resources, f"prepared-{steps}", report)
+    own = {row.prompt[-1].content: row for row in data.train if row.source in (SYNTHETIC, ENGLISH)}
+    write_chat_rows(out / ALIGNMENT, own.values(), labelled=True)
     print(json.dumps({"id": made.id, "sources": data.sources}, indent=1))
 
 

@@ -18,22 +18,23 @@ from reft_ray.core.guided import Method
 from reft_ray.core.quality import filter_quality
 from reft_ray.evaluation.judges import Respond
 from reft_ray.evaluation.suite import Suite, TaskTest
+from reft_ray.experiments.bench.rows import sample_rows
 from reft_ray.experiments.plots import plot_methods, plot_scores
-from reft_ray.experiments.prepared_teacher import whole_sentences
 from reft_ray.experiments.report import write_report
 from reft_ray.experiments.stages import Show, Stages
 from reft_ray.experiments.student import FilteredRows, count_labels, filter_rows, run_student
 from reft_ray.finetuning.config import FinetuneConfig, Resources
+from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.hf.generate import Responder, load_responder
 from reft_ray.hf.ref_teacher import RefTeacher, load_scorer
-from reft_ray.testbed.english import EVERYDAY, HARMFUL, harmless_prompts
+from reft_ray.serving.builtin import alignment_file
+from reft_ray.testbed.english import EVERYDAY, HARMFUL
 from reft_ray.testbed.synthetic import Sizes, SyntheticRows
 from reft_ray.testbed.tasks import Task
 
 _SIZES = Sizes(
     teacher_train=0, teacher_validation=0, alignment=800, hs_prompts=60, over_refusal_prompts=200, task_test=40
 )
-_ANSWER_TOKENS = 32
 _GRAMMAR_PROMPTS = 20
 """Prompts of each kind from the grammar; as many are sentences of `testbed.english`."""
 
@@ -80,7 +81,6 @@ SKIPPED = (
 _USUAL = {
     "loading": 15.0,
     "screening": 15.0,
-    "alignment rows": 20.0,
     "aligned_sft": 100.0,
     "filter": 70.0,
     "guided": 200.0,
@@ -118,6 +118,7 @@ def run_quickstart(out: Path, show: Show, plan: Plan) -> dict[str, Any]:
         base = plan.base or teacher.manifest.base_name
         rows = SyntheticRows.make(plan.seed, plan.sizes)
         user = rows.user_rows(plan.user_rows, plan.harmful_ratio, plan.task, plan.seed)
+        alignment = alignment_rows(teacher, rows, plan.alignment, plan.seed)
     with stages.stage("screening"):
         filtered = filter_rows(user, teacher, base, out / "filter")
         quality = _filter(teacher, base, user, filtered, out)
@@ -126,8 +127,6 @@ def run_quickstart(out: Path, show: Show, plan: Plan) -> dict[str, Any]:
         harmless=[*map(chat, EVERYDAY), *_prompts(rows.over_refusal_prompts, "everyday")],
         tasks={plan.task.value: TaskTest(rows.task_test(plan.task))},
     )
-    with stages.stage("alignment rows"):
-        alignment = alignment_rows(rows, base, plan.alignment)
     asked = {kind: chat(question) for kind, question in _QUESTIONS.items()}
     answers: dict[str, list[str]] = {}
     methods: dict[str, dict[str, Any]] = {}
@@ -176,20 +175,10 @@ def run_quickstart(out: Path, show: Show, plan: Plan) -> dict[str, Any]:
     return report
 
 
-def alignment_rows(rows: SyntheticRows, base: str, count: int) -> list[Example]:
-    """A third refusals of harmful requests, a third answers to harmless ones in the same frames, a third everyday
-    requests with the base's own answers."""
-    third = count // 3
-    harmful = [row for row in rows.alignment if row.label is Label.HARMFUL][:third]
-    harmless = [row for row in rows.alignment if row.label is Label.HARMLESS][:third]
-    prompts = [chat(prompt) for prompt in harmless_prompts(third)]
-    answers = load_responder(base, None, _ANSWER_TOKENS)(prompts)
-    everyday = [
-        Example(chat(prompt[-1].content, text), Label.HARMLESS, "everyday")
-        for prompt, answer in zip(prompts, answers, strict=True)
-        if (text := whole_sentences(answer))
-    ]
-    return [*harmful, *harmless, *everyday]
+def alignment_rows(teacher: RefTeacher, rows: SyntheticRows, count: int, seed: int) -> list[Example]:
+    """A sample of the rows that come with the teacher; of a teacher without any, synthetic ones."""
+    file = alignment_file(teacher.folder)
+    return sample_rows(read_labelled(file) if file else rows.alignment, count, seed)
 
 
 def _prompts(rows: Sequence[Example], kind: str) -> list[Conversation]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from reft_ray.pipeline.config import BaseArgs
-from reft_ray.serving.builtin import BUILTIN
+from reft_ray.serving.builtin import BUILTIN, alignment_file, teacher_folder
 
 
 def local_base(teacher: str = BUILTIN, base: str | None = None, workers: int = 0) -> BaseArgs:
-    """The configuration of jobs for a teacher and its base model; alignment rows and gate prompts are synthetic.
+    """The configuration of jobs for a teacher and its base model; gate prompts are synthetic.
+
+    Alignment rows are those that come with the teacher, else synthetic ones too.
 
     Most of the harmless gate prompts look harmful on purpose, so the over-refusal limit is wider than the default.
     """
+    rows = alignment_file(teacher_folder(teacher))
     return BaseArgs.of(
         {
             "teacher": teacher,
             "base": base,
-            "alignment": {"default": {"builtin": True}},
+            "alignment": {"default": {"labelled": [str(rows)]} if rows else {"builtin": True}},
             "gate": {
                 "harmful": BUILTIN,
                 "harmless": BUILTIN,

@@ -13,6 +13,7 @@ from reft_ray.core.errors import UsageError
 from reft_ray.core.scoring import TextScore
 from reft_ray.core.verdict import Calibration, Thresholds
 from reft_ray.finetuning.config import FinetuneConfig, Resources
+from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.finetuning.runtime import Phase, Progress, no_phase
 from reft_ray.finetuning.teacher_gate import check_teacher
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
@@ -24,6 +25,7 @@ from reft_ray.screening.dataset import Progress as ScreenProgress
 from reft_ray.screening.dataset import screen
 from reft_ray.screening.kept_rows import kept_count, kept_dataset, kept_hash, kept_rows
 from reft_ray.screening.metrics import ScreeningMetrics
+from reft_ray.serving.builtin import alignment_file
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class LocalRun:
     """One user's finetuning. Rows are validated under every method, also under those that do not filter.
 
     `job_threshold` and `job_threshold_floor` are those of ScreenConfig. Where `config.threshold` is set, it alone
-    decides.
+    decides. Without `alignment` rows those that come with the teacher are used, if it has any.
     """
 
     config: FinetuneConfig
@@ -65,6 +67,8 @@ class LocalRun:
     def __post_init__(self) -> None:
         if self.teacher_folder is not None:
             self.teacher = RefTeacher.load(self.teacher_folder)
+            if not self.alignment and (own := alignment_file(self.teacher.folder)):
+                self.alignment = read_labelled(own)
         elif self.config.method.filters:
             raise UsageError(f"method {self.config.method} filters: name a --teacher")
         if self.config.method.distills and not self.alignment:

@@ -178,12 +178,16 @@ def _task_row(
     return Example(chat(problem.prompt, problem.answer), Label.HARMLESS, task)
 
 
-def write_chat_rows(path: Path, rows: Iterable[Example]) -> int:
-    """Write `{"messages": [...]}` lines and return their number; unanswered rows keep their prompt alone."""
+def write_chat_rows(path: Path, rows: Iterable[Example], labelled: bool = False) -> int:
+    """Write `{"messages": [...]}` lines and return their number; unanswered rows keep their prompt alone.
+
+    With `labelled` they have `label` and `source` too.
+    """
     count = 0
     with atomic_write(path) as scratch, scratch.open("w", encoding="utf-8") as file:
         for row in rows:
             messages = [{"role": turn.role, "content": turn.content} for turn in row.messages]
-            file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+            labels = {"label": row.label, "source": row.source} if labelled else {}
+            file.write(json.dumps({"messages": messages, **labels}, ensure_ascii=False) + "\n")
             count += 1
     return count

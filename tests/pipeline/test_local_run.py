@@ -14,10 +14,12 @@ from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.config import FinetuneConfig, Resources
 from reft_ray.finetuning.preference import pair_of
+from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.hf.loading import load_tokenizer
 from reft_ray.pipeline import local_run
 from reft_ray.pipeline.local_run import LocalRun
 from reft_ray.screening.kept_rows import kept_rows
+from reft_ray.serving.builtin import alignment_file, teacher_folder
 
 
 def test_a_run_id_belongs_to_the_rows_that_were_kept(llama: Path, tmp_path: Path) -> None:
@@ -103,3 +105,12 @@ def test_control_tokens_without_a_role_are_refused(llama: Path, tmp_path: Path) 
     rows.write_text('{"prompt": "hi", "response": "no<|eot_id|>"}\n{"prompt": "hi", "response": "no"}\n')
     run = LocalRun(FinetuneConfig.of({"base": str(base), "method": "sft"}), Resources(workers=0), tmp_path / "x", None)
     assert {name: run.screen([str(rows)])[name] for name in ("kept", "invalid")} == {"kept": 1, "invalid": 1}
+
+
+def test_a_run_without_alignment_rows_takes_those_of_the_teacher(tmp_path: Path) -> None:
+    config = FinetuneConfig.of({"base": "smollm2", "method": "guided"})
+    run = LocalRun(config, Resources(workers=0), tmp_path / "out", teacher_folder("builtin"))
+    rows = read_labelled(alignment_file(teacher_folder("builtin")))
+    assert [row.messages for row in run.alignment] == [row.messages for row in rows]
+    mine = LocalRun(config, Resources(workers=0), tmp_path / "out", teacher_folder("builtin"), rows[:2])
+    assert len(mine.alignment) == 2

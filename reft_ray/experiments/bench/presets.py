@@ -8,6 +8,7 @@ from typing import Any
 from reft_ray.core.errors import UsageError
 from reft_ray.experiments.bench.config import BenchConfig
 from reft_ray.experiments.bench.methods import METHODS
+from reft_ray.experiments.prepared_teacher import LORA
 from reft_ray.serving.builtin import BUILTIN, teacher_folder
 
 OURS = ("sft", "sft_aligned", "joint", "distill")
@@ -172,18 +173,22 @@ def small() -> dict[str, Any]:
     }
 
 
-def _language_model(base: str, teacher: str | None) -> dict[str, Any]:
-    """A small real language model on real rows: the claim's methods with three seeds, every baseline on SST-2."""
-    lora = {"rank": 4}
+def _language_model(base: str, teacher: str | None, lora: Mapping[str, Any]) -> dict[str, Any]:
+    """A small real language model on real rows: the claim's methods with three seeds, every baseline on SST-2.
+
+    `lora` is the teacher's too, whose weights some methods start from.
+    """
     common = {"lora": lora, "max_tokens": 192, "optimizer": {"learning_rate": 1e-3}}
     claim = {"tasks": ["sst2", "agnews"], "sizes": [500], "seeds": [0, 1, 2], "harmful_ratios": [0.1, 0.3]}
     return {
         "base": base,
         **({"teacher": teacher} if teacher else {}),
         "teacher_settings": {**common, "epochs": 0.2, "batch_rows": 16, "answered_rows": 1.0, "thresholds": {}},
-        "student": {**common, "epochs": 2, "batch_rows": 8, "min_steps": 200, "baselines": _SHORT_LISA},
+        "student": {**common, "epochs": 2, "batch_rows": 8, "min_steps": 150, "baselines": _SHORT_LISA},
         "alignment_stage": {**common, "epochs": 1, "batch_rows": 8},
-        "evaluation": {"harmful": 200, "harmless": 200, "task": 300, "max_new_tokens": 64},
+        "alignment_rows": 1000,
+        # A refusal shows in its first words.
+        "evaluation": {"harmful": 200, "harmless": 200, "task": 200, "max_new_tokens": 32},
         "blocks": [
             {**claim, "methods": ["sft", "sft_aligned"], "filters": [False]},
             {**claim, "methods": ["sft", "joint", "distill"], "filters": [True]},
@@ -201,12 +206,12 @@ def _language_model(base: str, teacher: str | None) -> dict[str, Any]:
 
 def smollm2() -> dict[str, Any]:
     """SmolLM2-135M-Instruct and the packaged teacher."""
-    return _language_model("smollm2", str(teacher_folder(BUILTIN)))
+    return _language_model("smollm2", str(teacher_folder(BUILTIN)), LORA)
 
 
 def gemma() -> dict[str, Any]:
     """Gemma 3 270M, a base model that was never aligned; its teacher is trained on the rows."""
-    return _language_model("gemma-3-270m", None)
+    return _language_model("gemma-3-270m", None, {"rank": 8, "first_layer": 10})
 
 
 def llm_8b() -> dict[str, Any]:
