@@ -53,7 +53,7 @@ class GlooRuntime(LocalRuntime):
 def config_of(base: Path, weights: str, precision: str = "float32") -> FinetuneConfig:
     values = {"base": str(base), "method": "sft", "epochs": 3, "batch_rows": 3, "weights": weights}
     values |= {"micro_batch_tokens": 64, "precision": precision, "packing": True}
-    return FinetuneConfig.of({**values, "optimizer": {"learning_rate": 1e-3}})
+    return FinetuneConfig.of({**values, "optimizer": {"learning_rate": 1e-4}})
 
 
 Job = tuple[Path, FinetuneConfig, int | None]
@@ -106,10 +106,10 @@ def test_two_ranks_learn_what_one_process_learns_and_one_resumes_them(
     continued = weights_of(newest(runs / f"{shape}-stopped"))
     assert expected.keys() == found.keys() == continued.keys()
     assert expected
-    # AdamW turns the rounding of a gradient near zero into a share of the learning rate, 1e-3.
+    # AdamW turns the rounding of a gradient near zero into a share of the learning rate, 1e-4: no step could agree better.
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5)
-        torch.testing.assert_close(continued[name], tensor, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
+        torch.testing.assert_close(continued[name], tensor, rtol=0, atol=1e-6)
 
 
 @pytest.mark.timeout(900)
