@@ -7,7 +7,6 @@ letter too many does not hide an encoding: what is printable in it is read.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import codecs
 import re
@@ -36,11 +35,16 @@ _ROTATED_WORDS = frozenset(codecs.encode(word, "rot13") for word in COMMON_WORDS
 _REVERSED_WORDS = frozenset(word[::-1] for word in COMMON_WORDS) - COMMON_WORDS
 
 _TAGS = re.compile("[\U000e0020-\U000e007e]{8,}")
-_BASE64_SPAN = re.compile(r"[A-Za-z0-9+/_-]{10,}(?:\r?\n[A-Za-z0-9+/_-]{4,})*={0,2}|[A-Za-z0-9+/_-]{6,}={1,2}")
+_BASE64_SPAN = re.compile(
+    r"(?<![A-Za-z0-9+/_-])(?:[A-Za-z0-9+/_-]{10,}(?:\r?\n[A-Za-z0-9+/_-]{4,})*={0,2}|[A-Za-z0-9+/_-]{6,}={1,2})"
+)
 _HEX_SPAN = re.compile(r"(?<![0-9A-Za-z])(?:(?:0x|\\x|%)?[0-9A-Fa-f]{2}[ \t\r\n:,;-]{0,2}){6,}(?![0-9A-Za-z])")
+_IN_HEX = bytes(chr(byte) in "0123456789abcdefABCDEFx\\% \t\r\n:,;-" for byte in range(256))
+_HEX_RUN = bytes([1]) * 12
 _HEX_NOISE = re.compile(r"0x|\\x|[^0-9A-Fa-f]")
-_BASE64_GAPS = re.compile(r"[^A-Za-z0-9+/]+")
-_HEX_GAPS = re.compile(r"[^0-9A-Fa-f]+")
+_HEX_GAPS = bytes({*range(256)} - set(b"0123456789abcdefABCDEF"))
+_BASE64_GAPS = bytes({byte for byte in range(256) if not chr(byte).isalnum() or byte > 127} - set(b"+/-_"))
+_BASE64_LETTERS = bytes.maketrans(b"-_", b"+/")
 _CONTROLS = bytes({*range(32), 127} - set(b"\t\r\n"))
 _WORD = re.compile(r"[^\W\d_]+")
 _RUN = 16
@@ -48,11 +52,14 @@ _MAX_KNOWN = 16
 """Decoded spans that are not reported twice; removing more would take time that grows with their number."""
 _RUNS = re.compile(rb"[ -/:-~\t\r\n]{%d,}|[A-Za-z0-9+/=_-]{%d,}" % (_RUN, _RUN))
 """Printable without digits, or another layer of base64. By chance one is in a hundred thousand random bytes."""
+_PRINTABLE = bytes(32 <= byte < 127 or byte in b"\t\r\n" for byte in range(256))
+_PRINTABLE_RUN = bytes([1]) * _RUN
 _SPACED = re.compile(r"(?<!\w)(?:[^\W\d_](?:[ .,*|/_-]{1,3}|\n)){7,}[^\W\d_](?!\w)")
 _GLUE = re.compile(r"(?<=[A-Za-z])[^\w\s'+/=-]+(?=[A-Za-z])|(?<=[A-Za-z])(?:\.{2,}|_+|-+)(?=[A-Za-z])")
 _CAPITAL_INSIDE = re.compile("[a-z][A-Z]")
 _SEGMENT = re.compile(r"[^.:;!?\"()\[\]{}\n]+")
 _LEET_TOKEN = re.compile(r"(?<!\S)[\"'(\[]*([A-Za-z013457@$!]{2,24}?)[.,;:!?\"')\]]*(?!\S)")
+_LEET_MARK = re.compile(r"[013457@$!]")
 _LEET_VOWEL = re.compile(r"[b-df-hj-np-tv-z57$][0134@!][b-df-hj-np-tv-z57$01]")
 _NUMBER = re.compile(r"\d(?!(?<=0)0|(?<=1)1|(?<=3)3)\d|^\d.*\d$|\d\d$|^\d\d")
 _LEET = str.maketrans("013457@$!", "oieastasi")
@@ -118,31 +125,36 @@ _UNTAG = {0xE0000 + code: chr(code) for code in range(0x20, 0x7F)}
 
 def _base64(text: str) -> str | None:
     spans = [_plain(_from_base64(span)) for span in _BASE64_SPAN.findall(text)]
-    code = _BASE64_GAPS.sub("", text.replace("-", "+").replace("_", "/"))
+    code = text.encode("utf-8", "ignore").translate(_BASE64_LETTERS, _BASE64_GAPS)
     # Other letters in front shift the groups of four: one of the four starts is right.
-    runs = (run for start in range(4) for run in _printable(_from_base64(code[start:])))
+    runs = (run for start in range(4) for run in _printable(_of_base64(code[start:])))
     return _joined(_both(spans, runs))
 
 
 def _from_base64(span: str) -> bytes | None:
-    code = "".join(span.split()).rstrip("=").replace("-", "+").replace("_", "/")
+    return _of_base64("".join(span.split()).rstrip("=").encode().translate(_BASE64_LETTERS))
+
+
+def _of_base64(code: bytes) -> bytes | None:
     code = code[: len(code) - 1] if len(code) % 4 == 1 else code
     try:
-        return base64.b64decode(code + "=" * (-len(code) % 4))
-    except (binascii.Error, ValueError):
+        return binascii.a2b_base64(code + b"=" * (-len(code) % 4))
+    except binascii.Error:
         return None
 
 
 def _hex(text: str) -> str | None:
     spans: list[str | None] = []
-    for match in _HEX_SPAN.finditer(text):
+    encoded = text.encode("utf-8", "ignore")
+    # Sooner found than by the expression, as in `_printable`.
+    for match in _HEX_SPAN.finditer(text) if _HEX_RUN in encoded.translate(_IN_HEX) else ():
         digits = _HEX_NOISE.sub("", match[0])
         decoded = _plain(bytes.fromhex(digits)) if len(digits) % 2 == 0 else None
         # Decimal digits alone are more often numbers than letters.
         if decoded is not None and digits.isdecimal() and not _common(decoded):
             decoded = None
         spans.append(decoded)
-    digits = _HEX_GAPS.sub("", text.replace("0x", " "))
+    digits = text.replace("0x", " ").encode("utf-8", "ignore").translate(None, _HEX_GAPS).decode()
     shifted = (digits[start : len(digits) - (len(digits) - start) % 2] for start in range(2))
     runs = (run for code in shifted for run in _printable(bytes.fromhex(code)))
     return _joined(_both(spans, (run for run in runs if _common(run) or _layer(run))))
@@ -162,7 +174,11 @@ def _both(spans: Iterable[str | None], runs: Iterable[str]) -> list[str]:
 
 def _printable(data: bytes | None) -> list[str]:
     """The stretches of language in bytes, or of another layer of base64; control characters between letters go."""
-    runs = [run.decode().strip() for run in _RUNS.findall((data or b"").translate(None, _CONTROLS))]
+    seen = (data or b"").translate(None, _CONTROLS)
+    # Hardly any text that is not encoded has a run, and this finds it sooner than the expression does.
+    if _PRINTABLE_RUN not in seen.translate(_PRINTABLE):
+        return []
+    runs = [run.decode().strip() for run in _RUNS.findall(seen)]
     return [run for run in runs if _layer(run) or _language(run)]
 
 
@@ -238,6 +254,8 @@ def _reversed(text: str) -> str | None:
 
 def _leetspeak(text: str) -> str | None:
     """The text in letters, if a digit replaces the vowel of a word or the digits hide common words."""
+    if not _LEET_MARK.search(text):
+        return None
     tokens = [match[1] for match in _LEET_TOKEN.finditer(text)]
     leet = [token for token in tokens if not token.isalpha() and any(map(str.isalpha, token))]
     if not leet:
