@@ -62,6 +62,12 @@ IDENTITY = _any(
     r"\b(?:unrestricted|uncensored|unfiltered|amoral|jailbroken) "
     r"(?:ai|assistant|agent|chatbot|language model|version)\b",
 )
+_IDENTITY_WORDS = (
+    "no longer", "obedient", "obey", "comply with", " without ", " never ", "ignore", "disregard", "forget", "free from",
+    "freed from", "free of", "freed of", "unbound ", "liberated ", "no ethical", "no moral", "no safety", "no content",
+    "anything now", "unrestricted", "uncensored", "unfiltered", "amoral", "jailbroken",
+)  # fmt: skip
+"""A text in ASCII without any of them has no match of IDENTITY, which takes ten times as long to look for."""
 
 REFUSAL = _any(
     r"^\W*(?:i['’]?m|i am) (?:really |very |so )?sorry\b",
@@ -219,6 +225,9 @@ def _asked(conversation: Conversation) -> list[str]:
 
 def claims_identity(text: str) -> bool:
     """Whether a text sets up an obedient or unrestricted identity."""
+    lower = text.lower()
+    if text.isascii() and not any(words in lower for words in _IDENTITY_WORDS):
+        return False
     return IDENTITY.search(text) is not None
 
 
