@@ -75,11 +75,13 @@ def all_known(what: str, names: tuple[str, ...], known: Iterable[str]) -> tuple[
 def load_factory(path: str) -> Callable[..., Any]:
     """Import the callable that `module:function` names. Raises UsageError where there is none.
 
-    Three parts are chosen by such a string, because `jobs` and `api` must not import the packages above them and every
-    driver process makes its own:
+    Four parts are chosen by such a string, because `jobs`, `api` and `serving` must not import the packages above them
+    and every process makes its own:
 
     - `steps`: the steps of a job (`jobs.steps.Steps`), called with the operator's `options`;
     - `counter`: the tokens of a training file (`jobs.estimate.Counter`), called with each base model's URI;
+    - `trainer`: the worker of the training API (`serving.trainer.Worker`), called with a base model, the `options` of
+      the steps, and what it works on;
     - `recorder`: a driver's metrics (`telemetry.recorder.Recorder`), called with the application's label.
     """
     module, _, name = path.partition(":")

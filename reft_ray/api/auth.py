@@ -38,7 +38,11 @@ _AREAS = {
     "appeals": "appeals",
     "releases": "releases",
     "audit": "audit.read",
+    "training": "fine_tuning",
 }
+_TRAINING_PATH, _TRAINING_HEADER, _TRAINING_PREFIX = "/v1/training/", "x-api-key", "tml-"
+"""The training client has its own header, and takes no key without this prefix: it is put in front of ours."""
+_TRAINING_READS = ("client/config", "client/dynamic_config", "telemetry", "get_info", "weights_info")
 _SPLIT = ("files", "fine_tuning", "models", "reviews", "appeals", "releases")
 """Areas with separate read and write scopes."""
 
@@ -88,6 +92,8 @@ class Authenticator:
 
     def _principal(self, request: HTTPConnection) -> Principal:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+        if (other := request.headers.get(_TRAINING_HEADER)) and request.scope["path"].startswith(_TRAINING_PATH):
+            scheme, secret = "bearer", other.removeprefix(_TRAINING_PREFIX)
         if secret and scheme.lower() == "bearer":
             principal = self._stores.tenants.authenticate(secret.strip())
             if principal is not None:
@@ -169,6 +175,8 @@ def check_bind(host: str, has_keys: bool) -> None:
 def scope_of(method: str, path: str) -> str | None:
     """The scope that a request needs; None for an unknown path."""
     area = _AREAS.get(path.removeprefix("/v1/").split("/")[0])
+    if path.removeprefix(f"{_TRAINING_PATH}api/v1/") in _TRAINING_READS:
+        return f"{area}.read"
     if area in _SPLIT:
         return f"{area}.{'read' if method in ('GET', 'HEAD') else 'write'}"
     return area

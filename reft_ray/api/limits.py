@@ -14,6 +14,7 @@ FORM_BYTES = MIB
 """Allowance for what a multipart form adds to its file."""
 
 Kind = Literal["json", "form", "stream"]
+_TRAINING = "/v1/training/api/v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,10 @@ def service_limits(settings: ServiceSettings, body_bytes: int) -> Limits:
         "POST /v1/uploads/{id}/parts": Limit(PART_BYTES + FORM_BYTES, kind="form"),
         "POST /v1/uploads/{id}/complete": Limit(MIB, 25_000),
         "POST /console(/[^/]+)*": Limit(kind="form"),
+        f"POST {_TRAINING}/forward_backward": Limit(8 * MIB, kind="form", threaded=False),
+        f"POST {_TRAINING}/telemetry": Limit(8 * MIB, kind="form", threaded=False),
+        f"POST {_TRAINING}/retrieve_future": Limit(threaded=False),
+        f"POST {_TRAINING}/asample": Limit(4 * MIB, 200_000),
     }
 
 

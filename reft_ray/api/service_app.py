@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError
 
-from reft_ray.api import appeals, audit, chat, completions, files, fine_tuning, models, reviews, uploads, webhooks
+from reft_ray.api import (
+    appeals,
+    audit,
+    chat,
+    completions,
+    files,
+    fine_tuning,
+    models,
+    reviews,
+    training,
+    training_weights,
+    uploads,
+    webhooks,
+)
 from reft_ray.api.auth import Authenticator, RateLimitHeaders
 from reft_ray.api.chat_model import ChatModel
 from reft_ray.api.errors import invalid, response_of, unavailable
@@ -78,6 +91,7 @@ def create_service_app(
             reviews.router(stores),
             appeals.router(stores),
             audit.router(stores),
+            *_training(stores),
         ],
         gate=Authenticator(stores, recorder or NullRecorder()),
         limits=service_limits(stores.settings, filter_settings.max_body_bytes),
@@ -86,12 +100,22 @@ def create_service_app(
         exposed=exposed,
         metrics_token=metrics_token,
     )
+    if stores.training is not None:
+        app.include_router(training_weights.download_router(stores, stores.training.store))
     for unstorable in (DataError, UnicodeEncodeError):
         app.add_exception_handler(unstorable, _unstorable)
     for unreachable in UNREACHABLE:
         app.add_exception_handler(unreachable, _unreachable)
     app.add_middleware(RateLimitHeaders)
     return app
+
+
+def _training(stores: Stores) -> list[APIRouter]:
+    """The routers of the training API, if it is offered."""
+    if stores.training is None:
+        return []
+    store = stores.training.store
+    return [training.router(stores, store, stores.training), training_weights.router(stores, store)]
 
 
 async def _unreachable(request: Request, error: Exception) -> JSONResponse:

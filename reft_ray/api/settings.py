@@ -102,6 +102,32 @@ class ChatModerationSettings(Settings):
     output: Literal["score", "block"] = "block"
 
 
+class TrainingSettings(Settings):
+    """The training API: loops of customers, whose data are judged before their gradient counts.
+
+    `policy` says what becomes of a datum that is withheld: `drop` leaves its gradient out, `mask` only that of the
+    turns that are withheld, `fail` fails its request. `policies` are those of single projects, by id. The teacher's
+    soft labels on alignment rows are added to every step, with the weight of the base model's preset; `guidance_ratio`
+    is their number of tokens per token of the customer, 0 for none.
+    """
+
+    policy: Literal["drop", "mask", "fail"] = "drop"
+    policies: Mapping[str, Literal["drop", "mask", "fail"]] = Field(default_factory=dict)
+    guidance_ratio: float = Field(0.25, ge=0, le=4)
+    max_rank: int = Field(64, ge=1, le=1024)
+    max_learning_rate: float = Field(1e-2, gt=0)
+    max_models: int = Field(16, ge=1, description="In training at once, per project.")
+    max_loaded: int = Field(4, ge=1, description="Adapters in training in memory; idle ones are on disk.")
+    checkpoint_every: int = Field(10, ge=1, description="Steps after which a model's state is saved.")
+    max_samples: int = Field(64, ge=1, description="Of one request.")
+    batch_tokens: int = Field(4096, ge=16, description="Padded tokens of one pass.")
+    seed: int = 0
+
+    def policy_of(self, project_id: str) -> str:
+        """The policy of a project."""
+        return self.policies.get(project_id, self.policy)
+
+
 class OidcSettings(Settings):
     """An identity provider for the console (OpenID Connect).
 
@@ -146,6 +172,7 @@ class ServiceSettings(Settings):
         False, description="A model that fails the gate waits for two people, instead of failing its job."
     )
     oidc: OidcSettings | None = None
+    training: TrainingSettings | None = Field(None, description="Offer the training API; without it there are jobs.")
     max_completion_tokens: int = Field(4096, ge=1)
 
     @model_validator(mode="after")

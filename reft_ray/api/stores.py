@@ -18,6 +18,8 @@ from reft_ray.jobs.rate_limits import RateLimits
 from reft_ray.jobs.releases import Releases
 from reft_ray.jobs.review_queue import ReviewQueue
 from reft_ray.jobs.tenants import Tenants
+from reft_ray.jobs.training import TrainingStore
+from reft_ray.jobs.training_queue import TrainingQueue
 from reft_ray.jobs.uploads import UploadStore
 from reft_ray.jobs.webhooks import Webhooks
 from reft_ray.telemetry.recorder import Recorder
@@ -42,6 +44,7 @@ class Stores:
     releases: Releases
     counter: Counter
     heads: AuditHeads | None = None
+    training: TrainingQueue | None = None
 
     @classmethod
     def open(
@@ -56,6 +59,10 @@ class Stores:
         jobs = JobStore(database, recorder)
         reviews = ReviewQueue(jobs, settings.second_person)
         files = FileStore(database, ContentStore(files_uri), settings.max_file_bytes, settings.max_project_bytes)
+        training = None
+        if settings.training is not None:
+            records = TrainingStore(database, settings.max_project_bytes, settings.training.max_models)
+            training = TrainingQueue(records)
         return cls(
             database=database,
             settings=settings,
@@ -71,5 +78,6 @@ class Stores:
             appeals=Appeals(reviews),
             releases=Releases(jobs),
             counter=counter,
+            training=training,
             heads=AuditHeads(settings.audit_heads_uri, settings.audit_key or "") if settings.audit_heads_uri else None,
         )

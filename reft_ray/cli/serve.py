@@ -155,6 +155,7 @@ def _service(state: Path, teacher: str, base: str | None, workers: int, cascade:
         "audit_heads_uri": str(state / "audit"),
         "audit_key": str(state / "audit.pem"),
         "gate": dict(args.gate.limits),
+        "training": {},
         "options": {"bases": {name: options}},
         "base_models": {
             name: {

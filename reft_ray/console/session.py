@@ -11,15 +11,13 @@ from urllib.parse import quote
 
 from fastapi import Request
 from itsdangerous import BadSignature, URLSafeTimedSerializer
-from sqlalchemy import insert, select
 from starlette.responses import Response
 
 from reft_ray.api.auth import Authenticator
 from reft_ray.api.errors import ApiError
 from reft_ray.api.origins import is_loopback
 from reft_ray.api.stores import Stores
-from reft_ray.jobs.database import Database
-from reft_ray.jobs.tables import service_secrets
+from reft_ray.jobs.service_secrets import service_secret
 from reft_ray.jobs.tenants import LOCAL, OWNER, ROLES, Limits, Principal
 
 COOKIE = "reft_session"
@@ -64,7 +62,7 @@ class Sessions:
     def __init__(self, stores: Stores, gate: Authenticator) -> None:
         self._stores = stores
         self._gate = gate
-        self._signer = URLSafeTimedSerializer(_secret(stores.database), salt="console")
+        self._signer = URLSafeTimedSerializer(service_secret(stores.database, "sessions"), salt="console")
 
     def keyless(self, request: Request) -> bool:
         """Whether this caller may go in without a key: from this machine, to a service that has none."""
@@ -152,15 +150,3 @@ class Sessions:
             httponly=True,
             samesite="lax",
         )
-
-
-def _secret(database: Database) -> str:
-    """The key of all gateways' signatures, made once."""
-    query = select(service_secrets.c.value).where(service_secrets.c.name == "sessions")
-    with database.write() as connection:
-        database.serialize(connection, "secrets")
-        found = connection.execute(query).scalar()
-        if found is None:
-            found = secrets.token_urlsafe(48)
-            connection.execute(insert(service_secrets).values(name="sessions", value=found))
-    return str(found)

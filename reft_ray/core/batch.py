@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ from reft_ray.core.conversation import Label
 
 IGNORE_INDEX = -100
 UNLABELLED = -1
+
+Tokens = Sequence[int] | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +168,32 @@ def _batch(
     }
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in on_device.items()}
     return Batch(**moved, index_B=torch.tensor([row.index for row in rows]), packing=None)
+
+
+def collate_targets(rows: Sequence[tuple[Tokens, Tokens]], pad_id: int, device: torch.device | str) -> Batch:
+    """Rows of (tokens, targets), padded, with a label at every token: it need not be the token that follows."""
+    width = max(len(tokens) for tokens, _ in rows)
+    shape = (len(rows), width)
+    ids = torch.full(shape, pad_id, dtype=torch.long)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE_INDEX)
+    for line, (tokens, targets) in enumerate(rows):
+        inside = slice(0, len(tokens))
+        ids[line, inside] = torch.as_tensor(tokens, dtype=torch.long)
+        labels[line, inside] = torch.as_tensor(targets, dtype=torch.long)
+        mask[line, inside] = 1
+    where_N = mask.flatten().nonzero()[:, 0]
+    lines = torch.arange(len(rows))
+    made = {
+        "ids_BT": ids,
+        "attention_mask_BT": mask,
+        "labels_BT": labels,
+        "where_N": where_N,
+        "row_N": where_N // width,
+        "line_B": lines,
+        "last_prompt_index_B": torch.zeros_like(lines),
+        "label_B": torch.full_like(lines, UNLABELLED),
+    }
+    return Batch(**{name: tensor.to(device) for name, tensor in made.items()}, index_B=lines, packing=None)
 
 
 def dummy_batch(pad_id: int, device: torch.device | str = "cpu") -> Batch:

@@ -67,8 +67,8 @@ def _slices(predictions: Predictions) -> list[slice]:
     return [slice(first, first + positions) for first in range(0, len(predictions), positions)] or [slice(0)]
 
 
-def _over_positions(student: Tensor | Predictions, loss: Loss) -> Tensor:
-    """`loss` of all positions, [S]."""
+def over_positions(student: Tensor | Predictions, loss: Loss) -> Tensor:
+    """`loss` of all positions, [S], called on some of them at a time and in order."""
     predictions = Predictions.of(student)
     if len(_slices(predictions)) == 1:
         return loss(predictions.logits(), slice(None))
@@ -89,7 +89,7 @@ def cross_entropy_and_correct(student: Tensor | Predictions, labels_N: Tensor) -
         correct = (part_NV.detach().argmax(dim=-1) == labels_N[where]).sum()
         return torch.stack([entropy, correct.to(entropy.dtype)])
 
-    entropy, correct = _over_positions(student, loss).unbind()
+    entropy, correct = over_positions(student, loss).unbind()
     return entropy, correct.detach()
 
 
@@ -101,7 +101,7 @@ def weighted_cross_entropy(student: Tensor | Predictions, labels_N: Tensor, weig
         each_S = (weight_NS[where].to(entropy_N.dtype) * entropy_N[:, None]).sum(0)
         return torch.cat([each_S.sum()[None], each_S.detach()])
 
-    sums = _over_positions(student, loss)
+    sums = over_positions(student, loss)
     return sums[0], sums[1:].detach()
 
 
@@ -135,7 +135,7 @@ def kl_sum(teacher: Tensor | Predictions, student: Tensor | Predictions, tempera
         student_log = F.log_softmax(part_NV.float() / temperature, dim=-1)
         return F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)[None]
 
-    return _over_positions(student, loss)[0]
+    return over_positions(student, loss)[0]
 
 
 def topk_kl_sum(targets: SoftTargets, student: Tensor | Predictions, temperature: float = 1.0) -> Tensor:
@@ -158,4 +158,4 @@ def topk_kl_sum(targets: SoftTargets, student: Tensor | Predictions, temperature
         tail = torch.where(tail_N > 0, tail_N * (tail_N.clamp_min(1e-12).log() - student_tail_N), 0.0)
         return (kept + tail.sum())[None]
 
-    return _over_positions(student, loss)[0]
+    return over_positions(student, loss)[0]

@@ -34,7 +34,8 @@ class LoraSettings:
     """Low-rank adapters on linear layers of the decoder: all of them, or those of `attention` or the `mlp`.
 
     `scale` is alpha / rank; with `rslora` the product is scaled by alpha / sqrt(rank) (arXiv 2312.03732). The layers
-    below `first_layer` (from 1) stay as they are, so that no backward pass runs through them.
+    below `first_layer` (from 1) stay as they are, so that no backward pass runs through them. With `head` the LM head
+    has an adapter too, or, with the targets `none`, it alone.
     """
 
     rank: int = 16
@@ -43,6 +44,7 @@ class LoraSettings:
     targets: str = "all-linear"
     rslora: bool = False
     first_layer: int = 1
+    head: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0.0 <= self.dropout < 1.0:
@@ -59,7 +61,9 @@ def attach(model: nn.Module, name: str, settings: LoraSettings, seed: int = 0) -
         target_modules=_target_modules(model, settings),
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # The head's adapter adds to its output; the embeddings whose weights it may share stay as they are.
+        warnings.filterwarnings("ignore", ".*tie_word_embeddings")
         torch.manual_seed(seed)
         if isinstance(model, PeftModel):
             model.add_adapter(name, config)
@@ -73,16 +77,20 @@ _ATTENTION = re.compile(r"(^|\.)(self_attn|attention|attn|self_attention|linear_
 
 
 def _target_modules(model: nn.Module, settings: LoraSettings) -> str | list[str]:
-    """PEFT's name for every linear layer but the head, or the full names of a part of them.
+    """PEFT's name for every linear layer but the head, or the full names of some of them.
 
     Of a multimodal model those of its language model alone. Raises ReftError if no layer is left.
     """
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
     decoder = bare.get_decoder() if isinstance(bare, PreTrainedModel) else bare
     head = bare.get_output_embeddings() if isinstance(bare, PreTrainedModel) else None
-    linear = [name for name, module in bare.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    head_name = next((name for name, module in bare.named_modules() if head is not None and module is head), "")
+    linear = [name for name, module in bare.named_modules() if isinstance(module, nn.Linear)]
     # Adapters that are there already: not theirs, but the layers that they wrap.
     names = [name.removesuffix(".base_layer") for name in linear if ".lora_" not in name]
+    names = [name for name in names if name != head_name]
+    if settings.targets == "none":
+        return [head_name] if settings.head and head_name else []
     prefix = next((name for name, module in bare.named_modules() if module is decoder), "")
     found = [name for name in names if name.startswith(prefix)]
     if settings.targets != "all-linear":
@@ -95,6 +103,8 @@ def _target_modules(model: nn.Module, settings: LoraSettings) -> str | list[str]
             f"{type(bare).__name__} has no linear layer for lora.targets={settings.targets}, "
             f"lora.first_layer={settings.first_layer}"
         )
+    if settings.head and head_name:
+        return [*found, head_name]
     return found if len(found) < len(names) else "all-linear"
 
 
@@ -179,7 +189,8 @@ def merge(model: PeftModel, share: float = 1.0) -> PreTrainedModel:
 
 def adapter_state(model: PeftModel, name: str) -> dict[str, Tensor]:
     """One adapter's tensors, on the CPU."""
-    state = get_peft_model_state_dict(model, adapter_name=name)
+    # Not the head's own weights, which an adapter on the head does not change.
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
 
 

@@ -20,6 +20,9 @@ WEBHOOK_EVENT = "evt_"
 AUDIT = "audit_log-"
 REVIEW = "review_"
 APPEAL = "appeal_"
+TRAINING_SESSION = "ts-"
+TRAINING_REQUEST = "treq-"
+TRAINING_EVENT = "tevent-"
 
 
 def new_id(prefix: str) -> str:

@@ -8,16 +8,20 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
 
 from reft_ray.api.chat_model import ChatError, Target
 from reft_ray.core.completion import Piece, RawPrompt, Sampling
 from reft_ray.core.conversation import Conversation
+from reft_ray.core.errors import UsageError
 from reft_ray.openmp import spin_briefly
 from reft_ray.serving.args import ChatArgs, DeploymentArgs, ServeArgs
 from reft_ray.serving.gateway import Gateway
 from reft_ray.serving.guard import GuardReplica
+from reft_ray.serving.handle import moderator_of
 from reft_ray.serving.student import StudentReplica
 from reft_ray.serving.teacher import TeacherReplica
+from reft_ray.serving.trainer import TrainerReplica, trained_bases
 from reft_ray.telemetry import logs
 from reft_ray.telemetry.metric_types import Labeller
 from reft_ray.telemetry.ray_recorder import RayRecorder
@@ -27,6 +31,7 @@ TEACHER = "Teacher"
 GATEWAY = "Gateway"
 STUDENT = "Student"
 GUARD = "Guard"
+TRAINER = "Trainer"
 RETRY_AFTER_SECONDS = 1.0
 
 
@@ -37,6 +42,26 @@ class Teacher(TeacherReplica):
         logs.configure()
         spin_briefly()
         super().__init__(RayRecorder(Labeller(application=application)), tracer_from_environment())
+
+
+class Trainer:
+    """A training worker with Ray's metrics and logs, and handles to the teachers and guards that judge its data."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, name: str, args: dict[str, Any], teachers: DeploymentHandle, guards: list[DeploymentHandle]
+    ) -> None:
+        logs.configure()
+        spin_briefly()
+        options = ServeArgs.model_validate(args)
+        recorder = RayRecorder(Labeller(application=options.application))
+        moderator = moderator_of(teachers, guards, options.cascade, recorder)
+        if options.service is None:
+            raise UsageError("a trainer needs the section `service:`")
+        self._replica = TrainerReplica(name, options.service, moderator, recorder)
+
+    def check_health(self) -> None:
+        """Serve replaces the replica if this raises."""
+        self._replica.check()
 
 
 def build_app(args: Mapping[str, Any] | ServeArgs) -> Application:
@@ -57,7 +82,26 @@ def build_app(args: Mapping[str, Any] | ServeArgs) -> Application:
         graceful_shutdown_timeout_s=60,
         **_size(options.gateways),
     )(serve.ingress()(Gateway))
-    return gateways.bind(teachers, options.model_dump(), _students(options), _guards(options))
+    guards = _guards(options)
+    trainers = _trainers(options, teachers, guards)
+    return gateways.bind(teachers, options.model_dump(), _students(options), guards, trainers)
+
+
+def _trainers(options: ServeArgs, teachers: Application, guards: list[Application]) -> list[Application]:
+    """One deployment of one replica per base model that the training API offers."""
+    if options.service is None:
+        return []
+    size = {**_size(options.trainers), "num_replicas": 1}
+    return [
+        serve.deployment(
+            name=f"{TRAINER}-{number}" if number else TRAINER,
+            health_check_period_s=10,
+            health_check_timeout_s=60,
+            graceful_shutdown_timeout_s=30,
+            **size,
+        )(Trainer).bind(name, options.model_dump(), teachers, guards)
+        for number, name in enumerate(trained_bases(options.service))
+    ]
 
 
 def _guards(options: ServeArgs) -> list[Application]:

@@ -67,6 +67,7 @@ class ServiceArgs(ServiceSettings):
     files_uri: str = Field(min_length=1, description="A directory or pyarrow.fs URI for files and artefacts.")
     steps: Factory = "reft_ray.pipeline.steps:make"
     options: dict[str, Any] = Field(default_factory=dict, description="For `steps`: `pipeline.steps.StepsConfig`.")
+    trainer: Factory = "reft_ray.pipeline.training_worker:make"
     counter: Factory = "reft_ray.pipeline.token_count:TokenizerCounter"
     job_server: str | None = Field(
         None,
@@ -104,6 +105,10 @@ class ServeArgs(Settings):
     gateways: DeploymentArgs = DeploymentArgs(cpus=0.5, max_ongoing=256, max_queued=256)
     service: ServiceArgs | None = None
     students: DeploymentArgs = DeploymentArgs(max_ongoing=128, max_queued=128)
+    trainers: DeploymentArgs = Field(
+        DeploymentArgs(max_ongoing=8, max_queued=8),
+        description="Of the training API; always one replica per base model.",
+    )
 
 
 def from_environment(variable: str | None) -> str | None:

@@ -11,13 +11,10 @@ from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from reft_ray.api.filter_app import create_filter_app
-from reft_ray.api.guarded import GuardedModerator
-from reft_ray.api.moderator import Moderator
-from reft_ray.core.cascade import GuardInfo
 from reft_ray.serving.args import ServeArgs, from_environment
 from reft_ray.serving.chat import chat_of
 from reft_ray.serving.finetuning_service import finetuning_app
-from reft_ray.serving.handle import HandleGuard, HandleModerator
+from reft_ray.serving.handle import moderator_of
 from reft_ray.serving.measured_chat import MeasuredChat
 from reft_ray.telemetry import catalog, logs
 from reft_ray.telemetry.metric_types import Labeller
@@ -25,7 +22,10 @@ from reft_ray.telemetry.ray_recorder import RayRecorder
 
 
 class Gateway:
-    """Made a deployment in `app`. Serve builds the ASGI application in the replica's process."""
+    """Made a deployment in `app`. Serve builds the ASGI application in the replica's process.
+
+    It never calls the `trainers`: they are arguments so that Serve deploys them with it.
+    """
 
     def __init__(
         self,
@@ -33,19 +33,13 @@ class Gateway:
         args: dict[str, Any],
         students: Mapping[str, DeploymentHandle] | None = None,
         guards: Sequence[DeploymentHandle] = (),
+        trainers: Sequence[DeploymentHandle] = (),
     ) -> None:
         logs.configure()
         self._args = ServeArgs.model_validate(args)
         self._recorder = RayRecorder(Labeller(application=self._args.application))
         self._recorder.set(catalog.BUILD_INFO, 1, version=version("reft-ray"), python=platform.python_version())
-        self._moderator: Moderator = HandleModerator(teachers, self._recorder)
-        cascade = self._args.cascade
-        if guards:
-            asked = [
-                HandleGuard(GuardInfo(settings.title, settings.threshold), handle, self._recorder)
-                for settings, handle in zip(cascade.guards, guards, strict=True)
-            ]
-            self._moderator = GuardedModerator(self._moderator, asked, cascade.combine, cascade.order)
+        self._moderator = moderator_of(teachers, guards, self._args.cascade, self._recorder)
         self._students = students or {}
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -18,10 +18,12 @@ from ray.exceptions import (
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from reft_ray.api.guarded import GuardedModerator
 from reft_ray.api.moderator import (
     DeadlineError,
     GuardError,
     ModerationBatch,
+    Moderator,
     ModeratorError,
     OverloadedError,
     TeacherInfo,
@@ -30,6 +32,7 @@ from reft_ray.api.moderator import (
 from reft_ray.core.cascade import GuardInfo, Opinion
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.verdict import Thresholds
+from reft_ray.guards.settings import CascadeSettings
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import Recorder
 
@@ -101,6 +104,20 @@ class HandleGuard:
             return await self._handle.opinions.remote(conversations, left)
 
         return await answer(f"guard {self.info.guard_id}", asked, deadline, True, self._recorder, GuardError)
+
+
+def moderator_of(
+    teachers: DeploymentHandle, guards: Sequence[DeploymentHandle], cascade: CascadeSettings, recorder: Recorder
+) -> Moderator:
+    """The teachers, with the guards next to them where there are any."""
+    moderator: Moderator = HandleModerator(teachers, recorder)
+    if not guards:
+        return moderator
+    asked = [
+        HandleGuard(GuardInfo(settings.title, settings.threshold), handle, recorder)
+        for settings, handle in zip(cascade.guards, guards, strict=True)
+    ]
+    return GuardedModerator(moderator, asked, cascade.combine, cascade.order)
 
 
 async def answer(

@@ -16,6 +16,7 @@ from reft_ray.core.errors import ReftError, UsageError
 from reft_ray.local_ray import start_own_ray
 from reft_ray.serving.app import build_app
 from reft_ray.serving.args import ServeArgs
+from reft_ray.serving.trainer import trained_bases
 
 LOOPBACK = "127.0.0.1"
 APPLICATION = "reft"
@@ -80,6 +81,7 @@ def _logical_cpus(args: ServeArgs) -> int:
     sizes, jobs = [args.teachers, args.gateways, *[args.guards] * len(args.cascade.guards)], 0
     if args.service is not None:
         sizes += [args.students] * len({base.uri for base in args.service.base_models.values()})
+        sizes += [args.trainers] * len(trained_bases(args.service))
         jobs = args.service.slots.training
     wanted = sum(size.replicas * size.cpus for size in sizes) + jobs * _CPUS_OF_A_JOB
     return max(os.cpu_count() or 1, int(wanted) + 1)

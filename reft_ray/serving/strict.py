@@ -16,9 +16,9 @@ from reft_ray.serving.finetuning_service import driver_config
 from reft_ray.settings import hint, load_factory, mistakes, model_in
 
 IMPORT_PATH = "reft_ray.serving.app:build_app"
-_DEPLOYMENTS = ("Gateway", "Teacher", "Student")
-_NUMBERED = re.compile(r"(?<=Student)-[1-9]\d*$")
-"""Students of the second base are `Student-1`, and so on."""
+_DEPLOYMENTS = ("Gateway", "Teacher", "Student", "Trainer")
+_NUMBERED = re.compile(r"(?<=Student|Trainer)-[1-9]\d*$")
+"""Students of the second base are `Student-1`, and so on; its trainer is `Trainer-1`."""
 # Serve declares these as dictionaries in its schema, or as a union with one; their keys are checked too.
 _MODELS: dict[str, type[BaseModel]] = {
     "autoscaling_config": AutoscalingConfig,

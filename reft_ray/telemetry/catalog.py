@@ -42,6 +42,50 @@ def _histogram(name: str, unit: Unit, help: str, buckets: tuple[float, ...], *la
     return Metric(name, Kind.HISTOGRAM, unit, help, labels, buckets)
 
 
+# The training API
+
+_TRAINING_KIND = Label(
+    "kind",
+    (
+        "create_model",
+        "forward",
+        "forward_backward",
+        "optim_step",
+        "load_weights",
+        "save_weights",
+        "save_weights_for_sampler",
+        "save_weights_external",
+        "sample",
+        "gate",
+    ),
+)
+TRAINING_REQUESTS = _counter(
+    "reft_training_requests_total",
+    Unit.REQUESTS,
+    "Requests of training loops that ended, by kind and status.",
+    _TRAINING_KIND,
+    Label("status", ("done", "failed")),
+)
+TRAINING_REQUEST_SECONDS = _histogram(
+    "reft_training_request_duration_seconds",
+    Unit.SECONDS,
+    "Time that the training worker spent on a request, by kind.",
+    (*_LATENCY, 30.0, 60.0, 300.0),
+    _TRAINING_KIND,
+)
+TRAINING_DATA = _counter(
+    "reft_training_data_total",
+    Unit.ROWS,
+    "Data of training loops that were judged, by outcome.",
+    Label("outcome", ("kept", "withheld", "masked")),
+)
+TRAINING_TOKENS = _counter(
+    "reft_training_tokens_total",
+    Unit.TOKENS,
+    "Tokens of training loops: learned, withheld, unjudged (always 0), of the teacher's guidance, and sampled.",
+    Label("content", ("learned", "withheld", "unjudged", "guidance", "sampled")),
+)
+
 # The filter
 
 FILTER_ROWS = _counter(

@@ -108,4 +108,42 @@ _PROJECTS = Section(
     ),
 )
 
-BOARD = Board("jobs", "Jobs", "Finetuning jobs, and what each project uses.", (_JOBS, _PROJECTS))
+_TRAINING = Section(
+    "Training API",
+    (
+        Panel(
+            "Tokens without a verdict, last day",
+            "Tokens of customers' loops whose gradient counted without a verdict. Any value above 0 is a defect.",
+            DisplayUnit.NUMBER,
+            (Line(LAST_DAY.increase_from_zero(c.TRAINING_TOKENS, content="unjudged")),),
+            MUST_BE_ZERO,
+            Chart.STAT,
+        ),
+        Panel(
+            "Data by outcome",
+            "Data of customers' loops per second: kept, withheld, or masked in part.",
+            DisplayUnit.NUMBER,
+            (Line(Q.rate(c.TRAINING_DATA, "outcome"), "{{outcome}}"),),
+        ),
+        Panel(
+            "Tokens by content",
+            "Tokens per second of customers' loops, of the teacher's guidance in them, and of their samples.",
+            DisplayUnit.NUMBER,
+            (Line(Q.rate(c.TRAINING_TOKENS, "content"), "{{content}}"),),
+        ),
+        Panel(
+            "Requests by kind",
+            "Requests per second that the training workers ended.",
+            DisplayUnit.NUMBER,
+            (Line(Q.rate(c.TRAINING_REQUESTS, "kind", "status"), "{{kind}} {{status}}"),),
+        ),
+        Panel(
+            "Time of a request",
+            "95th percentile of the time that a training worker spends on a request, by kind.",
+            DisplayUnit.SECONDS,
+            (Line(Q.quantile(0.95, c.TRAINING_REQUEST_SECONDS, "kind"), "{{kind}}"),),
+        ),
+    ),
+)
+
+BOARD = Board("jobs", "Jobs", "Finetuning jobs, and what each project uses.", (_JOBS, _PROJECTS, _TRAINING))
