@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
+import errno
 import logging
 import os
+import secrets
+import shutil
 import signal
+import tempfile
 import threading
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 _LOOPBACK: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "object_store_memory": 512 << 20}
 
@@ -19,22 +26,47 @@ TRAINING_SLOTS = 4
 def join_ray() -> bool:
     """Use the Ray of this process, or connect to the cluster in RAY_ADDRESS; False without either.
 
-    Raises what `ray.init` raises for a cluster that cannot be reached.
+    Raises PermissionError for a cluster that does not answer this process.
     """
     if not ray.is_initialized():
-        if not os.environ.get("RAY_ADDRESS"):
+        if not (address := os.environ.get("RAY_ADDRESS")):
             return False
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        except (ConnectionError, AuthenticationError) as error:
+            # Ray says in its log only which of the two it was.
+            message = "Ray does not answer, or RAY_AUTH_MODE=token and the right RAY_AUTH_TOKEN are not set"
+            raise PermissionError(errno.EACCES, message, address) from error
     return True
 
 
 def start_own_ray(num_cpus: int | None = None, **options: Any) -> None:
-    """Start a Ray without a dashboard that ends with this process; `options` are those of `ray.init`."""
-    # Unset, a local start would turn token authentication on and leave a token file that breaks later clusters.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    """Start a Ray without a dashboard that ends with this process; `options` are those of `ray.init`.
+
+    Its ports run code for their callers and are open on all interfaces. They answer only to a token of this process
+    and those that it starts, unless RAY_AUTH_MODE or a token is set in the environment.
+    """
+    if not any(name in os.environ for name in _AUTH_VARIABLES):
+        _make_token()
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
     # Without an address Ray joins whatever `ray start` left on this machine, and refuses `num_cpus`.
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **(quiet | options))
+
+
+_AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def _make_token() -> None:
+    """Write a new token to a file that only this user can read, for Ray to find; it is deleted with this process."""
+    folder = Path(tempfile.mkdtemp(prefix="reft-ray-auth-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / "token"
+    path.touch(0o600)
+    path.write_text(secrets.token_hex(32), encoding="ascii")
+    # The mode stays unset: `ray.init` then turns authentication on also where Ray was imported long ago, which reads
+    # the mode. Without this file it would leave one in the home directory, which breaks later clusters.
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
 
 
 def ensure_ray(num_cpus: int | None = None) -> bool:

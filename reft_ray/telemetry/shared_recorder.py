@@ -110,7 +110,7 @@ def recorder_from_environment(application: str = DEFAULT_APPLICATION) -> Recorde
     """
     try:
         joined = join_ray()
-    except (ConnectionError, RuntimeError, TimeoutError) as error:
+    except (OSError, RuntimeError) as error:
         logger.warning("no metrics are recorded: cannot connect to RAY_ADDRESS (%s)", type(error).__name__)
         return NullRecorder()
     return SharedRecorder(application) if joined else NullRecorder()
