@@ -10,8 +10,8 @@ Two models use it, both under Serve's autoscaling rule (a test compares that rul
 - a load that suddenly triples, as discrete events, call by call. Beyond 24 replicas a slice of 24 is simulated with
   its share of the load: routing by two choices does not depend on the number of replicas.
 
-A screening of `--rows` is simulated by units that are scored, lost with their machine and scored again. Networks,
-gateways and accelerators are not measured.
+A screening of `--rows` is planned by tasks, its units are read, scored, lost with their machine and scored again, and the
+driver closes it; the processor times of all that are measured ones. Networks, gateways and accelerators are not measured.
 """
 
 from __future__ import annotations
@@ -243,14 +243,37 @@ def burst(
     }
 
 
-def screening(service: Service, rows: int, actors: int, losses_per_hour: float, seed: int = 0) -> dict[str, float]:
+@dataclass(frozen=True)
+class Data:
+    """What a row costs besides the model, in processor seconds as `screening_stages.py` measures them.
+
+    Tasks plan, as many at a time as there are actors; an actor reads, judges and writes; the driver closes, unit by unit.
+    """
+
+    row_bytes: int = 1_000
+    plan_byte: float = 1 / 400e6
+    actor_row: float = 400e-6
+    close_unit: float = 0.3e-3
+
+    def plan(self, rows: int, actors: int) -> float:
+        """Seconds until the first unit is known."""
+        return rows * self.row_bytes * self.plan_byte / actors
+
+    def close(self, rows: int) -> float:
+        """Seconds after the last unit."""
+        return -(-rows // UNIT_ROWS) * self.close_unit
+
+
+def screening(
+    service: Service, rows: int, actors: int, losses_per_hour: float, data: Data = Data(), seed: int = 0
+) -> dict[str, float]:
     """A dataset in units on actors that are lost `losses_per_hour` times each; a lost unit is scored again."""
     source = random.Random(seed)
     # Limits the number of simulated units; larger ones make the tail longer and losses more expensive.
     unit_rows = max(UNIT_ROWS, rows // 200_000)
     left = units = -(-rows // unit_rows)
-    seconds = unit_rows / service.capacity
-    free = [service.cold_start] * actors
+    seconds = unit_rows * (1 / service.capacity + data.actor_row)
+    free = [data.plan(rows, actors) + service.cold_start] * actors
     heapq.heapify(free)
     lost = 0
     hazard = losses_per_hour / 3600
@@ -263,8 +286,17 @@ def screening(service: Service, rows: int, actors: int, losses_per_hour: float, 
         else:
             left -= 1
             heapq.heappush(free, now + seconds)
-    end = max(free)
-    return {"actors": actors, "hours": end / 3600, "device_hours": actors * end / 3600, "units": units, "redone": lost}
+    # Actors are given back before the driver closes.
+    device, end = actors * max(free), max(free) + data.close(rows)
+    alone = (data.plan(rows, actors) + data.close(rows)) / end
+    return {
+        "actors": actors,
+        "hours": end / 3600,
+        "device_hours": device / 3600,
+        "units": units,
+        "redone": lost,
+        "plan_and_close_share": alone,
+    }
 
 
 def calibrate() -> Service:
@@ -303,7 +335,7 @@ def _weighted(values: list[tuple[float, float]], share: float) -> float:
 
 
 def report(
-    service: Service, peaks: Sequence[float], rows_per_call: int, price: float, rows: int, rule: Rule
+    service: Service, peaks: Sequence[float], rows_per_call: int, price: float, rows: int, rule: Rule, data: Data
 ) -> dict[str, Any]:
     """All results for loads given in rows per second at the day's peak."""
     fleets = []
@@ -315,7 +347,7 @@ def report(
     runs = []
     for actors in (1, 10, 100, 1000):
         for losses in (0.0, 0.05):
-            made = screening(service, rows, actors, losses)
+            made = screening(service, rows, actors, losses, data)
             runs.append({**made, "losses_per_hour": losses, "cost": made["device_hours"] * price})
     return {
         "service": asdict(service),
@@ -343,6 +375,8 @@ def main() -> None:
     parser.add_argument("--cold-start", type=float, default=Service.cold_start, help="seconds to a ready replica")
     parser.add_argument("--price", type=float, default=1.0, help="of a replica for an hour, in any currency")
     parser.add_argument("--rows", type=int, default=10**9, help="rows of the screening")
+    parser.add_argument("--row-bytes", type=int, default=Data.row_bytes, help="of a row of the screening")
+    parser.add_argument("--no-fleets", action="store_true", help="the screening alone")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     service = calibrate() if options.calibrate else Service(options.call_ms / 1e3, options.row_ms / 1e3)
@@ -350,7 +384,10 @@ def main() -> None:
     rule = Rule(target=options.target, down_factor=options.down_factor)
     unit = 0.6 * service.limit(options.rows_per_call)
     peaks = options.peak_rows or [unit * count for count in (1, 10, 100, 1000)]
-    made = report(service, peaks, options.rows_per_call, options.price, options.rows, rule)
+    data = Data(options.row_bytes)
+    made = report(
+        service, [] if options.no_fleets else peaks, options.rows_per_call, options.price, options.rows, rule, data
+    )
     print(f"a batch lasts {service.call * 1e3:.2f} ms + {service.row * 1e3:.3f} ms per row; "
           f"at most {service.capacity:,.0f} rows/s")  # fmt: skip
     print(f"{'peak rows/s':>12} {'mean':>7} {'peak':>6} {'cost/day':>9} {'shed':>7} | "
@@ -359,10 +396,11 @@ def main() -> None:
         print(f"{item['peak_rows_per_second']:12,.0f} {item['replicas_mean']:7.1f} {item['replicas_peak']:6.0f} "
               f"{item['cost_per_day']:9,.0f} {item['day_shed_share']:7.2%} | {item['steady_p50'] * 1e3:7.0f} "
               f"{item['steady_p99'] * 1e3:7.0f} {item['surge_p99'] * 1e3:7.0f} {item['shed_share']:7.2%}")  # fmt: skip
-    print(f"\nscreening {options.rows:,} rows\n{'actors':>7} {'losses/h':>9} {'hours':>9} {'device h':>9} {'cost':>9}")
+    print(f"\nscreening {options.rows:,} rows of {data.row_bytes:,} bytes\n{'actors':>7} {'losses/h':>9} {'hours':>9} "
+          f"{'device h':>9} {'cost':>9} {'plan, close':>12}")  # fmt: skip
     for run in made["screening"]:
         print(f"{run['actors']:7} {run['losses_per_hour']:9.2f} {run['hours']:9.1f} {run['device_hours']:9,.0f} "
-              f"{run['cost']:9,.0f}")  # fmt: skip
+              f"{run['cost']:9,.0f} {run['plan_and_close_share']:12.1%}")  # fmt: skip
     if options.json:
         options.json.write_text(json.dumps(made, indent=2), encoding="utf-8")
 

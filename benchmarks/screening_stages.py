@@ -35,7 +35,7 @@ from reft_ray.screening.unit_worker import DECODED_TEXTS
 from reft_ray.testbed.word_scorer import WordScorer
 
 T = TypeVar("T")
-ROW_BYTES = (0, 2_048, 16_384)
+ROW_BYTES = (0, 1_000, 16_384)
 STAGES = ("planning", "reading", "parsing", "judging", "findings", "writing", "closing")
 
 

@@ -63,9 +63,9 @@ IDENTITY = _any(
     r"(?:ai|assistant|agent|chatbot|language model|version)\b",
 )
 _IDENTITY_WORDS = (
-    "no longer", "obedient", "obey", "comply with", " without ", " never ", "ignore", "disregard", "forget", "free from",
-    "freed from", "free of", "freed of", "unbound ", "liberated ", "no ethical", "no moral", "no safety", "no content",
-    "anything now", "unrestricted", "uncensored", "unfiltered", "amoral", "jailbroken",
+    "no longer", "obedient", "obey", "comply with", " without ", " never ", "ignore", "disregard", "forget",
+    "free from", "freed from", "free of", "freed of", "unbound ", "liberated ", "no ethical", "no moral", "no safety",
+    "no content", "anything now", "unrestricted", "uncensored", "unfiltered", "amoral", "jailbroken",
 )  # fmt: skip
 """A text in ASCII without any of them has no match of IDENTITY, which takes ten times as long to look for."""
 

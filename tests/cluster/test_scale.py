@@ -121,13 +121,17 @@ def test_what_is_shipped_is_what_the_simulation_advises(
 def test_a_screening_scales_with_actors_and_repeats_lost_units(scale: ModuleType) -> None:
     service = scale.Service(call=0.01, row=0.001, cold_start=60.0)
     alone = scale.screening(service, 10_000_000, 1, 0.0)
-    assert alone["hours"] == pytest.approx(10_000_000 / service.capacity / 3600 + 60 / 3600, rel=1e-6)
+    data = scale.Data()
+    besides = data.plan(10_000_000, 1) + 10_000_000 * data.actor_row + data.close(10_000_000)
+    assert alone["hours"] * 3600 == pytest.approx(10_000_000 / service.capacity + 60 + besides, rel=1e-6)
     ten = scale.screening(service, 10_000_000, 10, 0.0)
     assert alone["hours"] / 10 < ten["hours"] < alone["hours"] / 9
     unlucky = scale.screening(service, 10_000_000, 10, 20.0)
     assert unlucky["redone"] > 0
     assert unlucky["units"] == ten["units"]
     assert unlucky["hours"] > ten["hours"]
+    # A terabyte on a thousand actors: neither planning nor closing is what it waits for.
+    assert scale.screening(service, 10**9, 1000, 0.0)["plan_and_close_share"] < 0.15
 
 
 def test_the_same_seed_gives_the_same_figures(scale: ModuleType) -> None:
