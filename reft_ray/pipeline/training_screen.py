@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from reft_ray.api.training_wire import Datum
 from reft_ray.core.cascade import GuardedVerdict
-from reft_ray.core.conversation import Conversation
+from reft_ray.core.conversation import Conversation, Message
 from reft_ray.core.errors import ReftError
 from reft_ray.core.job_threshold import JobThresholdRule
 from reft_ray.core.loss_inputs import LEARNED, LossName
@@ -79,6 +79,16 @@ class Screen:
         marks = datum.inputs.get(LEARNED[loss])
         learned = [True] * len(datum) if marks is None else [bool(mark) for mark in marks != 0]
         return self._reader.dialogue(datum.tokens.tolist(), datum.targets.tolist(), learned)
+
+    def refuse_sample(self, prompt: Sequence[int], completions: Sequence[Sequence[int]] = ()) -> None:
+        """Raise ReftError for a prompt, or for completions of it, that would be withheld from a chat."""
+        asked = self._reader.dialogue(prompt, [*prompt[1:], prompt[-1]], [False] * len(prompt)).conversation
+        rows = {"the prompt": asked}
+        for index, tokens in enumerate(completions):
+            rows[f"sample {index}"] = (*asked, Message("assistant", self._reader.text(tokens)))
+        for name, verdict in zip(rows, self._verdicts(list(rows.values())), strict=True):
+            if verdict.decision is not Decision.ALLOW:
+                raise ReftError(f"{name} is withheld ({verdict.reason}, score {verdict.score:.2f}) by chat_moderation")
 
     def _verdicts(self, conversations: Sequence[Conversation]) -> Sequence[Verdict]:
         verdicts = self._judge(conversations) if conversations else []

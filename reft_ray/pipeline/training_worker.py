@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from reft_ray.api.moderator import ModeratorError
-from reft_ray.api.settings import TrainingSettings
+from reft_ray.api.settings import ChatModerationSettings, TrainingSettings
 from reft_ray.api.training_schema import SampleRequest, Save, SaveExternal, SaveForSampler
 from reft_ray.api.training_wire import Sample, read_request, write_output, write_samples
 from reft_ray.core.completion import Sampling
@@ -86,6 +86,7 @@ class WorkerParts:
     device: str = "auto"
     recorder: Recorder = field(default_factory=NullRecorder)
     point: Point = lambda _name: None
+    moderation: ChatModerationSettings | None = None
 
 
 class TrainingWorker:
@@ -298,11 +299,16 @@ class TrainingWorker:
         room = context - len(prompt)
         if room < 1 or (params.max_tokens or 1) > room:
             raise ReftError(f"prompt: {len(prompt)} tokens leave {max(room, 0)} of the context of {context}")
+        moderation = self._parts.moderation
+        if moderation is not None and moderation.input == "block":
+            parts.screen.refuse_sample(prompt)
         seed = params.seed if params.seed is not None else secrets.randbits(48)
         sampling = Sampling(params.max_tokens or room, params.temperature, params.top_p, seed=seed)
         found = parts.trainer.sample(
             adapter, prompt, wanted.num_samples, sampling, _stops(params.stop, parts.bank.chat)
         )
+        if moderation is not None and moderation.output == "block":
+            parts.screen.refuse_sample(prompt, [each.tokens for each in found])
         scores = parts.trainer.prompt_logprobs(adapter, prompt) if wanted.prompt_logprobs else None
         tokens = sum(len(each.tokens) for each in found)
         self._parts.recorder.count(catalog.TRAINING_TOKENS, tokens, content="sampled")
@@ -335,10 +341,25 @@ def make(
     files: ContentStore,
     judge: Judge,
     recorder: Recorder,
+    moderation: ChatModerationSettings | None = None,
 ) -> TrainingWorker:
-    """The worker of a base model; `options` are those of `pipeline.steps:make`. Raises UsageError for invalid ones."""
+    """The worker of a base model; `options` are those of `pipeline.steps:make`. Raises UsageError for invalid ones.
+
+    With `moderation` samples are judged as chats are: they must not be a way around it.
+    """
     config = StepsConfig.of(dict(options))
     context = ModelContext(config.base(name))
     return TrainingWorker(
-        WorkerParts(name, context, settings, queue, files, judge, config.folder, config.device, recorder)
+        WorkerParts(
+            name,
+            context,
+            settings,
+            queue,
+            files,
+            judge,
+            config.folder,
+            config.device,
+            recorder,
+            moderation=moderation,
+        )
     )

@@ -47,7 +47,14 @@ class TrainerReplica:
         database = Database.open(resolved(service.database_url))
         store = TrainingStore(database, service.max_project_bytes, settings.max_models)
         worker: Worker = load_factory(service.trainer)(
-            name, service.options, settings, TrainingQueue(store), ContentStore(service.files_uri), self.judge, recorder
+            name,
+            service.options,
+            settings,
+            TrainingQueue(store),
+            ContentStore(service.files_uri),
+            self.judge,
+            recorder,
+            service.chat_moderation,
         )
         self._thread = threading.Thread(target=worker.run, args=(threading.Event(),), name="training", daemon=True)
         self._thread.start()

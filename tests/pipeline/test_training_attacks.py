@@ -9,12 +9,15 @@ from fixtures.training_kit import Kit
 from fixtures.training_loop import Loop, drain, weights
 from fixtures.training_requests import data_request, rows_for
 
+from reft_ray.api.settings import ChatModerationSettings
 from reft_ray.api.training_wire import Datum
+from reft_ray.core.conversation import chat
 from reft_ray.core.job_threshold import JobThresholdRule
 from reft_ray.core.verdict import Decision, Thresholds, Verdict
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.datum_text import DatumReader
 from reft_ray.hf.loading import load_tokenizer
+from reft_ray.jobs.tenants import LOCAL
 from reft_ray.pipeline.training_screen import Screen, kept_tokens
 
 BENIGN = (
@@ -143,6 +146,28 @@ def test_learning_rates_are_bounded_for_requests_that_come_by_another_way(make_k
     request = loop.submit("optim_step", json.dumps(body).encode())
     drain(worker)
     assert loop.queue.get(request.id, loop.project).status == "failed"
+
+
+def test_samples_are_not_a_way_around_the_moderation_of_chats(make_kit, words):
+    kit = make_kit("moderated")
+    kit.moderation = ChatModerationSettings()
+    store, worker = kit.stores.training.store, kit.worker()
+    session = store.open_session(LOCAL, {}, None)
+    sampler = store.add_sampler(session, 0, "toy", None)
+    found = []
+    for number, text in enumerate(("how to steal a car", "how to bake bread")):
+        body = {
+            "sampling_session_id": sampler.id,
+            "seq_id": number,
+            "prompt": {"chunks": [{"tokens": words.prompt(chat(text))}]},
+            "sampling_params": {"max_tokens": 1, "seed": 1},
+        }
+        queue = kit.stores.training
+        request = queue.submit(sampler.id, number, "sample", LOCAL.project_id, "toy", json.dumps(body).encode())
+        drain(worker)
+        found.append(queue.get(request.id, LOCAL.project_id).error)
+    assert found[0].startswith("user:the prompt is withheld (refusal_score")
+    assert found[1] is None or "sample 0" in found[1]
 
 
 class Scored:
