@@ -28,6 +28,9 @@ from reft_ray.hf.loading import text_config
 from reft_ray.hf.windows import Windows
 
 _SHORT = "What is a good way to say this in about as many words as most people use for a question?"
+_OF_SEVERAL = 0.5
+"""The highest of many windows is higher by chance, and most of them ask for nothing, as answers do: a text in several
+windows scores lower by this share of the offset of answers (docs/serving.md has what that costs and brings)."""
 _MAX_SPLIT = 4
 """Parallel batches are smaller, so that the last one does not take long; batches that are too small are inefficient."""
 
@@ -111,8 +114,10 @@ class TeacherScorer:
         found = []
         for ids, own, cut in zip(prompts, owned, truncated, strict=True):
             best = max(own, key=scores.__getitem__)
-            span = self._span(ids, best - own.start) if len(own) > 1 else None
-            found.append(TextScore(max(-1.0, scores[best]), len(own), cut, span))
+            several = len(own) > 1
+            span = self._span(ids, best - own.start) if several else None
+            score = scores[best] - several * self.response_offset * _OF_SEVERAL
+            found.append(TextScore(max(-1.0, score), len(own), cut, span))
         return found
 
     def _span(self, ids: list[int], window: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Long texts as overlapping windows, each framed by the chat template as a separate prompt.
+"""Long texts as overlapping windows and single sentences, each framed by the chat template as a separate prompt.
 
 Shape suffixes: B texts, W windows of all texts.
 """
@@ -6,8 +6,10 @@ Shape suffixes: B texts, W windows of all texts.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -20,48 +22,65 @@ from reft_ray.hf.chat import ChatFormat
 _PROBES = ("a", "Z", "1", "\n", " x", "'", "é", "<", "中")
 _QUANTILE = 0.99
 _MULTIPLE = 16
+_SENTENCE_END = re.compile(r"[.!?。！？]['\"”’)\]]*\s*$|\n")
+_LEAST_SENTENCE = 4
+"""Tokens; a shorter sentence is read together with the next one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Windows of at most `size` tokens that overlap by a quarter; `head` and `tail` are the template's constant ends.
+    """Windows of at most `size` tokens: some that overlap by a quarter, and each sentence that fits by itself.
 
-    `most` bounds the windows of one text; the rest of the text is reported as truncated.
+    In the middle of a window a harmful sentence is diluted by those around it. `head` and `tail` are the template's
+    constant ends, `ends_sentence` recognises a token. `most` bounds the windows of one text; the rest of the text is
+    reported as truncated.
     """
 
     size: int
     head: tuple[int, ...]
     tail: tuple[int, ...]
+    ends_sentence: Callable[[int], bool]
     most: int = 512
 
     @classmethod
     def of(cls, chat_format: ChatFormat, size: int, most: int = 512) -> Windows:
         """Windows under a chat template."""
         prompts = [chat_format.prompt(chat(probe)) for probe in _PROBES]
-        head = _common_prefix(prompts)
-        return cls(size, tuple(head), tuple(_common_prefix([prompt[::-1] for prompt in prompts])[::-1]), most)
+        head, tail = _common_prefix(prompts), _common_prefix([prompt[::-1] for prompt in prompts])[::-1]
+        decode = chat_format.tokenizer.decode
+
+        @cache
+        def ends_sentence(token: int) -> bool:
+            return _SENTENCE_END.search(decode([token])) is not None
+
+        return cls(size, tuple(head), tuple(tail), ends_sentence, most)
 
     def split(self, ids: list[int]) -> tuple[list[list[int]], bool]:
         """(windows of a templated prompt, whether a part of it comes after the last one)."""
         if len(ids) <= self.size:
             return [ids], False
-        head, tail = list(self.head), list(self.tail)
-        body = self._body(ids)
-        width, step = self._strides
-        starts = list(range(0, max(1, len(body) - width + step), step))
-        return [head + body[s : s + width] + tail for s in starts[: self.most]], len(starts) > self.most
+        body, spans = self._body(ids), self._spans(ids)
+        return [[*self.head, *body[s:e], *self.tail] for s, e in spans[: self.most]], len(spans) > self.most
 
     def place(self, ids: list[int], window: int) -> tuple[list[int], list[int]]:
         """(tokens of the text before a window of `split`, tokens in it), without the template."""
-        width, step = self._strides
         body = self._body(ids)
-        return body[: window * step], body[window * step : window * step + width]
+        start, end = self._spans(ids)[window]
+        return body[:start], body[start:end]
 
-    @property
-    def _strides(self) -> tuple[int, int]:
-        """(tokens of text in a window, tokens from one window to the next)."""
+    def _spans(self, ids: list[int]) -> list[tuple[int, int]]:
+        """(start, end) of every window of a long text among its tokens, by their start."""
+        body = self._body(ids)
         width = max(1, self.size - len(self.head) - len(self.tail))
-        return width, max(1, width - width // 4)
+        step = max(1, width - width // 4)
+        spans = {(start, min(start + width, len(body))) for start in range(0, max(1, len(body) - width + step), step)}
+        start = 0
+        for end in range(1, len(body) + 1):
+            if end - start >= _LEAST_SENTENCE and (end == len(body) or self.ends_sentence(body[end - 1])):
+                if end - start <= width:
+                    spans.add((start, end))
+                start = end
+        return sorted(spans)
 
     def _body(self, ids: list[int]) -> list[int]:
         return ids[len(self.head) : len(ids) - len(self.tail)]

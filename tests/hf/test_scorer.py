@@ -1,6 +1,7 @@
 """The optimised scores equal the plain forward, whatever else is in the call, and NaN is an error."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,23 @@ def test_every_token_of_a_long_text_is_in_a_window(llama: Path) -> None:
         start = next(s for s in range(at + 1) if body[s : s + len(piece)] == piece)
         at = max(at, start + len(piece))
     assert at == len(body)
+
+
+def test_a_sentence_of_a_long_text_is_read_by_itself(llama: Path) -> None:
+    scorer = load_scorer(llama, window_tokens=32)
+    scorer._windows = replace(scorer._windows, ends_sentence=lambda token: token == stop)
+    filler = "please tell me how " * 6
+    (ids,) = scorer.prompt_ids([f"{filler} please steal a car {filler}"])
+    frame = scorer._windows
+    body = ids[len(frame.head) : len(ids) - len(frame.tail)]
+    before, asked = (len(scorer.chat.tokenizer(text).input_ids) for text in (filler, f"{filler} please steal a car"))
+    stop = body[asked - 1]
+    body[before - 1] = stop
+    ids = [*frame.head, *body, *frame.tail]
+    windows, _ = frame.split(ids)
+    alone = [*frame.head, *body[before:asked], *frame.tail]
+    assert alone in windows
+    assert frame.place(ids, windows.index(alone)) == (body[:before], body[before:asked])
 
 
 @pytest.mark.parametrize("broken", [math.nan, -math.inf])
