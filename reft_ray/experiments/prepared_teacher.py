@@ -28,7 +28,7 @@ from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
 from reft_ray.hf.compute import default_device, resolve_dtype
 from reft_ray.hf.generate import load_responder
-from reft_ray.serving.builtin import ALIGNMENT
+from reft_ray.hf.teacher_card import ALIGNMENT
 from reft_ray.testbed.answers import refusal
 from reft_ray.testbed.english import harmful_prompts, harmless_prompts
 from reft_ray.testbed.synthetic import Sizes, SyntheticRows, write_chat_rows

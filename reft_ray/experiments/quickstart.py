@@ -7,7 +7,7 @@ project's own English sentences (`reft_ray.testbed`). No setting is chosen on ev
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from reft_ray.finetuning.config import FinetuneConfig, Resources
 from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.hf.generate import Responder, load_responder
 from reft_ray.hf.ref_teacher import RefTeacher, load_scorer
-from reft_ray.serving.builtin import alignment_file
+from reft_ray.hf.teacher_card import alignment_file
 from reft_ray.testbed.english import EVERYDAY, HARMFUL
 from reft_ray.testbed.synthetic import Sizes, SyntheticRows
 from reft_ray.testbed.tasks import Task
@@ -35,6 +35,7 @@ from reft_ray.testbed.tasks import Task
 _SIZES = Sizes(
     teacher_train=0, teacher_validation=0, alignment=800, hs_prompts=60, over_refusal_prompts=200, task_test=40
 )
+_ALIGNMENT_WORDS = 8
 _GRAMMAR_PROMPTS = 20
 """Prompts of each kind from the grammar; as many are sentences of `testbed.english`."""
 
@@ -50,9 +51,10 @@ class Plan:
     user_rows: int = 100
     task: Task = Task.SENTIMENT
     sizes: Sizes = _SIZES
-    alignment: int = 240
+    alignment: int = 480
     epochs: float = 2.0
     alignment_ratio: float = 3.0
+    steps: int = 150
     max_new_tokens: int = 24
 
 
@@ -96,8 +98,9 @@ def student_settings(base: str, student: Student, plan: Plan, teacher: RefTeache
             "method": student.method,
             "init": student.init,
             "epochs": plan.epochs,
-            "batch_rows": 4,
-            # 100 rows are few: the student learns to refuse from three times as many tokens.
+            # 100 rows are few: in small batches, from more tokens and in steps of its own the student learns to refuse.
+            "batch_rows": 2,
+            "min_steps": plan.steps,
             "alignment_ratio": plan.alignment_ratio,
             "max_tokens": 128,
             # As the teacher's, so that the attacked student can start from it.
@@ -178,7 +181,13 @@ def run_quickstart(out: Path, show: Show, plan: Plan) -> dict[str, Any]:
 def alignment_rows(teacher: RefTeacher, rows: SyntheticRows, count: int, seed: int) -> list[Example]:
     """A sample of the rows that come with the teacher; of a teacher without any, synthetic ones."""
     file = alignment_file(teacher.folder)
-    return sample_rows(read_labelled(file) if file else rows.alignment, count, seed)
+    found = sample_rows(read_labelled(file) if file else rows.alignment, count, seed)
+    return [replace(row, messages=chat(row.prompt[-1].content, _opening(row.response))) for row in found]
+
+
+def _opening(answer: str) -> str:
+    """The first words: whether an answer refuses shows there, and the teacher's soft labels say how it goes on."""
+    return " ".join(answer.split()[:_ALIGNMENT_WORDS])
 
 
 def _prompts(rows: Sequence[Example], kind: str) -> list[Conversation]:

@@ -36,7 +36,7 @@ from reft_ray.hf.lora import attach_saved, merge, save_adapter
 from reft_ray.hf.model_store import KNOWN
 from reft_ray.hf.scorer import TeacherScorer, supports_packing
 from reft_ray.hf.signatures import SIGNATURE, sign_if_asked, verify_if_asked
-from reft_ray.hf.teacher_card import ANSWER_MEASURES, SOURCE_KEYS, model_card
+from reft_ray.hf.teacher_card import ALIGNMENT, ANSWER_MEASURES, SOURCE_KEYS, model_card
 
 FORMAT = 2
 MANIFEST = "teacher.json"
@@ -44,7 +44,7 @@ _REFUSAL = "refusal.safetensors"
 TEACHER = OutputKind(
     "Ref-Teacher",
     (MANIFEST,),
-    (_REFUSAL, "README.md", SIGNATURE, *ADAPTER.in_folder("adapter"), *MODEL.in_folder("model")),
+    (_REFUSAL, ALIGNMENT, "README.md", SIGNATURE, *ADAPTER.in_folder("adapter"), *MODEL.in_folder("model")),
 )
 
 

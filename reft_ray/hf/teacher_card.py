@@ -1,13 +1,22 @@
-"""A Ref-Teacher's model card, from its manifest."""
+"""What a Ref-Teacher's directory holds besides its weights: the model card, and alignment rows that come with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 SOURCE_KEYS = ("source", "licence", "label", "prompts", "use")
 ANSWER_MEASURES = ("harmful_score", "over_refusal", "incoherent")
 """Measures of the teacher's own answers, each in percent with a limit."""
+
+ALIGNMENT = "alignment.jsonl"
+
+
+def alignment_file(teacher: Path) -> Path | None:
+    """The labelled alignment rows that come with a teacher, if any: for students of its base model."""
+    file = teacher / ALIGNMENT
+    return file if file.is_file() else None
 
 
 def model_card(teacher_id: str, manifest: Mapping[str, Any]) -> str:

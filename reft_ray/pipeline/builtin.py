@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from reft_ray.hf.teacher_card import alignment_file
 from reft_ray.pipeline.config import BaseArgs
-from reft_ray.serving.builtin import BUILTIN, alignment_file, teacher_folder
+from reft_ray.serving.builtin import BUILTIN, teacher_folder
 
 
 def local_base(teacher: str = BUILTIN, base: str | None = None, workers: int = 0) -> BaseArgs:

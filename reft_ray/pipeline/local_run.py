@@ -20,12 +20,12 @@ from reft_ray.finetuning.trainer import FinetuneInputs, finetune
 from reft_ray.hf.control_tokens import special_tokens
 from reft_ray.hf.loading import load_tokenizer
 from reft_ray.hf.ref_teacher import RefTeacher, load_scorer
+from reft_ray.hf.teacher_card import alignment_file
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
 from reft_ray.screening.dataset import Progress as ScreenProgress
 from reft_ray.screening.dataset import screen
 from reft_ray.screening.kept_rows import kept_count, kept_dataset, kept_hash, kept_rows
 from reft_ray.screening.metrics import ScreeningMetrics
-from reft_ray.serving.builtin import alignment_file
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ def teacher(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_quickstart_runs_and_its_report_is_consistent(teacher: Path, tmp_path: Path) -> None:
     shown: list[tuple[str, float, float]] = []
-    plan = Plan(teacher, seed=3, user_rows=20, sizes=SIZES, epochs=1, max_new_tokens=4)
+    plan = Plan(teacher, seed=3, user_rows=20, sizes=SIZES, epochs=1, steps=12, max_new_tokens=4)
     report = run_quickstart(tmp_path / "out", lambda *state: shown.append(state), plan)
     assert report == json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(report["methods"]) == list(STUDENTS) == ["aligned_sft", "filter", "guided"]

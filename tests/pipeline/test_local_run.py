@@ -16,10 +16,11 @@ from reft_ray.finetuning.config import FinetuneConfig, Resources
 from reft_ray.finetuning.preference import pair_of
 from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.hf.loading import load_tokenizer
+from reft_ray.hf.teacher_card import alignment_file
 from reft_ray.pipeline import local_run
 from reft_ray.pipeline.local_run import LocalRun
 from reft_ray.screening.kept_rows import kept_rows
-from reft_ray.serving.builtin import alignment_file, teacher_folder
+from reft_ray.serving.builtin import teacher_folder
 
 
 def test_a_run_id_belongs_to_the_rows_that_were_kept(llama: Path, tmp_path: Path) -> None:

@@ -184,7 +184,8 @@ def _language_model(base: str, teacher: str | None, lora: Mapping[str, Any]) -> 
         "base": base,
         **({"teacher": teacher} if teacher else {}),
         "teacher_settings": {**common, "epochs": 0.2, "batch_rows": 16, "answered_rows": 1.0, "thresholds": {}},
-        "student": {**common, "epochs": 2, "batch_rows": 8, "min_steps": 150, "baselines": _SHORT_LISA},
+        # Small batches: a student that learns to refuse from few rows needs steps.
+        "student": {**common, "epochs": 2, "batch_rows": 4, "min_steps": 300, "baselines": _SHORT_LISA},
         "alignment_stage": {**common, "epochs": 1, "batch_rows": 8},
         "alignment_rows": 1000,
         # A refusal shows in its first words.
