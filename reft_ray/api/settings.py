@@ -114,6 +114,7 @@ class TrainingSettings(Settings):
     policy: Literal["drop", "mask", "fail"] = "drop"
     policies: Mapping[str, Literal["drop", "mask", "fail"]] = Field(default_factory=dict)
     guidance_ratio: float = Field(0.25, ge=0, le=4)
+    alignment_rows: int = Field(512, ge=1, description="Of the base model's set, evenly spread; their labels are kept.")
     max_rank: int = Field(64, ge=1, le=1024)
     max_learning_rate: float = Field(1e-2, gt=0)
     max_models: int = Field(16, ge=1, description="In training at once, per project.")

@@ -70,9 +70,10 @@ def load_parts(context: ModelContext, settings: TrainingSettings, judge: Judge, 
 
 
 def _guidance(context: ModelContext, bank: AdapterBank, settings: TrainingSettings, shared: Path) -> Guidance:
-    """The alignment rows of the base model's preset, with the soft labels that its jobs use too."""
+    """Rows of the base model's default alignment set, with the teacher's soft labels, made once."""
     config = FinetuneConfig.of({"base": context.base, **context.args.finetune, "seed": settings.seed})
-    alignment = context.alignment(None)
+    whole = context.alignment(None)
+    alignment = whole[:: max(1, len(whole) // settings.alignment_rows)]
     rows, _ = alignment_rows(bank.chat, alignment, config.longest_row(bank.base.context))
     path = ensure_soft_targets(config, context.teacher, alignment, shared / "targets", bank.device)
     key = alignment_key(rows, context.teacher.id, config.temperature, config.topk)
