@@ -77,13 +77,15 @@ def pages(service: ReviewService, kind: str, rows: int) -> None:
         f"/jobs/{job.id}",
         "/audit",
     )
-    with _serving(service.app) as url, httpx.Client(base_url=f"{url}/console", timeout=60) as client:
-        client.post("/sign-in", data={"key": service.key("operator")})
+    with _serving(service.app) as url, httpx.Client(timeout=60) as client:
+        # Not a base address: httpx would add a slash to an empty path.
+        console = f"{url}/console"
+        client.post(f"{console}/sign-in", data={"key": service.key("operator")})
         for path in paths:
             taken = []
             for _ in range(REPEATS):
                 started = time.perf_counter()
-                client.get(path).raise_for_status()
+                client.get(f"{console}{path}").raise_for_status()
                 taken.append(time.perf_counter() - started)
             p95 = sorted(taken)[int(0.95 * len(taken)) - 1]
             name = path.replace(job.id, "JOB").replace(row.id, "ROW") or "/"
