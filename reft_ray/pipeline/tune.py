@@ -117,7 +117,7 @@ def search(
             scheduler=ASHAScheduler(grace_period=1),
         ),
         run_config=ray.tune.RunConfig(
-            name="trials", storage_path=str(folder), verbose=0, callbacks=[_counter(done)] if done else []
+            name="trials", storage_path=str(folder), verbose=0, callbacks=[_Counter(done)] if done else []
         ),
     ).fit()
     ranked = sorted(
@@ -145,17 +145,22 @@ def _first_error(found: Any) -> str:
     return str(error).strip().splitlines()[-1] if error else "they were all stopped"
 
 
-def _counter(done: Callable[[int], None]) -> ray.tune.Callback:
-    """A callback of Tune that passes on how many trials have ended."""
+class _Counter(ray.tune.Callback):
+    """Passes on how many trials have ended, in this process: Tune also stores it, without what it calls."""
 
-    class Count(ray.tune.Callback):
-        ended = 0
+    def __init__(self, done: Callable[[int], None] | None = None) -> None:
+        self._done = done
+        self._ended = 0
 
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self.ended += 1
-            done(self.ended)
+    def __reduce__(self) -> tuple[type[_Counter], tuple[()]]:
+        return _Counter, ()
 
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self.on_trial_complete(iteration, trials, trial)
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Count a trial, successful or not."""
+        self._ended += 1
+        if self._done is not None:
+            self._done(self._ended)
 
-    return Count()
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Count it as well."""
+        self.on_trial_complete(iteration, trials, trial)

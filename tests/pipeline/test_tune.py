@@ -1,6 +1,8 @@
 """A search over learning rate, rank and alpha."""
 
 import json
+import pickle
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from reft_ray.cli.main import app
 from reft_ray.core.errors import UsageError
 from reft_ray.finetuning.config import FinetuneConfig, Resources
 from reft_ray.finetuning.trainer import FinetuneInputs
-from reft_ray.pipeline.tune import Space, search, with_settings
+from reft_ray.pipeline.tune import Space, _Counter, search, with_settings
 
 
 def test_a_trial_has_its_settings_and_the_rest_of_the_configuration() -> None:
@@ -24,6 +26,16 @@ def test_a_trial_has_its_settings_and_the_rest_of_the_configuration() -> None:
 def test_trials_are_compared_on_validation_rows(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="name a --validation file"):
         search(FinetuneConfig(base="b"), FinetuneInputs([], 0), tmp_path / "out", Resources(workers=0))
+
+
+def test_what_shows_progress_is_not_stored_with_the_search() -> None:
+    ended: list[int] = []
+    lock = threading.RLock()
+    counter = _Counter(lambda count: ended.append(count) if lock else None)
+    pickle.loads(pickle.dumps(counter)).on_trial_complete(0, [], None)
+    assert not ended
+    counter.on_trial_error(0, [], None)
+    assert ended == [1]
 
 
 @pytest.mark.ray
