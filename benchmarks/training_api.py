@@ -34,7 +34,7 @@ from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.tenants import LOCAL
 from reft_ray.jobs.training import TrainingStore
-from reft_ray.jobs.training_queue import Outcome, TrainingQueue
+from reft_ray.jobs.training_queue import DONE, Outcome, TrainingQueue
 from reft_ray.pipeline.builtin import local_base
 from reft_ray.pipeline.config import BaseArgs
 from reft_ray.pipeline.model_context import ModelContext
@@ -92,6 +92,9 @@ class Bench:
         """Run all that waits."""
         while self.worker.tick():
             pass
+        found = self.queue.get(self.last.id, self.last.project_id)
+        if found.status != DONE:
+            raise SystemExit(f"a step failed: {found.error}")
 
     def model(self, number: int, rank: int) -> str:
         """A new model in a project of its own."""
@@ -110,7 +113,7 @@ class Bench:
 
     def step(self, model: str, project: str, number: int, rows: Sequence[Any]) -> None:
         """Log one step."""
-        self.queue.submit(model, number, "forward_backward", project, "base", request(model, number, rows))
+        self.last = self.queue.submit(model, number, "forward_backward", project, "base", request(model, number, rows))
         body = {"model_id": model, "seq_id": number + 1, "adam_params": {"learning_rate": 1e-4}}
         self.queue.submit(model, number + 1, "optim_step", project, "base", json.dumps(body).encode())
 

@@ -200,7 +200,7 @@ def test_sigkill_in_front_of_the_real_client(toy, tmp_path, point):
     port = 18_000 + POINTS.index(point)
     tests = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
-    command = [sys.executable, str(tests / "fixtures/training_kit.py"), str(tmp_path), str(port)]
+    command = [sys.executable, "-m", "fixtures.training_kit", str(tmp_path), str(port)]
     service = subprocess.Popen(command, env=environment)
     restarts = 0
 
