@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,7 +105,7 @@ def search(
 
     every = trials >= space.size
     draw = ray.tune.grid_search if every else ray.tune.choice
-    found = ray.tune.Tuner(
+    tuner = ray.tune.Tuner(
         ray.tune.with_resources(
             ray.tune.with_parameters(trial, inputs=inputs),
             {"CPU": resources.cpus_per_worker or 1, "GPU": resources.gpus_per_worker},
@@ -119,7 +121,10 @@ def search(
         run_config=ray.tune.RunConfig(
             name="trials", storage_path=str(folder), verbose=0, callbacks=[_Counter(done)] if done else []
         ),
-    ).fit()
+    )
+    # Tune prints its settings at any verbosity, where the caller may write JSON.
+    with redirect_stdout(sys.stderr):
+        found = tuner.fit()
     ranked = sorted(
         (_trial_of(found[index]) for index in range(len(found))),
         key=lambda trial: (math.isnan(trial.score), trial.score),
