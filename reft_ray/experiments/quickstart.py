@@ -186,7 +186,7 @@ def alignment_rows(teacher: RefTeacher, rows: SyntheticRows, count: int, seed: i
 
 
 def _opening(answer: str) -> str:
-    """The first words: whether an answer refuses shows there, and the teacher's soft labels say how it goes on."""
+    """The first words: whether an answer refuses shows there, and the rest of it is in the teacher's soft labels."""
     return " ".join(answer.split()[:_ALIGNMENT_WORDS])
 
 

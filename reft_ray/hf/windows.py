@@ -51,7 +51,7 @@ class Windows:
 
         @cache
         def ends_sentence(token: int) -> bool:
-            return _SENTENCE_END.search(decode([token])) is not None
+            return _SENTENCE_END.search(str(decode([token]))) is not None
 
         return cls(size, tuple(head), tuple(tail), ends_sentence, most)
 
