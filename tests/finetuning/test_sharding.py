@@ -106,7 +106,7 @@ def test_two_ranks_learn_what_one_process_learns_and_one_resumes_them(
     continued = weights_of(newest(runs / f"{shape}-stopped"))
     assert expected.keys() == found.keys() == continued.keys()
     assert expected
-    # AdamW turns the rounding of a gradient near zero into a share of the learning rate, 1e-4: no step could agree better.
+    # AdamW turns the rounding of a gradient near zero into a share of the learning rate, here 1e-4.
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
         torch.testing.assert_close(continued[name], tensor, rtol=0, atol=1e-6)
