@@ -76,16 +76,16 @@ SKIPPED = (
     "No Ray cluster: everything ran in one process.",
     "Small samples: the intervals are wide, and one seed is not a comparison.",
     "Harmful rows are stand-ins with empty steps; docs/results-smollm2.md has real prompts.",
-    "Requests that only look harmful are not counted: the packaged teacher refuses many of them (see its card).",
+    "Few requests that only look harmful: the packaged teacher refuses many of some kinds (docs/results-smollm2.md).",
 )
 
 # What each stage usually takes, in seconds on two slow cores: the first estimate of the remaining time.
 _USUAL = {
     "loading": 15.0,
     "screening": 15.0,
-    "aligned_sft": 100.0,
+    "aligned_sft": 90.0,
     "filter": 70.0,
-    "guided": 200.0,
+    "guided": 310.0,
     "report": 5.0,
 }
 
