@@ -17,8 +17,6 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError
 
-from reft_ray.core.errors import ReftError
-
 _LOOPBACK: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "object_store_memory": 512 << 20}
 
 TRAINING_SLOTS = 4
@@ -48,7 +46,7 @@ def start_own_ray(num_cpus: int | None = None, **options: Any) -> None:
     Its ports run code for their callers and are open on all interfaces. They answer only to a token of this process
     and those that it starts, unless RAY_AUTH_MODE or a token is set in the environment.
 
-    Raises ReftError if Ray does not start within the 30 seconds that it gives itself.
+    Raises TimeoutError if Ray does not start within the 30 seconds that it gives itself.
     """
     if not any(name in os.environ for name in _AUTH_VARIABLES):
         _make_token()
@@ -61,7 +59,8 @@ def start_own_ray(num_cpus: int | None = None, **options: Any) -> None:
         if "timed out during startup" not in str(error):
             raise
         ray.shutdown()
-        raise ReftError("Ray did not start within 30 seconds: try again when this machine has less to do") from error
+        message = "Ray did not start within 30 seconds, try again when there is less to do on"
+        raise TimeoutError(errno.ETIMEDOUT, message, "this machine") from error
 
 
 _AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")

@@ -70,7 +70,14 @@ def user_errors() -> Iterator[None]:
     except ReftError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, FileExistsError) as error:
+    except (
+        FileNotFoundError,
+        IsADirectoryError,
+        NotADirectoryError,
+        PermissionError,
+        FileExistsError,
+        TimeoutError,
+    ) as error:
         print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
         raise typer.Exit(1) from None
 
