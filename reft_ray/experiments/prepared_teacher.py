@@ -18,7 +18,6 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from reft_ray.atomic import atomic_write
@@ -26,7 +25,7 @@ from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.finetuning.config import Resources, TeacherConfig
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
-from reft_ray.hf.compute import default_device, resolve_dtype
+from reft_ray.hf.compute import bfloat16_is_faster, default_device
 from reft_ray.hf.generate import load_responder
 from reft_ray.hf.teacher_card import ALIGNMENT
 from reft_ray.testbed.answers import refusal
@@ -60,7 +59,7 @@ def settings(steps: int, rows: int) -> TeacherConfig:
             "batch_rows": BATCH_ROWS,
             "answered_rows": 1.0,
             "max_tokens": 128,
-            "precision": "bfloat16" if resolve_dtype("auto", default_device()) is torch.bfloat16 else "float32",
+            "precision": "bfloat16" if bfloat16_is_faster(default_device()) else "float32",
             "lora": LORA,
             "answer_shares": (1.0, 0.9, 0.8),
             "layer": 20,
@@ -93,7 +92,8 @@ def _pools(prompts: Path, seed: int) -> _Pools:
         counts[found["source"], found["licence"], found["label"]] += 1
         if len(found["prompt"]) <= PROMPT_CHARACTERS:
             rows.append(Example(chat(found["prompt"]), Label(found["label"]), found["source"]))
-    own = [Example(row.prompt, row.label, SYNTHETIC) for row in _synthetic(seed)]
+    synthetic = SyntheticRows.make(seed, Sizes(2000, 0, 0, 0, 0, 0)).teacher_train
+    own = [Example(row.prompt, row.label, SYNTHETIC) for row in synthetic]
     for label, prompts_of in ((Label.HARMFUL, harmful_prompts()), (Label.HARMLESS, harmless_prompts())):
         own += [Example(chat(prompt), label, ENGLISH) for prompt in prompts_of]
     for row in own:
@@ -106,10 +106,6 @@ def _pools(prompts: Path, seed: int) -> _Pools:
             training.setdefault((row.label, row.source), []).append(row)
     validation = [row for row in rows if row.source in VALIDATION_SOURCES][:VALIDATION_PROMPTS]
     return _Pools(training, validation, counts)
-
-
-def _synthetic(seed: int) -> Sequence[Example]:
-    return SyntheticRows.make(seed, Sizes(2000, 0, 0, 0, 0, 0)).teacher_train
 
 
 def teacher_data(

@@ -19,8 +19,8 @@ from reft_ray.hf.loading import Base, load_base
 from reft_ray.hf.lora import (
     LoraSettings,
     adapter_scale,
-    adapter_state,
     attach,
+    differing,
     load_adapter_state,
     read_adapter,
     saved_scale,
@@ -110,11 +110,8 @@ def _dtype(config: Training, device: torch.device) -> torch.dtype:
 def start_from(trainable_model: TrainableModel, adapter: Path) -> None:
     """Start from an adapter's weights. Raises ReftError if its shape or its scale differs."""
     state = read_adapter(adapter)
-    mine = adapter_state(trainable_model.model, STUDENT)  # type: ignore[arg-type]
-    odd = [name for name in mine.keys() | state.keys() if name not in mine or name not in state]
-    odd += [name for name in mine if name in state and mine[name].shape != state[name].shape]
-    if odd:
-        raise ReftError(f"{adapter} does not fit this adapter's rank and layers: {min(odd)} differs")
+    if odd := differing(trainable_model.model, STUDENT, state):  # type: ignore[arg-type]
+        raise ReftError(f"{adapter} does not fit this adapter's rank and layers: {odd} differs")
     scale = saved_scale(adapter)
     if scale != adapter_scale(trainable_model.model, STUDENT):  # type: ignore[arg-type]
         raise ReftError(f"{adapter} has the scale {scale:g}: set lora.scale={scale:g} to start from it")

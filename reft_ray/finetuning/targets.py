@@ -92,8 +92,15 @@ def distillation_of(
         return Distillation(teach, config.distill_weight, config.temperature)
     if targets_folder is None:
         raise ReftError("cached soft labels need their folder")
+    return cached_distillation(config, encoded, teacher, targets_folder)
+
+
+def cached_distillation(
+    config: FinetuneConfig, encoded: Sequence[TokenizedExample], teacher: RefTeacher, folder: Path
+) -> Distillation:
+    """The alignment term with the soft labels that `ensure_soft_targets` made in `folder` of these rows."""
     key = alignment_key(encoded, teacher.id, config.temperature, config.topk)
-    labels = cached_teacher(StoredTargets(targets_folder / key_name(key), key))
+    labels = cached_teacher(StoredTargets(folder / key_name(key), key))
     return Distillation(labels, config.distill_weight, config.temperature)
 
 

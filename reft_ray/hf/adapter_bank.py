@@ -17,7 +17,7 @@ from reft_ray.core.errors import ReftError
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward
 from reft_ray.hf.loading import Base
-from reft_ray.hf.lora import LoraSettings, activate, adapter_state, attach, load_adapter_state, save_adapter
+from reft_ray.hf.lora import LoraSettings, activate, adapter_state, attach, differing, load_adapter_state, save_adapter
 
 _RESIDENT = "resident"
 """An adapter without effect that is always there: PEFT cannot be left with none."""
@@ -56,11 +56,8 @@ class AdapterBank:
 
     def load(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Replace an adapter's tensors. Raises ReftError where their names or shapes differ."""
-        mine = adapter_state(self.model, name)
-        odd = [key for key in mine.keys() | state.keys() if key not in mine or key not in state]
-        odd += [key for key in mine if key in state and mine[key].shape != state[key].shape]
-        if odd:
-            raise ReftError(f"the weights do not fit this model's rank and layers: {min(odd)} differs")
+        if odd := differing(self.model, name, state):
+            raise ReftError(f"the weights do not fit this model's rank and layers: {odd} differs")
         load_adapter_state(self.model, name, dict(state))
 
     def remove(self, name: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import sqrt
@@ -192,6 +192,14 @@ def adapter_state(model: PeftModel, name: str) -> dict[str, Tensor]:
     # Not the head's own weights, which an adapter on the head does not change.
     state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+
+
+def differing(model: PeftModel, name: str, state: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that this adapter or `state` has alone or in another shape; None where `state` fits."""
+    mine = adapter_state(model, name)
+    odd = [key for key in mine.keys() | state.keys() if key not in mine or key not in state]
+    odd += [key for key in mine if key in state and mine[key].shape != state[key].shape]
+    return min(odd, default=None)
 
 
 def load_adapter_state(model: PeftModel, name: str, state: dict[str, Tensor]) -> None:

@@ -30,7 +30,7 @@ from reft_ray.hf.windows import Windows
 _SHORT = "What is a good way to say this in about as many words as most people use for a question?"
 _OF_SEVERAL = 0.5
 """The highest of many windows is higher by chance, and most of them ask for nothing, as answers do: a text in several
-windows scores lower by this share of the offset of answers (docs/serving.md has what that costs and brings)."""
+windows scores lower by this share of the offset of answers (measured in docs/results-smollm2.md)."""
 _MAX_SPLIT = 4
 """Parallel batches are smaller, so that the last one does not take long; batches that are too small are inefficient."""
 
@@ -114,9 +114,10 @@ class TeacherScorer:
         found = []
         for ids, own, cut in zip(prompts, owned, truncated, strict=True):
             best = max(own, key=scores.__getitem__)
-            several = len(own) > 1
-            span = self._span(ids, best - own.start) if several else None
-            score = scores[best] - several * self.response_offset * _OF_SEVERAL
+            score, span = scores[best], None
+            if len(own) > 1:
+                score -= self.response_offset * _OF_SEVERAL
+                span = self._span(ids, best - own.start)
             found.append(TextScore(max(-1.0, score), len(own), cut, span))
         return found
 

@@ -59,18 +59,18 @@ class Windows:
         """(windows of a templated prompt, whether a part of it comes after the last one)."""
         if len(ids) <= self.size:
             return [ids], False
-        body, spans = self._body(ids), self._spans(ids)
+        body = self._body(ids)
+        spans = self._spans(body)
         return [[*self.head, *body[s:e], *self.tail] for s, e in spans[: self.most]], len(spans) > self.most
 
     def place(self, ids: list[int], window: int) -> tuple[list[int], list[int]]:
         """(tokens of the text before a window of `split`, tokens in it), without the template."""
         body = self._body(ids)
-        start, end = self._spans(ids)[window]
+        start, end = self._spans(body)[window]
         return body[:start], body[start:end]
 
-    def _spans(self, ids: list[int]) -> list[tuple[int, int]]:
+    def _spans(self, body: list[int]) -> list[tuple[int, int]]:
         """(start, end) of every window of a long text among its tokens, by their start."""
-        body = self._body(ids)
         width = max(1, self.size - len(self.head) - len(self.tail))
         step = max(1, width - width // 4)
         spans = {(start, min(start + width, len(body))) for start in range(0, max(1, len(body) - width + step), step)}

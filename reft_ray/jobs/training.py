@@ -24,6 +24,7 @@ from reft_ray.jobs.tenants import Principal
 from reft_ray.jobs.training_records import (
     ACTIVE,
     UNLOADED,
+    WORKER,
     Sampler,
     TrainingCheckpoint,
     TrainingEvent,
@@ -196,8 +197,8 @@ class TrainingStore:
             raise QuotaError(f"The project's quota has {left} bytes left for weights; delete checkpoints.", "bytes")
         connection.execute(insert(table).values(_values(checkpoint)))
         if not checkpoint.ephemeral:
-            actor, data = {"type": "session", "session": {"user": "training"}}, {"id": checkpoint.id}
-            self.audit.append_in(connection, "training_checkpoint.created", actor, checkpoint.project_id, data)
+            data = {"id": checkpoint.id}
+            self.audit.append_in(connection, "training_checkpoint.created", WORKER, checkpoint.project_id, data)
 
     def checkpoint(self, path: str, project_id: str | None) -> TrainingCheckpoint:
         """Get a checkpoint by its path. Raises NotFoundError, also once it has expired."""

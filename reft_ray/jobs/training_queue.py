@@ -26,7 +26,7 @@ from reft_ray.jobs.tables import (
     training_workers,
 )
 from reft_ray.jobs.training import TrainingStore
-from reft_ray.jobs.training_records import ACTIVE, FAILED, TrainingModel, columns
+from reft_ray.jobs.training_records import ACTIVE, FAILED, WORKER, TrainingModel, columns
 
 QUEUED, DONE, ENDED_BADLY = "queued", "done", "failed"
 LEASE_SECONDS = 15.0
@@ -116,25 +116,9 @@ class TrainingQueue:
                 raise QuotaError(f"{MAX_QUEUED} training requests of this project wait; await their results.", "jobs")
             if extra is not None:
                 extra(connection)
-            request_id = ids.new_id(ids.TRAINING_REQUEST)
-            ended = {} if outcome is None else _ended(outcome, now)
-            connection.execute(
-                insert(training_requests).values(
-                    {
-                        "id": request_id,
-                        "target": target,
-                        "number": number,
-                        "kind": kind,
-                        "project_id": project_id,
-                        "base_model": base_model,
-                        "digest": digest,
-                        "payload": payload if outcome is None else None,
-                        "status": QUEUED,
-                        "binary": False,
-                        "created_at": now,
-                        **ended,
-                    }
-                )
+            more = {"payload": payload} if outcome is None else _ended(outcome, now)
+            request_id = self.enqueue_in(
+                connection, target, number, kind, project_id, base_model, digest=digest, created_at=now, **more
             )
             if kind not in UNORDERED:
                 connection.execute(update(training_models).where(training_models.c.id == target).values(used_at=now))
@@ -142,25 +126,24 @@ class TrainingQueue:
         return self.get(request_id, project_id)
 
     def enqueue_in(
-        self, connection: Connection, target: str, number: int, kind: str, project_id: str, base_model: str
-    ) -> None:
-        """Log a request of the worker's own, in its transaction."""
-        connection.execute(
-            insert(training_requests).values(
-                {
-                    "id": ids.new_id(ids.TRAINING_REQUEST),
-                    "target": target,
-                    "number": number,
-                    "kind": kind,
-                    "project_id": project_id,
-                    "base_model": base_model,
-                    "digest": "",
-                    "status": QUEUED,
-                    "binary": False,
-                    "created_at": self.database.now(),
-                }
-            )
-        )
+        self, connection: Connection, target: str, number: int, kind: str, project_id: str, base_model: str, **more: Any
+    ) -> str:
+        """Log a request in a transaction, with `more` of its columns; its id. Without them it is the worker's own."""
+        values = {
+            "id": ids.new_id(ids.TRAINING_REQUEST),
+            "target": target,
+            "number": number,
+            "kind": kind,
+            "project_id": project_id,
+            "base_model": base_model,
+            "digest": "",
+            "status": QUEUED,
+            "binary": False,
+            "created_at": self.database.now(),
+            **more,
+        }
+        connection.execute(insert(training_requests).values(values))
+        return str(values["id"])
 
     def get(self, request_id: str, project_id: str) -> TrainingRequest:
         """A request without its payload. Raises NotFoundError."""
@@ -322,9 +305,8 @@ class TrainingQueue:
             mine = table.c.id == checkpoint_id
             project = connection.execute(select(table.c.project_id).where(mine)).scalar()
             connection.execute(update(table).where(mine).values(gate=gate, checks=list(checks)))
-            actor = {"type": "session", "session": {"user": "training"}}
             data = {"id": checkpoint_id, "gate": gate}
-            self.store.audit.append_in(connection, "training_checkpoint.gated", actor, project, data)
+            self.store.audit.append_in(connection, "training_checkpoint.gated", WORKER, project, data)
 
     def close_waiting(self, base_model: str, owner: str) -> None:
         """Fail the requests of models that are not trained any more."""

@@ -18,6 +18,9 @@ KINDS: tuple[Kind, ...] = ("weights", "sampler_weights", "external_weights")
 ACTIVE, FAILED, UNLOADED = "active", "failed", "unloaded"
 UNGATED, PENDING, PASSED, REFUSED = "none", "pending", "passed", "failed"
 
+WORKER: Mapping[str, Any] = {"type": "session", "session": {"user": "training"}}
+"""The actor of what a training worker does, in the audit log."""
+
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 

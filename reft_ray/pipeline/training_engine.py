@@ -15,19 +15,17 @@ from reft_ray.api.settings import TrainingSettings
 from reft_ray.api.training_schema import Load, OptimStep
 from reft_ray.api.training_wire import Datum, read_request
 from reft_ray.core.errors import ReftError
-from reft_ray.core.guided import Distillation, cached_teacher
 from reft_ray.core.job_threshold import JobThresholdRule
 from reft_ray.core.loss_inputs import INPUTS, LossName, check_inputs
 from reft_ray.finetuning.adapter_trainer import AdapterTrainer, Guidance, Rows, StepParameters, lora_settings
 from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.rows import alignment_rows
-from reft_ray.finetuning.targets import ensure_soft_targets
+from reft_ray.finetuning.targets import cached_distillation, ensure_soft_targets
 from reft_ray.hf.adapter_bank import AdapterBank
 from reft_ray.hf.compute import default_device, resolve_dtype
 from reft_ray.hf.datum_text import DatumReader
 from reft_ray.hf.loading import load_base
 from reft_ray.hf.lora import read_adapter
-from reft_ray.hf.soft_targets import StoredTargets, alignment_key
 from reft_ray.jobs.artefacts import local_folder, put_folder
 from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.training_queue import TrainingQueue, TrainingRequest
@@ -75,10 +73,9 @@ def _guidance(context: ModelContext, bank: AdapterBank, settings: TrainingSettin
     whole = context.alignment(None)
     alignment = whole[:: max(1, len(whole) // settings.alignment_rows)]
     rows, _ = alignment_rows(bank.chat, alignment, config.longest_row(bank.base.context))
-    path = ensure_soft_targets(config, context.teacher, alignment, shared / "targets", bank.device)
-    key = alignment_key(rows, context.teacher.id, config.temperature, config.topk)
-    labels = cached_teacher(StoredTargets(path, key))
-    return Guidance(rows, Distillation(labels, config.distill_weight, config.temperature), settings.guidance_ratio)
+    targets = shared / "targets"
+    ensure_soft_targets(config, context.teacher, alignment, targets, bank.device)
+    return Guidance(rows, cached_distillation(config, rows, context.teacher, targets), settings.guidance_ratio)
 
 
 class TrainingEngine:
@@ -162,7 +159,7 @@ class TrainingEngine:
         loop = self.parts.trainer.loop(slot)
         due = loop.steps - self._saved_steps[model.id] >= self._settings.checkpoint_every
         if (due or now) and not loop.waits:
-            self._save_state(model, slot, number)
+            self._save_state(model, number)
 
     def unload(self, model_id: str) -> None:
         """Move a model to disk. One with a gradient that waits is rebuilt from the log instead."""
@@ -170,7 +167,7 @@ class TrainingEngine:
         loop = self.parts.trainer.loop(slot)
         if not loop.waits and loop.steps > self._saved_steps[model_id]:
             model = self._queue.store.model(model_id, None)
-            self._save_state(model, slot, model.applied)
+            self._save_state(model, model.applied)
         self.forget(model_id)
 
     def forget(self, model_id: str) -> None:
@@ -187,13 +184,11 @@ class TrainingEngine:
 
     def save(self, model: TrainingModel, key: str, whole: bool) -> int:
         """Save a model's weights under a key, `whole` with its optimiser; their bytes."""
+        save = self.parts.trainer.save if whole else self.parts.bank.save
         slot = self.slot(model)
         with tempfile.TemporaryDirectory(prefix="reft-training-") as scratch:
             folder = Path(scratch) / "weights"
-            if whole:
-                self.parts.trainer.save(slot, folder, model.base_model)
-            else:
-                self.parts.bank.save(slot, folder, model.base_model)
+            save(slot, folder, model.base_model)
             put_folder(folder, self._files.uri(key))
             return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
@@ -219,14 +214,12 @@ class TrainingEngine:
         with local_folder(self._files.uri(checkpoint.key)) as folder:
             self.parts.trainer.restore(slot, settings, folder, wanted.optimizer)
 
-    def _save_state(self, model: TrainingModel, slot: str, number: int) -> None:
+    def _save_state(self, model: TrainingModel, number: int) -> None:
+        """Save a model that is in memory."""
         key = f"{model.folder}/state-{number}"
-        with tempfile.TemporaryDirectory(prefix="reft-training-") as scratch:
-            folder = Path(scratch) / "state"
-            self.parts.trainer.save(slot, folder, model.base_model)
-            put_folder(folder, self._files.uri(key))
+        self.save(model, key, whole=True)
         self._queue.saved(model, self._owner, number, key)
-        self._saved_steps[model.id] = self.parts.trainer.loop(slot).steps
+        self._saved_steps[model.id] = self.parts.trainer.loop(self._slots[model.id]).steps
         if model.state_key is not None and model.state_key != key:
             self._files.delete_tree(model.state_key)
 

@@ -6,7 +6,6 @@ requests after them again: with the stored verdicts, so that the outcome is the 
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import threading
@@ -18,7 +17,7 @@ from typing import Any
 
 from reft_ray.api.moderator import ModeratorError
 from reft_ray.api.settings import ChatModerationSettings, TrainingSettings
-from reft_ray.api.training_schema import SampleRequest, Save, SaveExternal, SaveForSampler
+from reft_ray.api.training_schema import Load, SampleRequest, Save, SaveExternal, SaveForSampler
 from reft_ray.api.training_wire import Sample, read_request, write_output, write_samples
 from reft_ray.core.completion import Sampling
 from reft_ray.core.errors import ReftError
@@ -28,11 +27,7 @@ from reft_ray.hf.model_store import local_name
 from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.errors import LeaseLostError
 from reft_ray.jobs.training_queue import Extra, Outcome, TrainingQueue, TrainingRequest
-from reft_ray.jobs.training_records import (
-    PASSED,
-    REFUSED,
-    TrainingModel,
-)
+from reft_ray.jobs.training_records import PASSED, REFUSED, TrainingModel
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.steps import StepsConfig
 from reft_ray.pipeline.training_engine import TrainingEngine, load_parts
@@ -274,7 +269,7 @@ class TrainingWorker:
     def _load(self, request: TrainingRequest) -> Outcome:
         model = self._model(request)
         self.engine.apply(self.engine.slot(model), request)
-        path = json.loads(request.payload)["path"]
+        path = Load.model_validate_json(request.payload).path
         return as_json({"type": "load_weights", "path": path, "model_id": model.id})
 
     def _gate(self, request: TrainingRequest) -> Outcome:
