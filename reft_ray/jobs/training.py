@@ -12,14 +12,6 @@ from reft_ray.jobs import ids
 from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.errors import InvalidError, NotFoundError, QuotaError
-from reft_ray.jobs.tables import (
-    training_checkpoints,
-    training_events,
-    training_models,
-    training_samplers,
-    training_sessions,
-    training_workers,
-)
 from reft_ray.jobs.tenants import Principal
 from reft_ray.jobs.training_records import (
     ACTIVE,
@@ -31,6 +23,14 @@ from reft_ray.jobs.training_records import (
     TrainingModel,
     TrainingSession,
     columns,
+)
+from reft_ray.jobs.training_tables import (
+    training_checkpoints,
+    training_events,
+    training_models,
+    training_samplers,
+    training_sessions,
+    training_workers,
 )
 
 T = TypeVar("T")

@@ -17,7 +17,9 @@ from sqlalchemy import Connection, delete, func, insert, or_, select, update
 
 from reft_ray.jobs import ids
 from reft_ray.jobs.errors import InvalidError, LeaseLostError, NotFoundError, QuotaError
-from reft_ray.jobs.tables import (
+from reft_ray.jobs.training import TrainingStore
+from reft_ray.jobs.training_records import ACTIVE, FAILED, WORKER, TrainingModel, columns
+from reft_ray.jobs.training_tables import (
     training_checkpoints,
     training_events,
     training_models,
@@ -25,8 +27,6 @@ from reft_ray.jobs.tables import (
     training_scores,
     training_workers,
 )
-from reft_ray.jobs.training import TrainingStore
-from reft_ray.jobs.training_records import ACTIVE, FAILED, WORKER, TrainingModel, columns
 
 QUEUED, DONE, ENDED_BADLY = "queued", "done", "failed"
 LEASE_SECONDS = 15.0

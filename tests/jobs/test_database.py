@@ -11,9 +11,11 @@ from sqlalchemy.exc import IntegrityError
 from reft_ray.core.errors import UsageError
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.tables import metadata
+from reft_ray.jobs.training_tables import training_sessions
 
 
 def test_the_migrations_arrive_at_the_tables(database):
+    assert training_sessions.metadata is metadata
     with database.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 

@@ -20,8 +20,8 @@ from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import load_tokenizer
 from reft_ray.jobs import training_queue
 from reft_ray.jobs.errors import InvalidError, LeaseLostError, NotFoundError
-from reft_ray.jobs.tables import training_requests, training_workers
 from reft_ray.jobs.training_queue import DONE, Outcome, TrainingRequest
+from reft_ray.jobs.training_tables import training_requests, training_workers
 from reft_ray.pipeline.training_worker import FairTurns
 
 POINTS = ("claimed optim_step", "judged", "ran optim_step", "ended optim_step", "saved")
