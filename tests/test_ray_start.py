@@ -1,5 +1,7 @@
 """A Ray that does not start is an error of one line."""
 
+import importlib.util
+
 import pytest
 import typer
 
@@ -28,3 +30,8 @@ def test_a_start_that_takes_too_long_is_said_in_one_line(
             local_ray.start_own_ray(1)
         assert "try again when there is less to do on: this machine" in capsys.readouterr().err
     assert bool(ended) is (error is TimeoutError), "what had started is ended, so that a second try is possible"
+
+
+def test_no_package_makes_each_import_of_ray_slow() -> None:
+    """Ray imports jsonschema, and that this package where it is installed: it builds grammars, which takes seconds."""
+    assert importlib.util.find_spec("rfc3987_syntax") is None, "a package requires jsonschema[format-nongpl]"
