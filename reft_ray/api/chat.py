@@ -151,17 +151,17 @@ def router(stores: Stores, model: ChatModel) -> APIRouter:
         try:
             admitted = await completion.moderation.admit(body.conversation)
         except BaseException:
-            await _settle(stores, caller, completion, charged)
+            await settle_tokens(stores, caller, charged, completion.usage)
             raise
         if body.stream:
-            events = _settled(stores, caller, completion, charged, _stream(completion, admitted))
-            return await _streaming(events)
+            events = settled(stores, caller, charged, completion.usage, _stream(completion, admitted))
+            return await streaming(events)
         try:
             choices = await _choices(completion, admitted)
         except* ChatError as group:
             raise failure_of(group.exceptions[0]) from None
         finally:
-            await _settle(stores, caller, completion, charged)
+            await settle_tokens(stores, caller, charged, completion.usage)
         return JSONResponse(_whole(completion, choices))
 
     return routes
@@ -245,8 +245,7 @@ def _whole(completion: Completion, choices: list[Choice]) -> dict[str, Any]:
 
 async def _stream(completion: Completion, admitted: bool) -> AsyncIterator[bytes]:
     head = completion.head("chat.completion.chunk")
-    options = completion.request.stream_options
-    usage: dict[str, Any] = {"usage": None} if options and options.include_usage else {}
+    usage: dict[str, Any] = {"usage": None} if completion.request.counts_usage else {}
 
     def chunk(
         index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Sequence[TokenLogprob] = ()
@@ -284,12 +283,12 @@ async def _stream(completion: Completion, admitted: bool) -> AsyncIterator[bytes
     yield DONE
 
 
-async def _streaming(events: AsyncIterator[bytes]) -> Response:
-    """Start the stream; a failure before its first event still gets its own status."""
+async def streaming(events: AsyncIterator[bytes], param: str = "messages") -> Response:
+    """Start the stream; a failure before its first event still gets its own status. `param` holds the prompt."""
     try:
         first = await anext(events)
     except* ChatError as group:
-        raise failure_of(group.exceptions[0]) from None
+        raise failure_of(group.exceptions[0], param) from None
 
     async def rest() -> AsyncIterator[bytes]:
         try:
@@ -304,14 +303,16 @@ async def _streaming(events: AsyncIterator[bytes]) -> Response:
     return StreamingResponse(rest(), media_type=EVENT_STREAM, headers={"cache-control": "no-store"})
 
 
-async def _settled(
-    stores: Stores, caller: Principal, completion: Completion, charged: float, events: AsyncIterator[bytes]
+async def settled(
+    stores: Stores, caller: Principal, charged: float, usage: Usage, events: AsyncIterator[bytes]
 ) -> AsyncIterator[bytes]:
+    """The events; at their end, or the client's, the tokens are settled."""
     try:
-        async for event in events:
-            yield event
+        async with aclosing(events) as stream:  # type: ignore[type-var]
+            async for event in stream:
+                yield event
     finally:
-        await _settle(stores, caller, completion, charged)
+        await settle_tokens(stores, caller, charged, usage)
 
 
 async def charge_tokens(stores: Stores, request: Request, caller: Principal, cost: float) -> float:
@@ -322,16 +323,13 @@ async def charge_tokens(stores: Stores, request: Request, caller: Principal, cos
     return cost
 
 
-async def settle_tokens(stores: Stores, caller: Principal, unused: float) -> None:
+async def settle_tokens(stores: Stores, caller: Principal, charged: float, usage: Usage) -> None:
     """Return tokens that were taken and not used, or take those that were used beyond."""
     if caller.key_id is not None:
+        unused = charged - usage.prompt - usage.completion
         settle = asyncio.to_thread(stores.rate_limits.settle, caller.project_id, "tokens", unused)
         # Also after the client disconnected: its tokens were used.
         await asyncio.shield(settle)
-
-
-async def _settle(stores: Stores, caller: Principal, completion: Completion, charged: float) -> None:
-    await settle_tokens(stores, caller, charged - completion.usage.prompt - completion.usage.completion)
 
 
 def failure_of(error: BaseException, param: str = "messages") -> ApiError:

@@ -75,9 +75,12 @@ class Turn(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """Options of a streamed response."""
+    """Options of a streamed response. Events are not padded, so obfuscation is refused."""
 
-    include_usage: bool = False
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
 class Side(BaseModel):
@@ -110,7 +113,7 @@ class InlineModeration(BaseModel):
 
 
 class Sampled(BaseModel):
-    """The sampling parameters of a completion."""
+    """The sampling parameters of a completion, and whether it is streamed."""
 
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
@@ -118,6 +121,8 @@ class Sampled(BaseModel):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     seed: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
 
     @field_validator("stop")
     @classmethod
@@ -142,6 +147,11 @@ class Sampled(BaseModel):
             must_fit=asked is not None,
         )
 
+    @property
+    def counts_usage(self) -> bool:
+        """Whether the stream ends with the usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
 
 class ChatRequest(Sampled):
     """The body of `POST /chat/completions`. Other parameters: see `refuse_others`."""
@@ -153,8 +163,6 @@ class ChatRequest(Sampled):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1, le=8)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     moderation: InlineModeration | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -186,12 +194,12 @@ class ChatRequest(Sampled):
         refuse_others(self)
         if self.top_logprobs and not self.logprobs:
             raise invalid("top_logprobs is only allowed when logprobs is true.", "top_logprobs")
-        if self.stream_options is not None and not self.stream:
-            raise invalid("stream_options is only allowed when stream is true.", "stream_options")
 
 
-def refuse_others(body: BaseModel) -> None:
+def refuse_others(body: Sampled) -> None:
     """Raise ApiError 400 for parameters that cannot be honoured, and for unknown ones."""
+    if body.stream_options is not None and not body.stream:
+        raise invalid("stream_options is only allowed when stream is true.", "stream_options")
     for name, asked in (body.model_extra or {}).items():
         if asked is None or name in _WITHOUT_EFFECT or asked in _DEFAULTS.get(name, ()):
             continue
@@ -222,8 +230,6 @@ _DEFAULTS: Mapping[str, tuple[object, ...]] = {
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
-    "stream": (False,),
-    "stream_options": (),
     "suffix": ("",),
     "tool_choice": ("auto", "none"),
     "tools": ([],),

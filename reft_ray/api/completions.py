@@ -1,13 +1,13 @@
-"""`POST /completions`: raw prompts with log probabilities and echo, as evaluation tools ask for them."""
+"""`POST /completions`: raw prompts with log probabilities and echo, as evaluation tools ask for them; streamed too."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -17,22 +17,26 @@ from pydantic import ConfigDict, Field, field_validator
 from reft_ray.api.auth import Caller
 from reft_ray.api.chat import (
     BLOCKED,
+    DONE,
     STREAMED,
     Choice,
     Usage,
     charge_tokens,
+    event_bytes,
     failure_of,
     moderation_of,
     passed,
     resolve,
     settle_tokens,
+    settled,
+    streaming,
 )
 from reft_ray.api.chat_model import ChatError, ChatModel, Target
 from reft_ray.api.chat_moderation import ChatModeration
 from reft_ray.api.chat_schema import InlineModeration, Sampled, refuse_others
 from reft_ray.api.errors import invalid
 from reft_ray.api.stores import Stores
-from reft_ray.core.completion import RawPrompt, Sampling, TokenLogprob
+from reft_ray.core.completion import Piece, RawPrompt, Sampling, TokenLogprob
 from reft_ray.core.conversation import Message
 from reft_ray.rows.text import readable
 
@@ -81,6 +85,115 @@ class CompletionRequest(Sampled):
         return replace(found, logprobs=self.logprobs, echo=bool(self.echo))
 
 
+@dataclass(slots=True)
+class _Run:
+    """One request in progress. Answers are generated AT_ONCE at a time, so that one does not fill the model's queue."""
+
+    model: ChatModel
+    target: Target
+    body: CompletionRequest
+    sampling: Sampling
+    moderation: ChatModeration
+    usage: Usage = field(default_factory=Usage)
+    places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def asked(self) -> list[RawPrompt]:
+        """The prompt of each choice."""
+        return [prompt for prompt in self.body.prompts for _ in range(self.body.n or 1)]
+
+    def head(self) -> dict[str, Any]:
+        """The first keys of the response and of each event."""
+        return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.target.name}
+
+    def choice(self, index: int, found: Choice, reason: str | None, offset: int = 0) -> dict[str, Any]:
+        """One entry of `choices`: a whole choice, or what an event adds to it after `offset` characters."""
+        without = self.body.logprobs is None or found is BLOCKED
+        logprobs = None if without else _logprobs(found.logprobs, offset)
+        return {"index": index, "text": found.text, "finish_reason": reason, "logprobs": logprobs}
+
+    async def pieces(self, index: int, prompt: RawPrompt) -> AsyncIterator[Piece]:
+        """Generate one choice, and count its tokens."""
+        seed = None if self.sampling.seed is None else self.sampling.seed + index
+        async with self.places:
+            generated = self.model.generate(self.target, prompt, replace(self.sampling, seed=seed))
+            async with aclosing(generated) as stream:  # type: ignore[type-var]
+                async for piece in stream:
+                    self.usage.prompt += piece.prompt_tokens
+                    self.usage.completion += piece.tokens
+                    yield piece
+
+    async def answers(self, admitted: bool) -> list[Choice]:
+        """One answer per choice, in order."""
+        if not admitted:
+            return [BLOCKED] * len(self.asked)
+
+        async def one(index: int, prompt: RawPrompt) -> Choice:
+            return Choice.of([piece async for piece in self.pieces(index, prompt)])
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(index, prompt)) for index, prompt in enumerate(self.asked)]
+        return await passed([task.result() for task in tasks], self.moderation)
+
+    async def mixed(self) -> AsyncIterator[tuple[int, Piece]]:
+        """The pieces of all choices as they are generated, each with its choice's index."""
+        asked = self.asked
+        queue: asyncio.Queue[tuple[int, Piece | BaseException | None]] = asyncio.Queue(AT_ONCE)
+
+        async def feed(index: int, prompt: RawPrompt) -> None:
+            try:
+                async with aclosing(self.pieces(index, prompt)) as stream:  # type: ignore[type-var]
+                    async for piece in stream:
+                        await queue.put((index, piece))
+                await queue.put((index, None))
+            except Exception as error:
+                await queue.put((index, error))
+
+        # Not a TaskGroup: the stream is started by one task and read by another.
+        tasks = [asyncio.create_task(feed(index, prompt)) for index, prompt in enumerate(asked)]
+        try:
+            open_choices = len(asked)
+            while open_choices:
+                index, item = await queue.get()
+                match item:
+                    case None:
+                        open_choices -= 1
+                    case Piece():
+                        yield index, item
+                    case _:
+                        raise item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def events(self, admitted: bool) -> AsyncIterator[bytes]:
+        """The response as events. Nothing is sent before it is judged where the filter may block it."""
+        usage: dict[str, Any] = {"usage": None} if self.body.counts_usage else {}
+
+        def event(*choices: dict[str, Any], **others: Any) -> bytes:
+            return event_bytes({**self.head(), "choices": choices, **usage, **others})
+
+        if not admitted or self.moderation.holds_output:
+            for index, answer in enumerate(await self.answers(admitted)):
+                yield event(self.choice(index, answer, answer.reason))
+        else:
+            texts = [""] * len(self.asked)
+            async with aclosing(self.mixed()) as pieces:  # type: ignore[type-var]
+                async for index, piece in pieces:
+                    added = Choice(piece.text, "", piece.logprobs)
+                    yield event(self.choice(index, added, piece.finish_reason, len(texts[index])))
+                    texts[index] += piece.text
+            await self.moderation.passes(texts)
+        if self.moderation.body is not None:
+            yield event(moderation=self.moderation.body)
+        if usage:
+            yield event(usage=self.usage.body())
+        yield DONE
+
+
 def router(stores: Stores, model: ChatModel) -> APIRouter:
     """The route of completions."""
     routes = APIRouter(tags=["chat"])
@@ -95,67 +208,31 @@ def router(stores: Stores, model: ChatModel) -> APIRouter:
         moderation = ChatModeration(request.app.state.moderator, moderation_of(stores, body.moderation))
         if moderation.asked is not None and any(prompt.ids for prompt in prompts):
             raise invalid("prompt: token ids cannot be judged; send texts.", "prompt")
+        run = _Run(model, target, body, sampling, moderation)
         read = sum(len(prompt.text.encode()) + len(prompt.ids) for prompt in prompts)
-        cost = read + sampling.max_tokens * len(prompts) * (body.n or 1)
-        charged = await charge_tokens(stores, request, caller, cost)
-        usage = Usage()
+        charged = await charge_tokens(stores, request, caller, read + sampling.max_tokens * len(run.asked))
         try:
-            judged = tuple(Message("user", prompt.text) for prompt in prompts if prompt.text)
-            admitted = await moderation.admit(judged)
-            asked = [prompt for prompt in prompts for _ in range(body.n or 1)]
-            if admitted:
-                answers = await passed(await _answers(model, target, asked, sampling, usage), moderation)
-            else:
-                answers = [BLOCKED] * len(asked)
+            admitted = await moderation.admit(tuple(Message("user", prompt.text) for prompt in prompts if prompt.text))
+        except BaseException:
+            await settle_tokens(stores, caller, charged, run.usage)
+            raise
+        if body.stream:
+            return await streaming(settled(stores, caller, charged, run.usage, run.events(admitted)), "prompt")
+        try:
+            answers = await run.answers(admitted)
         except* ChatError as group:
             raise failure_of(group.exceptions[0], "prompt") from None
         finally:
-            await settle_tokens(stores, caller, charged - usage.prompt - usage.completion)
-        choices = [_choice(index, answer, body) for index, answer in enumerate(answers)]
-        found = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": target.name,
-            "choices": choices,
-            "usage": usage.body(),
-        }
+            await settle_tokens(stores, caller, charged, run.usage)
+        choices = [run.choice(index, answer, answer.reason) for index, answer in enumerate(answers)]
+        found = {**run.head(), "choices": choices, "usage": run.usage.body()}
         return JSONResponse(found | ({"moderation": moderation.body} if moderation.body is not None else {}))
 
     return routes
 
 
-async def _answers(
-    model: ChatModel, target: Target, prompts: Sequence[RawPrompt], sampling: Sampling, usage: Usage
-) -> list[Choice]:
-    """One answer per prompt, in order; AT_ONCE at a time, so that one request does not fill the model's queue."""
-    places = asyncio.Semaphore(AT_ONCE)
-
-    async def one(index: int, prompt: RawPrompt) -> Choice:
-        pieces, own = [], Usage()
-        seed = None if sampling.seed is None else sampling.seed + index
-        async with places:
-            generated = model.generate(target, prompt, replace(sampling, seed=seed))
-            async with aclosing(generated) as stream:  # type: ignore[type-var]
-                async for piece in stream:
-                    own.add(piece)
-                    pieces.append(piece)
-        usage.prompt += own.prompt
-        usage.completion += own.completion
-        return Choice.of(pieces)
-
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(index, prompt)) for index, prompt in enumerate(prompts)]
-    return [task.result() for task in tasks]
-
-
-def _choice(index: int, answer: Choice, body: CompletionRequest) -> dict[str, Any]:
-    logprobs = None if body.logprobs is None or answer is BLOCKED else _logprobs(answer.logprobs)
-    return {"index": index, "text": answer.text, "finish_reason": answer.reason, "logprobs": logprobs}
-
-
-def _logprobs(found: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
-    offsets, at = [], 0
+def _logprobs(found: Sequence[TokenLogprob], at: int) -> dict[str, list[Any]]:
+    offsets = []
     for item in found:
         offsets.append(at)
         at += len(item.token)

@@ -256,25 +256,33 @@ def test_a_request_without_a_verdict_costs_nothing(service, monkeypatch, stream)
     assert talk(client, max_tokens=100).choices
 
 
+def complete(client, **options):
+    return client.completions.create(model="tiny", prompt=["one", "two"], **options)
+
+
+@pytest.mark.parametrize("call", [talk, complete])
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("error", "status"), [(ContextLengthError("512 tokens at most"), 400), (ChatOverloadedError("full"), 503)]
 )
-def test_a_model_that_fails_at_once_has_its_status(failing, serving, error, status, stream):
+def test_a_model_that_fails_at_once_has_its_status(failing, serving, error, status, stream, call):
     with pytest.raises(openai.APIStatusError) as caught:
-        talk(failing(serving, error), stream=stream)
+        call(failing(serving, error), stream=stream)
     assert caught.value.status_code == status
 
 
-def test_a_model_that_fails_during_the_stream_is_an_error(failing, serving):
-    stream = talk(failing(serving, ChatOverloadedError("full"), after=2), stream=True)
+@pytest.mark.parametrize("call", [talk, complete])
+def test_a_model_that_fails_during_the_stream_is_an_error(failing, serving, call):
+    stream = call(failing(serving, ChatOverloadedError("full"), after=2), stream=True)
+    choices = (chunk.choices[0] for chunk in stream)
     said = []
     with pytest.raises(openai.APIError, match="during the stream"):
-        said.extend(chunk.choices[0].delta.content for chunk in stream)
-    assert "".join(said) == "word word "
+        said.extend(choice.text if call is complete else choice.delta.content for choice in choices)
+    assert "".join(said).startswith("word word ")
 
 
-def test_a_client_that_disconnects_frees_the_model(tmp_path, serving):
+@pytest.mark.parametrize("call", [talk, complete])
+def test_a_client_that_disconnects_frees_the_model(tmp_path, serving, call):
     freed = threading.Event()
 
     class Endless:
@@ -293,6 +301,6 @@ def test_a_client_that_disconnects_frees_the_model(tmp_path, serving):
     )
     app = create_service_app(LocalModerator(WordScorer()), stores, Endless())
     with serving(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
-        with talk(client, stream=True) as stream:
+        with call(client, stream=True) as stream:
             next(iter(stream))
         assert freed.wait(10)

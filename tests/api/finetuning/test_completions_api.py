@@ -44,7 +44,13 @@ def test_several_prompts_get_an_answer_each_in_order(client):
         ({"prompt": ""}, "prompt", "invalid_value"),
         ({"prompt": ["a", ""]}, "prompt", "invalid_value"),
         ({"prompt": ["a"] * 300}, "prompt", "invalid_value"),
-        ({"stream": True}, "stream", "unsupported_parameter"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+        ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage", "unknown_parameter"),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+            "invalid_value",
+        ),
         ({"suffix": "x"}, "suffix", "unsupported_parameter"),
         ({"best_of": 3}, "best_of", "unsupported_parameter"),
         ({"logit_bias": {"1": 1}}, "logit_bias", "unsupported_parameter"),
@@ -68,6 +74,63 @@ def test_prompts_and_answers_are_moderated(client):
     output = {"moderation": {"policy": {"output": {"mode": "block"}}}}
     tea, bomb = complete(client, ["tea", "build a bomb"], extra_body=output).choices
     assert (tea.text, bomb.text, bomb.finish_reason) == ("tea", "", "content_filter")
+
+
+def test_a_stream_has_the_text_and_the_log_probabilities_of_the_answer(client):
+    asked = {"prompt": ["one two", "three four five"], "n": 2, "logprobs": 1, "echo": True, "max_tokens": 2}
+    whole = complete(client, **asked)
+    chunks = list(complete(client, **asked, stream=True, stream_options={"include_usage": True}))
+    assert {chunk.object for chunk in chunks} == {"text_completion"}
+    assert len({chunk.id for chunk in chunks}) == 1
+    *said, last = chunks
+    assert (last.choices, last.usage) == ([], whole.usage)
+    assert all(chunk.usage is None for chunk in said)
+    for index, expected in enumerate(whole.choices):
+        mine = [choice for chunk in said for choice in chunk.choices if choice.index == index]
+        assert "".join(choice.text for choice in mine) == expected.text
+        assert [choice.finish_reason for choice in mine if choice.finish_reason] == [expected.finish_reason]
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            found = [item for choice in mine for item in getattr(choice.logprobs, name)]
+            assert found == getattr(expected.logprobs, name)
+
+
+def test_a_stream_without_options_ends_with_its_last_choice(client):
+    chunks = list(complete(client, [f"text {index}" for index in range(20)], stream=True))
+    texts = [""] * 20
+    for chunk in chunks:
+        (choice,) = chunk.choices
+        texts[choice.index] += choice.text
+        assert choice.logprobs is None
+    assert texts == [f"text {index}" for index in range(20)]
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_a_stream_sends_nothing_that_the_filter_blocks(client, side):
+    blocking = {"moderation": {"policy": {side: {"mode": "block"}}}}
+    chunks = list(complete(client, "build a bomb", stream=True, extra_body=blocking))
+    assert [(choice.text, choice.finish_reason) for chunk in chunks for choice in chunk.choices] == [
+        ("", "content_filter")
+    ]
+    assert chunks[-1].moderation[side]["results"][0]["flagged"] is True
+    tea = list(complete(client, "tea", stream=True, extra_body=blocking))
+    assert "".join(choice.text for chunk in tea for choice in chunk.choices) == "tea"
+
+
+def test_a_reported_stream_ends_with_its_verdicts(client):
+    chunks = list(complete(client, ["tea", "build a bomb"], stream=True, extra_body={"moderation": {}}))
+    assert "".join(c.text for chunk in chunks for c in chunk.choices if c.index == 1) == "build a bomb"
+    assert [item["flagged"] for item in chunks[-1].moderation["output"]["results"]] == [False, True]
+
+
+def test_a_stream_costs_what_it_generated(service):
+    secret = service.stores.tenants.create_key("acme", "streamed", "x", limits={"tokens_per_minute": 100})[1]
+    client = service.connect(secret, max_retries=0)
+    for _ in range(3):
+        list(complete(client, "one two", max_tokens=80, stream=True))
+    with complete(client, "one two", max_tokens=80, stream=True) as stream:
+        next(iter(stream))
+    with pytest.raises(openai.RateLimitError, match="too large"):
+        complete(client, "one two", max_tokens=500, stream=True)
 
 
 def test_chat_log_probabilities(client):
