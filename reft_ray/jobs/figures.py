@@ -17,7 +17,7 @@ from reft_ray.jobs.results import Evaluation, result_of
 from reft_ray.jobs.review import OPEN, Kind, State
 from reft_ray.jobs.review_stats import TeacherStats, oldest_pending, teacher_stats
 from reft_ray.jobs.tables import job_steps, jobs, reviews
-from reft_ray.telemetry import catalog
+from reft_ray.telemetry import catalog, labels
 from reft_ray.telemetry.recorder import PrometheusRecorder, Readings
 
 AUDIT_SECONDS = 300.0
@@ -94,7 +94,7 @@ class Figures:
     def false_positives(self) -> Readings:
         """Withheld harmless rows by teacher."""
         for stats in teacher_stats(self.store.database):
-            for bound in catalog.BOUND.values:
+            for bound in labels.BOUND.values:
                 if (share := stats.false_positives(bound)) is not None:
                     yield {"teacher": stats.teacher, "bound": bound}, share
 

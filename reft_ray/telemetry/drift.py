@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from reft_ray.telemetry import catalog
+from reft_ray.telemetry import catalog, labels
 from reft_ray.telemetry.recorder import Recorder
 
 DRIFT_ROWS = 1000
@@ -18,7 +18,7 @@ DRIFT_ROWS = 1000
 class ScoreHistogram:
     """Counts of scores in [0, 1] per right-closed bucket; `total` is the sum of the scores."""
 
-    bounds: tuple[float, ...] = catalog.SCORE_BUCKETS
+    bounds: tuple[float, ...] = labels.SCORE_BUCKETS
     counts: list[int] = field(default_factory=list)
     total: float = 0.0
 

@@ -102,6 +102,21 @@ class Metric:
             )
 
 
+def counter(name: str, unit: Unit, help: str, *labels: Label) -> Metric:
+    """A counter of the catalogue."""
+    return Metric(name, Kind.COUNTER, unit, help, labels)
+
+
+def gauge(name: str, unit: Unit, help: str, *labels: Label) -> Metric:
+    """A gauge of the catalogue."""
+    return Metric(name, Kind.GAUGE, unit, help, labels)
+
+
+def histogram(name: str, unit: Unit, help: str, buckets: tuple[float, ...], *labels: Label) -> Metric:
+    """A histogram of the catalogue with these upper bounds of buckets."""
+    return Metric(name, Kind.HISTOGRAM, unit, help, labels, buckets)
+
+
 def check_value(metric: Metric, value: float) -> None:
     """Raise ValueError for a negative or non-finite counter step and for a non-finite observation."""
     if metric.kind is Kind.COUNTER and not (value >= 0 and math.isfinite(value)):
