@@ -74,7 +74,7 @@ def load_trainable(config: Training, runtime: Runtime, adapter: str, sharded: bo
 
 def shard_trainable(trainable_model: TrainableModel, config: Training, runtime: Runtime) -> TrainableModel:
     """Spread a model that `load_trainable` loaded for it over the devices of all ranks."""
-    shard(trainable_model.model, runtime.rank, runtime.device, _compute_dtype(config, runtime.device))
+    shard(trainable_model.model, runtime.rank, runtime.device, compute_dtype(config, runtime.device))
     return _made_ready(trainable_model, config, runtime)
 
 
@@ -87,14 +87,14 @@ def _made_ready(trainable_model: TrainableModel, config: Training, runtime: Runt
         kept = tokens_kept(*where) if device.type == "cuda" else tokens
         recompute_above(model, 0 if config.gradient_checkpointing else kept)
     packed = device.type == "cuda" if config.packing is None else config.packing
-    dtype = _compute_dtype(config, device)
+    dtype = compute_dtype(config, device)
     # A base that is narrow itself needs no cast, and its features stay those of the scorer.
     cast = dtype if config.weights == "full" and dtype is not torch.float32 else None
     reads_packed = make_ready(model, cast, Speed(packed, config.compile, config.kernels == "liger"))
     return replace(trainable_model, micro_batch_tokens=tokens, packed=reads_packed)
 
 
-def _compute_dtype(config: Training, device: torch.device) -> torch.dtype:
+def compute_dtype(config: Training, device: torch.device) -> torch.dtype:
     """What products are computed in; trained weights stay float32."""
     wanted = config.precision
     if wanted == "auto":
@@ -104,7 +104,7 @@ def _compute_dtype(config: Training, device: torch.device) -> torch.dtype:
 
 def _dtype(config: Training, device: torch.device) -> torch.dtype:
     """Frozen base weights may be bfloat16 (PEFT keeps adapters in float32); trained ones stay float32."""
-    return torch.float32 if config.weights == "full" else _compute_dtype(config, device)
+    return torch.float32 if config.weights == "full" else compute_dtype(config, device)
 
 
 def start_from(trainable_model: TrainableModel, adapter: Path) -> None:

@@ -13,7 +13,7 @@ from reft_ray.core.errors import ReftError
 from reft_ray.core.forward import Predictions
 from reft_ray.core.guided import Distillation, cached_teacher, hard_labels
 from reft_ray.finetuning.config import FinetuneConfig
-from reft_ray.finetuning.model import STUDENT, TrainableModel
+from reft_ray.finetuning.model import STUDENT, TrainableModel, compute_dtype
 from reft_ray.finetuning.rows import alignment_rows
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward
@@ -57,10 +57,9 @@ def soft_targets_on_worker(
     gpu: bool,
     share: tuple[int, int] = (0, 1),
 ) -> Path:
-    """A share of the labels, computed on this machine's accelerator in bfloat16, the precision of frozen weights."""
+    """A share of the labels, computed on this machine's accelerator."""
     device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
-    narrow = device == "cuda" and config.precision != "float32"
-    dtype = torch.bfloat16 if narrow else torch.float32
+    dtype = compute_dtype(config, torch.device(device))
     return ensure_soft_targets(config, teacher, alignment, folder, device, dtype, share=share)
 
 

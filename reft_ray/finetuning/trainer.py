@@ -25,6 +25,7 @@ from reft_ray.core.errors import ReftError, StoppedError
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
 from reft_ray.finetuning.export import EXPORT, collect_export
 from reft_ray.finetuning.metrics import TrainingMetrics
+from reft_ray.finetuning.model import compute_dtype
 from reft_ray.finetuning.progress import Channel, Sender
 from reft_ray.finetuning.ray_runtime import RayRuntime, as_tasks, cause_of, set_threads
 from reft_ray.finetuning.rows import RowSource, ShardRows, dataset_of, digest_of
@@ -153,8 +154,9 @@ def _make_soft_targets(
     if resources.workers == 0:
         use_threads(resources.cpus_per_worker)
         device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
+        dtype = compute_dtype(config, torch.device(device))
         ensure_soft_targets(
-            config, teacher, alignment, folder, device, progress=lambda share: phase("soft labels", share, "")
+            config, teacher, alignment, folder, device, dtype, lambda share: phase("soft labels", share, "")
         )
     elif not is_complete(soft_targets_path(config, teacher, alignment, folder)):
         # The process that drives a run may lack the memory for a whole teacher.

@@ -64,6 +64,9 @@ def recompute_above(model: nn.Module, tokens: int) -> None:
     # Renamed in transformers 5.20.
     enable = getattr(bare, "activation_checkpointing_enable", None) or bare.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+    # Transformers lets the embeddings of a model with adapters require a gradient, which reentrant checkpointing needs;
+    # here it would run the backward pass through the layers below the lowest adapter.
+    bare.disable_input_require_grads()
     layers = [module for module in bare.modules() if getattr(module, "gradient_checkpointing", False)]
 
     def switch(_model: nn.Module, _args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
@@ -134,14 +137,14 @@ class TruncatedModel:
 def _head_sees(model: nn.Module, batch: Batch, run: bool) -> Iterator[list[Tensor]]:
     """Let the LM head see the labelled positions only, [1, N, D] instead of all of them, and collect what it sees.
 
-    With `run` False it sees one position, and its result is not used. What an architecture does after its head
+    With `run` False it sees no position, and its result is not used. What an architecture does after its head
     (scaling, soft capping) is elementwise and does not change.
     """
     seen: list[Tensor] = []
 
     def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         seen.append(batch.learned(args[0]))
-        return (seen[0].unsqueeze(0) if run else args[0][:1, :1].detach(), *args[1:])
+        return (seen[0].unsqueeze(0) if run else args[0][:, :0], *args[1:])
 
     handle = head_of(model).register_forward_pre_hook(hook)
     try:

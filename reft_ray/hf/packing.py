@@ -1,4 +1,4 @@
-"""Rows packed end to end in one line: attention that ends where a row ends, and a check that a model knows it.
+"""Attention in training: of rows packed end to end in one line, and in float32 on a CPU.
 
 Shape suffixes: H heads, G key-value heads, T tokens, D width of a head.
 """
@@ -26,6 +26,8 @@ except ImportError:  # pragma: no cover - depends on the version
     varlen_attn = None  # type: ignore[assignment]
 
 ATTENTION = "packed"
+FLOAT32_ATTENTION = "sdpa_float32"
+_REPLACED = {"sdpa", ATTENTION, FLOAT32_ATTENTION}
 _LAYERS = {"full_attention", "sliding_attention"}
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
@@ -90,8 +92,23 @@ def _row_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | N
     return found[0].transpose(0, 1)
 
 
+def float32_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """PyTorch's attention in float32, whatever autocast says, [B, T, H, D].
+
+    On a CPU its backward pass in bfloat16 takes seven times as long.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        wide = (query.float(), key.float(), value.float())
+        found, _ = sdpa_attention_forward(module, *wide, attention_mask, **options)
+    return found.to(value.dtype), None
+
+
 AttentionInterface.register(ATTENTION, packed_attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionInterface.register(FLOAT32_ATTENTION, float32_attention)
+for _name in (ATTENTION, FLOAT32_ATTENTION):
+    AttentionMaskInterface.register(_name, sdpa_mask)
 
 
 def packed_inputs(batch: Batch) -> dict[str, Any]:
@@ -117,7 +134,7 @@ def enable_packing(bare: PreTrainedModel, model: nn.Module | None = None) -> boo
     """
     config, before = text_config(bare), bare.config._attn_implementation
     layers = set(getattr(config, "layer_types", None) or ())
-    if layers - _LAYERS or getattr(config, "attn_logit_softcapping", None) or before not in ("sdpa", ATTENTION):
+    if layers - _LAYERS or getattr(config, "attn_logit_softcapping", None) or before not in _REPLACED:
         return False
     bare.set_attn_implementation(ATTENTION)
     try:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from reft_ray.core.errors import UsageError
 from reft_ray.core.optimization import BETAS, adamw, decay_groups
 from reft_ray.hf.forward import bare_model, decoder_layers, head_of
-from reft_ray.hf.packing import enable_packing
+from reft_ray.hf.packing import FLOAT32_ATTENTION, enable_packing
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
     for module in (bare, head):
         # Losses call the head outside the model's pass.
         module.forward = torch.autocast(bare.device.type, dtype)(module.forward)
+    if bare.device.type == "cpu" and bare.config._attn_implementation == "sdpa":
+        bare.set_attn_implementation(FLOAT32_ATTENTION)
 
 
 def _fuse(model: PreTrainedModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from reft_ray.core.batch import TokenizedExample, collate, micro_batches, pack, 
 from reft_ray.core.errors import UsageError
 from reft_ray.core.guided import Distillation, guided_step, live_teacher
 from reft_ray.core.losses import cross_entropy_sum
-from reft_ray.hf.forward import ModelForward, recompute_above
+from reft_ray.hf.forward import ModelForward, decoder_layers, hidden_of, recompute_above
 from reft_ray.hf.loading import load_base
 from reft_ray.hf.lora import LoraSettings, attach
 from reft_ray.hf.packing import ATTENTION, enable_packing
@@ -192,3 +193,38 @@ def test_what_needs_a_gpu_says_so(llama: Path) -> None:
         make_ready(model, speed=Speed(liger=True))
     with pytest.raises(UsageError, match=r"optimizer.states=8bit needs a CUDA GPU"):
         optimizer_of(model.parameters(), 1e-3, 0.0, "8bit")
+
+
+@pytest.mark.parametrize("tokens", [0, 1_000_000])
+def test_no_backward_pass_below_the_lowest_adapter(tokens: int) -> None:
+    """Layers without adapters under the first one with any are only run forwards, with and without recomputation."""
+    model = attach(model_of("llama"), "student", LoraSettings(rank=2, first_layer=2))
+    recompute_above(model, tokens)
+    forward = ModelForward(model)
+    hidden: list[Tensor] = []
+    for layer in decoder_layers(model):
+        layer.register_forward_hook(lambda _module, _args, output: hidden.append(hidden_of(output)))
+    batch = collate(rows(), 0)
+    cross_entropy_sum(forward.predictions(batch), batch.labels_N).backward()
+    assert [states.requires_grad for states in hidden[:2]] == [False, True]
+    assert any(p.grad is not None for p in model.parameters())
+
+
+def test_attention_of_narrow_training_on_a_cpu_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    types: list[torch.dtype] = []
+    attend = nn.functional.scaled_dot_product_attention
+
+    def seen(query: Tensor, *args: Tensor, **options: bool) -> Tensor:
+        types.append(query.dtype)
+        return attend(query, *args, **options)
+
+    # Other tests set the attention of the shared configuration.
+    bare = AutoModelForCausalLM.from_config(deepcopy(CONFIGS["llama"]), attn_implementation="sdpa").train()
+    model = attach(bare.to(torch.bfloat16), "student", LoraSettings(rank=2))
+    make_ready(model, speed=Speed(packed=False))
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", seen)
+    batch = collate(rows(), 0)
+    predictions = ModelForward(model).predictions(batch)
+    cross_entropy_sum(predictions, batch.labels_N).backward()
+    assert set(types) == {torch.float32}
+    assert predictions.hidden_ND.dtype is torch.bfloat16
