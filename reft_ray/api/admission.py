@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from reft_ray.api.body import declared_bytes, paced, read_json, replay
 from reft_ray.api.errors import ApiError, busy, invalid, response_of, too_large, unavailable
 from reft_ray.api.limits import Limit, LimitTable
-from reft_ray.api.origins import check_origin
+from reft_ray.api.origins import check_client, check_origin
 from reft_ray.api.settings import FilterSettings
 from reft_ray.api.shares import Shares
 from reft_ray.jobs.database import UNREACHABLE
@@ -92,6 +92,8 @@ class Admission:
         request, path = HTTPConnection(scope), scope["path"]
         principal = None
         if path not in _PROBES:
+            if self._gate is None and not self._settings.authenticated_in_front:
+                check_client(request)
             if self._gate is None or await self._blocking(self._gate.keyless):
                 check_origin(request, scope["method"], self._settings.hosts)
             if self._gate is not None and path.startswith(PREFIX):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
 
 from fastapi import Depends, Request
 from starlette.datastructures import MutableHeaders
@@ -11,13 +12,12 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reft_ray.api.errors import ApiError, not_found
-from reft_ray.api.origins import is_loopback
-from reft_ray.api.stores import Stores
+from reft_ray.api.origins import check_client, is_loopback
 from reft_ray.core.errors import UsageError
-from reft_ray.jobs.database import UNREACHABLE
+from reft_ray.jobs.database import UNREACHABLE, Database
 from reft_ray.jobs.estimate import BYTES_PER_TOKEN
-from reft_ray.jobs.rate_limits import Allowance
-from reft_ray.jobs.tenants import LOCAL, Principal
+from reft_ray.jobs.rate_limits import Allowance, RateLimits
+from reft_ray.jobs.tenants import LOCAL, Principal, Tenants
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import Recorder
 
@@ -47,18 +47,51 @@ _SPLIT = ("files", "fine_tuning", "models", "reviews", "appeals", "releases")
 """Areas with separate read and write scopes."""
 
 
-class Authenticator:
-    """The Gate of the finetuning service: a caller's key, scope and requests per minute, from the headers alone."""
+class Keys(Protocol):
+    """Where keys and limits are recorded: `api.stores.Stores`, or `FilterKeys`."""
 
-    def __init__(self, stores: Stores, recorder: Recorder) -> None:
-        self._stores = stores
+    @property
+    def tenants(self) -> Tenants:
+        """The keys."""
+        ...
+
+    @property
+    def rate_limits(self) -> RateLimits:
+        """What the projects have used."""
+        ...
+
+    @property
+    def require_keys(self) -> bool:
+        """Whether every caller needs a key, also before any exists."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FilterKeys:
+    """The keys and limits of a filter without the finetuning service. Every caller needs one."""
+
+    tenants: Tenants
+    rate_limits: RateLimits
+    require_keys: bool = True
+
+    @classmethod
+    def of(cls, database: Database) -> FilterKeys:
+        """Those of a database."""
+        return cls(Tenants(database), RateLimits(database))
+
+
+class Authenticator:
+    """The Gate of a service with keys: a caller's key, scope and requests per minute, from the headers alone."""
+
+    def __init__(self, keys: Keys, recorder: Recorder) -> None:
+        self._keys = keys
         self._recorder = recorder
         # A key that was made once keeps the service from being keyless, also after it was revoked.
-        self._has_keys = stores.settings.require_keys
+        self._has_keys = keys.require_keys
 
     def keyless(self) -> bool:
         """Whether the service answers without keys: none was ever made, and the operator requires none."""
-        self._has_keys = self._has_keys or self._stores.tenants.any_keys()
+        self._has_keys = self._has_keys or self._keys.tenants.any_keys()
         return not self._has_keys
 
     def admit(self, request: HTTPConnection) -> Principal:
@@ -77,7 +110,7 @@ class Authenticator:
             )
         if principal.key_id is not None:
             try:
-                take(self._stores, request, "requests", 1, principal, self._recorder)
+                take(self._keys.rate_limits, request, "requests", 1, principal, self._recorder)
             except UNREACHABLE:
                 # Reading continues where nothing can be written, such as on a full disk.
                 if method not in ("GET", "HEAD"):
@@ -88,18 +121,18 @@ class Authenticator:
         """Charge the tokens of `texts` bytes that the teacher is to read. Raises ApiError 429."""
         if principal.key_id is not None:
             cost = math.ceil(texts / BYTES_PER_TOKEN)
-            take(self._stores, request, "moderation_tokens", cost, principal, self._recorder)
+            take(self._keys.rate_limits, request, "moderation_tokens", cost, principal, self._recorder)
 
     def _principal(self, request: HTTPConnection) -> Principal:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         if (other := request.headers.get(_TRAINING_HEADER)) and request.scope["path"].startswith(_TRAINING_PATH):
             scheme, secret = "bearer", other.removeprefix(_TRAINING_PREFIX)
         if secret and scheme.lower() == "bearer":
-            principal = self._stores.tenants.authenticate(secret.strip())
+            principal = self._keys.tenants.authenticate(secret.strip())
             if principal is not None:
                 return _in_project(principal, request)
         if self.keyless():
-            _require_loopback(request)
+            check_client(request)
             return LOCAL
         message = "Incorrect API key provided." if secret else "You didn't provide an API key."
         raise ApiError(401, f"{message} Use `Authorization: Bearer sk-reft-...`.", code="invalid_api_key")
@@ -117,11 +150,16 @@ Caller = Annotated[Principal, Depends(current)]
 
 
 def take(
-    stores: Stores, request: HTTPConnection, name: Limited, cost: float, principal: Principal, recorder: Recorder
+    rate_limits: RateLimits,
+    request: HTTPConnection,
+    name: Limited,
+    cost: float,
+    principal: Principal,
+    recorder: Recorder,
 ) -> None:
     """Take from the project's requests or tokens per minute. Raises ApiError 429 when too few are left."""
     per_minute = int(getattr(principal.limits, f"{name}_per_minute"))
-    allowance = stores.rate_limits.take(principal.project_id, name, cost, per_minute)
+    allowance = rate_limits.take(principal.project_id, name, cost, per_minute)
     headers = request.scope["state"].setdefault("ratelimit", {})
     headers |= _headers(name, allowance)
     if allowance.allowed:
@@ -191,12 +229,6 @@ def _in_project(principal: Principal, request: HTTPConnection) -> Principal:
         if asked is not None and asked != actual:
             raise ApiError(401, f"The API key does not belong to {header} {asked[:64]!r}.", code=f"mismatched_{header}")
     return principal
-
-
-def _require_loopback(request: HTTPConnection) -> None:
-    # In addition to check_bind: a proxy may listen on another address.
-    if request.client is not None and not is_loopback(request.client.host):
-        raise ApiError(401, "This service has no API keys and answers on loopback only.", code="invalid_api_key")
 
 
 def _headers(name: str, allowance: Allowance) -> dict[str, str]:

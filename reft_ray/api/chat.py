@@ -319,7 +319,7 @@ async def charge_tokens(stores: Stores, request: Request, caller: Principal, cos
     """Take the tokens that a request may use before it runs; `settle_tokens` returns the unused ones."""
     if caller.key_id is None:
         return 0.0
-    await asyncio.to_thread(take, stores, request, "tokens", cost, caller, request.app.state.recorder)
+    await asyncio.to_thread(take, stores.rate_limits, request, "tokens", cost, caller, request.app.state.recorder)
     return cost
 
 

@@ -32,6 +32,12 @@ def check_origin(request: HTTPConnection, method: str, hosts: Sequence[str] = ()
         raise _refused("Without API keys the service takes no calls from pages of another site.")
 
 
+def check_client(request: HTTPConnection) -> None:
+    """Raise ApiError 401 for a client beyond loopback: whatever started the service may have bound a public address."""
+    if request.client is not None and not is_loopback(request.client.host):
+        raise ApiError(401, "This service has no API keys and answers on loopback only.", code="invalid_api_key")
+
+
 def host_of(value: str) -> str:
     """The name in a Host header or in the authority of an origin, without port and brackets; empty if malformed."""
     try:

@@ -23,16 +23,16 @@ from reft_ray.api import (
     uploads,
     webhooks,
 )
-from reft_ray.api.auth import Authenticator, RateLimitHeaders
+from reft_ray.api.auth import Authenticator
 from reft_ray.api.chat_model import ChatModel
-from reft_ray.api.errors import invalid, response_of, unavailable
+from reft_ray.api.errors import invalid, response_of
 from reft_ray.api.filter_app import create_filter_app
+from reft_ray.api.keyed_filter import with_keys
 from reft_ray.api.limits import service_limits
 from reft_ray.api.metrics import process_metrics
 from reft_ray.api.moderator import Moderator
 from reft_ray.api.settings import FilterSettings
 from reft_ray.api.stores import Stores
-from reft_ray.jobs.database import UNREACHABLE
 from reft_ray.jobs.figures import Figures
 from reft_ray.jobs.housekeeping import Housekeeping
 from reft_ray.jobs.launcher import Launcher
@@ -104,9 +104,7 @@ def create_service_app(
         app.include_router(training_weights.download_router(stores, stores.training.store))
     for unstorable in (DataError, UnicodeEncodeError):
         app.add_exception_handler(unstorable, _unstorable)
-    for unreachable in UNREACHABLE:
-        app.add_exception_handler(unreachable, _unreachable)
-    app.add_middleware(RateLimitHeaders)
+    with_keys(app)
     return app
 
 
@@ -116,10 +114,6 @@ def _training(stores: Stores) -> list[APIRouter]:
         return []
     store = stores.training.store
     return [training.router(stores, store, stores.training), training_weights.router(stores, store)]
-
-
-async def _unreachable(request: Request, error: Exception) -> JSONResponse:
-    return response_of(unavailable())
 
 
 async def _unstorable(request: Request, error: Exception) -> JSONResponse:

@@ -36,6 +36,11 @@ class FilterSettings(Settings):
     hosts: tuple[str, ...] = Field(
         (), description="Host names that a service without API keys answers to, besides loopback's; `*` for any."
     )
+    authenticated_in_front: bool = Field(
+        False,
+        description="A filter without API keys answers beyond loopback: an ingress or a network policy in front of it "
+        "decides who may call.",
+    )
     max_requests_at_once: int = Field(256, ge=1, description="Per project.")
     review_bounds: Bounds | None = None
     block_bounds: Bounds | None = None

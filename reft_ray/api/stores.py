@@ -46,6 +46,11 @@ class Stores:
     heads: AuditHeads | None = None
     training: TrainingQueue | None = None
 
+    @property
+    def require_keys(self) -> bool:
+        """Whether every caller needs a key, also before any exists."""
+        return self.settings.require_keys
+
     @classmethod
     def open(
         cls,

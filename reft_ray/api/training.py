@@ -212,7 +212,7 @@ def router(stores: Stores, store: TrainingStore, queue: TrainingQueue) -> APIRou
 
     def charge(request: Request, caller: Principal, tokens: int) -> None:
         if caller.key_id is not None:
-            take(stores, request, "tokens", tokens, caller, request.app.state.recorder)
+            take(stores.rate_limits, request, "tokens", tokens, caller, request.app.state.recorder)
 
     @routes.post("/optim_step")
     def optim_step(body: schema.OptimStep, caller: Caller) -> dict[str, Any]:

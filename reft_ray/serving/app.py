@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from reft_ray.api.chat_model import ChatError, Target
@@ -67,6 +69,8 @@ class Trainer:
 def build_app(args: Mapping[str, Any] | ServeArgs) -> Application:
     """The application for `serve run reft_ray.serving.app:build_app`. Raises UsageError for wrong arguments."""
     options = ServeArgs.of(args, "args")
+    if (host := http_host()) is not None:
+        options.check_bind(host)
     teachers = serve.deployment(
         name=TEACHER,
         user_config=options.teacher.model_dump(),
@@ -85,6 +89,12 @@ def build_app(args: Mapping[str, Any] | ServeArgs) -> Application:
     guards = _guards(options)
     trainers = _trainers(options, teachers, guards)
     return gateways.bind(teachers, options.model_dump(), _students(options), guards, trainers)
+
+
+def http_host() -> str | None:
+    """The address that this cluster's Serve listens on; None before Serve runs. Serve has no public call for it."""
+    client = _get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
+    return None if client is None else str(client.http_config.host)
 
 
 def _trainers(options: ServeArgs, teachers: Application, guards: list[Application]) -> list[Application]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from reft_ray.api.origins import is_loopback
 from reft_ray.api.settings import FilterSettings, ServiceSettings
 from reft_ray.core.errors import UsageError
 from reft_ray.guards.settings import CascadeSettings
@@ -86,6 +87,12 @@ class ServiceArgs(ServiceSettings):
     chat: ChatArgs = ChatArgs()
 
 
+class KeysArgs(Settings):
+    """API keys for the filter alone. `reft-ray keys` makes them, once the filter has made the database."""
+
+    database_url: str = Field(min_length=1, description="sqlite:///PATH, or postgresql+psycopg:// for several gateways")
+
+
 class ServeArgs(Settings):
     """`args:` of the application in a Serve config."""
 
@@ -103,12 +110,32 @@ class ServeArgs(Settings):
     cascade: CascadeSettings = Field(CascadeSettings(), description="Guards next to the teacher, a deployment each.")
     guards: DeploymentArgs = DeploymentArgs(cpus=0.5, max_ongoing=16, max_queued=64)
     gateways: DeploymentArgs = DeploymentArgs(cpus=0.5, max_ongoing=256, max_queued=256)
+    keys: KeysArgs | None = Field(None, description="For a filter without `service:`, which has keys of its own.")
     service: ServiceArgs | None = None
     students: DeploymentArgs = DeploymentArgs(max_ongoing=128, max_queued=128)
     trainers: DeploymentArgs = Field(
         DeploymentArgs(max_ongoing=8, max_queued=8),
         description="Of the training API; always one replica per base model.",
     )
+
+    @model_validator(mode="after")
+    def _one_database_of_keys(self) -> Self:
+        if self.keys is not None and self.service is not None:
+            raise ValueError("`service:` has keys of its own; leave `keys:` out")
+        return self
+
+    def check_bind(self, host: str) -> None:
+        """Raise UsageError for a public address where callers need no key. `service.require_keys` says that they do:
+        whether its database has keys is known too late."""
+        keys = self.keys is not None or (self.service is not None and self.service.require_keys)
+        if self.service is None and self.filter.authenticated_in_front:
+            return
+        if not keys and not is_loopback(host):
+            wanted = "service.require_keys: true" if self.service else "keys:, or filter.authenticated_in_front: true"
+            raise UsageError(
+                f"http_options.host {host!r}: without API keys the service answers on loopback only; "
+                f"set {wanted}, or bind to 127.0.0.1"
+            )
 
 
 def from_environment(variable: str | None) -> str | None:

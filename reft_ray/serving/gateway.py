@@ -11,6 +11,9 @@ from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from reft_ray.api.filter_app import create_filter_app
+from reft_ray.api.keyed_filter import create_keyed_filter
+from reft_ray.jobs.database import Database
+from reft_ray.jobs.driver import resolved
 from reft_ray.serving.args import ServeArgs, from_environment
 from reft_ray.serving.chat import chat_of
 from reft_ray.serving.finetuning_service import finetuning_app
@@ -47,10 +50,12 @@ class Gateway:
         if service is not None:
             chat = MeasuredChat(chat_of(service, self._students), self._recorder)
             return finetuning_app(self._args, service, self._moderator, chat, self._recorder)
-        return create_filter_app(
-            self._moderator,
-            self._args.filter,
-            screenings_uri=self._args.screenings_uri,
-            recorder=self._recorder,
-            metrics_token=from_environment(self._args.metrics_token_variable),
-        )
+        options: dict[str, Any] = {
+            "screenings_uri": self._args.screenings_uri,
+            "recorder": self._recorder,
+            "metrics_token": from_environment(self._args.metrics_token_variable),
+        }
+        if self._args.keys is None:
+            return create_filter_app(self._moderator, self._args.filter, **options)
+        database = Database.open(resolved(self._args.keys.database_url))
+        return create_keyed_filter(self._moderator, database, self._args.filter, **options)

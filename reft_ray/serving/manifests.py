@@ -154,7 +154,7 @@ def serve_config(config: Mapping[str, Any], teacher: str) -> dict[str, Any]:
             application["args"]["service"]["job_server"] = JOB_SERVER
         else:
             # Other pods call the filter by the name of its Service; it has no keys, and a NetworkPolicy in front.
-            application["args"].setdefault("filter", {})["hosts"] = ["*"]
+            application["args"].setdefault("filter", {}).update(hosts=["*"], authenticated_in_front=True)
         for deployment in application["deployments"]:
             if deployment["name"] == "Teacher":
                 deployment["user_config"]["teacher"] = teacher

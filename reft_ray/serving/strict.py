@@ -16,6 +16,8 @@ from reft_ray.serving.finetuning_service import driver_config
 from reft_ray.settings import hint, load_factory, mistakes, model_in
 
 IMPORT_PATH = "reft_ray.serving.app:build_app"
+LOOPBACK = "127.0.0.1"
+"""Where Serve listens without `http_options.host`."""
 _DEPLOYMENTS = ("Gateway", "Teacher", "Student", "Trainer")
 _NUMBERED = re.compile(r"(?<=Student|Trainer)-[1-9]\d*$")
 """Students of the second base are `Student-1`, and so on; its trainer is `Trainer-1`."""
@@ -35,9 +37,11 @@ def check_serve_config(config: Mapping[str, Any]) -> list[str]:
     schema itself.
     """
     found = list(_unknown(ServeDeploySchema, config, "config"))
+    http = config.get("http_options")
+    host = str(http.get("host", LOOPBACK)) if isinstance(http, Mapping) else LOOPBACK
     for index, application in enumerate(_applications(config)):
         if application.get("import_path") == IMPORT_PATH:
-            found += _our_mistakes(application, f"config.applications.{index}")
+            found += _our_mistakes(application, f"config.applications.{index}", host)
     if found:
         return found
     try:
@@ -52,12 +56,16 @@ def _applications(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [item for item in applications if isinstance(item, Mapping)] if isinstance(applications, list) else []
 
 
-def _our_mistakes(application: Mapping[str, Any], where: str) -> Iterator[str]:
+def _our_mistakes(application: Mapping[str, Any], where: str, host: str) -> Iterator[str]:
     try:
         args = ServeArgs.model_validate(application.get("args", {}))
     except ValidationError as error:
         yield from mistakes(ServeArgs, error, f"{where}.args")
     else:
+        try:
+            args.check_bind(host)
+        except UsageError as error:
+            yield f"config.{error}"
         if args.service is not None:
             yield from _step_mistakes(args.service, f"{where}.args.service")
     for index, deployment in enumerate(application.get("deployments") or ()):

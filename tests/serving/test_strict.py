@@ -9,6 +9,7 @@ import yaml
 
 from reft_ray.api.settings import Bounds
 from reft_ray.core.errors import UsageError
+from reft_ray.serving import app
 from reft_ray.serving.args import ServeArgs
 from reft_ray.serving.strict import check_serve_config
 
@@ -101,6 +102,47 @@ def test_arguments_are_strict_and_complete() -> None:
     assert args.filter.block_bounds == Bounds(lowest=-0.5, highest=0.5)
     with pytest.raises(UsageError, match="lowest must not exceed"):
         ServeArgs.of({"filter": {"block_bounds": {"lowest": 0.5, "highest": -0.5}}})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "reft.internal"])
+def test_a_public_address_without_keys_is_refused(host: str) -> None:
+    for name in ("local", "single_gpu"):
+        config = load(next(path for path in CONFIGS if path.stem == name))
+        config["http_options"]["host"] = host
+        (found,) = check_serve_config(config)
+        assert "answers on loopback only; set keys:" in found
+        args = config["applications"][0]["args"]
+        config["applications"][0]["args"] = {**args, "keys": {"database_url": "env:REFT_DATABASE"}}
+        assert check_serve_config(config) == []
+        config["applications"][0]["args"] = {**args, "filter": {"authenticated_in_front": True}}
+        assert check_serve_config(config) == []
+    config = load(next(path for path in CONFIGS if path.stem == "service"))
+    config["http_options"]["host"] = host
+    assert check_serve_config(config) == []
+    service_of(config)["require_keys"] = False
+    (found,) = check_serve_config(config)
+    assert "set service.require_keys: true" in found
+    config["http_options"]["host"] = "127.0.0.1"
+    assert check_serve_config(config) == []
+
+
+def test_the_application_is_not_built_for_a_public_address_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "http_host", lambda: "0.0.0.0")
+    with pytest.raises(UsageError, match="loopback only"):
+        app.build_app({})
+    assert app.build_app({"keys": {"database_url": "env:REFT_DATABASE"}})
+    monkeypatch.setattr(app, "http_host", lambda: "127.0.0.1")
+    assert app.build_app({})
+
+
+def test_keys_of_the_filter_and_of_the_service_are_not_mixed() -> None:
+    with pytest.raises(UsageError, match="has keys of its own"):
+        ServeArgs.of(
+            {
+                "keys": {"database_url": "sqlite:///k.db"},
+                "service": {"database_url": "sqlite:///s.db", "files_uri": "f", "base_models": {"m": {"uri": "m"}}},
+            }
+        )
 
 
 def service_of(config: dict[str, Any]) -> dict[str, Any]:
