@@ -1,5 +1,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
+import torch
+
 from reft_ray.hf.loading import load_base
 
 
@@ -11,3 +13,14 @@ def test_models_loaded_concurrently_all_have_their_weights(llama):
         state = base.model.state_dict()
         assert state.keys() == expected.keys()
         assert all(state[name].equal(tensor) for name, tensor in expected.items())
+
+
+def test_the_head_reads_contiguous_states(llama):
+    """The last positions of a batch lie apart in memory, for which PyTorch copies the head's weight row by row."""
+    model = load_base(str(llama)).model
+    read = []
+    model.get_output_embeddings().register_forward_pre_hook(lambda _head, args: read.append(args[0].is_contiguous()))
+    ids = torch.ones(3, 5, dtype=torch.long)
+    logits = model(input_ids=ids, logits_to_keep=1, use_cache=False).logits
+    assert read == [True]
+    torch.testing.assert_close(logits, model(input_ids=ids, use_cache=False).logits[:, -1:])
