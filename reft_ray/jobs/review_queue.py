@@ -99,7 +99,7 @@ class ReviewQueue:
         )
         approved = {row.content_id: row.id for row in connection.execute(before)}
         waits = State.PENDING if job.spec.options.policy == "review" else State.WITHHELD
-        records = []
+        records, entries = [], []
         for row in batch:
             review_id = ids.derived_id(ids.REVIEW, job.id, str(row.row_number))
             record: dict[str, Any] = {
@@ -119,10 +119,12 @@ class ReviewQueue:
             if row.kind is Kind.WITHHELD and (earlier := approved.get(row.content_id)):
                 record |= {"state": State.APPROVED, "reviewer": SERVICE.name, "code": "approved_before"}
                 record |= {"comment": f"See {earlier}", "decided_at": now}
-                data = {"id": review_id, "job_id": job.id, "row": row.row_number, "earlier": earlier}
-                self.store.audit.append_in(connection, "review.approved", SERVICE.actor, job.project_id, data)
+                entries.append({"id": review_id, "job_id": job.id, "row": row.row_number, "earlier": earlier})
             records.append(record)
+        # Their job is locked before the audit log, as by `decide`: two orders would be a deadlock.
         connection.execute(insert(reviews), records)
+        for data in entries:
+            self.store.audit.append_in(connection, "review.approved", SERVICE.actor, job.project_id, data)
 
     def decided(self, job_id: str) -> list[Review]:
         """A job's decided rows, in order."""

@@ -1,14 +1,17 @@
 """People's decisions about rows: claimed once, decided once, audited, and the job continues after the last."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fixtures.reviews import filed
+from sqlalchemy import text
 
 from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError
 from reft_ray.jobs.fake_steps import FakeSteps
 from reft_ray.jobs.job import Event, JobSpec, Options, Status
+from reft_ray.jobs.job_rows import locked
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.review import LEASE_SECONDS, Action, Kind, Reviewer, State
 from reft_ray.jobs.review_queue import Filter, ReviewQueue
@@ -71,6 +74,23 @@ def test_filing_again_changes_no_decision(queue, waiting):
         "rejected": 1,
         "withheld": 0,
     }
+
+
+def test_filing_and_deciding_rows_of_one_job_lock_in_one_order(queue, waiting):
+    """The job before the audit log; filing a row that was approved before once did the reverse, a deadlock."""
+    queue.file(waiting, [filed(1)])
+    queue.decide([queue.list(Filter()).items[0].id], *APPROVE, ADA)
+    job = queue.store.create("org", "acme", waiting.spec, {})
+    with ThreadPoolExecutor(1) as pool:
+        with queue.database.write() as deciding:
+            locked(deciding, job.id)
+            filing = pool.submit(queue.file, job, [filed(1)])
+            waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            while not queue.database.is_sqlite and not deciding.execute(waits).scalar_one():
+                assert not filing.done()
+            queue.store.audit.append_in(deciding, "review.approved", ADA.actor)
+        filing.result(30)
+    assert AuditLog(queue.database).verify().fault is None
 
 
 def test_every_decision_is_an_entry_of_the_chain(queue, waiting):
