@@ -101,14 +101,14 @@ class Database:
         if not self.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": zlib.crc32(name.encode())})
 
-    def migrate(self) -> None:
-        """Migrate the tables to the newest revision; safe when several gateways start at once."""
+    def migrate(self, revision: str = "head") -> None:
+        """Migrate the tables to a revision, also an older one; safe when several gateways start at once."""
         with self.write() as connection:
             self.serialize(connection, "migrations")
             config = Config()
             config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            (command.upgrade if revision == "head" else command.downgrade)(config, revision)
 
     def check(self) -> None:
         """Raise what the database raises where it does not answer."""

@@ -16,7 +16,7 @@ from reft_ray.jobs.lifecycle import SUITE
 from reft_ray.jobs.results import Evaluation, result_of
 from reft_ray.jobs.review import OPEN, Kind, State
 from reft_ray.jobs.review_stats import TeacherStats, oldest_pending, teacher_stats
-from reft_ray.jobs.tables import job_steps, jobs, reviews
+from reft_ray.jobs.tables import job_steps, jobs, review_counts
 from reft_ray.telemetry import catalog, labels
 from reft_ray.telemetry.recorder import PrometheusRecorder, Readings
 
@@ -65,16 +65,16 @@ class Figures:
         """Withheld rows that people were asked about, by outcome; those of jobs that ended before are expired."""
         states = {"pending": 0, "approved": 0, "rejected": 0, "expired": 0}
         query = (
-            select(reviews.c.state, jobs.c.status, func.count())
-            .join(jobs, jobs.c.id == reviews.c.job_id)
-            .where(reviews.c.kind == Kind.WITHHELD, reviews.c.state != State.WITHHELD)
-            .group_by(reviews.c.state, jobs.c.status)
+            select(review_counts.c.state, jobs.c.status, func.sum(review_counts.c.total))
+            .join(jobs, jobs.c.id == review_counts.c.job_id)
+            .where(review_counts.c.kind == Kind.WITHHELD, review_counts.c.state != State.WITHHELD)
+            .group_by(review_counts.c.state, jobs.c.status)
         )
         with self.store.database.read() as connection:
             found = connection.execute(query).all()
         for state, status, rows in found:
             waiting = "expired" if status in TERMINAL else "pending"
-            states[waiting if state in OPEN else state] += rows
+            states[waiting if state in OPEN else state] += int(rows)
         for state, rows in states.items():
             yield {"state": state}, rows
 

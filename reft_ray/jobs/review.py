@@ -35,6 +35,8 @@ class State(StrEnum):
 OPEN = (State.PENDING, State.CONFIRM)
 """States in which a row waits for a person."""
 
+DECIDED = (State.APPROVED, State.REJECTED)
+
 
 class Kind(StrEnum):
     """Why a row is reviewed: it was withheld, or it is in the random sample of kept rows, which estimates misses."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Select, func, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Select, Table, func, insert, or_, select, tuple_, update
 
 from reft_ray.jobs import ids
 from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError
@@ -18,6 +18,7 @@ from reft_ray.jobs.paging import Page
 from reft_ray.jobs.review import (
     CODES,
     COLUMNS,
+    DECIDED,
     LEASE_SECONDS,
     OPEN,
     SERVICE,
@@ -49,19 +50,16 @@ class Filter:
     row_number: int | None = None
     cluster: str | None = None
 
-    def clauses(self) -> list[ColumnElement[bool]]:
-        """The conditions in SQL."""
-        columns = {
-            "project": reviews.c.project_id,
-            "job": reviews.c.job_id,
-            "file": reviews.c.file_id,
-            "reason": reviews.c.reason,
-            "kind": reviews.c.kind,
-            "state": reviews.c.state,
-            "row_number": reviews.c.row_number,
-            "cluster": reviews.c.cluster,
-        }
-        return [column == value for name, column in columns.items() if (value := getattr(self, name)) is not None]
+    @property
+    def one_by_one(self) -> bool:
+        """Whether this chooses by what `review_counts` does not have."""
+        return self.row_number is not None or self.cluster is not None
+
+    def clauses(self, table: Table = reviews) -> list[ColumnElement[bool]]:
+        """The conditions in SQL, for `reviews` or, unless `one_by_one`, `review_counts`."""
+        names = {"project": "project_id", "job": "job_id", "file": "file_id"}
+        given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+        return [table.c[names.get(name, name)] == value for name, value in given.items()]
 
 
 class ReviewQueue:
@@ -128,7 +126,7 @@ class ReviewQueue:
 
     def decided(self, job_id: str) -> list[Review]:
         """A job's decided rows, in order."""
-        decided = reviews.c.state.in_((State.APPROVED, State.REJECTED))
+        decided = reviews.c.state.in_(DECIDED)
         query = select(*COLUMNS).where(reviews.c.job_id == job_id, decided).order_by(reviews.c.row_number)
         with self.database.read() as connection:
             return [review_of(row) for row in connection.execute(query)]

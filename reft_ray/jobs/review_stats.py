@@ -11,9 +11,9 @@ from sqlalchemy import func, select
 from reft_ray.core.proportion import Share
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.results import Screening, result_of
-from reft_ray.jobs.review import OPEN, Kind, State
+from reft_ray.jobs.review import DECIDED, OPEN, Kind, State
 from reft_ray.jobs.review_queue import Filter
-from reft_ray.jobs.tables import job_steps, jobs, reviews
+from reft_ray.jobs.tables import job_steps, jobs, review_counts, reviews
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,41 +45,40 @@ class TeacherStats:
 
 def counts(database: Database, wanted: Filter) -> dict[str, int]:
     """Rows by state, with every state."""
-    query = select(reviews.c.state, func.count()).where(*wanted.clauses()).group_by(reviews.c.state)
-    with database.read() as connection:
-        found = {row[0]: row[1] for row in connection.execute(query)}
+    found = _counts(database, wanted, "state")
     return {str(state): found.get(state, 0) for state in State}
 
 
 def reasons(database: Database, wanted: Filter) -> dict[str, int]:
     """Rows by reason, the most frequent first."""
-    query = select(reviews.c.reason, func.count()).where(*wanted.clauses()).group_by(reviews.c.reason)
-    with database.read() as connection:
-        found = [(reason, count) for reason, count in connection.execute(query)]
-    return dict(sorted(found, key=lambda item: -item[1]))
+    return dict(sorted(_counts(database, wanted, "reason").items(), key=lambda item: -item[1]))
 
 
 def oldest_pending(database: Database) -> float | None:
     """When the oldest row that a job waits for was filed (seconds since the epoch)."""
-    first = select(func.min(reviews.c.created_at)).where(reviews.c.state.in_(OPEN), reviews.c.kind == Kind.WITHHELD)
+    # One query per state: with both in one, no index gives the first row.
+    queries = [
+        select(reviews.c.created_at).where(*Filter(kind=Kind.WITHHELD, state=state).clauses()).order_by(reviews.c.seq)
+        for state in OPEN
+    ]
     with database.read() as connection:
-        found: float | None = connection.execute(first).scalar_one()
-    return found
+        found = [connection.execute(query.limit(1)).scalar() for query in queries]
+    return min((since for since in found if since is not None), default=None)
 
 
 def teacher_stats(database: Database, project: str | None = None) -> Iterator[TeacherStats]:
     """The statistics of each teacher with screened jobs, of all projects or of one."""
-    mine = [reviews.c.project_id == project] if project else []
+    key = (review_counts.c.teacher, review_counts.c.kind, review_counts.c.state)
     decided = (
-        select(reviews.c.teacher, reviews.c.kind, reviews.c.state, func.count())
-        .where(reviews.c.state.in_((State.APPROVED, State.REJECTED)), *mine)
-        .group_by(reviews.c.teacher, reviews.c.kind, reviews.c.state)
+        select(*key, func.sum(review_counts.c.total))
+        .where(*Filter(project, state=None).clauses(review_counts), review_counts.c.state.in_(DECIDED))
+        .group_by(*key)
     )
     screened = select(job_steps.c.result).where(job_steps.c.name == "screen")
     if project:
         screened = screened.join(jobs, jobs.c.id == job_steps.c.job_id).where(jobs.c.project_id == project)
     with database.read() as connection:
-        people = {(teacher, kind, state): count for teacher, kind, state, count in connection.execute(decided)}
+        people = {(teacher, kind, state): int(count) for teacher, kind, state, count in connection.execute(decided)}
         results: list[Screening] = [result_of(Screening, row) for row in connection.execute(screened).scalars()]
     rows: dict[str, int] = defaultdict(int)
     withheld: dict[str, int] = defaultdict(int)
@@ -99,3 +98,10 @@ def teacher_stats(database: Database, project: str | None = None) -> Iterator[Te
             rows[teacher],
             withheld[teacher],
         )
+
+
+def _counts(database: Database, wanted: Filter, name: str) -> dict[str, int]:
+    table, total = (reviews, func.count()) if wanted.one_by_one else (review_counts, func.sum(review_counts.c.total))
+    query = select(table.c[name], total).where(*wanted.clauses(table)).group_by(table.c[name])
+    with database.read() as connection:
+        return {value: int(count) for value, count in connection.execute(query) if count}

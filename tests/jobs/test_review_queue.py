@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fixtures.reviews import filed
-from sqlalchemy import text
+from sqlalchemy import delete, func, select, text, update
 
 from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError
@@ -15,7 +15,8 @@ from reft_ray.jobs.job_rows import locked
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.review import LEASE_SECONDS, Action, Kind, Reviewer, State
 from reft_ray.jobs.review_queue import Filter, ReviewQueue
-from reft_ray.jobs.review_stats import counts, teacher_stats
+from reft_ray.jobs.review_stats import counts, reasons, teacher_stats
+from reft_ray.jobs.tables import review_counts, reviews
 from reft_ray.telemetry import catalog
 
 ADA, BOB = (Reviewer(name, {"type": "session", "session": {"user": name}}) for name in ("ada", "bob"))
@@ -74,6 +75,48 @@ def test_filing_again_changes_no_decision(queue, waiting):
         "rejected": 1,
         "withheld": 0,
     }
+
+
+def counted(database):
+    """Rows by the key of `review_counts`: counted one by one, and as the table has them."""
+    key = [column.name for column in review_counts.primary_key]
+    rows = select(*(reviews.c[name] for name in key), func.count()).group_by(*(reviews.c[name] for name in key))
+    kept = select(*(review_counts.c[name] for name in key), review_counts.c.total).where(review_counts.c.total != 0)
+    with database.read() as connection:
+        return [sorted(map(tuple, connection.execute(query))) for query in (rows, kept)]
+
+
+def test_counts_agree_with_the_rows_whoever_changes_them(queue, waiting):
+    queue.file(waiting, [filed(1, reason="encoded_text"), filed(2), filed(3), filed(4, kind=Kind.KEPT)])
+    queue.claim(ADA)
+    queue.decide([queue.list(Filter()).items[0].id], *REJECT, ADA)
+    queue.file(queue.store.create("org", "acme", waiting.spec, {}), [filed(1), filed(2, teacher="u")])
+    with queue.database.write() as connection:
+        connection.execute(update(reviews).where(reviews.c.row_number == 3).values(state=State.APPROVED))
+        connection.execute(delete(reviews).where(reviews.c.row_number == 2))
+    one_by_one, kept = counted(queue.database)
+    assert kept == one_by_one
+    assert len(kept) == 4
+    everything = Filter(waiting.project_id, state=None)
+    assert counts(queue.database, everything) == {
+        "pending": 2,
+        "confirm": 0,
+        "approved": 1,
+        "rejected": 1,
+        "withheld": 0,
+    }
+    assert reasons(queue.database, everything) == {"score_above_review": 3, "encoded_text": 1}
+    assert reasons(queue.database, Filter(row_number=1, state=None)) == {"encoded_text": 1, "score_above_review": 1}
+
+
+def test_rows_of_an_older_version_are_counted_by_the_migration(queue, waiting):
+    queue.database.migrate("0004")
+    queue.file(waiting, [filed(1), filed(2)])
+    queue.decide([queue.list(Filter()).items[0].id], *REJECT, ADA)
+    queue.database.migrate()
+    one_by_one, kept = counted(queue.database)
+    assert kept == one_by_one
+    assert len(kept) == 2
 
 
 def test_filing_and_deciding_rows_of_one_job_lock_in_one_order(queue, waiting):
@@ -243,3 +286,5 @@ def test_ten_people_at_once_lose_nothing_and_decide_nothing_twice(database, peop
     assert store.get(job.id).status is Status.VALIDATING, "the job continues after the last decision"
     verification = AuditLog(database).verify()
     assert (verification.entries, verification.fault) == (40, None)
+    one_by_one, kept = counted(database)
+    assert kept == one_by_one
