@@ -314,6 +314,10 @@ def test_an_upload_whose_parts_do_not_fit_is_refused(files, clock):
     [
         ("a.jsonl", b'{"messages": []}\n[1]\n', "Line 2 is not a dictionary"),
         ("a.jsonl", b"prompt,completion\n1,2\n", "Line 1 is not a dictionary"),
+        ("a.jsonl", b'{"messages": []}\n' * 20_000 + b'{"messages": [}\n{}\n', "Line 20001 is not a dictionary"),
+        ("a.jsonl", b'{"messages": []}\n' * 20_000 + b'{"cut off": "he', "Line 20001 is not a dictionary"),
+        ("a.jsonl", b'{"messages": []}\n' * 20_000 + b"plain text " * 9_000, "Line 20001 is not a dictionary"),
+        ("a.jsonl", b'{"messages": []}\n{"a": "' + b"x" * (9 << 20) + b'"}\n', "Line 2 is longer than 8,388,608 bytes"),
         ("a.jsonl", b"", "empty"),
         ("a.jsonl", b" \n\n", "blank"),
         ("upload", b"%PDF-1.7", "is a PDF"),
