@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out/quickstart
+# Where it is set, each process compiles torch, Transformers and Ray again, which more than doubles the time of imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart console test test-ray test-servers test-slow check format docs pictures install clean
 
