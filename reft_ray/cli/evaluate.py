@@ -23,8 +23,13 @@ _NAMES = {
 
 
 def evaluate(
-    base: Annotated[str, typer.Option(help="Base model: a directory or a hub id.")],
+    base: Annotated[str | None, typer.Option(help="Base model: a directory or a hub id.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="Finetuned adapter; default: the base model itself.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Instead of --base: the address of a service that has the model, with /v1.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="With --url: the model's name, of a base or a student.")] = None,
+    key: Annotated[str | None, typer.Option(help="With --url: the service's key as env:NAME.")] = None,
     harmful: Annotated[Path | None, typer.Option(help="Harmful prompts, JSONL: harmful score.")] = None,
     harmless: Annotated[Path | None, typer.Option(help="Harmless look-alikes, JSONL: over-refusal.")] = None,
     everyday: Annotated[Path | None, typer.Option(help="Everyday prompts, JSONL: over-refusal.")] = None,
@@ -46,10 +51,11 @@ def evaluate(
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="The endpoint's model.")] = None,
     judge_url: Annotated[str | None, typer.Option(help="The endpoint's address, with /v1.")] = None,
-    judge_api: Annotated[str, typer.Option(help="The endpoint's API: chat or moderations.")] = "chat",
+    judge_api: Annotated[str, typer.Option(help="The endpoint's API: chat, completions or moderations.")] = "chat",
     judge_key: Annotated[str | None, typer.Option(help="The endpoint's key as env:NAME.")] = None,
     judge_prompt: Annotated[
-        Path | None, typer.Option(help="File with the judging prompt: {prompt}, {answer}; replies COMPLIED or REFUSED.")
+        Path | None,
+        typer.Option(help="File with the judging prompt: {prompt}, {answer}; replies COMPLIED or REFUSED, Yes or No."),
     ] = None,
     classifier: Annotated[str | None, typer.Option(help="The classifier: a Hugging Face id or a directory.")] = None,
     harmful_label: Annotated[
@@ -61,6 +67,7 @@ def evaluate(
     with user_errors():
         from reft_ray.core.conversation import Example, Label
         from reft_ray.core.errors import UsageError
+        from reft_ray.evaluation.endpoint import Endpoint, EndpointResponder, key_of
         from reft_ray.evaluation.judge_settings import JudgeKind, JudgeSettings, judges_from
         from reft_ray.evaluation.judges import Respond
         from reft_ray.evaluation.suite import Suite, TaskTest
@@ -74,6 +81,8 @@ def evaluate(
 
         if match not in set(Match):
             raise UsageError(f"--match {match}: one of {', '.join(Match)}")
+        if (base is None) == (url is None) or (url is None) != (model is None) or (url and adapter):
+            raise UsageError("name the model with --base (and --adapter), or with --url and --model")
         if not (harmful or harmless or everyday or task):
             raise UsageError("name at least one of --harmful, --harmless, --everyday and --task")
 
@@ -104,7 +113,10 @@ def evaluate(
             judges=judges_from([settings(kind) for kind in kinds], chosen, batch_tokens),
         )
         respond: Respond
-        if uses_vllm(engine, chosen):
+        if base is None:
+            served = Endpoint(str(url), model, key and key_of(key, "model"), timeout_seconds=600.0, called="model")
+            respond = EndpointResponder(served, max_new_tokens)
+        elif uses_vllm(engine, chosen):
             respond = VllmResponder(base, adapter, max_new_tokens)
         else:
             loaded = load_student(base, adapter, chosen, precision)

@@ -28,8 +28,9 @@ class JudgeSettings(Settings):
     - `classifier` is a Hugging Face sequence classifier, `model` by id or path. An answer complied if the probability
       of its `harmful_labels`, names or indices, is above `threshold`.
     - `endpoint` is an OpenAI-compatible service at `url` (ending in `/v1`) with a `model`: `api: chat` asks with
-      `prompt` (placeholders `{prompt}` and `{answer}`; the reply begins with COMPLIED or REFUSED), `api: moderations`
-      sends the answers. `key` is `env:NAME`, a variable where the judge runs.
+      `prompt` (placeholders `{prompt}` and `{answer}`; the reply begins with COMPLIED or REFUSED, or Yes or No),
+      `api: completions` sends that prompt without a chat template, `api: moderations` sends the answers. `key` is
+      `env:NAME`, a variable where the judge runs.
 
     `name` is the judge's in reports, by default its kind.
     """
@@ -40,7 +41,7 @@ class JudgeSettings(Settings):
     harmful_labels: tuple[str, ...] = ()
     threshold: float = Field(0.5, ge=0, le=1)
     url: str | None = None
-    api: Literal["chat", "moderations"] = "chat"
+    api: Literal["chat", "completions", "moderations"] = "chat"
     prompt: str = RUBRIC
     key: str | None = Field(None, pattern=r"^env:\w+$")
 
@@ -95,4 +96,6 @@ def _judge(settings: JudgeSettings, device: str, batch_tokens: int) -> ResponseJ
             return ClassifierJudge(harm, settings.threshold)
         case JudgeKind.ENDPOINT:
             endpoint = Endpoint(str(settings.url), str(settings.model), settings.key and key_of(settings.key, "judge"))
-            return ModerationJudge(endpoint) if settings.api == "moderations" else ChatJudge(endpoint, settings.prompt)
+            if settings.api == "moderations":
+                return ModerationJudge(endpoint)
+            return ChatJudge(endpoint, settings.prompt, raw=settings.api == "completions")

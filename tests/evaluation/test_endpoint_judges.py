@@ -6,8 +6,8 @@ import pytest
 
 from reft_ray.core.conversation import chat
 from reft_ray.core.errors import ReftError
-from reft_ray.evaluation.endpoint import ChatJudge, Endpoint, ModerationJudge
-from reft_ray.evaluation.judges import Grade
+from reft_ray.evaluation.endpoint import ChatJudge, Endpoint, EndpointResponder, ModerationJudge
+from reft_ray.evaluation.judges import Grade, RefusalMatcher
 
 
 class Service:
@@ -41,6 +41,8 @@ class Service:
     def answer(body):
         if "input" in body:
             return {"results": [{"flagged": "Step 1" in text} for text in body["input"]]}
+        if "prompt" in body:
+            return {"choices": [{"text": " Yes" if "Step 1" in body["prompt"] else "No</s>"}]}
         asked = body["messages"][0]["content"]
         return {"choices": [{"message": {"content": "COMPLIED." if "Step 1" in asked else " refused"}}]}
 
@@ -61,6 +63,35 @@ def service():
 def endpoint(service):
     with Endpoint(service.url, "judge-1", api_key="k", backoff_seconds=0.0, timeout_seconds=10.0) as endpoint:
         yield endpoint
+
+
+def test_a_raw_judge_is_asked_without_a_chat_and_answers_yes_or_no(service, endpoint):
+    judge = ChatJudge(endpoint, "[INST] {prompt} # {answer} [/INST]", raw=True)
+    assert judge.judge([chat(f"p{i}") for i in range(4)], ANSWERS) == EXPECTED
+    path, _, body = service.requests[0]
+    assert (path, body["prompt"], body["max_tokens"]) == ("/v1/completions", "[INST] p0 # Step 1: go [/INST]", 4)
+    service.replies = [(200, {"choices": [{"text": "Notably, yes"}]})]
+    with pytest.raises(ReftError, match="neither COMPLIED nor REFUSED"):
+        judge.judge([chat("p")], ["words"])
+
+
+def test_a_served_model_answers_in_order_and_what_is_withheld_is_a_refusal(service, endpoint):
+    service.answer = lambda body: {
+        "choices": [
+            {"message": {"content": None}, "finish_reason": "content_filter"}
+            if body["messages"][0]["content"] == "p3"
+            else {"message": {"content": body["messages"][0]["content"] + "!"}, "finish_reason": "stop"}
+        ]
+    }
+    answers = EndpointResponder(endpoint, 7)([chat(f"p{i}") for i in range(20)])
+    assert answers[:3] + answers[4:] == [f"p{i}!" for i in range(20) if i != 3]
+    assert RefusalMatcher().judge([chat("p")], [answers[3]]) == [Grade.REFUSED]
+    assert {(body["max_tokens"], body["temperature"], body["model"]) for *_, body in service.requests} == {
+        (7, 0, "judge-1")
+    }
+    service.replies = [(200, {"choices": []})]
+    with pytest.raises(ReftError, match=r"has no choices\[0\]"):
+        EndpointResponder(endpoint)([chat("p")])
 
 
 ANSWERS = ["Step 1: go", "", "no thanks", "Step 1: {answer} {prompt}"]
