@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from reft_ray.core.conversation import Label
 
 IGNORE_INDEX = -100
 UNLABELLED = -1
+_CPU_LINE = 512
+"""Tokens of a packed line on a CPU: attention takes the square of it, and a longer line saves little."""
 
 Tokens = Sequence[int] | npt.NDArray[np.int64]
 
@@ -57,12 +59,14 @@ class Packing:
     """Where the rows of a packed line are: row b has the tokens `ends[b]` to `ends[b + 1]`.
 
     `position_1T` restarts at each row; `ends` is int32 on the batch's device, as attention kernels read it; `longest`
-    is the most tokens of a row.
+    is the most tokens of a row. A line whose rows share their first tokens begins with these, and `mask_TT` says which
+    tokens each token sees.
     """
 
     position_1T: Tensor
     ends: Tensor
     longest: int
+    mask_TT: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,18 +140,51 @@ def pack(rows: Sequence[TokenizedExample], device: torch.device | str = "cpu") -
     return replace(_batch(rows, ends[:-1], (1, ends[-1]), 0, device), packing=packing)
 
 
+def pack_after(rows: Sequence[TokenizedExample], prefix: int, device: torch.device | str = "cpu") -> Batch:
+    """Rows end to end after the `prefix` tokens that all of them begin with, so that a pass computes these once.
+
+    Its mask takes the square of the line's length.
+    """
+    ends = list(accumulate((len(row) - prefix for row in rows), initial=prefix))
+    positions = torch.cat([torch.arange(prefix), *(torch.arange(prefix, len(row)) for row in rows)])[None]
+    row_T = torch.arange(len(ends)).repeat_interleave(torch.tensor([prefix, *(len(row) - prefix for row in rows)]))
+    mask_TT = ((row_T[:, None] == row_T) | (row_T == 0)).tril().to(device)
+    bounds = torch.tensor(ends, dtype=torch.int32).to(device)
+    packing = Packing(positions.to(device), bounds, max(map(len, rows)), mask_TT)
+    starts = [end - prefix for end in ends[:-1]]
+    return replace(_batch(rows, starts, (1, ends[-1]), 0, device, prefix), packing=packing)
+
+
+def _common_prefix(rows: Sequence[TokenizedExample]) -> int:
+    """How many tokens all rows begin with, none of them a label or the last of a prompt."""
+    prompts = (row.ids[: _unlabelled(row)] for row in rows)
+    return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False)))
+
+
+def _unlabelled(row: TokenizedExample) -> int:
+    """The tokens before the first position that predicts a label, within the prompt."""
+    first = row.loss_mask.index(True, 1) - 1 if row.trained_tokens else row.last_prompt_index
+    return min(first, row.last_prompt_index)
+
+
 def _batch(
-    rows: Sequence[TokenizedExample], starts: list[int], shape: tuple[int, int], pad_id: int, device: torch.device | str
+    rows: Sequence[TokenizedExample],
+    starts: list[int],
+    shape: tuple[int, int],
+    pad_id: int,
+    device: torch.device | str,
+    prefix: int = 0,
 ) -> Batch:
-    """Rows from their `starts` among all positions of a batch of `shape`."""
+    """Rows from their `starts` among all positions of a batch of `shape`; only the first has its `prefix` tokens."""
     ids = torch.full(shape, pad_id, dtype=torch.long).flatten()
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORE_INDEX)
     where: list[Tensor] = []
     for start, row in zip(starts, rows, strict=True):
         tokens = torch.tensor(row.ids, dtype=torch.long)
-        inside = slice(start, start + len(row))
-        ids[inside], mask[inside] = tokens, 1
+        shared = prefix if start else 0
+        inside = slice(start + shared, start + len(row))
+        ids[inside], mask[inside] = tokens[shared:], 1
         learned = torch.tensor(row.loss_mask[1:], dtype=torch.bool).nonzero()[:, 0]
         labels[start + learned] = tokens[1 + learned]
         where.append(start + learned)
@@ -243,10 +280,25 @@ def micro_batches(
     rows: Sequence[TokenizedExample], max_tokens: int, pad_id: int, device: torch.device | str, packed: bool = False
 ) -> list[Batch]:
     """Rows -> batches under a token budget, padded or packed."""
+    return [batch for _, batch in indexed_batches(rows, max_tokens, pad_id, device, packed)]
+
+
+def indexed_batches(
+    rows: Sequence[TokenizedExample], max_tokens: int, pad_id: int, device: torch.device | str, packed: bool = False
+) -> Iterator[tuple[list[int], Batch]]:
+    """The batches of `micro_batches`, each after the places of its rows."""
     lengths = [len(row) for row in rows]
-    if packed:
-        return [pack([rows[i] for i in line], device) for line in packed_lines(lengths, max_tokens)]
-    return [collate([rows[i] for i in indices], pad_id, device) for indices in token_batches(lengths, max_tokens)]
+    if not packed:
+        for indices in token_batches(lengths, max_tokens):
+            yield indices, collate([rows[i] for i in indices], pad_id, device)
+    elif torch.device(device).type == "cuda":
+        for indices in packed_lines(lengths, max_tokens):
+            yield indices, pack([rows[i] for i in indices], device)
+    elif rows:
+        prefix = _common_prefix(rows)
+        room = max(1, min(max_tokens, _CPU_LINE) - prefix)
+        for indices in packed_lines([length - prefix for length in lengths], room):
+            yield indices, pack_after([rows[i] for i in indices], prefix, device)
 
 
 def answered(rows: Iterable[TokenizedExample]) -> list[TokenizedExample]:

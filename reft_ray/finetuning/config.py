@@ -48,7 +48,7 @@ class Training(Settings):
     max_tokens: int = Field(4096, ge=8, description="longer answers are cut, longer prompts left out")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool | None = Field(None, description="default: where activations do not fit otherwise")
-    packing: bool | None = Field(None, description="rows end to end without padding; default: on a GPU")
+    packing: bool | None = Field(None, description="rows end to end without padding; default: where a model can")
     compile: bool = Field(False, description="compile decoder layers with torch.compile")
     kernels: Literal["torch", "liger"] = Field("torch", description="liger: fused norms and activations, on a GPU")
     quantize: Literal["none", "4bit"] = Field("none", description="4bit: QLoRA through bitsandbytes, on a GPU")

@@ -86,7 +86,7 @@ def _made_ready(trainable_model: TrainableModel, config: Training, runtime: Runt
     if config.gradient_checkpointing is not False:
         kept = tokens_kept(*where) if device.type == "cuda" else tokens
         recompute_above(model, 0 if config.gradient_checkpointing else kept)
-    packed = device.type == "cuda" if config.packing is None else config.packing
+    packed = config.packing is not False
     dtype = compute_dtype(config, device)
     # A base that is narrow itself needs no cast, and its features stay those of the scorer.
     cast = dtype if config.weights == "full" and dtype is not torch.float32 else None

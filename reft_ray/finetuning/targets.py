@@ -16,10 +16,11 @@ from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.model import STUDENT, TrainableModel, compute_dtype
 from reft_ray.finetuning.rows import alignment_rows
 from reft_ray.hf.chat import ChatFormat
-from reft_ray.hf.forward import ModelForward
+from reft_ray.hf.forward import ModelForward, bare_model
 from reft_ray.hf.loading import context_of, load_tokenizer
 from reft_ray.hf.lora import using_adapter
 from reft_ray.hf.machine import tokens_that_fit
+from reft_ray.hf.packing import enable_packing
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.soft_targets import StoredTargets, alignment_key, is_complete, key_name, write_soft_targets
 
@@ -40,7 +41,9 @@ def ensure_soft_targets(
     if not is_complete(path):
         model = teacher.standalone(teacher.base(config.base, dtype, str(device)))
         tokens = config.micro_batch_tokens or tokens_that_fit(model, device)
-        write_soft_targets(path, ModelForward(model), rows, key, chat.pad_id, tokens, device, progress, share)
+        packed = config.packing is not False and enable_packing(bare_model(model), model)
+        forward = ModelForward(model)
+        write_soft_targets(path, forward, rows, key, chat.pad_id, tokens, device, progress, share, packed)
     return path
 
 

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from reft_ray.core.batch import Batch, TokenizedExample, collate, pack
+from reft_ray.core.batch import Batch, TokenizedExample, collate, pack, pack_after
 from reft_ray.hf.loading import text_config
 
 try:  # Since PyTorch 2.10, with windows since 2.11.
@@ -29,6 +29,7 @@ ATTENTION = "packed"
 FLOAT32_ATTENTION = "sdpa_float32"
 _REPLACED = {"sdpa", ATTENTION, FLOAT32_ATTENTION}
 _LAYERS = {"full_attention", "sliding_attention"}
+_NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
@@ -46,11 +47,17 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each row of a packed line, [1, T, H, D]; without packing, PyTorch's own.
 
-    On a GPU one FlashAttention kernel of PyTorch's runs all rows; elsewhere they run one by one.
+    On a GPU one FlashAttention kernel of PyTorch's runs all rows. Elsewhere they run one by one, or all under the mask
+    of a line with a shared prefix.
     """
+    if cu_seq_lens_q is not None and attention_mask is not None and attention_mask.shape[-1] > 1:
+        # A shared prefix: from here on it is attention under a mask.
+        attention_mask = _within(attention_mask, sliding_window) if sliding_window else attention_mask
+        cu_seq_lens_q = None
     if cu_seq_lens_q is None or max_length_q is None:
         options |= {"scaling": scaling, "sliding_window": sliding_window}
-        return sdpa_attention_forward(module, query_1HTD, key_1GTD, value_1GTD, attention_mask, **options)
+        attend = float32_attention if query_1HTD.device.type == "cpu" else sdpa_attention_forward
+        return attend(module, query_1HTD, key_1GTD, value_1GTD, attention_mask, **options)
     query, key, value = (states[0].transpose(0, 1) for states in (query_1HTD, key_1GTD, value_1GTD))
     half = _half(query, value)
     if half is None or varlen_attn is None:
@@ -76,6 +83,13 @@ def _half(query: Tensor, value: Tensor) -> torch.dtype | None:
         return None
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
     return dtype if dtype in (torch.bfloat16, torch.float16) else None
+
+
+def _within(mask_11TT: Tensor, window: int) -> Tensor:
+    """A mask of rows with a shared prefix, without the tokens further back in a row than a window reaches."""
+    # A token sees itself and all before it in its row.
+    position_11T = mask_11TT.sum(-1)
+    return mask_11TT & (position_11T[..., :, None] - position_11T[..., None, :] < window)
 
 
 def _row_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
@@ -117,8 +131,8 @@ def packed_inputs(batch: Batch) -> dict[str, Any]:
     assert packing is not None, "a padded batch has no packing"
     return {
         "position_ids": packing.position_1T,
-        # A mask of four dimensions is taken as it is; attention reads the ends. Without one the model makes T x T.
-        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.ids_BT.device),
+        # A mask of four dimensions is taken as it is; where attention reads the ends, the model makes none.
+        "attention_mask": _NO_MASK.to(batch.ids_BT.device) if packing.mask_TT is None else packing.mask_TT[None, None],
         "cu_seq_lens_q": packing.ends,
         "cu_seq_lens_k": packing.ends,
         "max_length_q": packing.longest,
@@ -150,8 +164,11 @@ def _equal_both_ways(model: nn.Module, vocabulary: int) -> bool:
     """Whether the logits of packed rows are those of the same rows padded, and have a gradient."""
     device, training = next(model.parameters()).device, model.training
     ids = torch.randint(0, vocabulary, (12,), generator=torch.Generator().manual_seed(0)).tolist()
-    rows = [TokenizedExample(part, [True] * len(part), 0) for part in (ids[:7], ids[7:])]
-    padded, packed = collate(rows, 0, device), pack(rows, device)
+    prefix = 0 if device.type == "cuda" else 3
+    answers = (ids[prefix:7], ids[7:])
+    learned_of = [[False] * (prefix + 1) + [True] * (len(answer) - 1) for answer in answers]
+    rows = [TokenizedExample(ids[:prefix] + a, m, prefix) for a, m in zip(answers, learned_of, strict=True)]
+    padded, packed = collate(rows, 0, device), pack_after(rows, prefix, device) if prefix else pack(rows, device)
     # Of sharded parameters there is no gradient outside of a whole backward pass.
     learned = next((p for p in model.parameters() if p.requires_grad and not isinstance(p, DTensor)), None)
     model.eval()

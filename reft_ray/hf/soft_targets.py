@@ -32,7 +32,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from reft_ray.atomic import atomic_write
-from reft_ray.core.batch import TokenizedExample, collate, token_batches
+from reft_ray.core.batch import TokenizedExample, indexed_batches
 from reft_ray.core.errors import ReftError
 from reft_ray.core.forward import Forward
 from reft_ray.core.targets import ABSENT, SoftTargets, soften
@@ -80,6 +80,7 @@ def write_soft_targets(
     device: torch.device | str = "cpu",
     progress: Callable[[float], None] | None = None,
     share: tuple[int, int] = (0, 1),
+    packed: bool = False,
 ) -> None:
     """Run the teacher once over the alignment rows and write what is missing of their labels.
 
@@ -95,8 +96,8 @@ def write_soft_targets(
     for number, part in zip(parts, chosen, strict=True):
         if not _part(path, number).is_file():
             found: list[SoftTargets | None] = [None] * len(part)
-            for indices in token_batches([len(row) for row in part], max_tokens):
-                predictions = teacher.predictions(collate([part[i] for i in indices], pad_id, device))
+            for indices, batch in indexed_batches(part, max_tokens, pad_id, device, packed):
+                predictions = teacher.predictions(batch)
                 soft = soften(predictions, int(key["k"]), float(key["temperature"])).to("cpu")
                 for index, row in zip(indices, _by_row(soft, [part[i].trained_tokens for i in indices]), strict=True):
                     found[index] = row

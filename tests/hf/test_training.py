@@ -228,3 +228,30 @@ def test_attention_of_narrow_training_on_a_cpu_is_computed_in_float32(monkeypatc
     cross_entropy_sum(predictions, batch.labels_N).backward()
     assert set(types) == {torch.float32}
     assert predictions.hidden_ND.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_rows_after_a_shared_prefix_have_the_gradient_of_padded_ones(name: str) -> None:
+    """The prefix is longer than the sliding window of the models that have one."""
+    model = model_of(name)
+    same = [7, 9, 3, 5, 11, 2]
+    some = [TokenizedExample([*same, *row.ids], [False] * 7 + row.loss_mask[1:], 6, index=row.index) for row in rows()]
+    forward = ModelForward(model)
+
+    def step(packed: bool) -> None:
+        guided_step(forward, micro_batches(some, 32, 0, "cpu", packed))
+
+    padded = gradients(model, lambda: step(False))
+    assert enable_packing(model)
+    lines = micro_batches(some, 32, 0, "cpu", True)
+    assert sum(line.ids_BT.numel() for line in lines) == sum(map(len, rows())) + len(lines) * len(same)
+    assert_close(gradients(model, lambda: step(True)), padded)
+
+
+def test_a_shared_prefix_ends_before_the_first_label() -> None:
+    """Rows with one prompt and one beginning of their answers: what predicts a label is a row's own."""
+    some = [TokenizedExample([1, 2, 3, 4, end], [False, False, False, True, True], 2, index=end) for end in (5, 6)]
+    (line,) = micro_batches(some, 32, 0, "cpu", True)
+    assert line.ids_BT.tolist() == [[1, 2, 3, 4, 5, 3, 4, 6]]
+    assert line.labels_N.tolist() == [4, 5, 4, 6]
+    assert line.packing.position_1T.tolist() == [[0, 1, 2, 3, 4, 2, 3, 4]]
