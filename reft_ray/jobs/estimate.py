@@ -29,6 +29,30 @@ class Speed(Settings):
     step_seconds: float = Field(0.0, ge=0, description="For files so small that the preset's `min_steps` applies.")
 
 
+class Price(Settings):
+    """What an operator charges: for each job, device hour and million of trained tokens."""
+
+    currency: str = Field(min_length=3, max_length=3, pattern="^[A-Z]{3}$", description="By ISO 4217, such as EUR.")
+    job: float = Field(0.0, ge=0)
+    device_hour: float = Field(0.0, ge=0)
+    million_tokens: float = Field(0.0, ge=0)
+
+    def cost_of(self, estimate: Estimate) -> Cost | None:
+        """The price of a job; None where it depends on device hours that are not known."""
+        if self.device_hour and estimate.device_hours is None:
+            return None
+        hours, tokens = estimate.device_hours or 0.0, estimate.trained_tokens / 1e6
+        return Cost(round(self.job + self.device_hour * hours + self.million_tokens * tokens, 4), self.currency)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """An amount of money."""
+
+    amount: float
+    currency: str
+
+
 class Defaults(Settings):
     """The values of `auto` in estimates: those of the operator's preset."""
 

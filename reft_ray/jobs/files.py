@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Select, delete, func, insert, or_, select, up
 
 from reft_ray.jobs import ids
 from reft_ray.jobs.audit import AuditLog
-from reft_ray.jobs.content import ContentStore
+from reft_ray.jobs.content import ContentStore, Written
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError, QuotaError, TooLargeError
 from reft_ray.jobs.job import TERMINAL
@@ -179,6 +179,10 @@ class FileStore:
         """The URI of the bytes."""
         self.get(file_id, project_id)
         return self.content.uri(_key(project_id, file_id))
+
+    def rewrite(self, record: FileRecord, chunks: Iterable[bytes]) -> Written:
+        """Replace the bytes of a file, at once; its record keeps the hash of the old ones."""
+        return self.content.write(_key(record.project_id, record.id), chunks)
 
     def delete(self, file_id: str, project_id: str, actor: Mapping[str, Any] | None = None) -> None:
         """Delete a file and the files made from it. Raises ConflictError while a job needs it."""

@@ -63,7 +63,7 @@ def run_job(run: JobRun, steps: Steps, recorder: Recorder | None = None, sign_re
             "train",
             Training,
             lambda: steps.train(run, screening),
-            result_files=lambda result: [result.result_file],
+            result_files=lambda result: [result.result_file, result.kept_file],
             trained_tokens=lambda result: result.trained_tokens,
         )
 

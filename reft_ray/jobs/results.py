@@ -63,12 +63,13 @@ class Screening:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """The trained student. `result_file` is the CSV of its losses."""
+    """The trained student. `result_file` is the CSV of its losses, `kept_file` has the rows, if not all were kept."""
 
     adapter_uri: str
     steps: int
     trained_tokens: int
     result_file: str | None = None
+    kept_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

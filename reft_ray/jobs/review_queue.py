@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, func, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, func, insert, or_, select, tuple_, update
 
 from reft_ray.jobs import ids
 from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError
@@ -58,7 +58,12 @@ class Filter:
     def clauses(self, table: Table = reviews) -> list[ColumnElement[bool]]:
         """The conditions in SQL, for `reviews` or, unless `one_by_one`, `review_counts`."""
         names = {"project": "project_id", "job": "job_id", "file": "file_id"}
-        given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+        given: dict[str, Any] = {
+            field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None
+        }
+        if self.kind is not None:
+            # Written into the statement: SQLite uses the index of the kept rows for no parameter.
+            given["kind"] = bindparam(None, str(Kind(self.kind)), literal_execute=True)
         return [table.c[names.get(name, name)] == value for name, value in given.items()]
 
 

@@ -123,7 +123,13 @@ class JobRun:
         self._store.add_checkpoint(self.job.id, self._owner, step, uri, finite(dict(metrics)))
 
     def save_file(
-        self, name: str, chunks: Iterable[bytes], *, parent_id: str | None = None, expires_after: int | None = None
+        self,
+        name: str,
+        chunks: Iterable[bytes],
+        *,
+        parent_id: str | None = None,
+        expires_after: int | None = None,
+        purpose: str = RESULTS,
     ) -> str:
         """Store a result file, replacing one with this name; returns its id. It is deleted with its parent.
 
@@ -133,7 +139,7 @@ class JobRun:
             record = self.files.create(
                 self.job.project_id,
                 name,
-                RESULTS,
+                purpose,
                 chunks,
                 parent_id=parent_id,
                 expires_after=expires_after,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -310,11 +312,9 @@ reviews = Table(
     Column("decided_at", Float),
     UniqueConstraint("job_id", "row_number"),
     Index("ix_reviews_queue", "state", "margin", "seq"),
-    Index("ix_reviews_age", "state", "seq"),
-    Index("ix_reviews_kind", "state", "kind", "margin", "seq"),
-    Index("ix_reviews_kind_age", "state", "kind", "seq"),
+    Index("ix_reviews_age", "state", "seq", "kind"),
     Index("ix_reviews_job", "job_id", "state", "margin", "seq"),
-    Index("ix_reviews_cluster", "job_id", "cluster"),
+    Index("ix_reviews_cluster", "job_id", "cluster", "state"),
     Index("ix_reviews_content", "project_id", "content_id"),
 )
 
@@ -332,6 +332,11 @@ review_counts = Table(
     Column("total", BigInteger, nullable=False),
     Index(None, "project_id"),
 )
+
+# The few kept rows among the many withheld ones.
+_where_kept: dict[str, Any] = {f"{name}_where": reviews.c.kind == "kept" for name in ("sqlite", "postgresql")}
+Index("ix_reviews_kept", reviews.c.state, reviews.c.margin, reviews.c.seq, **_where_kept)
+Index("ix_reviews_kept_age", reviews.c.state, reviews.c.seq, **_where_kept)
 
 appeals = Table(
     "appeals",

@@ -15,8 +15,10 @@ _COLUMNS = f"{_KEY}, project_id, file_id"
 _INDICES = {
     "job": (["job_id", "state", "margin", "seq", "kind", "reason"], ["job_id", "state", "margin", "seq"]),
     "counts": (["state", "kind", "reason", "project_id"], None),
-    "kind": (None, ["state", "kind", "margin", "seq"]),
-    "kind_age": (None, ["state", "kind", "seq"]),
+    "age": (["state", "seq"], ["state", "seq", "kind"]),
+    "cluster": (["job_id", "cluster"], ["job_id", "cluster", "state"]),
+    "kept": (None, ["state", "margin", "seq"]),
+    "kept_age": (None, ["state", "seq"]),
 }
 _EVENTS = {"insert": "INSERT", "update": "UPDATE OF state", "delete": "DELETE"}
 
@@ -83,4 +85,5 @@ def _replace_indices(new: bool) -> None:
         if old:
             op.drop_index(f"ix_reviews_{name}", "reviews")
         if wanted:
-            op.create_index(f"ix_reviews_{name}", "reviews", wanted)
+            where = sa.text("kind = 'kept'") if name.startswith("kept") else None
+            op.create_index(f"ix_reviews_{name}", "reviews", wanted, sqlite_where=where, postgresql_where=where)
