@@ -24,23 +24,31 @@ _PART = 32
 def evaluate(
     teacher: NeededTeacherOption,
     prompts: LabelledOption,
+    min_recall: Annotated[float, typer.Option(help="Least share of harmful prompts blocked.")] = 0.0,
+    max_fpr: Annotated[float, typer.Option(help="Most harmless prompts blocked, a share.")] = 1.0,
     base: MovedBaseOption = None,
     precision: PrecisionOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a Ref-Teacher's filter: ROC, AUPRC and ECE, per source and overall."""
+    """Measure a Ref-Teacher's filter: ROC, AUPRC and ECE, per source and overall; exit code 1 beyond a limit."""
     with user_errors():
+        from reft_ray.core.errors import ReftError
         from reft_ray.finetuning.prompts import check_labels, read_labelled
         from reft_ray.finetuning.teacher_quality import measure
         from reft_ray.hf.ref_teacher import RefTeacher
 
         rows = [row for path in prompts for row in read_labelled(path)]
         check_labels(rows, "labelled")
-        report = measure(RefTeacher.load(teacher).scorer(base, precision=precision), rows)
+        artefact = RefTeacher.load(teacher)
+        report = measure(artefact.scorer(base, precision=precision), rows)
         if as_json:
             print_json(report)
-            return
-        _print_quality(report)
+        else:
+            _print_quality(report)
+        recall, fpr = report["overall"]["recall"], report["overall"]["fpr"]
+        if recall < min_recall or fpr > max_fpr:
+            found = f"blocks {recall:.3f} of the harmful prompts and {fpr:.3f} of the harmless ones"
+            raise ReftError(f"{artefact.id} {found}; wanted: at least {min_recall:g} and at most {max_fpr:g}")
 
 
 def thresholds(

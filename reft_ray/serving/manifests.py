@@ -26,6 +26,7 @@ RAY_DOCUMENTS = {
     "finetuning": "jobs/finetuning/rendered.yaml",
     "screening": "jobs/screening/rendered.yaml",
     "teacher": "jobs/teacher/rendered.yaml",
+    "canaries": "jobs/canaries/rendered.yaml",
     "interactive": "interactive/rendered.yaml",
     "vllm": "vllm/rendered.yaml",
 }
@@ -102,7 +103,7 @@ def stale(root: Path) -> list[str]:
 
 
 def ray_document(template: Mapping[str, Any], pods: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace the `{role, groups}` of a RayService, RayJob or RayCluster by a cluster of full pods.
+    """Replace the `{role, groups}` of a RayService, RayJob, RayCronJob or RayCluster by a cluster of full pods.
 
     Raises ReftError for a role or a group that `pods` does not have.
     """
@@ -111,6 +112,7 @@ def ray_document(template: Mapping[str, Any], pods: Mapping[str, Any]) -> dict[s
     if document["kind"] == "RayCluster":
         document["spec"] = cluster_spec(spec, pods)
         return document
+    spec = spec.get("jobTemplate", spec)
     key = next((key for key in _CLUSTER_KEYS if key in spec), None)
     if key is None:
         raise ReftError(

@@ -27,7 +27,7 @@ OVERLAYS = (
     "overlays/production",
     "overlays/finetuning",
 )
-PARTS = ("jobs/finetuning", "jobs/screening", "jobs/teacher", "interactive", "vllm")
+PARTS = ("jobs/finetuning", "jobs/screening", "jobs/teacher", "jobs/canaries", "interactive", "vllm")
 
 Document = dict[str, Any]
 
@@ -111,6 +111,7 @@ def crd_schemas() -> dict[tuple[str, str], Document]:
 def pod_templates(document: Document) -> Iterator[tuple[str, Document]]:
     """Every pod template of a document of any kind, with its name."""
     spec = document.get("spec", {})
+    spec = spec.get("jobTemplate", spec)
     cluster = spec.get("rayClusterConfig") or spec.get("rayClusterSpec") or (spec if "headGroupSpec" in spec else None)
     if cluster is not None:
         yield "head", cluster["headGroupSpec"]["template"]

@@ -55,7 +55,8 @@ def custom(crd_schemas: dict[tuple[str, str], Document]) -> Validator:
 
 def test_custom_kinds_match_the_crd_schemas(all_documents: list[tuple[str, Document]], custom: Validator) -> None:
     checked = [(part, d) for part, d in all_documents if d["apiVersion"].startswith(CUSTOM)]
-    assert {d["kind"] for _, d in checked} == {"RayService", "RayJob", "RayCluster", "PodMonitor", "PrometheusRule"}
+    kinds = {"RayService", "RayJob", "RayCronJob", "RayCluster", "PodMonitor", "PrometheusRule"}
+    assert {d["kind"] for _, d in checked} == kinds
     # Errors may quote a whole pod.
     assert [f"{part}: {line[:2000]}" for part, d in checked for line in custom(d)] == []
 

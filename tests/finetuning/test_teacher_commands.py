@@ -191,6 +191,12 @@ def test_evaluate_has_curves_and_figures_per_source(built: RefTeacher, tmp_path:
         assert 0 <= row["blocked"] + row["review"] <= 1
     table = run(*arguments).stdout
     assert "6 harmless rows: at 0.1 % FPR" in table
+    overall = found["overall"]
+    limits = ("--min-recall", str(overall["recall"]), "--max-fpr", str(overall["fpr"]))
+    assert run(*arguments, *limits).exit_code == 0, "the limits themselves are allowed"
+    beyond = run(*arguments, "--min-recall", str(overall["recall"] + 0.01))
+    assert beyond.exit_code == 1
+    assert f"{built.id} blocks {overall['recall']:.3f} of the harmful prompts" in beyond.stderr
 
 
 def test_curves_have_both_ends_and_a_limited_size() -> None:
