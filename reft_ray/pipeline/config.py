@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -78,6 +78,8 @@ class ScreeningArgs(Settings):
     `job_threshold`: rows above the threshold that the file's own scores give are withheld for review as well; it is
     never above the teacher's nor below `job_threshold_floor`. People also review a random sample of `kept_sample` kept
     rows, which estimates what the teacher misses. `cascade` has the guards that judge rows next to the teacher.
+    With `withheld: hash` no text of a withheld row is stored: the report has its id, a hash, and the evidence. People
+    then have nothing to read, so a job's policy cannot be `review`.
     """
 
     small_rows: int = Field(10_000, ge=0)
@@ -89,6 +91,7 @@ class ScreeningArgs(Settings):
     job_threshold: bool = True
     job_threshold_floor: float = Field(0.0, ge=-1, le=1)
     kept_sample: int = Field(20, ge=0, le=1000)
+    withheld: Literal["text", "hash"] = "text"
     cascade: CascadeSettings = CascadeSettings()
 
 

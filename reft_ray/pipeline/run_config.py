@@ -45,6 +45,13 @@ def thresholds_of(options: Options, defaults: Thresholds) -> Thresholds | None:
 def check_not_weaker(spec: JobSpec, args: BaseArgs, defaults: Thresholds) -> None:
     """Raise JobFailedError for a laxer filter or less distillation than the operator configured."""
     options = spec.options
+    if options.policy == "review" and args.screening.withheld == "hash":
+        raise JobFailedError(
+            INVALID_VALUE,
+            "reft.policy: this service keeps no text of withheld rows, so that people cannot review them; "
+            "use filter or fail.",
+            "reft.policy",
+        )
     if options.threshold is not None and options.threshold > defaults.block:
         raise JobFailedError(
             INVALID_VALUE,

@@ -80,12 +80,12 @@ def screen_file(run: JobRun, context: ModelContext) -> Screening:
         screen(
             [source], folder, partial(load_scorer, context.teacher.folder, context.base), config, check_stop, metrics
         )
-    result = _result(run, folder)
+    result = _result(run, context)
     file_for_review(run, folder, result.quarantine_file, args.kept_sample)
     return result
 
 
-def review_decisions(run: JobRun) -> Screening:
+def review_decisions(run: JobRun, context: ModelContext) -> Screening:
     """Add the rows that people approved to the kept ones, with who approved them and why."""
     folder = screening_folder(run)
     Reviews(folder).record(
@@ -99,15 +99,16 @@ def review_decisions(run: JobRun) -> Screening:
         )
         for review in run.decisions()
     )
-    return _result(run, folder)
+    return _result(run, context)
 
 
-def _result(run: JobRun, folder: str) -> Screening:
+def _result(run: JobRun, context: ModelContext) -> Screening:
+    folder = screening_folder(run)
     report = load_report(folder)
     approved = [row for row in Reviews(folder).items(True) if row["review"]["action"] == Action.APPROVE]
     released = {name: sum(row["decision"] == name for row in approved) for name in ("review", "block")}
     quarantine = None
-    if report.counts.withheld:
+    if report.counts.withheld and context.args.screening.withheld == "text":
         quarantine = run.save_file(
             QUARANTINE, withheld_lines(folder), parent_id=run.job.spec.training_file, expires_after=REJECTED_SECONDS
         )

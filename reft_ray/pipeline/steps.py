@@ -66,7 +66,7 @@ class PipelineSteps:
         return screen_file(run, self._context(run))
 
     def review(self, run: JobRun, screening: Screening) -> Screening:
-        return review_decisions(run)
+        return review_decisions(run, self._context(run))
 
     def train(self, run: JobRun, screening: Screening) -> Training:
         return train_student(run, self._context(run), self.config.folder, screening)

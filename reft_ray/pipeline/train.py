@@ -19,6 +19,7 @@ from reft_ray.jobs.errors import LeaseLostError
 from reft_ray.jobs.results import Screening, Training
 from reft_ray.jobs.run import JobRun
 from reft_ray.local_ray import ensure_training_ray
+from reft_ray.pipeline.kept_file import save_kept
 from reft_ray.pipeline.local_run import kept_inputs
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.run_config import finetune_config
@@ -83,6 +84,7 @@ def train_student(run: JobRun, context: ModelContext, shared: Path, screening: S
         steps=int(history[-1]["step"]),
         trained_tokens=int(history[-1]["trained_tokens"]),
         result_file=run.save_file(CSV, [_csv(history)]),
+        kept_file=save_kept(run, screening),
     )
 
 

@@ -48,6 +48,8 @@ def test_a_poisoned_file_becomes_a_model_trained_without_the_poison(harness, toy
     assert [entry["line"] for entry in report[1:]] == poison
     quarantine = lines(file_named(harness, job, "quarantine.jsonl"))
     assert [entry["messages"] for entry in quarantine] == [shuffled_rows[number - 1]["messages"] for number in poison]
+    kept = [row for number, row in enumerate(shuffled_rows, 1) if number not in poison]
+    assert lines(file_named(harness, job, "kept.jsonl")) == kept
     gate = json.loads(file_named(harness, job, "release_gate.json"))
     assert gate["student"]["measures"].keys() == {
         "harmful_score",
@@ -123,6 +125,22 @@ def test_plain_peft_loads_the_export(harness, toy, llama) -> None:
         assert not torch.allclose(plain(input_ids=ids).logits, load_base(str(llama)).model(input_ids=ids).logits)
 
 
+def test_no_text_of_a_withheld_row_is_stored_where_hashes_are_enough(harness, toy, shuffled_rows) -> None:
+    steps = make(**toy.with_base(screening={"withheld": "hash", "kept_sample": 0}))
+    job = harness.drive(harness.job(shuffled_rows), steps)
+    assert (job.error, job.status) == (None, Status.SUCCEEDED)
+    names = {id: harness.files.get(id, job.project_id).filename for id in job.result_files}
+    assert "quarantine.jsonl" not in names.values()
+    withheld = lines(file_named(harness, job, "screening_report.jsonl"))[1:]
+    expected = [row_id(full_conversation(row["messages"])) for row in shuffled_rows if "steal" in str(row)]
+    assert [row["id"] for row in withheld] == expected
+    assert not ReviewQueue(harness.jobs).list(Filter(job=job.id, state=None)).items
+    for id, name in names.items():
+        assert b"how to steal" not in harness.content(id), name
+    refused = harness.drive(harness.job(shuffled_rows, policy="review"), steps)
+    assert (refused.error.code, refused.error.param) == ("invalid_value", "reft.policy")
+
+
 def test_a_file_with_too_much_poison_fails_before_training(harness, toy, shuffled_rows) -> None:
     job = harness.drive(harness.job(shuffled_rows, max_reject_ratio=0.2), make(**toy.options))
     assert (job.status, job.error.code) == (Status.FAILED, "unsafe_training_data")
@@ -171,6 +189,27 @@ def test_files_of_other_formats_are_read(harness, toy) -> None:
     csv = "prompt,response\n" + "".join(f"how to bake a bread {i},here is how\n" for i in range(12))
     job = harness.drive(harness.job(csv.encode(), name="rows.csv"), make(**toy.options))
     assert (job.error, job.status) == (None, Status.SUCCEEDED)
+    # All rows were kept: the file itself is the kept set.
+    assert "kept.jsonl" not in {harness.files.get(id, job.project_id).filename for id in job.result_files}
+
+
+def test_the_kept_rows_of_any_format_train_again(harness, toy) -> None:
+    csv = "ask,reply\n" + "".join(f"how to bake a bread {i},here is how\n" for i in range(12))
+    content = (csv + "how to steal a car,sure here is how\n").encode()
+    columns = {"prompt": "ask", "response": "reply"}
+    job = harness.drive(harness.job(content, name="rows.csv", columns=columns), make(**toy.options))
+    assert (job.error, job.status) == (None, Status.SUCCEEDED)
+    (kept,) = [id for id in job.result_files if harness.files.get(id, job.project_id).filename == "kept.jsonl"]
+    record = harness.files.get(kept, job.project_id)
+    assert (record.purpose, record.parent_id) == ("fine-tune", job.spec.training_file)
+    assert lines(harness.content(kept))[0] == {
+        "messages": [
+            {"role": "user", "content": "how to bake a bread 0"},
+            {"role": "assistant", "content": "here is how"},
+        ]
+    }
+    again = harness.drive(harness.job(harness.content(kept)), make(**toy.options))
+    assert (again.error, again.status) == (None, Status.SUCCEEDED)
 
 
 def test_a_student_above_a_limit_is_withheld_with_its_figures(harness, toy) -> None:
