@@ -26,6 +26,7 @@ Limited = Literal["requests", "tokens", "moderation_tokens"]
 _AREAS = {
     "files": "files",
     "uploads": "files",
+    "erasures": "files",
     "fine_tuning": "fine_tuning",
     "models": "models",
     "chat": "chat",

@@ -14,6 +14,7 @@ from reft_ray.api import (
     audit,
     chat,
     completions,
+    erasures,
     files,
     fine_tuning,
     models,
@@ -83,6 +84,7 @@ def create_service_app(
         routers=[
             files.router(stores),
             uploads.router(stores),
+            erasures.router(stores),
             fine_tuning.router(stores),
             models.router(stores),
             chat.router(stores, model),

@@ -64,6 +64,28 @@ def get(
 
 
 @app.command()
+def erase(
+    subject: Annotated[str, typer.Argument(help="A text that every row of a person has, such as an address.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count the rows.")] = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = "none",
+    as_json: JsonOption = False,
+) -> None:
+    """Erase a person's rows from all files of the project; names the models that were trained on them."""
+    with running_service(url, key) as service:
+        found = service.post("/erasures", json={"subject": subject, "dry_run": dry_run})
+        if as_json:
+            print_json(found)
+            return
+        print(f"{found['rows']} rows {'found' if dry_run else 'erased'} in {len(found['files'])} files")
+        for file in found["files"]:
+            print(f"{file['id']}  {file['rows']:>8,}")
+        for name, ids in (("not JSONL, look yourself", found["unread"]), ("trained on them", found["models"])):
+            if ids:
+                print(f"{name}: {', '.join(ids)}")
+
+
+@app.command()
 def delete(file: FileArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = "none") -> None:
     """Delete a file and everything derived from it."""
     with running_service(url, key) as service:

@@ -169,6 +169,18 @@ def test_a_file_becomes_a_model_from_the_command_line(service, rows, tmp_path):
     assert file in run(files.app, "delete", file, *access)
 
 
+def test_a_persons_rows_are_erased(service, rows, tmp_path):
+    access = ["--url", f"{service.url}/v1", "--key", service.secret("erased")]
+    train = tmp_path / "train.jsonl"
+    train.write_bytes(rows + rows.replace(b"hi", b"I am ann@example.org"))
+    file = run(files.app, "upload", str(train), *access).strip()
+    assert "10 rows found in 1 files" in run(files.app, "erase", "ann@example.org", "--dry-run", *access)
+    assert file in run(files.app, "erase", "ann@example.org", *access)
+    assert json.loads(run(files.app, "erase", "ann@example.org", "--json", *access))["rows"] == 0
+    run(files.app, "get", file, "--out", str(tmp_path / "left"), *access)
+    assert (tmp_path / "left").read_bytes().strip() == rows.strip()
+
+
 def test_the_estimate_is_printed(service, rows, tmp_path):
     access = ["--url", f"{service.url}/v1", "--key", service.secret("cost")]
     train = tmp_path / "train.jsonl"
@@ -177,6 +189,7 @@ def test_the_estimate_is_printed(service, rows, tmp_path):
     result = CliRunner().invoke(jobs.app, ["create", "--model", "tiny", "--file", file, *access], input="n\n")
     assert "10 rows, about" in result.output
     assert "device hours" in result.output
+    assert result.output.splitlines()[0].endswith(" EUR")
     assert run(jobs.app, "list", *access) == ""
 
 
