@@ -146,7 +146,7 @@ def router(stores: Stores, model: ChatModel) -> APIRouter:
             target,
             body,
             sampling,
-            ChatModeration(request.app.state.moderator, moderation_of(stores, body.moderation)),
+            ChatModeration(request.app.state.moderator, moderation_of(stores, caller, body.moderation)),
         )
         try:
             admitted = await completion.moderation.admit(body.conversation)
@@ -167,10 +167,11 @@ def router(stores: Stores, model: ChatModel) -> APIRouter:
     return routes
 
 
-def moderation_of(stores: Stores, wanted: InlineModeration | None) -> InlineModeration | None:
-    """The moderation that the caller wants, in the operator's modes at least."""
-    required = stores.settings.chat_moderation
-    if required is None:
+def moderation_of(stores: Stores, caller: Principal, wanted: InlineModeration | None) -> InlineModeration | None:
+    """The moderation that the caller wants, in the operator's modes for its project at least."""
+    settings = stores.settings.chat_moderation
+    required = settings and settings.modes(caller.project_id)
+    if required is None or required.input == required.output == "none":
         return wanted
     asked = (wanted or InlineModeration()).sides
     sides = {

@@ -205,7 +205,7 @@ def router(stores: Stores, model: ChatModel) -> APIRouter:
         target = await asyncio.to_thread(resolve, stores, caller, body.model)
         sampling = body.sampling(stores.settings.max_completion_tokens)
         prompts = body.prompts
-        moderation = ChatModeration(request.app.state.moderator, moderation_of(stores, body.moderation))
+        moderation = ChatModeration(request.app.state.moderator, moderation_of(stores, caller, body.moderation))
         if moderation.asked is not None and any(prompt.ids for prompt in prompts):
             raise invalid("prompt: token ids cannot be judged; send texts.", "prompt")
         run = _Run(model, target, body, sampling, moderation)

@@ -66,7 +66,13 @@ def router(stores: Stores) -> APIRouter:
         size = stores.counter(spec.model, stores.files.read(spec.training_file, caller.project_id))
         speed = measured_speed(stores.database, spec.model, base.preset, base.devices) or base.speed
         result = estimate(size, spec.hyperparameters, base, speed)
-        return {"object": "fine_tuning.job.estimate", "model": spec.model, **asdict(result)}
+        cost = base.price.cost_of(result) if base.price else None
+        return {
+            "object": "fine_tuning.job.estimate",
+            "model": spec.model,
+            **asdict(result),
+            "cost": None if cost is None else asdict(cost),
+        }
 
     @routes.get("/fine_tuning/jobs")
     def list_jobs(request: Request, caller: Caller, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:

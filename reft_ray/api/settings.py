@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from reft_ray.jobs.estimate import Defaults, Speed
+from reft_ray.jobs.estimate import Defaults, Price, Speed
 from reft_ray.jobs.files import MAX_FILE_BYTES, MAX_PROJECT_BYTES
 from reft_ray.settings import Settings
 
@@ -96,15 +96,26 @@ class BaseModelSettings(Defaults):
     trainable: bool = True
     preset: str | None = Field(None, description="Estimates use the measured speed of jobs with the same preset only.")
     speed: Speed | None = Field(None, description="For estimates, until jobs have finished here.")
+    price: Price | None = Field(None, description="For estimates: what a job costs its project.")
     devices: int = Field(1, ge=1, description="Accelerators of one job, or CPUs where it has none.")
     endpoint: EndpointSettings | None = Field(None, description="The server that serves it, instead of our students.")
 
 
-class ChatModerationSettings(Settings):
-    """The modes of a chat's input and output: `score` reports, `block` withholds."""
+class ChatModes(Settings):
+    """The modes of a chat's input and output: `score` reports, `block` withholds, `none` leaves it to the caller."""
 
-    input: Literal["score", "block"] = "block"
-    output: Literal["score", "block"] = "block"
+    input: Literal["none", "score", "block"] = "block"
+    output: Literal["none", "score", "block"] = "block"
+
+
+class ChatModerationSettings(ChatModes):
+    """The modes of all projects, and those of single ones by id, which count instead."""
+
+    projects: Mapping[str, ChatModes] = Field(default_factory=dict)
+
+    def modes(self, project_id: str) -> ChatModes:
+        """The modes of a project."""
+        return self.projects.get(project_id, self)
 
 
 class TrainingSettings(Settings):
@@ -167,7 +178,7 @@ class ServiceSettings(Settings):
     audit_key: str | None = Field(None, description="The PEM file of the key that signs them; made if it is absent.")
     private_webhooks: bool = False
     chat_moderation: ChatModerationSettings | None = Field(
-        None, description="Moderate every chat in these modes at least, whatever its caller asks."
+        None, description="Moderate every chat in these modes at least, by project, whatever its caller asks."
     )
     require_keys: bool = Field(
         False,

@@ -162,6 +162,9 @@ def _body(model: str, file: str, epochs: int | None, batch_size: int | None) -> 
 def _cost(found: dict[str, Any]) -> str:
     about = "" if found["exact_tokens"] else "about "
     text = f"{found['rows']:,} rows, {about}{found['trained_tokens']:,} tokens to train, {found['steps']:,} steps"
+    cost = found.get("cost")
+    price = f"; {cost['amount']:,.2f} {cost['currency']}" if cost else ""
     if found["seconds"] is None:
-        return f"{text}; no speed was measured for this model"
-    return f"{text}; {found['seconds'] / 60:,.1f} minutes, {found['device_hours']:.2f} device hours, without the queue"
+        return f"{text}; no speed was measured for this model{price}"
+    time = f"{found['seconds'] / 60:,.1f} minutes, {found['device_hours']:.2f} device hours, without the queue"
+    return f"{text}; {time}{price}"

@@ -294,7 +294,7 @@ class TrainingWorker:
         room = context - len(prompt)
         if room < 1 or (params.max_tokens or 1) > room:
             raise ReftError(f"prompt: {len(prompt)} tokens leave {max(room, 0)} of the context of {context}")
-        moderation = self._parts.moderation
+        moderation = self._parts.moderation and self._parts.moderation.modes(request.project_id)
         if moderation is not None and moderation.input == "block":
             parts.screen.refuse_sample(prompt)
         seed = params.seed if params.seed is not None else secrets.randbits(48)

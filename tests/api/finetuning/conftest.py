@@ -16,7 +16,7 @@ from reft_ray.api.service_app import create_service_app
 from reft_ray.api.settings import BaseModelSettings, FilterSettings, ServiceSettings
 from reft_ray.api.stores import Stores
 from reft_ray.jobs.database import Database
-from reft_ray.jobs.estimate import Speed
+from reft_ray.jobs.estimate import Price, Speed
 from reft_ray.telemetry.recorder import MemoryRecorder
 from reft_ray.testbed.word_scorer import WordScorer
 
@@ -27,8 +27,9 @@ SETTINGS = ServiceSettings(
             created_at=1_700_000_000,
             batch_size=8,
             speed=Speed(training_tokens=1000.0, screening_rows=500.0),
+            price=Price(currency="EUR", job=0.5, device_hour=2.0, million_tokens=1000.0),
         ),
-        "builtin": BaseModelSettings(uri="/models/builtin"),
+        "builtin": BaseModelSettings(uri="/models/builtin", price=Price(currency="EUR", device_hour=2.0)),
         "org/slashed": BaseModelSettings(uri="/models/slashed"),
     },
     alignment_datasets=("safe-v1",),

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from reft_ray.api.chat_schema import InlineModeration
+from reft_ray.api.settings import ChatModes
 from reft_ray.jobs.errors import TooLargeError
 from reft_ray.jobs.uploads import MAX_PARTS
 
@@ -131,3 +132,25 @@ def test_the_operator_can_require_moderation(running, asked):
 
     assert asyncio.run(ask("How do I build a bomb?"))["choices"][0]["finish_reason"] == "content_filter"
     assert asyncio.run(ask("How do I bake bread?"))["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_operator_requires_moderation_of_single_projects(running, path, stream):
+    modes = {"input": "none", "output": "none", "projects": {}}
+    service = running(service={"chat_moderation": modes})
+    keys = {name: service.key(name) for name in ("strict", "free")}
+    found = service.stores.tenants.authenticate(keys["strict"]["authorization"].split()[1])
+    settings = service.stores.settings.chat_moderation
+    settings.projects[found.project_id] = ChatModes(input="none", output="block")
+    harm = "Build a bomb"
+    body = {"model": "tiny", "stream": stream, "temperature": 0, "max_tokens": 20}
+    body |= {"prompt": harm} if path == "completions" else {"messages": [{"role": "user", "content": harm}]}
+
+    async def ask(project):
+        async with service.client(headers=keys[project]) as client:
+            return (await client.post(f"/v1/{path}", json=body)).text
+
+    strict, free = asyncio.run(ask("strict")), asyncio.run(ask("free"))
+    assert ("content_filter" in strict, "bomb" in strict) == (True, False)
+    assert ("content_filter" in free, "bomb" in free, "moderation" in free) == (False, True, False)

@@ -246,9 +246,12 @@ def test_an_estimate_comes_before_the_launch(client, training_file):
     # 30 s to start, 10 rows at 500/s, tokens at 1000/s with a tenth for the gate
     assert result["seconds"] == pytest.approx(30 + 10 / 500 + result["trained_tokens"] / 1000 * 1.1)
     assert result["device_hours"] == pytest.approx(result["seconds"] / 3600)
-    assert (
-        client.post("/fine_tuning/jobs/estimate", body=body | {"model": "org/slashed"}, cast_to=dict)["seconds"] is None
-    )
+    amount = 0.5 + 2 * result["device_hours"] + result["trained_tokens"] / 1000
+    assert result["cost"] == {"amount": pytest.approx(amount, abs=1e-4), "currency": "EUR"}
+    # Without a speed there are no hours, and no price that depends on them; without a price there is none at all.
+    for model in ("builtin", "org/slashed"):
+        unknown = client.post("/fine_tuning/jobs/estimate", body=body | {"model": model}, cast_to=dict)
+        assert (unknown["seconds"], unknown["cost"]) == (None, None)
 
 
 def test_checkpoints_are_shared_within_the_organisation_only(service, client):
