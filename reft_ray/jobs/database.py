@@ -13,6 +13,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from filelock import FileLock
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
@@ -44,8 +46,12 @@ class Database:
     def open(cls, url: str, now: Callable[[], float] = time.time, migrate: bool = True) -> Database:
         """Open `sqlite:///path.db` or `postgresql+psycopg://...` and migrate its tables."""
         database = cls(_engine(url), now)
-        if migrate:
-            database.migrate()
+        try:
+            if migrate:
+                database.migrate()
+        except BaseException:
+            database.close()
+            raise
         return database
 
     @classmethod
@@ -102,12 +108,25 @@ class Database:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": zlib.crc32(name.encode())})
 
     def migrate(self, revision: str = "head") -> None:
-        """Migrate the tables to a revision, also an older one; safe when several gateways start at once."""
+        """Migrate the tables to a revision, also an older one; safe when several gateways start at once.
+
+        Tables of a newer version stay as they are. Raises UsageError where that version has said that this one cannot
+        use them: its revision begins with another digit.
+        """
         with self.write() as connection:
             self.serialize(connection, "migrations")
             config = Config()
             config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
             config.attributes["connection"] = connection
+            found = MigrationContext.configure(connection).get_current_revision()
+            newest = ScriptDirectory.from_config(config).get_current_head() or ""
+            if found is not None and found > newest:
+                if found[0] != newest[0]:
+                    raise UsageError(
+                        f"database {self.name}: its records are of revision {found}, and this version can use those "
+                        f"up to {newest[0]}999: run the newer version, or restore the dump from before it"
+                    )
+                return
             (command.upgrade if revision == "head" else command.downgrade)(config, revision)
 
     def check(self) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from reft_ray.core.errors import UsageError
+from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.tables import metadata
 from reft_ray.jobs.training_tables import training_sessions
@@ -25,6 +26,36 @@ def test_migrating_again_changes_nothing(database):
     database.migrate()
     assert inspect(database.engine).get_table_names() == before
     assert "alembic_version" in before
+
+
+def test_an_older_version_runs_on_newer_records_unless_they_say_otherwise(database):
+    url = database.engine.url.render_as_string(hide_password=False)
+
+    def written_by(revision):
+        with database.write() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = :it"), {"it": revision})
+
+    written_by("0999")
+    Database.open(url).close()
+    Database.open_existing(url).close()
+    written_by("1000")
+    for start in (Database.open, Database.open_existing):
+        with pytest.raises(UsageError, match="revision 1000, and this version can use those up to 0999"):
+            start(url)
+
+
+def test_records_outlive_a_rollback_and_an_upgrade(database):
+    """Every revision down and up again, with a row in each table of the first one that holds records of people."""
+    with database.write() as connection:
+        connection.execute(text("INSERT INTO organizations VALUES ('org-1', 'a', 0)"))
+        connection.execute(text("INSERT INTO projects VALUES ('proj_1', 'org-1', 'p', 0, '{}')"))
+    AuditLog(database).append("project.created", {"type": "session"}, "proj_1", {"id": "proj_1"})
+    for revision in ("0004", "0003", "0002", "0001", "head"):
+        database.migrate(revision)
+    with database.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        assert connection.execute(text("SELECT id, organization_id FROM projects")).all() == [("proj_1", "org-1")]
+    assert AuditLog(database).verify().fault is None
 
 
 def test_gateways_that_start_together_migrate_once(tmp_path):
