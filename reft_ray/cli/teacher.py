@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reft_ray.cli import teacher_measures
+from reft_ray.cli import teacher_measures, teacher_shelf
 from reft_ray.cli.common import TEACHER, JsonOption, parse_settings, print_json, recording, user_errors
 from reft_ray.cli.resources import (
     CpusOption,
@@ -100,6 +100,9 @@ def build(
 app.command("evaluate")(teacher_measures.evaluate)
 app.command("thresholds")(teacher_measures.thresholds)
 app.command("check")(teacher_measures.check)
+app.command("install")(teacher_shelf.install)
+app.command("rollback")(teacher_shelf.rollback)
+app.command("history")(teacher_shelf.history)
 
 
 @app.command("show")

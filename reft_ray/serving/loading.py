@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from reft_ray.core.cache import CachedScorer
 from reft_ray.core.errors import ReftError
@@ -64,6 +65,12 @@ def load_teacher(args: TeacherArgs) -> LoadedTeacher:
             )
     cached = CachedScorer(scorer, args.cache_texts) if args.cache_texts else scorer
     return LoadedTeacher(args, scorer, cached, tuple(scores), tuple(histogram))
+
+
+def pinned(args: TeacherArgs) -> TeacherArgs:
+    """The arguments with the directory that `teacher` links to now, for one that is a link."""
+    path = Path(args.teacher)
+    return args.model_copy(update={"teacher": str(path.resolve())}) if path.is_symlink() else args
 
 
 def approximate_tokens(texts: Sequence[str]) -> int:

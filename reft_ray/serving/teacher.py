@@ -19,7 +19,7 @@ from reft_ray.core.scoring import judge
 from reft_ray.core.verdict import Thresholds, Verdict
 from reft_ray.serving.args import TeacherArgs
 from reft_ray.serving.batcher import Batcher, ExpiredError
-from reft_ray.serving.loading import LoadedTeacher, approximate_tokens, load_teacher
+from reft_ray.serving.loading import LoadedTeacher, approximate_tokens, load_teacher, pinned
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.drift import DriftMonitor, ScoreHistogram
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
@@ -66,7 +66,8 @@ class TeacherReplica:
     """Judges lists of conversations; concurrent calls share forward batches.
 
     Serve calls `reconfigure` with the deployment's `user_config` before the first request and whenever it changes. A
-    new teacher is loaded and checked while the old one keeps answering.
+    new teacher is loaded and checked while the old one keeps answering; so is one that the link `teacher` shows now,
+    which is looked up at every health check.
     """
 
     def __init__(self, recorder: Recorder | None = None, tracer: Tracer | None = None) -> None:
@@ -79,6 +80,8 @@ class TeacherReplica:
             self._run, TeacherArgs().batch_tokens, self._record_wait
         )
         self._replacing: asyncio.Task[None] | None = None
+        self._wanted = TeacherArgs()
+        self._refused: TeacherArgs | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load the configured teacher; any but the first in the background.
@@ -86,7 +89,8 @@ class TeacherReplica:
         Serve sends no requests to a replica while it reconfigures. If a later teacher fails to load, the error is
         logged and shown by `GET /v1/teacher`, and the old one stays.
         """
-        args = TeacherArgs.of(user_config, "user_config")
+        self._wanted = TeacherArgs.of(user_config, "user_config")
+        args = pinned(self._wanted)
         if self._teacher is None:
             self._use(await self._batcher.alone(partial(load_teacher, args)))
         else:
@@ -105,7 +109,7 @@ class TeacherReplica:
             executor.shutdown(wait=False)
             self._use(await loading)
         except Exception as error:
-            self._load_error = str(error)
+            self._load_error, self._refused = str(error), args
             logger.exception("the new teacher was rejected, %s stays", self._ready().plain.teacher_id)
 
     def _use(self, loaded: LoadedTeacher) -> None:
@@ -158,6 +162,10 @@ class TeacherReplica:
             # The gauges of a teacher that was replaced meanwhile are already removed.
             self._record_canaries(teacher, scores)
         teacher.check(scores)
+        args = pinned(self._wanted)
+        replacing = self._replacing is not None and not self._replacing.done()
+        if args not in (teacher.args, self._refused) and not replacing:
+            self._replacing = asyncio.create_task(self._replace(args, None))
 
     def _ready(self) -> LoadedTeacher:
         if self._teacher is None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from reft_ray.core.conversation import chat
 from reft_ray.core.errors import ReftError
 from reft_ray.core.scoring import TextScore
 from reft_ray.core.verdict import Decision, Thresholds
-from reft_ray.serving import loading
+from reft_ray.serving import loading, teacher
 from reft_ray.serving.app import Teacher
+from reft_ray.serving.args import TeacherArgs
 from reft_ray.serving.teacher import TeacherReplica
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import MemoryRecorder
@@ -95,6 +97,51 @@ def test_a_new_teacher_replaces_the_old_one_and_its_cache() -> None:
         assert recorder.total(catalog.FILTER_CACHE, result="hit") == 4
         announced = {labels["teacher"]: value for labels, value in recorder.series(catalog.TEACHER_INFO)}
         assert announced == {"rt-2": 1}
+
+    run(body)
+
+
+def test_a_replica_follows_the_link_to_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `reft-ray teacher install` and `rollback` move it; one that is refused is not loaded again and again."""
+    link = tmp_path / "current"
+
+    def show(name: str) -> str:
+        (tmp_path / name).mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(name, target_is_directory=True)
+        return str(tmp_path / name)
+
+    first = show("rt-first")
+    loads = []
+
+    def load(args: TeacherArgs) -> loading.LoadedTeacher:
+        loads.append(args.teacher)
+        if args.teacher.endswith("broken"):
+            raise ReftError("it is broken")
+        return loading.load_teacher(args)
+
+    monkeypatch.setattr(teacher, "load_teacher", load)
+
+    async def body(replica: TeacherReplica, recorder: MemoryRecorder) -> None:
+        await replica.reconfigure({"scorer": "words", "teacher": str(link)})
+        assert (await settled(replica)).id == first
+        second = show("rt-second")
+        await replica.check_health()
+        assert (await settled(replica)).id == second
+        broken = show("rt-broken")
+        for _ in range(3):
+            await replica.check_health()
+            info = await settled(replica)
+            assert (info.id, info.details["refused_update"]) == (second, "it is broken")
+        assert loads.count(broken) == 1
+        show("rt-first")
+        await replica.check_health()
+        assert (await settled(replica)).id == first
+
+    async def settled(replica: TeacherReplica) -> Any:
+        if replica._replacing is not None:
+            await replica._replacing
+        return await replica.info()
 
     run(body)
 
