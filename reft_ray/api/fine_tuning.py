@@ -65,6 +65,8 @@ def router(stores: Stores) -> APIRouter:
         base = stores.settings.base_models[spec.model]
         size = stores.counter(spec.model, stores.files.read(spec.training_file, caller.project_id))
         speed = measured_speed(stores.database, spec.model, base.preset, base.devices) or base.speed
+        if speed is None and (first := stores.first_speeds.of(spec.model)) is not None:
+            speed = first.model_copy(update={"devices": base.devices})
         result = estimate(size, spec.hyperparameters, base, speed)
         cost = base.price.cost_of(result) if base.price else None
         return {

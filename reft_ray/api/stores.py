@@ -12,6 +12,7 @@ from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.estimate import Counter, count_bytes
 from reft_ray.jobs.files import FileStore
+from reft_ray.jobs.first_speeds import FirstSpeeds
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.models import ModelStore
 from reft_ray.jobs.rate_limits import RateLimits
@@ -43,6 +44,7 @@ class Stores:
     appeals: Appeals
     releases: Releases
     counter: Counter
+    first_speeds: FirstSpeeds
     heads: AuditHeads | None = None
     training: TrainingQueue | None = None
 
@@ -83,6 +85,7 @@ class Stores:
             appeals=Appeals(reviews),
             releases=Releases(jobs),
             counter=counter,
+            first_speeds=FirstSpeeds(files.content),
             training=training,
             heads=AuditHeads(settings.audit_heads_uri, settings.audit_key or "") if settings.audit_heads_uri else None,
         )

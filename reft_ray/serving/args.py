@@ -16,6 +16,9 @@ from reft_ray.serving.builtin import BUILTIN
 from reft_ray.settings import Factory, Settings
 from reft_ray.telemetry.metric_types import DEFAULT_APPLICATION
 
+PIPELINE = "reft_ray.pipeline.steps:make"
+"""The steps of jobs on our own models."""
+
 
 class CanaryArgs(Settings):
     """Two prompts that the teacher must judge correctly, at loading and at every health check."""
@@ -66,7 +69,7 @@ class ServiceArgs(ServiceSettings):
 
     database_url: str = Field(min_length=1, description="sqlite:///PATH, or postgresql+psycopg:// for several gateways")
     files_uri: str = Field(min_length=1, description="A directory or pyarrow.fs URI for files and artefacts.")
-    steps: Factory = "reft_ray.pipeline.steps:make"
+    steps: Factory = PIPELINE
     options: dict[str, Any] = Field(default_factory=dict, description="For `steps`: `pipeline.steps.StepsConfig`.")
     trainer: Factory = "reft_ray.pipeline.training_worker:make"
     counter: Factory = "reft_ray.pipeline.token_count:TokenizerCounter"
@@ -80,6 +83,9 @@ class ServiceArgs(ServiceSettings):
         None,
         description="Run each job in its own cluster: a file with a RayJob (cluster/components/jobs), which the "
         "gateway fills and creates through the Kubernetes API.",
+    )
+    measure_speed: bool = Field(
+        True, description="Where drivers are processes: measure models without a speed at the start, for estimates."
     )
     driver_cpus: float = Field(0, ge=0, description="CPUs of a driver as a Ray job; with 0 it runs on the head.")
     logs: str | None = Field(None, description="A directory for the logs of drivers that are processes.")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,11 @@ from reft_ray.api.stores import Stores
 from reft_ray.console.oidc import OpenIdProvider
 from reft_ray.console.site import install_console
 from reft_ray.jobs.database import Database
-from reft_ray.jobs.driver import DriverConfig, resolved
+from reft_ray.jobs.driver import CONFIG_VARIABLE, DriverConfig, resolved
 from reft_ray.jobs.estimate import Counter
 from reft_ray.jobs.launcher import Launcher, ProcessLauncher
-from reft_ray.serving.args import ServeArgs, ServiceArgs, from_environment
+from reft_ray.jobs.speeds import measured_speed
+from reft_ray.serving.args import PIPELINE, ServeArgs, ServiceArgs, from_environment
 from reft_ray.serving.kube_launcher import KubeLauncher
 from reft_ray.serving.ray_launcher import RayLauncher
 from reft_ray.settings import load_factory
@@ -52,6 +56,9 @@ def finetuning_app(
     driver_config(service).make_steps()
     database = Database.open(resolved(service.database_url))
     stores = Stores.open(database, service.files_uri, service, counter_of(service), recorder)
+    launcher = launcher_of(service, args.application)
+    if isinstance(launcher, ProcessLauncher):
+        start_measuring(service, stores)
     app = create_service_app(
         moderator,
         stores,
@@ -60,7 +67,7 @@ def finetuning_app(
         screenings_uri=args.screenings_uri,
         recorder=recorder,
         metrics_token=from_environment(args.metrics_token_variable),
-        launcher=launcher_of(service, args.application),
+        launcher=launcher,
         slots=service.slots,
     )
     provider = None if service.oidc is None else OpenIdProvider(service.oidc)
@@ -92,6 +99,37 @@ def driver_config(service: ServiceArgs, application: str = DEFAULT_APPLICATION) 
     )
 
 
+def start_measuring(service: ServiceArgs, stores: Stores) -> subprocess.Popen[bytes] | None:
+    """Start to measure the base models that have no speed yet, in a process of its own; None where all have one.
+
+    Only where drivers are processes of this machine: elsewhere the operator runs the same command on their nodes.
+    """
+    models = [
+        name
+        for name, base in service.base_models.items()
+        if base.trainable
+        and base.speed is None
+        and stores.first_speeds.of(name) is None
+        and measured_speed(stores.database, name, base.preset) is None
+    ]
+    if not (service.measure_speed and service.steps == PIPELINE and models):
+        return None
+    environment = {**_driver_environment(), CONFIG_VARIABLE: driver_config(service).to_json()}
+    process = subprocess.Popen(  # noqa: S603 - our own module
+        [sys.executable, "-m", "reft_ray.pipeline.speed", *models],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    threading.Thread(target=process.wait, name="measuring", daemon=True).start()
+    return process
+
+
+def _driver_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(_RAY_WORKER_VARIABLES)}
+
+
 def launcher_of(service: ServiceArgs, application: str = DEFAULT_APPLICATION) -> Launcher:
     """Launch drivers as RayJobs, as Ray jobs of a job server, or as processes where neither is configured."""
     config = driver_config(service, application)
@@ -99,7 +137,7 @@ def launcher_of(service: ServiceArgs, application: str = DEFAULT_APPLICATION) ->
         return KubeLauncher.in_pod(config, service.job_template)
     if service.job_server is not None:
         return RayLauncher(config, service.job_server, service.driver_cpus)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_RAY_WORKER_VARIABLES)}
+    environment = _driver_environment()
     if ray.is_initialized():
         # Jobs run on the cluster that this gateway is part of.
         environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

@@ -65,6 +65,8 @@ class Toy:
             "base_models": {"toy": {"uri": str(self.base)}},
             "options": self.options,
             "logs": str(root / "logs"),
+            # Its own test does.
+            "measure_speed": False,
         }
 
     def with_base(self, **changes) -> dict:

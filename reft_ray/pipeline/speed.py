@@ -1,0 +1,212 @@
+"""The speed of a base model's jobs on this machine, from a small run of each stage: for estimates before the first job.
+
+`python -m reft_ray.pipeline.speed MODEL...` measures as a driver would work, and keeps what it found in the service's
+content store; the service starts it (`reft_ray.serving.first_speeds`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from reft_ray.core.conversation import Example
+from reft_ray.core.errors import BlockedByPolicyError, ReftError
+from reft_ray.evaluation.suite import Suite
+from reft_ray.finetuning.config import FinetuneConfig
+from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_path
+from reft_ray.finetuning.trainer import FinetuneInputs, finetune
+from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.loading import context_of, load_tokenizer
+from reft_ray.hf.ref_teacher import load_scorer
+from reft_ray.hf.soft_targets import is_complete
+from reft_ray.jobs.content import ContentStore
+from reft_ray.jobs.driver import DriverConfig
+from reft_ray.jobs.estimate import Speed
+from reft_ray.jobs.first_speeds import FirstSpeeds
+from reft_ray.openmp import spin_briefly
+from reft_ray.pipeline.measure import MeasureRequest, measure
+from reft_ray.pipeline.model_context import ModelContext
+from reft_ray.pipeline.steps import PipelineSteps
+from reft_ray.rows.text import messages_json
+from reft_ray.screening.config import ScreenConfig
+from reft_ray.screening.dataset import screen
+from reft_ray.telemetry import logs
+
+FEW, MORE = 8, 24
+"""Rows of the two runs of a stage: what both have in common is its fixed time."""
+
+STEPS = 4
+DRIVERS = 2
+"""A job has one before the queue and one after it; each imports everything."""
+
+logger = logging.getLogger("reft_ray.pipeline.speed")
+
+
+def measure_speed(context: ModelContext, shared: Path, device: str = "auto", devices: int = 1) -> Speed:
+    """Screen, train and gate a few alignment rows under the base's own settings, and time each of it.
+
+    Soft labels that are not in `shared` yet belong to the fixed time: the first job makes them. Raises ReftError where
+    the base has no alignment rows, or a stage fails.
+    """
+    rows = [row for row in context.alignment(None) if row.answered]
+    if not rows:
+        raise ReftError("without alignment rows there is nothing to measure with; set `speed` of the base model")
+    with tempfile.TemporaryDirectory(prefix="reft-speed-") as folder:
+        scratch = Path(folder)
+        imports = _seconds(lambda: subprocess.run([sys.executable, "-c", "import reft_ray.pipeline.steps"], check=True))
+        screening, per_row = _line(lambda count: _screen(context, rows, count, scratch / f"screen-{count}"))
+        gate, per_prompt = _line(lambda count: _gate(context, count, device))
+        prompts = len(context.harmful()) + len(context.harmless())
+        training = _train(context, rows, scratch)
+        labels = _labels(context, rows, shared, scratch)
+    return Speed(
+        training_tokens=training.tokens / training.seconds,
+        screening_rows=1 / per_row,
+        # The gate asks the student, and the base once for all jobs.
+        start_seconds=DRIVERS * imports + screening + training.fixed + labels + 2 * (gate + prompts * per_prompt),
+        devices=devices,
+        overhead=0.0,
+        step_seconds=training.seconds / training.steps,
+    )
+
+
+class _Training:
+    """What `STEPS` steps took between their first and last report, and a run without them."""
+
+    def __init__(self, tokens: float, seconds: float, steps: int, fixed: float) -> None:
+        self.tokens, self.seconds, self.steps, self.fixed = tokens, seconds, steps, fixed
+
+
+def _train(context: ModelContext, rows: Sequence[Example], scratch: Path) -> _Training:
+    preset = FinetuneConfig.of({"base": context.base, **context.args.finetune})
+    config = FinetuneConfig.of(
+        preset.model_dump() | {"epochs": 1, "min_steps": 0, "log_every": 1, "checkpoint_every": STEPS, "seed": 0}
+    )
+    users = list(islice(cycle(rows), (STEPS + 1) * config.batch_rows))
+    resources = context.args.resources.model_copy(
+        update={"storage": str(scratch / "runs"), "shared": str(scratch / "shared")}
+    )
+    inputs = FinetuneInputs(users, len(users), rows[:MORE] if config.method.distills else (), context.teacher)
+    reports: list[tuple[float, Mapping[str, Any]]] = []
+    began = time.perf_counter()
+    # Labels of the few rows are made first: those of a job are counted by themselves.
+    made = 0.0
+    if config.method.distills and config.labels == "soft" and config.teacher_forward == "cached":
+        made = _seconds(
+            lambda: ensure_soft_targets(config, context.teacher, rows[:MORE], scratch / "shared" / "targets")
+        )
+    finetune(
+        config, inputs, scratch / "student", resources, "speed",
+        lambda metrics: reports.append((time.perf_counter(), dict(metrics))),
+    )  # fmt: skip
+    whole = time.perf_counter() - began - made
+    chat, longest = ChatFormat(load_tokenizer(context.base)), config.longest_row(context_of(context.base))
+    tokens = sum(min(longest, sum(map(len, chat.sequences(row)))) for row in users) / len(users)
+    (first, _), *_, (last, _) = (report for report in reports if "step" in report[1])
+    seconds, steps = last - first, STEPS
+    return _Training(
+        tokens * config.batch_rows * steps, seconds, steps, max(0.0, whole - seconds * (steps + 1) / steps)
+    )
+
+
+def _labels(context: ModelContext, rows: Sequence[Example], shared: Path, scratch: Path) -> float:
+    """The seconds of the soft labels that the first job makes; 0 where they are made."""
+    config = FinetuneConfig.of({"base": context.base, **context.args.finetune})
+    soft = config.method.distills and config.labels == "soft" and config.teacher_forward == "cached"
+    alignment = context.alignment(None)
+    if not soft or is_complete(soft_targets_path(config, context.teacher, alignment, shared / "targets")):
+        return 0.0
+    fixed, per_row = _line(
+        lambda count: _seconds(
+            lambda: ensure_soft_targets(config, context.teacher, rows[:count], scratch / f"labels-{count}")
+        )
+    )
+    return fixed + per_row * len(alignment)
+
+
+def _screen(context: ModelContext, rows: Sequence[Example], count: int, out: Path) -> float:
+    args, file = context.args.screening, out.with_suffix(".jsonl")
+    texts = islice(cycle(rows), count)
+    # Texts that differ: near-duplicates and repeated texts are cheaper.
+    lines = (f'{{"messages":{messages_json(row.messages)},"n":{number}}}\n' for number, row in enumerate(texts))
+    file.write_text("".join(lines))
+    config = ScreenConfig(findings=args.findings, batch_rows=args.batch_rows, small_rows=args.small_rows)
+
+    def run() -> None:
+        with suppress(BlockedByPolicyError):
+            screen([str(file)], str(out), partial(load_scorer, context.teacher.folder, context.base), config)
+
+    return _seconds(run)
+
+
+def _gate(context: ModelContext, count: int, device: str) -> float:
+    args = context.args.gate
+    prompts = [row.prompt for row in islice(cycle([*context.harmful(), *context.harmless()]), count)]
+    request = MeasureRequest(Suite(prompts), (), args.max_new_tokens, args.batch_tokens)
+    return _seconds(lambda: measure(context.base, None, request, device))
+
+
+def _line(run: Callable[[int], float]) -> tuple[float, float]:
+    """Fixed seconds and those per row, of runs of FEW and of MORE rows."""
+    few, more = run(FEW), run(MORE)
+    per_row = max(1e-6, (more - few) / (MORE - FEW))
+    return max(0.0, few - FEW * per_row), per_row
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def measured(config: DriverConfig, models: Sequence[str]) -> Iterator[str]:
+    """Measure these models and keep their speeds; yields each model that has one. A failure is logged."""
+    steps = config.make_steps()
+    if not isinstance(steps, PipelineSteps):
+        return
+    kept = FirstSpeeds(ContentStore(config.files_uri))
+    for name in models:
+        try:
+            context = ModelContext(steps.config.base(name))
+            speed = measure_speed(context, steps.config.folder, steps.config.device)
+        except ReftError as error:
+            logger.warning("the speed of %s was not measured: %s", name, error)
+            continue
+        kept.put(name, speed)
+        logger.info("the speed of %s: %s", name, json.dumps(speed.model_dump()))
+        yield name
+
+
+def main() -> int:
+    """The command line: the models' names; the configuration is a driver's, from the environment.
+
+    Of several processes of one service on this machine one measures, and models with a speed are left out.
+    """
+    spin_briefly()
+    logs.configure(whole_process=True)
+    config = DriverConfig.from_environment()
+    kept = FirstSpeeds(ContentStore(config.files_uri))
+    name = hashlib.sha256(config.files_uri.encode()).hexdigest()[:16]
+    with (Path(tempfile.gettempdir()) / f"reft-speed-{name}.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 0
+        list(measured(config, [model for model in sys.argv[1:] if kept.of(model) is None]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
