@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from reft_ray.core.conversation import Conversation, chat
 from reft_ray.core.decoding import COMMON_WORDS
+from reft_ray.core.geometry import Readout, Readouts
 from reft_ray.core.quality import FilterQuality
 from reft_ray.core.verdict import Calibration, Thresholds
 from reft_ray.hf.chat import ChatFormat
@@ -81,4 +82,4 @@ def save_random_teacher(folder: Path, shape: str) -> RefTeacher:
         config={},
     )
     refusal = torch.nn.functional.normalize(torch.randn(SHAPES[shape][0]), dim=0)
-    return save_teacher(folder / "teacher", base.model, manifest, refusal)
+    return save_teacher(folder / "teacher", base.model, manifest, Readouts({manifest.layer: Readout(refusal)}))
