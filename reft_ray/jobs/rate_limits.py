@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import case, insert, select, update
+from sqlalchemy import Float, Select, bindparam, case, insert, select, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.tables import rate_buckets
 
 MINUTE = 60.0
 AHEAD_SECONDS = 5.0
-
 
 LOCK_SECONDS = 5.0
 """How long a request waits for a locked database before its limit is taken as unknown."""
@@ -34,6 +35,25 @@ class Allowance:
         return self.wait <= 0
 
 
+def _statements() -> tuple[ReturningUpdate[Any], Select[Any]]:
+    """Take `cost` from a full enough bucket, and read its level: made once, since each request would take longer to
+    write them than the database to run them."""
+    now, ahead, rate, most, cost = (bindparam(name, type_=Float) for name in ("now", "ahead", "rate", "most", "cost"))
+    level, updated_at = rate_buckets.c.level, rate_buckets.c.updated_at
+    mine = (rate_buckets.c.owner == bindparam("of")) & (rate_buckets.c.name == bindparam("kind"))
+    # Gateways' clocks differ by seconds, and then the later one counts. A bucket further ahead was filled by a clock
+    # that was set back since.
+    elapsed = case((updated_at < now, now - updated_at), else_=0)
+    latest = case(((updated_at > ahead) | (updated_at < now), now), else_=updated_at)
+    filled = level + elapsed * rate
+    current = case((filled > most, most), else_=filled)
+    taking = update(rate_buckets).where(mine, current >= cost).values(level=current - cost, updated_at=latest)
+    return taking.returning(level), select(current).where(mine)
+
+
+_TAKE, _LEVEL = _statements()
+
+
 class RateLimits:
     """Buckets that hold one minute's tokens and refill evenly."""
 
@@ -45,25 +65,12 @@ class RateLimits:
         if cost > per_minute:
             return Allowance(per_minute, 0, MINUTE, math.inf)
         now, rate = self.database.now(), per_minute / MINUTE
-        mine = (rate_buckets.c.owner == owner) & (rate_buckets.c.name == name)
-        # Gateways' clocks differ by seconds, and then the later one counts. A bucket further ahead was filled by a
-        # clock that was set back since.
-        ahead = rate_buckets.c.updated_at > now + AHEAD_SECONDS
-        elapsed = case((rate_buckets.c.updated_at < now, now - rate_buckets.c.updated_at), else_=0)
-        latest = case((ahead | (rate_buckets.c.updated_at < now), now), else_=rate_buckets.c.updated_at)
-        filled = rate_buckets.c.level + elapsed * rate
-        level = case((filled > per_minute, per_minute), else_=filled)
-        taking = (
-            update(rate_buckets)
-            .where(mine, level >= cost)
-            .values(level=level - cost, updated_at=latest)
-            .returning(rate_buckets.c.level)
-        )
+        values = {"of": owner, "kind": name, "now": now, "ahead": now + AHEAD_SECONDS, "rate": rate, "most": per_minute}
         with self.database.write(LOCK_SECONDS) as connection:
-            left = connection.execute(taking).scalar()
+            left = connection.execute(_TAKE, {**values, "cost": cost}).scalar()
             taken = left is not None
             if not taken:
-                left = connection.execute(select(level).where(mine)).scalar()
+                left = connection.execute(_LEVEL, values).scalar()
         if left is None:
             self._fill(owner, name, per_minute)
         if left is None or (not taken and left >= cost):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from reft_ray.jobs import ids
 from reft_ray.jobs.audit import AuditLog
@@ -117,6 +117,14 @@ class ApiKey:
     expires_at: float | None
     revoked_at: float | None
 
+
+_PRINCIPAL = {
+    name: select(api_keys, projects.c.organization_id, projects.c.limits)
+    .join_from(api_keys, projects)
+    .where(api_keys.c[name] == bindparam("it"))
+    for name in ("digest", "id")
+}
+"""The query of a principal by a column of its key: made once, as every request asks it."""
 
 _COLUMNS = [api_keys.c[field.name] for field in fields(ApiKey)]
 
@@ -236,18 +244,15 @@ class Tenants:
 
     def authenticate(self, secret: str) -> Principal | None:
         """The principal of a secret; None when it is unknown, revoked or expired."""
-        return self._principal(api_keys.c.digest == _digest(secret))
+        return self._principal("digest", _digest(secret))
 
     def principal(self, key_id: str) -> Principal | None:
         """The principal of a key that a session was opened with; None when it is revoked or expired."""
-        return self._principal(api_keys.c.id == key_id)
+        return self._principal("id", key_id)
 
-    def _principal(self, which: ColumnElement[bool]) -> Principal | None:
-        query = (
-            select(api_keys, projects.c.organization_id, projects.c.limits).join_from(api_keys, projects).where(which)
-        )
+    def _principal(self, column: str, value: str) -> Principal | None:
         with self.database.read() as connection:
-            row = connection.execute(query).first()
+            row = connection.execute(_PRINCIPAL[column], {"it": value}).first()
         if row is None or row.revoked_at is not None:
             return None
         if row.expires_at is not None and row.expires_at <= self.database.now():

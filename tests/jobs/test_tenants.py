@@ -4,7 +4,7 @@ import math
 import threading
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from reft_ray.jobs.errors import InvalidError, NotFoundError
 from reft_ray.jobs.rate_limits import RateLimits
@@ -103,6 +103,25 @@ def test_a_bucket_empties_and_refills_evenly(database, clock):
     assert limits.take("p", "tokens", 1, 3).allowed
     clock.advance(3600)
     assert limits.take("p", "requests", 1, 3).remaining == 2
+
+
+def test_a_request_asks_the_database_three_statements(database, tenants):
+    _, secret = tenants.create_key("acme", "one", "x")
+    limits, asked = RateLimits(database), []
+
+    def request():
+        principal = tenants.authenticate(secret)
+        for name in ("requests", "moderation_tokens"):
+            assert limits.take(principal.project_id, name, 1, 100).allowed
+
+    request()
+    event.listen(database.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    request()
+    assert [statement.split()[0] for statement in asked if statement.split()[0] != "BEGIN"] == [
+        "SELECT",
+        "UPDATE",
+        "UPDATE",
+    ]
 
 
 def test_a_cost_above_the_limit_never_fits(database):
