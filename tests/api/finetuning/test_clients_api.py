@@ -30,6 +30,12 @@ def live(service, tmp_path):
         launcher.stop(job.handle)
 
 
+# Twenty driver processes: the other tests of this folder ask the same routes of SQLite in the fast lane.
+@pytest.mark.parametrize(
+    "service",
+    [pytest.param("sqlite", marks=pytest.mark.slow), pytest.param("postgresql", marks=pytest.mark.servers)],
+    indirect=True,
+)
 @pytest.mark.timeout(600)
 def test_the_installed_client(live, check_client):
     """Each of its jobs is a driver process: on a busy machine a job takes a minute."""
