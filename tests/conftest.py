@@ -16,6 +16,10 @@ gc.disable()
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# On a machine that does other work Ray's processes take longer to start than the 30 s that they are given.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "270")
+os.environ.setdefault("RAY_agent_register_timeout_ms", "270000")
+os.environ.setdefault("RAY_worker_register_timeout_seconds", "270")
 MEMORY = Path("/dev/shm")
 """Where tests write: a commit of SQLite waits for a disk, and so do thousands of deleted files."""
 if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4 << 30:
