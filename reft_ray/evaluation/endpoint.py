@@ -172,7 +172,7 @@ class ChatJudge:
 
 
 class EndpointResponder:
-    """A model behind `/v1/chat/completions`: greedy answers of at most `max_tokens`, AT_ONCE at a time.
+    """A model that answers `/v1/chat/completions`: greedy answers of at most `max_tokens`, AT_ONCE at a time.
 
     What the service's filter withholds is a refusal.
     """

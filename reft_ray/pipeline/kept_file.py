@@ -20,7 +20,7 @@ def save_kept(run: JobRun, screening: Screening) -> str | None:
     """Save the rows that were trained on; None where those are all of the training file.
 
     Lines of JSONL keep their bytes, where a job needs no options to read them; other rows become `messages`. It is
-    deleted with the training file. Where the project's quota has no room for it, an event says so.
+    deleted with the training file. Where the project's quota is too small for it, an event says so.
     """
     if screening.kept == screening.rows:
         return None
