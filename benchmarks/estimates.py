@@ -3,7 +3,8 @@
     python benchmarks/estimates.py [--jobs 10]
 
 A base of random weights is measured in small runs, as the service does at its start; then the jobs run one after the
-other, each in driver processes, on this machine. Printed are both estimates over the time that the job took.
+other, each in driver processes with one thread, on this machine. Printed are both estimates over the time that the job
+took. Other work on the machine changes both.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 from statistics import median
 
+import torch
 from random_teacher import WORDS, save_random_teacher
 
 from reft_ray.api.settings import BaseModelSettings, ServiceSettings
@@ -77,7 +79,7 @@ def options(folder: Path) -> dict[str, object]:
                     "max_new_tokens": 16,
                 },
                 "finetune": {"epochs": 1, "batch_rows": 8, "max_tokens": 256, "log_every": 1, "checkpoint_every": 50},
-                "resources": {"workers": 0},
+                "resources": {"workers": 0, "cpus_per_worker": 1},
                 "screening": {"job_threshold": False},
             }
         },
@@ -89,6 +91,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=len(SIZES))
     asked = parser.parse_args()
+    # Of the drivers too.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         made = options(home)

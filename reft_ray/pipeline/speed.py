@@ -44,8 +44,11 @@ from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset import screen
 from reft_ray.telemetry import logs
 
-FEW, MORE = 8, 24
-"""Rows of the two runs of a stage: what both have in common is its fixed time."""
+FEW, MORE = 8, 40
+"""Rows of the runs of a stage: what they have in common is its fixed time."""
+
+LEAST_SHARE = 0.02
+"""Of a run's time that its rows take at least, however noisy the clock."""
 
 STEPS = 4
 DRIVERS = 2
@@ -66,8 +69,8 @@ def measure_speed(context: ModelContext, shared: Path, device: str = "auto", dev
     with tempfile.TemporaryDirectory(prefix="reft-speed-") as folder:
         scratch = Path(folder)
         imports = _seconds(lambda: subprocess.run([sys.executable, "-c", "import reft_ray.pipeline.steps"], check=True))
-        screening, per_row = _line(lambda count: _screen(context, rows, count, scratch / f"screen-{count}"))
-        gate, per_prompt = _line(lambda count: _gate(context, count, device))
+        screening, per_row = _line(lambda count, name: _screen(context, rows, count, scratch / f"screen-{name}"))
+        gate, per_prompt = _line(lambda count, _: _gate(context, count, device))
         prompts = len(context.harmful()) + len(context.harmless())
         training = _train(context, rows, scratch)
         labels = _labels(context, rows, shared, scratch)
@@ -94,7 +97,7 @@ def _train(context: ModelContext, rows: Sequence[Example], scratch: Path) -> _Tr
     config = FinetuneConfig.of(
         preset.model_dump() | {"epochs": 1, "min_steps": 0, "log_every": 1, "checkpoint_every": STEPS, "seed": 0}
     )
-    users = list(islice(cycle(rows), (STEPS + 1) * config.batch_rows))
+    users = _cycled(rows, (STEPS + 1) * config.batch_rows)
     resources = context.args.resources.model_copy(
         update={"storage": str(scratch / "runs"), "shared": str(scratch / "shared")}
     )
@@ -129,8 +132,8 @@ def _labels(context: ModelContext, rows: Sequence[Example], shared: Path, scratc
     if not soft or is_complete(soft_targets_path(config, context.teacher, alignment, shared / "targets")):
         return 0.0
     fixed, per_row = _line(
-        lambda count: _seconds(
-            lambda: ensure_soft_targets(config, context.teacher, rows[:count], scratch / f"labels-{count}")
+        lambda count, name: _seconds(
+            lambda: ensure_soft_targets(config, context.teacher, _cycled(rows, count), scratch / f"labels-{name}")
         )
     )
     return fixed + per_row * len(alignment)
@@ -138,9 +141,7 @@ def _labels(context: ModelContext, rows: Sequence[Example], shared: Path, scratc
 
 def _screen(context: ModelContext, rows: Sequence[Example], count: int, out: Path) -> float:
     args, file = context.args.screening, out.with_suffix(".jsonl")
-    texts = islice(cycle(rows), count)
-    # Texts that differ: near-duplicates and repeated texts are cheaper.
-    lines = (f'{{"messages":{messages_json(row.messages)},"n":{number}}}\n' for number, row in enumerate(texts))
+    lines = (f'{{"messages":{messages_json(row.messages)}}}\n' for row in _cycled(rows, count))
     file.write_text("".join(lines))
     config = ScreenConfig(findings=args.findings, batch_rows=args.batch_rows, small_rows=args.small_rows)
 
@@ -153,16 +154,23 @@ def _screen(context: ModelContext, rows: Sequence[Example], count: int, out: Pat
 
 def _gate(context: ModelContext, count: int, device: str) -> float:
     args = context.args.gate
-    prompts = [row.prompt for row in islice(cycle([*context.harmful(), *context.harmless()]), count)]
+    prompts = [row.prompt for row in _cycled([*context.harmful(), *context.harmless()], count)]
     request = MeasureRequest(Suite(prompts), (), args.max_new_tokens, args.batch_tokens)
     return _seconds(lambda: measure(context.base, None, request, device))
 
 
-def _line(run: Callable[[int], float]) -> tuple[float, float]:
-    """Fixed seconds and those per row, of runs of FEW and of MORE rows."""
-    few, more = run(FEW), run(MORE)
-    per_row = max(1e-6, (more - few) / (MORE - FEW))
-    return max(0.0, few - FEW * per_row), per_row
+def _line(run: Callable[[int, str], float]) -> tuple[float, float]:
+    """Fixed seconds and those per row, of runs of FEW and of MORE rows, each with a name.
+
+    The first run also pays for what a process does once, as a job does: the rows' time is that of the two after it.
+    """
+    first, few, more = run(FEW, "first"), run(FEW, "few"), run(MORE, "more")
+    per_row = max(LEAST_SHARE * more / MORE, (more - few) / (MORE - FEW))
+    return max(0.0, first - FEW * per_row), per_row
+
+
+def _cycled(rows: Sequence[Example], count: int) -> list[Example]:
+    return list(islice(cycle(rows), count))
 
 
 def _seconds(run: Callable[[], object]) -> float:
