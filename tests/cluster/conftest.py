@@ -67,7 +67,7 @@ class Manifests:
         done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert not done.stderr, done.stderr
-        return list(yaml.safe_load_all(done.stdout))
+        return list(yaml.load_all(done.stdout, yaml.CSafeLoader))
 
 
 @pytest.fixture(scope="session")

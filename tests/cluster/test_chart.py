@@ -27,7 +27,8 @@ def render() -> Render:
         values["profile"] = profile
         loaded.validate_schema(values)
         made = loaded.render(values, name="reft", namespace=namespace)
-        return [item for item in yaml.safe_load_all(made["reft-ray/templates/documents.yaml"]) if item]
+        documents = yaml.load_all(made["reft-ray/templates/documents.yaml"], yaml.CSafeLoader)
+        return [item for item in documents if item]
 
     return render
 
