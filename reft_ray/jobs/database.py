@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Database:
     def __init__(self, engine: Engine, now: Callable[[], float] = time.time) -> None:
         self.engine = engine
         self.now = now
+        self._writing = threading.Lock()
 
     @classmethod
     def open(cls, url: str, now: Callable[[], float] = time.time, migrate: bool = True) -> Database:
@@ -99,7 +101,12 @@ class Database:
     def write(self, lock_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[Connection]:
         """A transaction that commits or rolls back; on SQLite it waits `lock_seconds` for another writer."""
         options = {"reft_write": True, "reft_lock_wait": lock_seconds}
-        with self.engine.connect().execution_options(**options) as connection, connection.begin():
+        with ExitStack() as stack:
+            # SQLite's own wait is polling, in which one of many threads may never have its turn.
+            if self.is_sqlite and self._writing.acquire(timeout=lock_seconds):
+                stack.callback(self._writing.release)
+            connection = stack.enter_context(self.engine.connect().execution_options(**options))
+            stack.enter_context(connection.begin())
             yield connection
 
     def serialize(self, connection: Connection, name: str) -> None:

@@ -94,6 +94,27 @@ def test_sqlite_writes_ahead_and_a_failed_transaction_leaves_nothing(sqlite_data
         assert connection.execute(text("SELECT count(*) FROM organizations")).scalar() == 0
 
 
+def test_writers_of_sqlite_wait_in_turn_and_without_a_connection(sqlite_database):
+    """Polling left one of many without its turn until it failed, and each held a connection meanwhile."""
+    made, asked = [], threading.Barrier(5)
+
+    def write(number: int) -> None:
+        asked.wait()
+        with sqlite_database.write() as connection:
+            connection.execute(text("INSERT INTO organizations VALUES (:id, :id, 0)"), {"id": f"org-{number}"})
+            made.append(sqlite_database.engine.pool.checkedout())
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    with sqlite_database.write():
+        for thread in threads:
+            thread.start()
+        asked.wait()
+        assert sqlite_database.engine.pool.checkedout() == 1
+    for thread in threads:
+        thread.join()
+    assert made == [1, 1, 1, 1]
+
+
 def test_existing_records_are_opened_and_others_are_not_made(database):
     url = database.engine.url.render_as_string(hide_password=False)
     Database.open_existing(url).close()
