@@ -7,7 +7,6 @@ content store; the service starts it (`reft_ray.serving.first_speeds`).
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import subprocess
@@ -180,39 +179,38 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def measured(config: DriverConfig, models: Sequence[str]) -> Iterator[str]:
-    """Measure these models and keep their speeds; yields each model that has one. A failure is logged."""
+    """Measure those of these models that have no speed, and keep it; yields each of them. A failure is logged.
+
+    Of several processes of one service on this machine only one measures.
+    """
     steps = config.make_steps()
     if not isinstance(steps, PipelineSteps):
         return
-    kept = FirstSpeeds(ContentStore(config.files_uri))
-    for name in models:
-        try:
-            context = ModelContext(steps.config.base(name))
-            speed = measure_speed(context, steps.config.folder, steps.config.device)
-        except ReftError as error:
-            logger.warning("the speed of %s was not measured: %s", name, error)
-            continue
-        kept.put(name, speed)
-        logger.info("the speed of %s: %s", name, json.dumps(speed.model_dump()))
-        yield name
-
-
-def main() -> int:
-    """The command line: the models' names; the configuration is a driver's, from the environment.
-
-    Of several processes of one service on this machine one measures, and models with a speed are left out.
-    """
-    spin_briefly()
-    logs.configure(whole_process=True)
-    config = DriverConfig.from_environment()
-    kept = FirstSpeeds(ContentStore(config.files_uri))
-    name = hashlib.sha256(config.files_uri.encode()).hexdigest()[:16]
-    with (Path(tempfile.gettempdir()) / f"reft-speed-{name}.lock").open("a") as lock:
+    kept, folder = FirstSpeeds(ContentStore(config.files_uri)), steps.config.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "speed.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return 0
-        list(measured(config, [model for model in sys.argv[1:] if kept.of(model) is None]))
+            return
+        for name in models:
+            if kept.of(name) is not None:
+                continue
+            try:
+                speed = measure_speed(ModelContext(steps.config.base(name)), folder, steps.config.device)
+            except ReftError as error:
+                logger.warning("the speed of %s was not measured: %s", name, error)
+                continue
+            kept.put(name, speed)
+            logger.info("the speed of %s: %s", name, json.dumps(speed.model_dump()))
+            yield name
+
+
+def main() -> int:
+    """The command line: the models' names; the configuration is a driver's, from the environment."""
+    spin_briefly()
+    logs.configure(whole_process=True)
+    list(measured(DriverConfig.from_environment(), sys.argv[1:]))
     return 0
 
 

@@ -115,13 +115,18 @@ def start_measuring(service: ServiceArgs, stores: Stores) -> subprocess.Popen[by
     if not (service.measure_speed and service.steps == PIPELINE and models):
         return None
     environment = {**_driver_environment(), CONFIG_VARIABLE: driver_config(service).to_json()}
-    process = subprocess.Popen(  # noqa: S603 - our own module
-        [sys.executable, "-m", "reft_ray.pipeline.speed", *models],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    log = Path(service.logs or os.devnull)
+    if service.logs:
+        log.mkdir(parents=True, exist_ok=True)
+        log /= "speed.log"
+    with log.open("ab") as said:
+        process = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-m", "reft_ray.pipeline.speed", *models],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+        )
     threading.Thread(target=process.wait, name="measuring", daemon=True).start()
     return process
 

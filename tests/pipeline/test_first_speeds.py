@@ -44,6 +44,8 @@ def test_a_speed_is_kept_for_any_name_of_a_model(tmp_path):
     assert kept.of("tiny") is None
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_service_estimates_before_its_first_job(toy, tmp_path, serving):
     service = ServiceArgs.of({**toy.service(tmp_path), "measure_speed": True})
     stores = Stores.open(Database.open(service.database_url), service.files_uri, service)
@@ -57,7 +59,7 @@ def test_the_service_estimates_before_its_first_job(toy, tmp_path, serving):
             return httpx.post(f"{url}/v1/fine_tuning/jobs/estimate", json=body).json()
 
         assert estimated()["seconds"] is None
-        assert process.wait(240) == 0
+        assert process.wait() == 0, (tmp_path / "logs" / "speed.log").read_text()[-2000:]
         found = estimated()
         speed = stores.first_speeds.of("toy")
         assert found["seconds"] > speed.start_seconds > 1
