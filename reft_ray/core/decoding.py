@@ -34,11 +34,15 @@ COMMON_WORDS = frozenset(_FREQUENT.split())
 _ROTATED_WORDS = frozenset(codecs.encode(word, "rot13") for word in COMMON_WORDS) - COMMON_WORDS
 _REVERSED_WORDS = frozenset(word[::-1] for word in COMMON_WORDS) - COMMON_WORDS
 
+# Repeated groups are possessive: to be able to go back, `re` would keep up to 300 bytes for each repetition.
 _TAGS = re.compile("[\U000e0020-\U000e007e]{8,}")
 _BASE64_SPAN = re.compile(
-    r"(?<![A-Za-z0-9+/_-])(?:[A-Za-z0-9+/_-]{10,}(?:\r?\n[A-Za-z0-9+/_-]{4,})*={0,2}|[A-Za-z0-9+/_-]{6,}={1,2})"
+    r"(?<![A-Za-z0-9+/_-])(?:[A-Za-z0-9+/_-]{10,}(?:\r?\n[A-Za-z0-9+/_-]{4,})*+={0,2}|[A-Za-z0-9+/_-]{6,}={1,2})"
 )
-_HEX_SPAN = re.compile(r"(?<![0-9A-Za-z])(?:(?:0x|\\x|%)?[0-9A-Fa-f]{2}[ \t\r\n:,;-]{0,2}){6,}(?![0-9A-Za-z])")
+_HEX_SPAN = re.compile(
+    r"(?<![0-9A-Za-z])(?=(?:(?:0x|\\x|%)?[0-9A-Fa-f]{2}[ \t\r\n:,;-]{0,2}){6})"
+    r"(?:(?:0x|\\x|%)?(?:[0-9A-Fa-f]{2})++(?:(?![0-9A-Za-z])|(?=0x[0-9A-Fa-f]{2}))[ \t\r\n:,;-]{0,2})++"
+)
 _IN_HEX = bytes(chr(byte) in "0123456789abcdefABCDEFx\\% \t\r\n:,;-" for byte in range(256))
 _HEX_RUN = bytes([1]) * 12
 _HEX_NOISE = re.compile(r"0x|\\x|[^0-9A-Fa-f]")
@@ -54,7 +58,7 @@ _RUNS = re.compile(rb"[ -/:-~\t\r\n]{%d,}|[A-Za-z0-9+/=_-]{%d,}" % (_RUN, _RUN))
 """Printable without digits, or another layer of base64. By chance one is in a hundred thousand random bytes."""
 _PRINTABLE = bytes(32 <= byte < 127 or byte in b"\t\r\n" for byte in range(256))
 _PRINTABLE_RUN = bytes([1]) * _RUN
-_SPACED = re.compile(r"(?<!\w)(?:[^\W\d_](?:[ .,*|/_-]{1,3}|\n)){7,}[^\W\d_](?!\w)")
+_SPACED = re.compile(r"(?<!\w)[^\W\d_](?:(?:[ .,*|/_-]{1,3}|\n)[^\W\d_](?![^\W_])){7,}+")
 _GLUE = re.compile(r"(?<=[A-Za-z])[^\w\s'+/=-]+(?=[A-Za-z])|(?<=[A-Za-z])(?:\.{2,}|_+|-+)(?=[A-Za-z])")
 _CAPITAL_INSIDE = re.compile("[a-z][A-Z]")
 _SEGMENT = re.compile(r"[^.:;!?\"()\[\]{}\n]+")

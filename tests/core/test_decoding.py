@@ -5,6 +5,7 @@ import codecs
 import hashlib
 import json
 import random
+import tracemalloc
 import uuid
 from pathlib import Path
 
@@ -141,7 +142,11 @@ def test_fewer_than_one_in_a_thousand_task_rows_gets_another_reading(shared_data
 def test_work_and_readings_are_bounded(unit: str, size: int) -> None:
     # The ends do not match the unit, so that a pattern over the whole text must backtrack.
     text = f"a{unit * (size // len(unit))}!"
+    tracemalloc.start()
     found = readings(text)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 40 * len(text.encode()), "a repeated group that may go back takes 150 to 300 times the text"
     assert 1 <= len(found) <= MAX_READINGS
     assert all(len(reading) <= MAX_GROWTH * len(text) for _, reading in found)
     assert sum(len(reading) for _, reading in found) <= 8 * len(text)
