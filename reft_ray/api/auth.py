@@ -202,12 +202,11 @@ class RateLimitHeaders:
         await self._app(scope, receive, with_headers)
 
 
-def check_bind(host: str, has_keys: bool) -> None:
+def check_bind(host: str, has_keys: bool, remedy: str) -> None:
     """Refuse to listen beyond loopback without API keys. Raises UsageError; called before the server binds."""
     if not has_keys and not is_loopback(host):
         raise UsageError(
-            f"host {host!r}: without API keys the service answers on loopback only; "
-            "make a key with `reft-ray keys create`, or bind to 127.0.0.1"
+            f"host {host!r}: without API keys the service answers on loopback only; {remedy}, or bind to 127.0.0.1"
         )
 
 

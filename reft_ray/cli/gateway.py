@@ -74,7 +74,7 @@ def gateway(
             "gateway",
         )
         gate = gate_of(settings)
-        check_bind(host, gate is not None and not gate.keyless())
+        check_bind(host, gate is not None and not gate.keyless(), "name the key of your clients with --client-key")
         cascade = CascadeSettings.of({"guards": [guard_from(text) for text in guard or []], "combine": guard_combine})
         moderator = GuardedModerator(
             LocalModerator(RefTeacher.load(teacher_folder(teacher)).scorer(base)),

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from reft_ray.api.origins import is_loopback
+from reft_ray.api.auth import check_bind
 from reft_ray.api.settings import FilterSettings, ServiceSettings
 from reft_ray.core.errors import UsageError
 from reft_ray.guards.settings import CascadeSettings
@@ -136,12 +136,8 @@ class ServeArgs(Settings):
         keys = self.keys is not None or (self.service is not None and self.service.require_keys)
         if self.service is None and self.filter.authenticated_in_front:
             return
-        if not keys and not is_loopback(host):
-            wanted = "service.require_keys: true" if self.service else "keys:, or filter.authenticated_in_front: true"
-            raise UsageError(
-                f"http_options.host {host!r}: without API keys the service answers on loopback only; "
-                f"set {wanted}, or bind to 127.0.0.1"
-            )
+        wanted = "service.require_keys: true" if self.service else "keys:, or filter.authenticated_in_front: true"
+        check_bind(host, keys, f"set {wanted}")
 
 
 def from_environment(variable: str | None) -> str | None:

@@ -65,7 +65,7 @@ def _our_mistakes(application: Mapping[str, Any], where: str, host: str) -> Iter
         try:
             args.check_bind(host)
         except UsageError as error:
-            yield f"config.{error}"
+            yield f"config.http_options.{error}"
         if args.service is not None:
             yield from _step_mistakes(args.service, f"{where}.args.service")
     for index, deployment in enumerate(application.get("deployments") or ()):
