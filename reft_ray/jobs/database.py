@@ -188,7 +188,7 @@ def _sqlite(url: str, create: bool) -> Engine:
     def begin(connection: Connection) -> None:
         options = connection.get_execution_options()
         writes, seconds = options.get("reft_write", False), options.get("reft_lock_wait", LOCK_WAIT_SECONDS)
-        # Readers wait for nobody in WAL mode, and most writers as long as the one before: no statement for those.
+        # In WAL mode readers do not wait, and most writers wait as long as the one before: no statement for those.
         if writes and connection.info.get("reft_lock_wait") != seconds:
             connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
             connection.info["reft_lock_wait"] = seconds
