@@ -16,8 +16,8 @@ gc.disable()
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# On a machine that does other work Ray's processes take longer to start than the 30 s that they are given. A raylet ends
-# by itself where an agent takes over 15 s, which cannot be configured: ray-project/ray#65983.
+# On a machine that does other work Ray's processes take longer to start than the 30 s that they are given. A raylet
+# ends by itself where an agent takes over 15 s, which cannot be configured: ray-project/ray#65983.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "60")
 os.environ.setdefault("RAY_agent_register_timeout_ms", "270000")
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "270")
