@@ -119,6 +119,8 @@ class Readout:
         if geometry is Geometry.CENTRED:
             return cls(refusal_D.float(), centre_D.float())
         map_DD = whitening(moments.covariance(), shrinkage)
+        # A cosine does not depend on the map's scale. Scores before and after the artefact is written are the same.
+        map_DD = (map_DD / map_DD.abs().max()).half().double()
         return cls((map_DD @ refusal_D).float(), (map_DD @ centre_D).float(), map_DD.float())
 
     def score(self, feature_BD: Tensor) -> Tensor:
@@ -139,14 +141,16 @@ class Readout:
         return self.refusal_D, self.offset_D, self.whitening_DD
 
     def tensors(self) -> dict[str, Tensor]:
-        """The parts by name, for a file."""
+        """The parts by name, for a file; the map, by far the largest, in the half precision that `fit` gave it."""
         named = zip(("refusal", "offset", "whitening"), self._parts, strict=True)
-        return {name: part for name, part in named if part is not None}
+        found = {name: part for name, part in named if part is not None}
+        return {name: part.half() if name == "whitening" else part for name, part in found.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Readout:
         """Read what `tensors` gave. Raises KeyError without a refusal feature."""
-        return cls(tensors["refusal"], tensors.get("offset"), tensors.get("whitening"))
+        map_DD = tensors.get("whitening")
+        return cls(tensors["refusal"], tensors.get("offset"), None if map_DD is None else map_DD.float())
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ class TeacherConfig(Training):
     shrinkage: float | None = Field(None, gt=0, le=1, description="default: chosen on validation prompts")
     average_layers: int | None = Field(None, ge=1, description="default: 1 to 5, chosen on validation prompts")
     margin: float = Field(0.5, gt=0, le=1, description="REG pulls a prompt no further than this; plain geometry: 1")
-    feature_mix: float | None = Field(None, gt=0, le=1)
+    feature_mix: float | None = Field(None, ge=0, le=1)
     separation_weight: float = Field(0.5, ge=0)
     layer: int | None = Field(None, ge=1)
     sweep: tuple[float, float] = (0.3, 0.7)
