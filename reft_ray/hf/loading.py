@@ -129,9 +129,9 @@ def load_base(
 
 
 def _contiguous(_head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """What the LM head reads, in one piece.
+    """The LM head's input, contiguous.
 
-    Of the last positions of a batch, which lie apart, PyTorch computes a product for each row with a copy of the head's
+    The last positions of a batch are not, and for them PyTorch computes a product per row with a copy of the head's
     weight: a hundred times as long in bfloat16 on a CPU.
     """
     return (args[0].contiguous(), *args[1:])
