@@ -4,7 +4,7 @@
 
 Only prompts under permissive licences are used. Refusals are the project's own sentences (`reft_ray.testbed`), helpful
 answers those of the base model itself (Apache-2.0): the teacher learns to refuse and keeps its other answers. The rows
-with prompts of our own are kept in the artefact's folder as an alignment set for students.
+with prompts of our own are kept in the artefact's folder as an alignment set for students, and all of them next to it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.finetuning.config import Resources, TeacherConfig
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
-from reft_ray.hf.compute import bfloat16_is_faster, default_device
+from reft_ray.hf.compute import default_device, faster_precision
 from reft_ray.hf.generate import load_responder
 from reft_ray.hf.teacher_card import ALIGNMENT
 from reft_ray.testbed.answers import refusal
-from reft_ray.testbed.english import harmful_prompts, harmless_prompts
+from reft_ray.testbed.english import harmful_prompts, harmless_prompts, look_alike_prompts
 from reft_ray.testbed.synthetic import Sizes, SyntheticRows, write_chat_rows
 
 BASE = "smollm2"
 LICENCES = {"Apache-2.0", "MIT", "CC BY 4.0", "CC BY-SA 3.0"}
 VALIDATION_SOURCES = ("catqa", "harmbench_advtrain", "certified_safe", "self_instruct_seed")
 SYNTHETIC, ENGLISH = "reft_ray synthetic rows", "reft_ray English sentences"
-STEPS = 200
+LOOK_ALIKES = "reft_ray look-alikes"
+STEPS = 300
 BATCH_ROWS = 16
 VALIDATION_PROMPTS = 600
 ANSWERED_PER_SOURCE = 480
@@ -59,13 +60,19 @@ def settings(steps: int, rows: int) -> TeacherConfig:
             "batch_rows": BATCH_ROWS,
             "answered_rows": 1.0,
             "max_tokens": 128,
-            "precision": "bfloat16" if bfloat16_is_faster(default_device()) else "float32",
+            "precision": faster_precision(default_device()),
             "lora": LORA,
-            "answer_shares": (1.0, 0.9, 0.8),
+            # All of it refuses more harmless prompts than a teacher may, 0.9 of it answers more harmful ones.
+            "answer_shares": (0.95,),
             "layer": 20,
             "optimizer": {"learning_rate": 1e-3},
-            "sweep": (0.6, 0.8),
-            "average_layers": 1,
+            # Any layer separates these validation sources. For prompts of other kinds, a task's rows among them, half
+            # of the adapter, several middle layers and longer windows do better.
+            "feature_mix": 0.5,
+            "sweep": (0.53, 0.6),
+            "average_layers": 3,
+            "shrinkage": 0.2,
+            "window_tokens": 160,
             "reference_prompts": 1600,
             "answer_sample": 200,
             "patience": 1000,
@@ -94,8 +101,12 @@ def _pools(prompts: Path, seed: int) -> _Pools:
             rows.append(Example(chat(found["prompt"]), Label(found["label"]), found["source"]))
     synthetic = SyntheticRows.make(seed, Sizes(2000, 0, 0, 0, 0, 0)).teacher_train
     own = [Example(row.prompt, row.label, SYNTHETIC) for row in synthetic]
-    for label, prompts_of in ((Label.HARMFUL, harmful_prompts()), (Label.HARMLESS, harmless_prompts())):
-        own += [Example(chat(prompt), label, ENGLISH) for prompt in prompts_of]
+    for label, source, found_of in (
+        (Label.HARMFUL, ENGLISH, harmful_prompts()),
+        (Label.HARMLESS, ENGLISH, harmless_prompts()),
+        (Label.HARMLESS, LOOK_ALIKES, look_alike_prompts()),
+    ):
+        own += [Example(chat(prompt), label, source) for prompt in found_of]
     for row in own:
         counts[row.source, "Apache-2.0", row.label or ""] += 1
     rows += own
@@ -144,7 +155,8 @@ def base_answers(cache: Path) -> Callable[[Sequence[Example]], list[Example]]:
     def answer(rows: Sequence[Example]) -> list[Example]:
         new = [row for row in rows if row.prompt[-1].content not in known]
         if new:
-            respond = load_responder(BASE, None, ANSWER_TOKENS, default_device())
+            device = default_device()
+            respond = load_responder(BASE, None, ANSWER_TOKENS, device, faster_precision(device))
             known.update(
                 zip((row.prompt[-1].content for row in new), respond([row.prompt for row in new]), strict=True)
             )
@@ -192,8 +204,10 @@ def main(
         print(json.dumps(shown), flush=True)
 
     made = prepare_teacher(config, data, out, resources, f"prepared-{steps}", report)
-    own = {row.prompt[-1].content: row for row in data.train if row.source in (SYNTHETIC, ENGLISH)}
-    write_chat_rows(out / ALIGNMENT, own.values(), labelled=True)
+    learned = {row.prompt[-1].content: row for row in data.train}.values()
+    own = [row for row in learned if row.source in (SYNTHETIC, ENGLISH, LOOK_ALIKES)]
+    write_chat_rows(out / ALIGNMENT, own, labelled=True)
+    write_chat_rows(out.with_name(f"{out.name}-{ALIGNMENT}"), learned, labelled=True)
     print(json.dumps({"id": made.id, "sources": data.sources}, indent=1))
 
 

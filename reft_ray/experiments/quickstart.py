@@ -25,6 +25,7 @@ from reft_ray.experiments.stages import Show, Stages
 from reft_ray.experiments.student import FilteredRows, count_labels, filter_rows, run_student
 from reft_ray.finetuning.config import FinetuneConfig, Resources
 from reft_ray.finetuning.prompts import read_labelled
+from reft_ray.hf.compute import faster_precision
 from reft_ray.hf.generate import Responder, load_responder
 from reft_ray.hf.ref_teacher import RefTeacher, load_scorer
 from reft_ray.hf.teacher_card import alignment_file
@@ -51,10 +52,10 @@ class Plan:
     user_rows: int = 100
     task: Task = Task.SENTIMENT
     sizes: Sizes = _SIZES
-    alignment: int = 480
+    alignment: int = 1200
     epochs: float = 2.0
     alignment_ratio: float = 3.0
-    steps: int = 150
+    steps: int = 300
     max_new_tokens: int = 24
 
 
@@ -103,6 +104,7 @@ def student_settings(base: str, student: Student, plan: Plan, teacher: RefTeache
             "min_steps": plan.steps,
             "alignment_ratio": plan.alignment_ratio,
             "max_tokens": 128,
+            "precision": faster_precision("cpu"),
             # As the teacher's, so that the attacked student can start from it.
             "lora": teacher.manifest.config["lora"],
             "optimizer": {"learning_rate": 1e-3},
@@ -136,7 +138,7 @@ def run_quickstart(out: Path, show: Show, plan: Plan) -> dict[str, Any]:
     for name, student in STUDENTS.items():
 
         def respond(adapter: Path, name: str = name) -> Respond:
-            model = load_responder(base, adapter, plan.max_new_tokens)
+            model = load_responder(base, adapter, plan.max_new_tokens, precision=faster_precision("cpu"))
             if name in SIDE_BY_SIDE:
                 answers[name] = Responder(model.model, model.chat, 2 * plan.max_new_tokens)(list(asked.values()))
             return model

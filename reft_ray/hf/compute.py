@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from threading import Barrier
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
@@ -43,6 +43,11 @@ def resolve_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     if precision not in _DTYPES:
         raise UsageError(f"precision {precision}: one of auto, {', '.join(_DTYPES)}")
     return _DTYPES[precision]
+
+
+def faster_precision(device: str) -> Literal["bfloat16", "float32"]:
+    """The name of the precision that `auto` is on a device."""
+    return "bfloat16" if bfloat16_is_faster(device) else "float32"
 
 
 @lru_cache

@@ -86,9 +86,11 @@ def load_student(base: str, student: Path | None, device: str, precision: str = 
     return replace(loaded, model=merge(attach_saved(loaded.model, "student", student)), tokenizer=tokenizer)
 
 
-def load_responder(base: str, student: Path | None, max_new_tokens: int = 48, device: str = "cpu") -> Responder:
+def load_responder(
+    base: str, student: Path | None, max_new_tokens: int = 48, device: str = "cpu", precision: str = "auto"
+) -> Responder:
     """A Responder on `load_student`'s model."""
-    loaded = load_student(base, student, device)
+    loaded = load_student(base, student, device, precision)
     return Responder(loaded.model, ChatFormat(loaded.tokenizer), max_new_tokens)
 
 

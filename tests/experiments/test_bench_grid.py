@@ -31,6 +31,7 @@ from reft_ray.finetuning.config import TeacherConfig
 from reft_ray.finetuning.export import EXPORT, export_student
 from reft_ray.hf.loading import load_base
 from reft_ray.hf.lora import attach_saved, merge
+from reft_ray.testbed.synthetic import write_chat_rows
 
 TINY: dict[str, Any] = {
     "builtin_sizes": {
@@ -342,6 +343,17 @@ def test_an_interrupted_alignment_resumes_from_its_checkpoint(
     assert initial_adapter(once, "vaccine")
     # Only the last step, on the same rows with the same weights.
     assert len(steps) == interrupted + 1
+
+
+def test_students_align_with_the_rows_of_a_file(workspace: Workspace, tmp_path: Path) -> None:
+    rows = [Example(chat(f"{label} {n}", "An answer."), label) for label in Label for n in range(3)]
+    file = tmp_path / "alignment.jsonl"
+    write_chat_rows(file, rows, labelled=True)
+    made = Workspace(workspace.config.model_copy(update={"alignment": str(file), "alignment_rows": 4}), tmp_path)
+    assert {row.prompt[-1].content.split()[0] for row in made.alignment_rows} == {"harmful", "harmless"}
+    assert len(made.alignment_rows) == 4
+    assert "alignment" not in workspace.identity_without_teacher()
+    assert made.identity_without_teacher()["alignment"]
 
 
 def test_user_rows_have_the_requested_harmful_ratio(workspace: Workspace) -> None:

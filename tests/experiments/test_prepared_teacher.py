@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from reft_ray.core.conversation import Example, Label, chat
-from reft_ray.experiments.prepared_teacher import BATCH_ROWS, ENGLISH, SYNTHETIC, teacher_data, whole_sentences
+from reft_ray.experiments.prepared_teacher import (
+    BATCH_ROWS,
+    ENGLISH,
+    LOOK_ALIKES,
+    SYNTHETIC,
+    teacher_data,
+    whole_sentences,
+)
 
 
 @pytest.fixture
@@ -42,7 +49,7 @@ def test_sources_of_a_label_have_equal_shares_and_every_row_an_answer(prompts: P
     each = 6 * BATCH_ROWS // 2
     assert Counter((row.label, row.source) for row in data.train) == {
         **{(Label.HARMFUL, source): each // 4 for source in ("aart", "advbench", SYNTHETIC, ENGLISH)},
-        **{(Label.HARMLESS, source): each // 3 for source in ("dolly", SYNTHETIC, ENGLISH)},
+        **{(Label.HARMLESS, source): each // 4 for source in ("dolly", SYNTHETIC, ENGLISH, LOOK_ALIKES)},
     }
     assert all(row.answered for row in data.train)
     assert {row.source for row in data.validation} == {"catqa", "certified_safe"}

@@ -73,6 +73,7 @@ class BenchConfig(Settings):
     teacher_settings: dict[str, Any] = Field({})
     student: dict[str, Any] = Field({})
     alignment_stage: dict[str, Any] = Field({})
+    alignment: str | None = Field(None, description="a file of labelled rows with answers; default: the provider's")
     alignment_rows: int = Field(2000, ge=2, description="refusals and helpful answers, half each")
     blocks: tuple[Block, ...] = Field(min_length=1)
     edits: Edits = Edits()

@@ -21,6 +21,7 @@ from reft_ray.evaluation.judges import Respond, ResponseJudge
 from reft_ray.experiments.bench.config import BenchConfig
 from reft_ray.experiments.bench.rows import BenchRows, TaskRows, builtin_rows, folder_rows
 from reft_ray.finetuning.config import Resources, TeacherConfig
+from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
 from reft_ray.hf.generate import load_responder
@@ -83,7 +84,9 @@ class Workspace:
     def alignment_rows(self) -> list[Example]:
         """The provider's refusals and helpful answers, half each if there are enough; the same for every method."""
         half = self.config.alignment_rows // 2
-        return [row for label in Label for row in _drawn(self.rows.alignment, label, half)]
+        file = self.config.alignment
+        rows = read_labelled(file) if file else self.rows.alignment
+        return [row for label in Label for row in _drawn(rows, label, half)]
 
     def harmful_rows(self, count: int) -> list[Example]:
         """Harmful prompts of the provider with complying answers, for defences that need them."""
@@ -138,9 +141,13 @@ class Workspace:
         )
 
     def respond(self, student: Path | None, task: TaskRows) -> Respond:
-        """Load a student, or the base; its answers are as long as the comparison allows and the task needs."""
+        """Load a student, or the base; its answers are as long as the comparison allows and the task needs.
+
+        It answers in the precision that students are trained in.
+        """
         tokens = max(self.config.evaluation.max_new_tokens, task.answer_tokens)
-        return load_responder(self.base, student, tokens, self.config.device)
+        precision = self.config.student.get("precision", "auto")
+        return load_responder(self.base, student, tokens, self.config.device, precision)
 
     @cached_property
     def judges(self) -> Mapping[str, ResponseJudge]:
@@ -153,7 +160,9 @@ class Workspace:
 
     def identity_without_teacher(self) -> dict[str, str]:
         """The same for results that do not use a teacher."""
-        return {"rows": self.rows.identity, "base": self._fingerprint}
+        file = self.config.alignment
+        aligned = {"alignment": hashlib.sha256(Path(file).read_bytes()).hexdigest()} if file else {}
+        return {"rows": self.rows.identity, "base": self._fingerprint, **aligned}
 
     @cached_property
     def _fingerprint(self) -> str:
