@@ -52,10 +52,10 @@ class Plan:
     user_rows: int = 100
     task: Task = Task.SENTIMENT
     sizes: Sizes = _SIZES
-    alignment: int = 1200
+    alignment: int = 900
     epochs: float = 2.0
     alignment_ratio: float = 3.0
-    steps: int = 300
+    steps: int = 200
     max_new_tokens: int = 24
 
 
