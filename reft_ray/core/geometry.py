@@ -110,8 +110,11 @@ class Readout:
     whitening_DD: Tensor | None = None
 
     @classmethod
-    def fit(cls, moments: ClassMoments, geometry: Geometry, shrinkage: float = 0.2) -> Readout:
-        """The readout of labelled reference features. Raises ValueError unless both classes were seen."""
+    def fit(cls, moments: ClassMoments, geometry: Geometry, shrinkage: float = 0.2, narrow: bool = False) -> Readout:
+        """The readout of labelled reference features. Raises ValueError unless both classes were seen.
+
+        With `narrow` its map has values of half precision, which halves the artefact.
+        """
         harmless_D, harmful_D = moments.means()
         refusal_D, centre_D = harmful_D - harmless_D, (harmful_D + harmless_D) / 2
         if geometry is Geometry.PLAIN:
@@ -119,8 +122,9 @@ class Readout:
         if geometry is Geometry.CENTRED:
             return cls(refusal_D.float(), centre_D.float())
         map_DD = whitening(moments.covariance(), shrinkage)
-        # A cosine does not depend on the map's scale. Scores before and after the artefact is written are the same.
-        map_DD = (map_DD / map_DD.abs().max()).half().double()
+        if narrow:
+            # A cosine does not depend on the map's scale.
+            map_DD = (map_DD / map_DD.abs().max()).half().double()
         return cls((map_DD @ refusal_D).float(), (map_DD @ centre_D).float(), map_DD.float())
 
     def score(self, feature_BD: Tensor) -> Tensor:
@@ -141,10 +145,13 @@ class Readout:
         return self.refusal_D, self.offset_D, self.whitening_DD
 
     def tensors(self) -> dict[str, Tensor]:
-        """The parts by name, for a file; the map, by far the largest, in the half precision that `fit` gave it."""
+        """The parts by name, for a file; a narrow map in half precision, so that nothing is lost."""
         named = zip(("refusal", "offset", "whitening"), self._parts, strict=True)
         found = {name: part for name, part in named if part is not None}
-        return {name: part.half() if name == "whitening" else part for name, part in found.items()}
+        map_DD = self.whitening_DD
+        if map_DD is not None and torch.equal(map_DD.half().float(), map_DD):
+            found["whitening"] = map_DD.half()
+        return found
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Readout:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,8 @@ class FilterSelection:
         features = self._features(pieces, self.layers, mix, "validation prompts")
         candidates = []
         for shrinkage in self._shrinkages():
-            readouts = {n: Readout.fit(moments[n], self.config.geometry, shrinkage or 1.0) for n in self.layers}
+            fit = partial(Readout.fit, geometry=self.config.geometry, shrinkage=shrinkage or 1.0, narrow=True)
+            readouts = {n: fit(moments[n]) for n in self.layers}
             scores = {n: self._scores(readouts[n], features[n], len(pieces)) for n in self.layers}
             by_layer = {str(n): auroc(self._per_prompt(scores[n], owner), self.label_B) for n in self.layers}
             for chosen in self._neighbours():
