@@ -132,27 +132,24 @@ def collate(rows: Sequence[TokenizedExample], pad_id: int, device: torch.device 
     return _batch(rows, list(range(0, len(rows) * length, length)), (len(rows), length), pad_id, device)
 
 
-def pack(rows: Sequence[TokenizedExample], device: torch.device | str = "cpu") -> Batch:
-    """Rows end to end in one line, without padding; only a model that knows where they end may read it."""
-    ends = [0, *accumulate(map(len, rows))]
-    positions = torch.cat([torch.arange(len(row)) for row in rows])[None]
-    packing = Packing(positions.to(device), torch.tensor(ends, dtype=torch.int32).to(device), max(map(len, rows)))
-    return replace(_batch(rows, ends[:-1], (1, ends[-1]), 0, device), packing=packing)
+def pack(rows: Sequence[TokenizedExample], device: torch.device | str = "cpu", prefix: int | None = None) -> Batch:
+    """Rows end to end in one line, without padding; only a model that knows where they end may read it.
 
-
-def pack_after(rows: Sequence[TokenizedExample], prefix: int, device: torch.device | str = "cpu") -> Batch:
-    """Rows end to end after the `prefix` tokens that all of them begin with, so that a pass computes these once.
-
-    Its mask takes the square of the line's length.
+    With a `prefix` the line begins with as many tokens, with which all rows begin, so that a pass computes these once;
+    its mask takes the square of the line's length.
     """
-    ends = list(accumulate((len(row) - prefix for row in rows), initial=prefix))
-    positions = torch.cat([torch.arange(prefix), *(torch.arange(prefix, len(row)) for row in rows)])[None]
-    row_T = torch.arange(len(ends)).repeat_interleave(torch.tensor([prefix, *(len(row) - prefix for row in rows)]))
-    mask_TT = ((row_T[:, None] == row_T) | (row_T == 0)).tril().to(device)
+    shared = prefix or 0
+    own = [len(row) - shared for row in rows]
+    ends = list(accumulate(own, initial=shared))
+    positions = torch.cat([torch.arange(shared), *(torch.arange(shared, len(row)) for row in rows)])[None]
+    mask_TT = None
+    if prefix is not None:
+        row_T = torch.arange(len(ends)).repeat_interleave(torch.tensor([shared, *own]))
+        mask_TT = ((row_T[:, None] == row_T) | (row_T == 0)).tril().to(device)
     bounds = torch.tensor(ends, dtype=torch.int32).to(device)
     packing = Packing(positions.to(device), bounds, max(map(len, rows)), mask_TT)
-    starts = [end - prefix for end in ends[:-1]]
-    return replace(_batch(rows, starts, (1, ends[-1]), 0, device, prefix), packing=packing)
+    starts = [end - shared for end in ends[:-1]]
+    return replace(_batch(rows, starts, (1, ends[-1]), 0, device, shared), packing=packing)
 
 
 def _common_prefix(rows: Sequence[TokenizedExample]) -> int:
@@ -298,7 +295,7 @@ def indexed_batches(
         prefix = _common_prefix(rows)
         room = max(1, min(max_tokens, _CPU_LINE) - prefix)
         for indices in packed_lines([length - prefix for length in lengths], room):
-            yield indices, pack_after([rows[i] for i in indices], prefix, device)
+            yield indices, pack([rows[i] for i in indices], device, prefix)
 
 
 def answered(rows: Iterable[TokenizedExample]) -> list[TokenizedExample]:

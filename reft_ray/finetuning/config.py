@@ -207,6 +207,16 @@ class FinetuneConfig(Training):
             raise ValueError("init_adapter is a start by itself: leave init=base and weights=lora")
         return self
 
+    @property
+    def caches_labels(self) -> bool:
+        """Whether the teacher's soft labels are made before the run."""
+        return self.method.distills and self.labels == "soft" and self.teacher_forward == "cached"
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether a student needs the teacher itself: its soft labels or its weights."""
+        return self.init == "aligned" or (self.method.distills and self.labels == "soft")
+
     def total_steps(self, rows: int) -> int:
         """How many steps a run over `rows` user rows takes."""
         return self.alignment_steps(rows) + self._user_steps(rows)

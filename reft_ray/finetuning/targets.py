@@ -31,14 +31,17 @@ def ensure_soft_targets(
     alignment: Sequence[Example],
     folder: Path,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
     progress: Callable[[float], None] | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Path:
-    """The soft labels in `folder`, computed now if they are missing; `share` (rank, processes) computes its part."""
+    """The soft labels in `folder`, computed now if they are missing, in the precision of the student's frozen weights.
+
+    `share` (rank, processes) computes its part.
+    """
     chat, rows, key = _wanted(config, teacher, alignment)
     path = folder / key_name(key)
     if not is_complete(path):
+        dtype = compute_dtype(config, torch.device(device))
         model = teacher.standalone(teacher.base(config.base, dtype, str(device)))
         tokens = config.micro_batch_tokens or tokens_that_fit(model, device)
         packed = config.packing is not False and enable_packing(bare_model(model), model)
@@ -62,8 +65,7 @@ def soft_targets_on_worker(
 ) -> Path:
     """A share of the labels, computed on this machine's accelerator."""
     device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
-    dtype = compute_dtype(config, torch.device(device))
-    return ensure_soft_targets(config, teacher, alignment, folder, device, dtype, share=share)
+    return ensure_soft_targets(config, teacher, alignment, folder, device, share=share)
 
 
 def distillation_of(

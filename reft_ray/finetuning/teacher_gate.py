@@ -68,8 +68,7 @@ def check_teacher(config: FinetuneConfig, teacher: RefTeacher | None) -> str | N
 
     Raises ReftError if they do not meet its limits, unless the configuration allows it.
     """
-    learns = config.init == "aligned" or (config.method.distills and config.labels == "soft")
-    if teacher is None or not learns:
+    if teacher is None or not config.reads_teacher:
         return None
     if failed := failures(teacher.manifest):
         if config.allow_failed_teacher:

@@ -25,7 +25,6 @@ from reft_ray.core.errors import ReftError, StoppedError
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
 from reft_ray.finetuning.export import EXPORT, collect_export
 from reft_ray.finetuning.metrics import TrainingMetrics
-from reft_ray.finetuning.model import compute_dtype
 from reft_ray.finetuning.progress import Channel, Sender
 from reft_ray.finetuning.ray_runtime import RayRuntime, as_tasks, cause_of, set_threads
 from reft_ray.finetuning.rows import RowSource, ShardRows, dataset_of, digest_of
@@ -111,7 +110,7 @@ def finetune(
     """
     resources = resources or Resources()
     progress = TrainingMetrics(recorder, "student", progress) if recorder else progress
-    if inputs.teacher is None and (config.init == "aligned" or (config.method.distills and config.labels == "soft")):
+    if inputs.teacher is None and config.reads_teacher:
         raise ReftError(f"method={config.method} with labels={config.labels}, init={config.init} needs a Ref-Teacher")
     # Raised here, once: a worker that raises it would be restarted `max_failures` times.
     if inputs.teacher and config.init == "aligned" and inputs.teacher.manifest.weights != "lora":
@@ -121,7 +120,7 @@ def finetune(
     if out.resolve() == Path(config.base).resolve():
         raise ReftError(f"{out} is the base model that is finetuned: choose another directory")
     targets: Path | None = None
-    if inputs.teacher and config.method.distills and config.labels == "soft" and config.teacher_forward == "cached":
+    if inputs.teacher and config.caches_labels:
         targets = Path(resources.shared or _storage(resources, out)) / "targets"
         _make_soft_targets(config, inputs.teacher, inputs.alignment, targets, resources, stop, phase)
     rows = inputs.rows
@@ -154,10 +153,7 @@ def _make_soft_targets(
     if resources.workers == 0:
         use_threads(resources.cpus_per_worker)
         device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
-        dtype = compute_dtype(config, torch.device(device))
-        ensure_soft_targets(
-            config, teacher, alignment, folder, device, dtype, lambda share: phase("soft labels", share, "")
-        )
+        ensure_soft_targets(config, teacher, alignment, folder, device, lambda share: phase("soft labels", share, ""))
     elif not is_complete(soft_targets_path(config, teacher, alignment, folder)):
         # The process that drives a run may lack the memory for a whole teacher.
         tasks = max(1, min(resources.workers, -(-len(alignment) // PART_ROWS)))

@@ -39,7 +39,7 @@ def resolve_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     Raises UsageError for any other name.
     """
     if precision == "auto":
-        return torch.bfloat16 if bfloat16_is_faster(str(device)) else torch.float32
+        precision = faster_precision(str(device))
     if precision not in _DTYPES:
         raise UsageError(f"precision {precision}: one of auto, {', '.join(_DTYPES)}")
     return _DTYPES[precision]

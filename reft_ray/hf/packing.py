@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from reft_ray.core.batch import Batch, TokenizedExample, collate, pack, pack_after
+from reft_ray.core.batch import Batch, TokenizedExample, collate, pack
 from reft_ray.hf.loading import text_config
 
 try:  # Since PyTorch 2.10, with windows since 2.11.
@@ -164,11 +164,13 @@ def _equal_both_ways(model: nn.Module, vocabulary: int) -> bool:
     """Whether the logits of packed rows are those of the same rows padded, and have a gradient."""
     device, training = next(model.parameters()).device, model.training
     ids = torch.randint(0, vocabulary, (12,), generator=torch.Generator().manual_seed(0)).tolist()
-    prefix = 0 if device.type == "cuda" else 3
-    answers = (ids[prefix:7], ids[7:])
-    learned_of = [[False] * (prefix + 1) + [True] * (len(answer) - 1) for answer in answers]
-    rows = [TokenizedExample(ids[:prefix] + a, m, prefix) for a, m in zip(answers, learned_of, strict=True)]
-    padded, packed = collate(rows, 0, device), pack_after(rows, prefix, device) if prefix else pack(rows, device)
+    shared = ids[:3]
+    answers = (ids[3:7], ids[7:])
+    rows = [
+        TokenizedExample(shared + answer, [False] * (len(shared) + 1) + [True] * (len(answer) - 1), len(shared))
+        for answer in answers
+    ]
+    padded, packed = collate(rows, 0, device), pack(rows, device, None if device.type == "cuda" else len(shared))
     # Of sharded parameters there is no gradient outside of a whole backward pass.
     learned = next((p for p in model.parameters() if p.requires_grad and not isinstance(p, DTensor)), None)
     model.eval()

@@ -11,7 +11,6 @@ them is the move back.
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from typing import Any, Literal
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from filelock import FileLock
 
 from reft_ray.atomic import atomic_directory
 from reft_ray.core.errors import ReftError, UsageError
@@ -150,8 +150,7 @@ class TeacherShelf:
     def _locked(self) -> Iterator[list[tuple[Change, bytes]]]:
         """The entries, while no other process changes them."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.folder / ".lock"):
             yield self._read()
 
 

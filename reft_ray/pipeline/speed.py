@@ -6,7 +6,6 @@ content store; the service starts it (`reft_ray.serving.first_speeds`).
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import subprocess
@@ -19,6 +18,8 @@ from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import BlockedByPolicyError, ReftError
@@ -105,7 +106,7 @@ def _train(context: ModelContext, rows: Sequence[Example], scratch: Path) -> _Tr
     began = time.perf_counter()
     # Labels of the few rows are made first: those of a job are counted by themselves.
     made = 0.0
-    if config.method.distills and config.labels == "soft" and config.teacher_forward == "cached":
+    if config.caches_labels:
         made = _seconds(
             lambda: ensure_soft_targets(config, context.teacher, rows[:MORE], scratch / "shared" / "targets")
         )
@@ -126,9 +127,10 @@ def _train(context: ModelContext, rows: Sequence[Example], scratch: Path) -> _Tr
 def _labels(context: ModelContext, rows: Sequence[Example], shared: Path, scratch: Path) -> float:
     """The seconds of the soft labels that the first job makes; 0 where they are made."""
     config = FinetuneConfig.of({"base": context.base, **context.args.finetune})
-    soft = config.method.distills and config.labels == "soft" and config.teacher_forward == "cached"
     alignment = context.alignment(None)
-    if not soft or is_complete(soft_targets_path(config, context.teacher, alignment, shared / "targets")):
+    if not config.caches_labels or is_complete(
+        soft_targets_path(config, context.teacher, alignment, shared / "targets")
+    ):
         return 0.0
     fixed, per_row = _line(
         lambda count, name: _seconds(
@@ -188,11 +190,7 @@ def measured(config: DriverConfig, models: Sequence[str]) -> Iterator[str]:
         return
     kept, folder = FirstSpeeds(ContentStore(config.files_uri)), steps.config.folder
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "speed.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
+    with suppress(Timeout), FileLock(folder / "speed.lock", timeout=0):
         for name in models:
             if kept.of(name) is not None:
                 continue

@@ -111,11 +111,10 @@ class Students:
     ) -> Figures:
         """Train and evaluate one student with its files in `folder`; see `experiments.student.run_student`."""
         workspace = self.workspace
-        reads_teacher = config.init == "aligned" or (config.method.distills and config.labels == "soft")
         return run_student(
             config,
             rows,
-            workspace.teacher if reads_teacher else None,
+            workspace.teacher if config.reads_teacher else None,
             folder / "student",
             suite=self.suite,
             respond=lambda student: workspace.respond(student, self.test),
