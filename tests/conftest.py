@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 # A quarter of the time of collecting is garbage collection, which finds nothing among modules.
+_USUAL_COLLECTION = gc.get_threshold()
 gc.disable()
 # One thread per process: tiny models are fastest so, sums are reproducible, and tests run in parallel anyway.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -83,6 +84,15 @@ def pytest_collection_finish() -> None:
     # Seldom: it was a sixth of the time of the service's tests.
     gc.set_threshold(20_000)
     gc.enable()
+
+
+@pytest.fixture
+def usual_collection() -> Generator[None]:
+    """Garbage collection as often as in programs, for a test that measures memory."""
+    seldom = gc.get_threshold()
+    gc.set_threshold(*_USUAL_COLLECTION)
+    yield
+    gc.set_threshold(*seldom)
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,9 @@ class FilterSettings(Settings):
     max_streams: int = Field(8, ge=1)
     max_streams_per_project: int = Field(4, ge=1)
     max_chunk_rows: int = Field(20_000, ge=1)
+    max_invalid_rows: int = Field(
+        20_000, ge=1, description="Of a stream, which ends at the next: a line feed costs a record of 150 bytes."
+    )
     batch_rows: int = Field(512, ge=1)
     batch_bytes: int = Field(256 * 1024, ge=1024)
     window: int = Field(4, ge=1, le=64)

@@ -94,11 +94,16 @@ class VerdictStream:
     async def _read(self, chunks: AsyncIterator[bytes]) -> None:
         limit = self._settings.max_row_bytes
         failure: Exception | None = None
+        invalid = 0
         try:
             async for line in lines(self._counted(chunks), limit):
                 number = self.tally.rows
                 self.tally.rows += 1
-                await self._rows.put(overlong_row(number, limit) if line is None else parse_row(number, line))
+                row = overlong_row(number, limit) if line is None else parse_row(number, line)
+                await self._rows.put(row)
+                invalid += row.error is not None
+                if invalid > self._settings.max_invalid_rows:
+                    raise _not_rows(self._settings.max_invalid_rows)
         except Exception as error:
             failure = error
         # The rows before the failure are answered first.
@@ -171,6 +176,11 @@ async def _cancel(*tasks: asyncio.Task[Any] | None) -> None:
     for task in started:
         task.cancel()
     await asyncio.gather(*started, return_exceptions=True)
+
+
+def _not_rows(limit: int) -> ApiError:
+    message = f"More than {limit:,} lines are not valid rows. Check the file first: `reft-ray validate FILE`."
+    return ApiError(400, message, code="too_many_invalid_rows")
 
 
 def error_record(error: ApiError, first_row: int) -> dict[str, Any]:

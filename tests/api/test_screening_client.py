@@ -114,6 +114,7 @@ def test_missing_verdicts_are_an_error(row: Row) -> None:
         list(client.screen([row("a"), row("b")]))
 
 
+@pytest.mark.usefixtures("usual_collection")
 def test_memory_does_not_grow_with_the_dataset(make_filter: Callable[..., Any], live: Any, row: Row) -> None:
     def peak(number: int) -> int:
         tracemalloc.start()

@@ -64,6 +64,24 @@ def test_an_empty_body_has_a_trailer_alone(make_filter: Callable[..., Any]) -> N
     assert [record["type"] for record in records(screen(make_filter().app, b""))] == ["trailer"]
 
 
+def test_a_stream_ends_at_too_many_invalid_rows_with_every_row_accounted_for(
+    make_filter: Callable[..., Any], row: Row
+) -> None:
+    service = make_filter(max_invalid_rows=3)
+    *verdicts, error, trailer = records(screen(service.app, row("Hello.") + b"\n" * 4 + row("Bye.") + b"\n" * 100_000))
+    assert [verdict["decision"] for verdict in verdicts] == ["allow", *["invalid"] * 3, "allow", "invalid"]
+    assert error["error"]["code"] == "too_many_invalid_rows"
+    assert error["first_row"] == trailer["rows"] == 6
+    assert not trailer["done"]
+    assert conserved(trailer)
+
+
+def test_as_many_invalid_rows_as_allowed_are_answered(make_filter: Callable[..., Any]) -> None:
+    *_, trailer = records(screen(make_filter(max_invalid_rows=3).app, b"\n" * 3))
+    assert trailer["done"]
+    assert trailer["invalid"] == 3
+
+
 def test_the_first_verdict_comes_before_the_upload_has_ended(
     make_filter: Callable[..., Any], live: Any, row: Row
 ) -> None:
