@@ -11,12 +11,14 @@ import shutil
 import signal
 import tempfile
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import AuthenticationError
 
+_logger = logging.getLogger(__name__)
 _LOOPBACK: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "object_store_memory": 512 << 20}
 
 TRAINING_SLOTS = 4
@@ -46,21 +48,42 @@ def start_own_ray(num_cpus: int | None = None, **options: Any) -> None:
     Its ports run code for their callers and are open on all interfaces. They answer only to a token of this process
     and those that it starts, unless RAY_AUTH_MODE or a token is set in the environment.
 
-    Raises TimeoutError if Ray does not start within the 30 seconds that it gives itself.
+    A Ray that is not up after the 30 seconds that it gives itself is ended and started once more: where its agents take
+    more than 15 seconds, as on a busy machine, its raylet ends by itself, which no setting changes
+    (ray-project/ray#65983). Raises TimeoutError, which names the raylet's log, if the second does not start either.
     """
     if not any(name in os.environ for name in _AUTH_VARIABLES):
         _make_token()
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
-    # Without an address Ray joins whatever `ray start` left on this machine, and refuses `num_cpus`.
+    log = _start(num_cpus, quiet | options)
+    if log is None:
+        return
+    _logger.warning("Ray did not start within 30 seconds and is started once more; the log of its raylet: %s", log)
+    log = _start(num_cpus, quiet | options)
+    if log is not None:
+        message = "Ray did not start in two tries; try again when there is less to do on this machine, or see"
+        raise TimeoutError(errno.ETIMEDOUT, message, log)
+
+
+def _start(num_cpus: int | None, options: dict[str, Any]) -> str | None:
+    """Start a Ray; where it is late its processes are ended, and the path of its raylet's log is returned."""
     try:
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **(quiet | options))
+        # Without an address Ray joins whatever `ray start` left on this machine, and refuses `num_cpus`.
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
     except Exception as error:
         # Ray raises no class of its own for it.
         if "timed out during startup" not in str(error):
             raise
+        log = "raylet.out among Ray's logs"
+        # `ray.shutdown` knows no node whose start failed and would leave its processes: find it where it was raised.
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            node = frame.f_locals.get("self")
+            if hasattr(node, "kill_all_processes"):
+                node.kill_all_processes(check_alive=False, allow_graceful=True)
+                log = f"{node.get_logs_dir_path()}/raylet.out"
         ray.shutdown()
-        message = "Ray did not start within 30 seconds, try again when there is less to do on"
-        raise TimeoutError(errno.ETIMEDOUT, message, "this machine") from error
+        return log
+    return None
 
 
 _AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")

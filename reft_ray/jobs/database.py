@@ -17,7 +17,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from filelock import FileLock
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -113,6 +113,12 @@ class Database:
         """Hold a lock called `name` until the transaction ends. SQLite's writers are already serialized."""
         if not self.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": zlib.crc32(name.encode())})
+
+    def analyze(self, table: Table) -> None:
+        """Count a table's rows for PostgreSQL's planner, as after every bulk load; SQLite's needs no counts."""
+        if not self.is_sqlite:
+            with self.write() as connection:
+                connection.execute(text(f"ANALYZE {table.name}"))
 
     def migrate(self, revision: str = "head") -> None:
         """Migrate the tables to a revision, also an older one; safe when several gateways start at once.

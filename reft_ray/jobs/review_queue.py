@@ -34,6 +34,8 @@ from reft_ray.jobs.tables import job_steps, reviews
 from reft_ray.telemetry import catalog
 
 BATCH = 500
+ANALYZED_ROWS = 2000
+"""So many new rows at once change which index is fast; PostgreSQL would count them within a minute or two."""
 COMMENT_CHARACTERS = 2000
 
 
@@ -87,10 +89,13 @@ class ReviewQueue:
         known = select(reviews.c.row_number).where(reviews.c.job_id == job.id)
         with self.database.read() as connection:
             present = set(connection.execute(known).scalars())
-        new = (row for row in rows if row.row_number not in present)
+        new, added = (row for row in rows if row.row_number not in present), 0
         while batch := list(islice(new, BATCH)):
             with self.database.write() as connection:
                 self._file_batch(connection, job, batch)
+            added += len(batch)
+        if added >= ANALYZED_ROWS:
+            self.database.analyze(reviews)
 
     def _file_batch(self, connection: Connection, job: Job, batch: Sequence[FiledRow]) -> None:
         now = self.database.now()

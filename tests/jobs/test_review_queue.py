@@ -2,12 +2,14 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 from fixtures.reviews import filed
 from sqlalchemy import delete, func, select, text, update
 
 from reft_ray.jobs.audit import AuditLog
+from reft_ray.jobs.database import Database
 from reft_ray.jobs.errors import ConflictError, InvalidError, NotFoundError
 from reft_ray.jobs.fake_steps import FakeSteps
 from reft_ray.jobs.job import Event, JobSpec, Options, Status
@@ -288,3 +290,18 @@ def test_ten_people_at_once_lose_nothing_and_decide_nothing_twice(database, peop
     assert (verification.entries, verification.fault) == (40, None)
     one_by_one, kept = counted(database)
     assert kept == one_by_one
+
+
+@pytest.mark.servers
+def test_many_new_rows_are_counted_for_the_planner(new_postgres, monkeypatch):
+    monkeypatch.setattr("reft_ray.jobs.review_queue.ANALYZED_ROWS", 30)
+    with closing(Database.open(new_postgres())) as database:
+        queue = ReviewQueue(JobStore(database))
+        job = queue.store.create("org", "acme", JobSpec("tiny", "file-t", 1), {})
+        seen = []
+        for rows in (range(1, 30), range(30, 60)):
+            queue.file(job, map(filed, rows))
+            with database.read() as connection:
+                counted = text("SELECT reltuples FROM pg_class WHERE relname = 'reviews'")
+                seen.append(connection.execute(counted).scalar_one())
+    assert seen == [-1, 59]
