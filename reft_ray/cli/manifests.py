@@ -55,6 +55,18 @@ def config(file: Annotated[Path, typer.Argument(help="A Serve config, such as se
 
 
 @app.command()
+def schema() -> None:
+    """Print the JSON schema of a Serve config, for editors that complete and check YAML."""
+    with user_errors():
+        import json
+
+        from reft_ray.pipeline.steps import StepsConfig
+        from reft_ray.serving.strict import config_schema
+
+        print(json.dumps(config_schema(StepsConfig), indent=2))
+
+
+@app.command()
 def check(root: RootOption = Path()) -> None:
     """Check that manifests match their sources and that all Serve configs are valid; writes no file."""
     with user_errors():

@@ -35,7 +35,7 @@ from reft_ray.telemetry import catalog
 
 BATCH = 500
 ANALYZED_ROWS = 2000
-"""So many new rows at once change which index is fast; PostgreSQL would count them within a minute or two."""
+"""This many new rows change which index is fast; PostgreSQL itself counts them a minute or two later."""
 COMMENT_CHARACTERS = 2000
 
 

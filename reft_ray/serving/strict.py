@@ -51,6 +51,32 @@ def check_serve_config(config: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def config_schema(options: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a Serve config with our applications, for editors; `check_serve_config` checks more.
+
+    `options` are those of the steps of a job.
+    """
+    schema = _closed(ServeDeploySchema.model_json_schema())
+    definitions = schema["$defs"]
+    for model in (ServeArgs, options):
+        own = model.model_json_schema()
+        definitions |= own.pop("$defs", {})
+        definitions[model.__name__] = own
+    definitions["ServiceArgs"]["properties"]["options"] |= {"$ref": f"#/$defs/{options.__name__}"}
+    application = definitions["ServeApplicationSchema"]
+    application["if"] = {"properties": {"import_path": {"const": IMPORT_PATH}}, "required": ["import_path"]}
+    application["then"] = {"properties": {"args": {"$ref": "#/$defs/ServeArgs"}}}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """Serve's schema without the keys that it ignores; those of its dictionaries are their owner's."""
+    for part in (schema, *schema["$defs"].values()):
+        if part.get("properties"):
+            part.setdefault("additionalProperties", False)
+    return schema
+
+
 def _applications(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     applications = config.get("applications")
     return [item for item in applications if isinstance(item, Mapping)] if isinstance(applications, list) else []

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from reft_ray.api.settings import Bounds
 from reft_ray.core.errors import UsageError
+from reft_ray.pipeline.steps import StepsConfig
 from reft_ray.serving import app
 from reft_ray.serving.args import ServeArgs
-from reft_ray.serving.strict import check_serve_config
+from reft_ray.serving.strict import check_serve_config, config_schema
 
 CONFIGS = sorted((Path(__file__).parents[2] / "serve_configs").glob("*.yaml"))
 
@@ -41,6 +43,31 @@ def test_shipped_configs_are_clean(path: Path) -> None:
     assert ("RAY_AUTH_MODE=" in text) == (path.stem not in KUBERAY)
     exposed = load(path)["http_options"]["host"] != "127.0.0.1"
     assert exposed == (path.stem in ("autoscaling", "service"))
+
+
+@pytest.fixture(scope="module")
+def schema() -> Draft202012Validator:
+    found = config_schema(StepsConfig)
+    Draft202012Validator.check_schema(found)
+    return Draft202012Validator(found)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_fit_the_json_schema(path: Path, schema: Draft202012Validator) -> None:
+    assert [error.message for error in schema.iter_errors(load(path))] == []
+
+
+@pytest.mark.parametrize(
+    "keys",
+    ["", "applications.0", "applications.0.args", "applications.0.args.service", "applications.0.args.service.options"],
+)
+def test_the_json_schema_finds_unknown_keys_of_serve_and_ours(keys: str, schema: Draft202012Validator) -> None:
+    document = load(next(path for path in CONFIGS if path.stem == "service"))
+    place: Any = document
+    for key in filter(None, keys.split(".")):
+        place = place[int(key) if key.isdigit() else key]
+    place["typo"] = 1
+    assert not schema.is_valid(document)
 
 
 @pytest.mark.parametrize(
