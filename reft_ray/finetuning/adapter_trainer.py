@@ -17,17 +17,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from reft_ray.core.batch import TokenizedExample, answered, collate_targets, micro_batches, token_batches
+from reft_ray.core.batch import TokenizedExample, answered, collate_targets, micro_batches
 from reft_ray.core.completion import Sampling
 from reft_ray.core.errors import ReftError, UsageError
 from reft_ray.core.guided import Distillation
 from reft_ray.core.loss_inputs import LossName
 from reft_ray.core.losses import divergence_sum
 from reft_ray.core.token_losses import per_token, token_loss
+from reft_ray.finetuning.adapter_passes import Array, Rows, Work, run_passes
 from reft_ray.finetuning.rows import CyclingSampler, SamplerState
 from reft_ray.hf.adapter_bank import AdapterBank
 from reft_ray.hf.adapter_files import read_tensors, write_tensors
@@ -36,7 +35,6 @@ from reft_ray.hf.lora import LoraSettings, read_adapter
 from reft_ray.hf.sampling import DecodingRow
 
 LOOP, MOMENTS = "loop.json", "optimizer.safetensors"
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +44,6 @@ class Guidance:
     rows: Sequence[TokenizedExample]
     distillation: Distillation
     ratio: float = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Sequences of a request: tokens, targets and other inputs of the loss, [T] each; `kept` is 1 or 0 per token."""
-
-    tokens: Sequence[Array]
-    targets: Sequence[Array]
-    inputs: Mapping[str, Sequence[Array]]
-    kept: Sequence[Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,38 +153,37 @@ class AdapterTrainer:
         Returns log-probabilities and losses [T] per row, and metrics. Raises ReftError for a loss that is not finite:
         then nothing of the request counts.
         """
-        loop = self._loops[name]
-        parameters = self.bank.parameters(name)
-        before = {key: None if p.grad is None else p.grad.clone() for key, p in parameters.items()} if backward else {}
-        outputs: list[dict[str, Array]] = [{} for _ in rows.tokens]
-        total, mass = 0.0, 0.0
-        with self.bank.training(name), torch.set_grad_enabled(backward):
-            for indices in token_batches([len(tokens) for tokens in rows.tokens], self._batch_tokens):
-                batch = collate_targets(
-                    [(rows.tokens[i], rows.targets[i]) for i in indices], self.bank.chat.pad_id, self.bank.device
-                )
-                inputs = {key: self._joined(values, indices) for key, values in rows.inputs.items()}
-                found = token_loss(
-                    self.bank.forward.predictions(batch),
-                    batch.labels_N,
-                    per_token(loss, inputs, config),
-                    self._joined(rows.kept, indices),
-                )
-                if backward and found.total.requires_grad:
-                    found.total.backward()
-                total, mass = total + float(found.total.detach()), mass + float(found.mass)
-                lengths = [len(rows.tokens[i]) for i in indices]
-                for key, values in (("logprobs", found.logprob_N), ("elementwise_loss", found.loss_N)):
-                    for index, part in zip(indices, values.cpu().split(lengths), strict=True):
-                        outputs[index][key] = part.numpy()
-        if backward and not (math.isfinite(total) and math.isfinite(mass)):
-            for key, parameter in parameters.items():
-                parameter.grad = before[key]
-            raise ReftError(f"the loss is {total}: nothing of this request was learned")
-        if backward:
-            loop.mass += mass
-            loop.tokens += sum(len(tokens) for tokens in rows.tokens)
-        return outputs, {"loss:sum": total}
+        (found,) = self.forward_together([Work(name, rows, loss, config)], backward)
+        if isinstance(found, ReftError):
+            raise found
+        return found
+
+    def forward_together(
+        self, works: Sequence[Work], backward: bool
+    ) -> list[tuple[list[dict[str, Array]], dict[str, float]] | ReftError]:
+        """`forward` of requests of different adapters in the same passes; an error has no effect on the others.
+
+        Raises what a pass raises: then nothing of any request counts.
+        """
+        before = {work.adapter: self._gradients(work.adapter) for work in works} if backward else {}
+        try:
+            passed = run_passes(self.bank, works, self._batch_tokens, backward)
+        except BaseException:
+            for name, gradients in before.items():
+                self._put_back(name, gradients)
+            raise
+        found: list[tuple[list[dict[str, Array]], dict[str, float]] | ReftError] = []
+        for work, each in zip(works, passed, strict=True):
+            if backward and not (math.isfinite(each.total) and math.isfinite(each.mass)):
+                self._put_back(work.adapter, before[work.adapter])
+                found.append(ReftError(f"the loss is {each.total}: nothing of this request was learned"))
+                continue
+            if backward:
+                loop = self._loops[work.adapter]
+                loop.mass += each.mass
+                loop.tokens += sum(len(tokens) for tokens in work.rows.tokens)
+            found.append((each.outputs, {"loss:sum": each.total}))
+        return found
 
     def step(self, name: str, parameters: StepParameters) -> dict[str, float]:
         """One optimiser step on what waits, guided by the teacher; returns its metrics.
@@ -290,9 +277,13 @@ class AdapterTrainer:
                 total += float(divergence.detach())
         return {"guidance_loss": total / labelled, "guidance_tokens": float(sum(map(len, rows)))}
 
-    def _joined(self, values: Sequence[Array], indices: Sequence[int]) -> torch.Tensor:
-        joined = np.concatenate([values[i] for i in indices]).astype(np.float32)
-        return torch.from_numpy(joined).to(self.bank.device)
+    def _gradients(self, name: str) -> dict[str, torch.Tensor | None]:
+        parameters = self.bank.parameters(name)
+        return {key: None if p.grad is None else p.grad.clone() for key, p in parameters.items()}
+
+    def _put_back(self, name: str, gradients: Mapping[str, torch.Tensor | None]) -> None:
+        for key, parameter in self.bank.parameters(name).items():
+            parameter.grad = gradients[key]
 
     def _optimizer(self, name: str) -> torch.optim.AdamW:
         return torch.optim.AdamW(list(self.bank.parameters(name).values()), lr=0.0)

@@ -1,26 +1,48 @@
-"""One base in memory with several adapters that are trained in turn, and rows completed with any of them.
+"""One base in memory with several adapters that are trained, in turn or in one batch, and rows completed with any.
 
-Shape suffixes: B rows, T tokens, C tokens in the cache and new ones, V vocabulary.
+Shape suffixes: B rows, T tokens, N labelled positions, C tokens in the cache and new ones, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from reft_ray.core.batch import Batch, collate_targets
 from reft_ray.core.errors import ReftError
+from reft_ray.core.forward import Predictions
 from reft_ray.hf.chat import ChatFormat
-from reft_ray.hf.forward import ModelForward
+from reft_ray.hf.forward import ModelForward, head_of
 from reft_ray.hf.loading import Base
 from reft_ray.hf.lora import LoraSettings, activate, adapter_state, attach, differing, load_adapter_state, save_adapter
 
 _RESIDENT = "resident"
 """An adapter without effect that is always there: PEFT cannot be left with none."""
+_BASE = "__base__"
+"""PEFT's name for the base without any adapter."""
+
+
+class _MixedForward(ModelForward):
+    """Passes in which each row has the adapter of `names`."""
+
+    names: Sequence[str] = ()
+
+    @property
+    def defers_head(self) -> bool:
+        """Whether the head can be run after the pass, which the rows' adapters need."""
+        return self._finish is not None
+
+    def _run(self, batch: Batch) -> Any:
+        inputs = {"input_ids": batch.ids_BT, "attention_mask": batch.attention_mask_BT}
+        return self.model(**inputs, use_cache=False, adapter_names=list(self.names))
 
 
 class AdapterBank:
@@ -31,6 +53,7 @@ class AdapterBank:
         self.chat = ChatFormat(base.tokenizer)
         self.model = attach(base.model, _RESIDENT, LoraSettings(rank=1)).requires_grad_(False).eval()
         self.forward = ModelForward(self.model)
+        self._mixed = _MixedForward(self.model)
         self._active = _RESIDENT
 
     @property
@@ -78,14 +101,58 @@ class AdapterBank:
         return {key: value for key, value in self.model.named_parameters() if f".{name}." in key}
 
     @contextmanager
-    def training(self, name: str) -> Iterator[None]:
-        """Train this adapter in the block: gradients are kept for it alone."""
+    def training(self, name: str, *others: str) -> Iterator[None]:
+        """Train these adapters in the block: gradients are kept for them alone. The first one is active."""
         activate(self.model, name, trainable=True)
         self._active = name
+        for other in others:
+            for parameter in self.parameters(other).values():
+                parameter.requires_grad_(True)
         try:
             yield
         finally:
             self._rest()
+
+    @cached_property
+    def mixes(self) -> bool:
+        """Whether rows of several adapters can be in one pass of this model: not with every kind of layer."""
+        if not self._mixed.defers_head:
+            return False
+        try:
+            with torch.no_grad():
+                rows = [([0], [0])] * 2
+                self.predictions(collate_targets(rows, self.chat.pad_id, self.device), [_RESIDENT, _BASE])
+        except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError):
+            return False
+        return True
+
+    def predictions(self, batch: Batch, names: Sequence[str]) -> Predictions:
+        """The head's input at the labelled positions, each row with its adapter; in a block of `training`.
+
+        Where the adapters differ, take a `part` for each of them.
+        """
+        if set(names) == {self._active}:
+            return self.forward.predictions(batch)
+        self._mixed.names = names
+        return self._mixed.predictions(batch)
+
+    def part(self, predictions: Predictions, where: slice, name: str) -> Predictions:
+        """The predictions at some positions, all of one adapter."""
+        head = predictions.head if name == self._active else partial(self._under_head, name, predictions.head)
+        weights = tuple(value for key, value in head_of(self.model).named_parameters() if f".{name}." in key)
+        return Predictions(predictions.hidden_ND[where], head, predictions.vocabulary, weights)
+
+    def _under_head(self, name: str, run: Callable[[Tensor], Tensor], hidden_ND: Tensor) -> Tensor:
+        """Run the head with the part of this adapter that is on it, if there is one."""
+        head = head_of(self.model)
+        if not isinstance(head, BaseTunerLayer):
+            return run(hidden_ND)
+        before = list(head.active_adapters)
+        _switch(head, [name])
+        try:
+            return run(hidden_ND)
+        finally:
+            _switch(head, before)
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[None]:
@@ -120,3 +187,12 @@ class AdapterBank:
     def _rest(self) -> None:
         if self._active != _RESIDENT or self.model.active_adapter != _RESIDENT:
             self._use(_RESIDENT)
+
+
+def _switch(layer: BaseTunerLayer, names: list[str]) -> None:
+    """Switch one layer's adapter. PEFT would also change which parameters have gradients: all rows' adapters have."""
+    module: nn.Module = layer  # type: ignore[assignment]
+    wanted = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    layer.set_adapter(names)
+    for parameter, needed in wanted:
+        parameter.requires_grad_(needed)

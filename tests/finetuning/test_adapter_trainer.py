@@ -11,7 +11,8 @@ from reft_ray.core.completion import Sampling
 from reft_ray.core.conversation import Example, chat
 from reft_ray.core.errors import ReftError
 from reft_ray.core.guided import Distillation, guided_step, hard_labels
-from reft_ray.finetuning.adapter_trainer import AdapterTrainer, Guidance, Rows, StepParameters, Stops, lora_settings
+from reft_ray.finetuning.adapter_passes import Rows
+from reft_ray.finetuning.adapter_trainer import AdapterTrainer, Guidance, StepParameters, Stops, lora_settings
 from reft_ray.finetuning.rows import alignment_rows
 from reft_ray.hf.adapter_bank import AdapterBank
 from reft_ray.hf.loading import load_base
