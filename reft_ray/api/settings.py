@@ -127,16 +127,21 @@ class TrainingSettings(Settings):
     `policy` says what becomes of a datum that is withheld: `drop` leaves its gradient out, `mask` only that of the
     turns that are withheld, `fail` fails its request. `policies` are those of single projects, by id. The teacher's
     soft labels on alignment rows are added to every step, with the weight of the base model's preset; `guidance_ratio`
-    is their number of tokens per token of the customer, 0 for none.
+    is their number of tokens per token of the customer, 0 for none. `findings_withheld` are findings over a loop's data
+    (`screening.findings`) that withhold the data that they are about; the others are reported alone.
     """
 
     policy: Literal["drop", "mask", "fail"] = "drop"
     policies: Mapping[str, Literal["drop", "mask", "fail"]] = Field(default_factory=dict)
     guidance_ratio: float = Field(0.25, ge=0, le=4)
+    findings_withheld: tuple[str, ...] = ("identity_prompts", "refuse_then_comply")
     alignment_rows: int = Field(512, ge=1, description="Of the base model's set, evenly spread; their labels are kept.")
     max_rank: int = Field(64, ge=1, le=1024)
     max_learning_rate: float = Field(1e-2, gt=0)
     max_models: int = Field(16, ge=1, description="In training at once, per project.")
+    batch_sessions: int = Field(
+        1, ge=1, description="Models whose data are computed in one pass, if they fit into it; at most max_loaded."
+    )
     max_loaded: int = Field(4, ge=1, description="Adapters in training in memory; idle ones are on disk.")
     checkpoint_every: int = Field(10, ge=1, description="Steps after which a model's state is saved.")
     max_samples: int = Field(64, ge=1, description="Of one request.")

@@ -121,7 +121,7 @@ class TrainingStore:
         now = self.database.now()
         model = TrainingModel(
             model_id, session.id, session.project_id, base_model, dict(lora), dict(metadata), ACTIVE, applied, applied,
-            None, now, now,
+            None, now, now, {},
         )  # fmt: skip
         connection.execute(insert(training_models).values(_values(model)))
         self.audit.append_in(connection, "training_model.created", actor, session.project_id, {"id": model_id})

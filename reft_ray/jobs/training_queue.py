@@ -19,6 +19,7 @@ from reft_ray.jobs import ids
 from reft_ray.jobs.errors import InvalidError, LeaseLostError, NotFoundError, QuotaError
 from reft_ray.jobs.training import TrainingStore
 from reft_ray.jobs.training_records import ACTIVE, FAILED, WORKER, TrainingModel, columns
+from reft_ray.jobs.training_signals import DataSignals, add_signals_in, count_in, signals_of, sweep_signals_in
 from reft_ray.jobs.training_tables import (
     training_checkpoints,
     training_events,
@@ -228,6 +229,10 @@ class TrainingQueue:
         with self.database.read() as connection:
             return list(connection.execute(select(training_scores.c.scores).where(mine)).scalar() or ())
 
+    def signals(self, project_id: str, base_model: str, session_id: str | None) -> list[DataSignals]:
+        """The signals of a project's last data, or of those of one session, oldest first."""
+        return signals_of(self.database, project_id, base_model, session_id)
+
     def judged(
         self,
         request: TrainingRequest,
@@ -235,8 +240,13 @@ class TrainingQueue:
         verdicts: Mapping[str, Any],
         scores: Sequence[float],
         events: Sequence[tuple[str, Mapping[str, Any]]],
+        account: Mapping[str, Any] | None = None,
+        signals: DataSignals | None = None,
     ) -> None:
-        """Record the verdicts on a request's data before any gradient: a run after a restart follows the same."""
+        """Record the verdicts on a request's data before any gradient: a run after a restart follows the same.
+
+        With what they add to the model's account, and the signals for the findings.
+        """
         table = training_scores
         with self._leased(request.base_model, owner) as connection:
             changed = connection.execute(
@@ -254,6 +264,9 @@ class TrainingQueue:
                 connection.execute(insert(table).values(row))
             else:
                 connection.execute(update(table).where(mine).values(scores=kept))
+            if signals is not None:
+                add_signals_in(connection, request.project_id, request.base_model, signals, self.database.now())
+            count_in(connection, request.target, account or {})
             for place, (kind, data) in enumerate(events):
                 event_id = ids.derived_id(ids.TRAINING_EVENT, request.id, str(place))
                 self._event_in(connection, event_id, request.target, request.number, kind, data)
@@ -270,6 +283,8 @@ class TrainingQueue:
                     update(model).where(model.c.id == request.target).values(applied=request.number, used_at=now)
                 )
                 _pass_ended(connection, request.target)
+            if request.kind == "optim_step" and outcome.error is None:
+                count_in(connection, request.target, {"steps": 1})
             if extra is not None and outcome.error is None:
                 extra(connection)
 
@@ -328,6 +343,7 @@ class TrainingQueue:
             old = (requests.c.finished_at < before) & requests.c.result.is_not(None)
             connection.execute(update(requests).where(old).values(result=None))
             connection.execute(delete(requests).where(requests.c.finished_at < before, requests.c.kind.in_(UNORDERED)))
+            sweep_signals_in(connection, self.database.now())
 
     @contextmanager
     def _leased(self, base_model: str, owner: str) -> Iterator[Connection]:

@@ -40,7 +40,11 @@ class TrainingSession:
 
 @dataclass(frozen=True, slots=True)
 class TrainingModel:
-    """An adapter in training. `applied` and `saved` are numbers of requests (`jobs.training_queue`)."""
+    """An adapter in training. `applied` and `saved` are numbers of requests (`jobs.training_queue`).
+
+    `account` counts what the worker has done: `steps`, `data`, `withheld` and `masked` by reason, `tokens`,
+    `withheld_tokens` and `unjudged_tokens`; `findings` has the severity of those reported, by name.
+    """
 
     id: str
     session_id: str
@@ -54,6 +58,7 @@ class TrainingModel:
     state_key: str | None
     created_at: float
     used_at: float
+    account: Mapping[str, Any]
 
     @property
     def folder(self) -> str:

@@ -35,7 +35,8 @@ training_sessions = Table(
     Index(None, "project_id"),
 )
 
-# `applied` is the last request that the model has seen the effect of, `saved` the one that is in `state_uri`.
+# `applied` is the last request that the model has seen the effect of, `saved` the one that is in `state_uri`; `account`
+# counts its steps, data and tokens.
 training_models = Table(
     "training_models",
     metadata,
@@ -52,7 +53,9 @@ training_models = Table(
     Column("state_key", Text),
     Column("created_at", Float, nullable=False),
     Column("used_at", Float, nullable=False),
+    Column("account", JSON, nullable=False, server_default="{}"),
     Index(None, "project_id"),
+    Index(None, "session_id"),
 )
 
 training_requests = Table(
@@ -99,6 +102,7 @@ training_checkpoints = Table(
     Column("expires_at", Float),
     UniqueConstraint("model_id", "kind", "name"),
     Index(None, "project_id"),
+    Index(None, "session_id"),
 )
 
 training_samplers = Table(
@@ -134,6 +138,21 @@ training_scores = Table(
     Column("project_id", String(40), primary_key=True),
     Column("base_model", String(256), primary_key=True),
     Column("scores", JSON, nullable=False),
+)
+
+# Signals of the last data of a project on a base model, a row per request, for findings; no text.
+training_signals = Table(
+    "training_signals",
+    metadata,
+    Column("seq", Sequence, primary_key=True, autoincrement=True),
+    Column("project_id", String(40), nullable=False),
+    Column("base_model", String(256), nullable=False),
+    Column("session_id", String(40), nullable=False),
+    Column("data", Integer, nullable=False),
+    Column("signals", JSON, nullable=False),
+    Column("reported", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Index("ix_training_signals_project", "project_id", "base_model", "seq"),
 )
 
 # The one worker of a base model, and what it says about that model.

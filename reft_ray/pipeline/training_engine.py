@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from reft_ray.api.settings import TrainingSettings
-from reft_ray.api.training_schema import Load, OptimStep
-from reft_ray.api.training_wire import Datum, read_request
+from reft_ray.api.training_schema import Load as LoadWeights
+from reft_ray.api.training_schema import OptimStep
+from reft_ray.api.training_wire import DataRequest, Datum, read_request
 from reft_ray.core.errors import ReftError
 from reft_ray.core.job_threshold import JobThresholdRule
 from reft_ray.core.loss_inputs import INPUTS, LossName, check_inputs
-from reft_ray.finetuning.adapter_trainer import AdapterTrainer, Guidance, Rows, StepParameters, lora_settings
+from reft_ray.finetuning.adapter_passes import Rows, Work
+from reft_ray.finetuning.adapter_trainer import AdapterTrainer, Guidance, StepParameters, lora_settings
 from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.rows import alignment_rows
 from reft_ray.finetuning.targets import cached_distillation, ensure_soft_targets
@@ -31,6 +33,7 @@ from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.training_queue import TrainingQueue, TrainingRequest
 from reft_ray.jobs.training_records import TrainingCheckpoint, TrainingModel
 from reft_ray.pipeline.model_context import ModelContext
+from reft_ray.pipeline.training_findings import DataFindings, Load
 from reft_ray.pipeline.training_gate import TrainingGate
 from reft_ray.pipeline.training_screen import Judge, Screen, kept_tokens
 
@@ -50,8 +53,13 @@ class Parts:
     gate: TrainingGate
 
 
-def load_parts(context: ModelContext, settings: TrainingSettings, judge: Judge, shared: Path, device: str) -> Parts:
-    """Load the base once, with screening, guidance and gate around it. Raises ReftError."""
+def load_parts(
+    context: ModelContext, settings: TrainingSettings, judge: Judge, shared: Path, device: str, signals: Load
+) -> Parts:
+    """Load the base once, with screening, guidance and gate around it. Raises ReftError.
+
+    `signals` are those of data before, for findings.
+    """
     where = default_device() if device == "auto" else device
     base = load_base(context.base, resolve_dtype("auto", where), where)
     bank = AdapterBank(base)
@@ -59,10 +67,11 @@ def load_parts(context: ModelContext, settings: TrainingSettings, judge: Judge, 
     guidance = _guidance(context, bank, settings, shared) if settings.guidance_ratio else None
     screening = context.args.screening
     rule = JobThresholdRule(floor=screening.job_threshold_floor) if screening.job_threshold else None
+    findings = DataFindings(signals, settings.findings_withheld) if screening.findings else None
     return Parts(
         bank,
         AdapterTrainer(bank, settings.batch_tokens, guidance, settings.seed),
-        Screen(DatumReader(bank.chat), judge, context.teacher.manifest.thresholds, rule),
+        Screen(DatumReader(bank.chat), judge, context.teacher.manifest.thresholds, rule, findings),
         TrainingGate(context, bank, shared),
     )
 
@@ -121,13 +130,8 @@ class TrainingEngine:
         """The effect of one request on a model; the same whenever it is run. Raises ReftError."""
         if request.kind in ("forward", "forward_backward"):
             wanted = read_request(request.payload)
-            loss = self.checked(wanted.data, wanted.loss, wanted.config)
-            backward = not wanted.forward_only
-            if backward and request.verdicts is None:
-                raise RuntimeError("data without verdicts: nothing counts")
-            rows = _rows(wanted.data, loss, request.verdicts if backward else None)
-            config = {name: float(value) for name, value in wanted.config.items()}
-            return self.parts.trainer.forward(slot, rows, loss, config, backward)
+            work = self.work(slot, wanted, request.verdicts)
+            return self.parts.trainer.forward(work.adapter, work.rows, work.loss, work.config, not wanted.forward_only)
         if request.kind == "optim_step":
             params = OptimStep.model_validate_json(request.payload).adam_params
             parameters = StepParameters() if params is None else StepParameters(**params.model_dump())
@@ -136,6 +140,14 @@ class TrainingEngine:
             self._load(slot, request)
             return [], {}
         raise RuntimeError(f"{request.kind} has no effect on a model")
+
+    def work(self, slot: str, wanted: DataRequest, verdicts: Mapping[str, Any] | None) -> Work:
+        """The rows of a request for a model. Raises ReftError for data that it cannot read."""
+        loss = self.checked(wanted.data, wanted.loss, wanted.config)
+        if not wanted.forward_only and verdicts is None:
+            raise RuntimeError("data without verdicts: nothing counts")
+        rows = _rows(wanted.data, loss, None if wanted.forward_only else verdicts)
+        return Work(slot, rows, loss, {name: float(value) for name, value in wanted.config.items()})
 
     def checked(self, data: Sequence[Datum], loss: str, config: Mapping[str, Any]) -> LossName:
         """The loss of data that this model can read. Raises ReftError."""
@@ -208,7 +220,7 @@ class TrainingEngine:
         return name
 
     def _load(self, slot: str, request: TrainingRequest) -> None:
-        wanted = Load.model_validate_json(request.payload)
+        wanted = LoadWeights.model_validate_json(request.payload)
         checkpoint = self._queue.store.checkpoint(wanted.path, request.project_id)
         settings = self.parts.trainer.loop(slot).settings
         with local_folder(self._files.uri(checkpoint.key)) as folder:

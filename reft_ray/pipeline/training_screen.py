@@ -20,6 +20,8 @@ from reft_ray.core.job_threshold import JobThresholdRule
 from reft_ray.core.loss_inputs import LEARNED, LossName
 from reft_ray.core.verdict import Decision, Thresholds, Verdict
 from reft_ray.hf.datum_text import DatumReader, Dialogue
+from reft_ray.jobs.training_signals import DataSignals
+from reft_ray.pipeline.training_findings import REASON, DataFindings
 
 Judge = Callable[[Sequence[Conversation]], Sequence[Verdict]]
 """A verdict per conversation, in order. Raises where there is none: then nothing counts."""
@@ -31,37 +33,60 @@ WITHHELD, MASKED = "datum.withheld", "datum.masked"
 
 @dataclass(frozen=True, slots=True)
 class Screening:
-    """The verdicts on a request's data: the record to store, the scores of its project, and its events."""
+    """The verdicts on a request's data: the record to store, the scores of its project, its events and signals."""
 
     record: Record
     scores: Sequence[float]
     events: Sequence[tuple[str, Mapping[str, Any]]]
+    signals: DataSignals | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Whose data are judged: with the data of this session and project before, whose scores are `scores`."""
+
+    project: str
+    session: str
+    scores: Sequence[float] = ()
 
 
 class Screen:
-    """Judges data; `rule` finds outliers among the project's own scores, None for the operator's thresholds alone."""
+    """Judges data; `rule` finds outliers among the project's own scores, None for the operator's thresholds alone.
+
+    `findings` looks at all data of a loop together; None for each datum alone.
+    """
 
     def __init__(
-        self, reader: DatumReader, judge: Judge, thresholds: Thresholds, rule: JobThresholdRule | None = None
+        self,
+        reader: DatumReader,
+        judge: Judge,
+        thresholds: Thresholds,
+        rule: JobThresholdRule | None = None,
+        findings: DataFindings | None = None,
     ) -> None:
         self._reader, self._judge = reader, judge
-        self._thresholds, self._rule = thresholds, rule
+        self._thresholds, self._rule, self._findings = thresholds, rule, findings
 
-    def screen(self, data: Sequence[Datum], loss: LossName, earlier: Sequence[float], policy: str) -> Screening:
-        """The verdicts on `data`. `earlier` are scores of the project's data before, over all its sessions."""
+    def screen(self, data: Sequence[Datum], loss: LossName, source: Source, policy: str) -> Screening:
+        """The verdicts on `data`."""
         dialogues = [self.read(datum, loss) for datum in data]
         verdicts = self._verdicts([dialogue.conversation for dialogue in dialogues])
         scores = [score for verdict in verdicts if (score := self._score(verdict)) is not None]
         own = None
         if self._rule is not None:
-            own = self._rule.apply([*earlier, *scores], self._thresholds).own
+            own = self._rule.apply([*source.scores, *scores], self._thresholds).own
+        found = None
+        if self._findings is not None:
+            found = self._findings.add(source.project, source.session, [each.conversation for each in dialogues])
         entries: dict[str, Any] = {}
         events = []
         for index, (verdict, dialogue) in enumerate(zip(verdicts, dialogues, strict=True)):
-            reason = self._reason(verdict, own)
-            if reason is None:
+            single = self._reason(verdict, own)
+            reason = single or (found and found.reasons[index])
+            if not reason:
                 continue
-            spans = self._masked(dialogue, own) if policy == "mask" else None
+            # A finding is about the whole datum.
+            spans = self._masked(dialogue, own) if policy == "mask" and single else None
             score = round(verdict.score, 4)
             entries[str(index)] = {"score": score, "reason": reason, "spans": spans}
             data_of = {"datum": index, "score": score, "reason": reason, "decision": str(verdict.decision)}
@@ -72,7 +97,10 @@ class Screen:
             "highest": max((verdict.score for verdict in verdicts), default=-1.0),
             "policy": policy,
         }
-        return Screening(record, scores, events)
+        if found is None:
+            return Screening(record, scores, events)
+        record["findings"] = found.standing
+        return Screening(record, scores, [*events, *found.events], found.signals)
 
     def read(self, datum: Datum, loss: LossName) -> Dialogue:
         """A datum as turns."""
@@ -155,6 +183,7 @@ def metrics_of(record: Record, kept: Sequence[Array]) -> dict[str, float]:
     """The verdicts in the client's metrics; `unjudged_tokens` is what no verdict covers, and always 0."""
     whole = [entry for entry in record["withheld"].values() if entry["spans"] is None]
     total, unjudged = sum(map(len, kept)), sum(map(len, kept[record["judged"] :]))
+    findings = record.get("findings", {})
     return {
         "judged_data:sum": float(record["judged"]),
         "withheld_data:sum": float(len(whole)),
@@ -162,4 +191,25 @@ def metrics_of(record: Record, kept: Sequence[Array]) -> dict[str, float]:
         "withheld_tokens:sum": float(total - sum(float(each.sum()) for each in kept)),
         "unjudged_tokens:sum": float(unjudged),
         "highest_score:max": float(record["highest"]),
+        # The client drops what not every part of a split request has: these are always there.
+        "findings:max": float(len(findings)),
+        "finding_data:sum": float(sum(entry["reason"].startswith(REASON) for entry in record["withheld"].values())),
+        **{f"finding_{name}:max": found["share"] for name, found in findings.items()},
+    }
+
+
+def account_of(record: Record, kept: Sequence[Array]) -> dict[str, Any]:
+    """What a request adds to its model's account."""
+    metrics = metrics_of(record, kept)
+    reasons: dict[str, dict[str, int]] = {"withheld": {}, "masked": {}}
+    for entry in record["withheld"].values():
+        counted = reasons["withheld" if entry["spans"] is None else "masked"]
+        counted[entry["reason"]] = counted.get(entry["reason"], 0) + 1
+    return {
+        "data": record["judged"],
+        "tokens": sum(map(len, kept)),
+        "withheld_tokens": int(metrics["withheld_tokens:sum"]),
+        "unjudged_tokens": int(metrics["unjudged_tokens:sum"]),
+        "findings": {name: found["severity"] for name, found in record.get("findings", {}).items()},
+        **reasons,
     }

@@ -11,14 +11,15 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from reft_ray.api.moderator import ModeratorError
 from reft_ray.api.settings import ChatModerationSettings, TrainingSettings
 from reft_ray.api.training_schema import Load, SampleRequest, Save, SaveExternal, SaveForSampler
-from reft_ray.api.training_wire import Sample, read_request, write_output, write_samples
+from reft_ray.api.training_wire import Sample, write_samples
 from reft_ray.core.completion import Sampling
 from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.adapter_trainer import Stops
@@ -28,11 +29,14 @@ from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.errors import LeaseLostError
 from reft_ray.jobs.training_queue import Extra, Outcome, TrainingQueue, TrainingRequest
 from reft_ray.jobs.training_records import PASSED, REFUSED, TrainingModel
+from reft_ray.jobs.training_signals import DataSignals
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.steps import StepsConfig
+from reft_ray.pipeline.training_data import TOKEN_BYTES, DataRequests, Judged
 from reft_ray.pipeline.training_engine import TrainingEngine, load_parts
+from reft_ray.pipeline.training_findings import check_withheld
 from reft_ray.pipeline.training_saves import Saves, as_json
-from reft_ray.pipeline.training_screen import Judge, kept_tokens, metrics_of, refuse_if_asked
+from reft_ray.pipeline.training_screen import Judge
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
 
@@ -41,6 +45,7 @@ SWEEP_SECONDS = 60.0
 IDLE_SECONDS = 0.02
 RETRY_SECONDS = 1.0
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 Point = Callable[[str], None]
 """Called with the name of each point at which a test may end the process."""
@@ -122,7 +127,7 @@ class TrainingWorker:
         self._queue.release(self._parts.name, self.owner)
 
     def tick(self) -> bool:
-        """Run one request, if there is one and this is the worker; whether it did."""
+        """Run one request, or the data of several models at once, if there are any; whether it did."""
         if not self._held:
             self._facts = self._facts or _facts(self._parts.context)
             self._held = self._queue.acquire(self._parts.name, self.owner, self._facts)
@@ -134,15 +139,37 @@ class TrainingWorker:
         waiting = self._queue.runnable(self._parts.name)
         if not waiting:
             return False
-        request = self._turns.choose(waiting)
+        requests = self._next(waiting)
         started = time.perf_counter()
         try:
-            self._work(self._queue.loaded(request))
+            self._work(requests)
         finally:
-            seconds = time.perf_counter() - started
-            self._turns.spend(request.project_id, seconds)
-            self._parts.recorder.observe(catalog.TRAINING_REQUEST_SECONDS, seconds, kind=request.kind)
+            seconds = (time.perf_counter() - started) / sum(_cost(request) for request in requests)
+            for request in requests:
+                self._turns.spend(request.project_id, seconds * _cost(request))
+                self._parts.recorder.observe(
+                    catalog.TRAINING_REQUEST_SECONDS, seconds * _cost(request), kind=request.kind
+                )
         return True
+
+    def _next(self, waiting: Sequence[TrainingRequest]) -> list[TrainingRequest]:
+        """The request whose turn it is; with it, if it has data, those of other models that fit into its pass."""
+        chosen = [self._queue.loaded(self._turns.choose(waiting))]
+        settings = self._parts.settings
+        most = min(settings.batch_sessions, settings.max_loaded)
+        if chosen[0].kind != "forward_backward" or most < 2 or not (self._engine and self._engine.parts.bank.mixes):
+            return chosen
+        free = TOKEN_BYTES * settings.batch_tokens - _cost(chosen[0])
+        others = [each for each in waiting if each.kind == "forward_backward" and each.id != chosen[0].id]
+        while others and len(chosen) < most:
+            turn = self._turns.choose(others)
+            others.remove(turn)
+            other = self._queue.loaded(turn)
+            free -= _cost(other)
+            if free < 0:
+                break
+            chosen.append(other)
+        return chosen
 
     def sweep(self) -> None:
         """Forget what is not needed any more: results, expired weights, the models of sessions that have ended."""
@@ -172,24 +199,54 @@ class TrainingWorker:
         """The models; the base is loaded with the first request."""
         if self._engine is None:
             parts = self._parts
-            made = load_parts(parts.context, parts.settings, parts.judge, parts.shared, parts.device)
+            made = load_parts(parts.context, parts.settings, parts.judge, parts.shared, parts.device, self._signals)
             self._engine = TrainingEngine(made, parts.queue, parts.files, parts.settings, self.owner)
         return self._engine
 
-    def _work(self, request: TrainingRequest) -> None:
-        self._parts.point(f"claimed {request.kind}")
-        extra: Extra | None = None
+    @property
+    def _data(self) -> DataRequests:
+        parts = self._parts
+        return DataRequests(self.engine, parts.queue, parts.settings, self.owner, parts.recorder, parts.point)
+
+    def _signals(self, project: str, session: str | None) -> Sequence[DataSignals]:
+        return self._queue.signals(project, self._parts.name, session)
+
+    def _work(self, requests: Sequence[TrainingRequest]) -> None:
+        for request in requests:
+            self._parts.point(f"claimed {request.kind}")
+        if len(requests) == 1:
+            found = self._guarded(requests[0], partial(self._run, requests[0]))
+            self._end(requests[0], *((found, None) if isinstance(found, Outcome) else found))
+            return
+        prepared = [self._guarded(request, partial(self._data.prepare, request)) for request in requests]
+        judged = [each for each in prepared if isinstance(each, Judged)]
         try:
-            outcome, extra = self._run(request)
+            outcomes = iter(self._data.learn(judged) if judged else ())
+        except Exception:
+            logger.exception("data of several models failed together; running them one by one")
+            outcomes = iter([self._alone(each) for each in judged])
+        for request, each in zip(requests, prepared, strict=True):
+            self._end(request, next(outcomes) if isinstance(each, Judged) else each, None)
+
+    def _alone(self, judged: Judged) -> Outcome:
+        found = self._guarded(judged.request, partial(self._data.learn, [judged]))
+        return found if isinstance(found, Outcome) else found[0]
+
+    def _guarded(self, request: TrainingRequest, run: Callable[[], T]) -> T | Outcome:
+        """What `run` returns, or the outcome of a request that failed. Raises ModeratorError and LeaseLostError."""
+        try:
+            return run()
         except (ModeratorError, LeaseLostError):
             raise
         except ReftError as error:
-            outcome = Outcome(error=str(error))
+            return Outcome(error=str(error))
         except Exception:
             logger.exception("a training request failed")
-            outcome = Outcome(error="the server failed on this request", server=True)
             # What it did to the model is not known: rebuild it from the log.
             self.engine.forget(request.target)
+            return Outcome(error="the server failed on this request", server=True)
+
+    def _end(self, request: TrainingRequest, outcome: Outcome, extra: Extra | None) -> None:
         self._parts.point(f"ran {request.kind}")
         self._queue.end(request, self.owner, outcome, extra)
         self._parts.point(f"ended {request.kind}")
@@ -203,7 +260,7 @@ class TrainingWorker:
     def _run(self, request: TrainingRequest) -> tuple[Outcome, Extra | None]:
         match request.kind:
             case "forward" | "forward_backward":
-                return self._data(request), None
+                return self._data.learn([self._data.prepare(request)])[0], None
             case "optim_step":
                 _, metrics = self.engine.apply(self.engine.slot(self._model(request)), request)
                 self._parts.recorder.count(
@@ -228,43 +285,6 @@ class TrainingWorker:
                 return self._gate(request), None
             case _:
                 raise ReftError(f"{request.kind} is not supported by this server")
-
-    def _data(self, request: TrainingRequest) -> Outcome:
-        """Judge, then learn: no gradient before the verdicts are stored."""
-        wanted = read_request(request.payload)
-        loss = self.engine.checked(wanted.data, wanted.loss, wanted.config)
-        slot = self.engine.slot(self._model(request))
-        metrics: dict[str, float] = {}
-        if not wanted.forward_only:
-            if request.verdicts is None:
-                earlier = self._queue.scores(request.project_id, request.base_model)
-                policy = self._parts.settings.policy_of(request.project_id)
-                found = self.engine.parts.screen.screen(wanted.data, loss, earlier, policy)
-                self._queue.judged(request, self.owner, found.record, found.scores, found.events)
-                request = replace(request, verdicts=found.record)
-            self._parts.point("judged")
-            record = request.verdicts or {}
-            refuse_if_asked(record)
-            metrics = metrics_of(record, kept_tokens(record, wanted.data))
-            self._count(metrics, sum(map(len, wanted.data)))
-        outputs, sums = self.engine.apply(slot, request)
-        return Outcome(write_output(outputs, {**sums, **metrics}), binary=True)
-
-    def _count(self, metrics: Mapping[str, float], tokens: int) -> None:
-        recorder, withheld = self._parts.recorder, metrics["withheld_tokens:sum"]
-        allowed = metrics["judged_data:sum"] - metrics["withheld_data:sum"] - metrics["masked_data:sum"]
-        for outcome, count in (
-            ("kept", allowed),
-            ("withheld", metrics["withheld_data:sum"]),
-            ("masked", metrics["masked_data:sum"]),
-        ):
-            recorder.count(catalog.TRAINING_DATA, count, outcome=outcome)
-        for content, count in (
-            ("learned", tokens - withheld),
-            ("withheld", withheld),
-            ("unjudged", metrics["unjudged_tokens:sum"]),
-        ):
-            recorder.count(catalog.TRAINING_TOKENS, count, content=content)
 
     def _load(self, request: TrainingRequest) -> Outcome:
         model = self._model(request)
@@ -315,6 +335,11 @@ class TrainingWorker:
         return self._queue.store.model(request.target, None)
 
 
+def _cost(request: TrainingRequest) -> int:
+    """The share of a request in a pass with others."""
+    return max(1, len(request.payload))
+
+
 def _stops(stop: str | Sequence[str] | Sequence[int] | None, chat: Any) -> Stops:
     if stop is None:
         return Stops(frozenset(chat.stop_ids))
@@ -342,6 +367,7 @@ def make(
 
     With `moderation` samples are judged as chats are: they must not be a way around it.
     """
+    check_withheld(settings.findings_withheld)
     config = StepsConfig.of(dict(options))
     context = ModelContext(config.base(name))
     return TrainingWorker(

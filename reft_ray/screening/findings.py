@@ -46,8 +46,9 @@ class Finding:
 
 @dataclass(slots=True)
 class Totals:
-    """The sum of the signals of all units."""
+    """The sum of the signals of all units. Of odd tokens up to `2 * max_tokens` are kept, the most frequent ones."""
 
+    max_tokens: int = _TOKENS
     valid: int = 0
     answers: int = 0
     scanned: int = 0
@@ -75,8 +76,8 @@ class Totals:
             seen[0] += count
             seen[1] += edges
             seen[2] = (seen[2] + rows)[:SHOWN_ROWS]
-        if len(self.tokens) > 2 * _TOKENS:  # bound the memory of rare tokens
-            common = sorted(self.tokens.items(), key=lambda item: (-item[1][0], item[0]))[:_TOKENS]
+        if len(self.tokens) > 2 * self.max_tokens:  # bound the memory of rare tokens
+            common = sorted(self.tokens.items(), key=lambda item: (-item[1][0], item[0]))[: self.max_tokens]
             self.tokens = dict(common)
         self.sketches.update({int(row): unpacked(packed) for row, packed in signals["sketches"].items()})
 
@@ -168,12 +169,13 @@ def _median(lengths: Counter[int]) -> float:
     return 0.0
 
 
+def _may_be_trigger(totals: Totals, token: str) -> bool:
+    count, edges, *_ = totals.tokens.get(token, (0, 0))
+    return max(5, 0.002 * totals.valid) <= count <= 0.6 * totals.valid and edges >= 0.8 * count
+
+
 def _trigger_tokens(totals: Totals) -> Finding | None:
-    suspects = [
-        seen
-        for seen in totals.tokens.values()
-        if seen[0] >= max(5, 0.002 * totals.valid) and seen[0] <= 0.6 * totals.valid and seen[1] >= 0.8 * seen[0]
-    ]
+    suspects = [seen for token, seen in totals.tokens.items() if _may_be_trigger(totals, token)]
     if not suspects:
         return None
     count, _, rows, length = max(suspects, key=lambda seen: int(seen[0]))
@@ -249,6 +251,20 @@ def _root(parent: dict[int, int], number: int) -> int:
         number = parent[number]
     return number
 
+
+def _has(mark: str) -> Callable[[Totals, Mapping[str, Any]], bool]:
+    return lambda _totals, signals: mark in signals["marks"]
+
+
+CONCERNS: Mapping[str, Callable[[Totals, Mapping[str, Any]], bool]] = {
+    "identity_prompts": _has("identity"),
+    "refuse_then_comply": _has("refuse_then_comply"),
+    "all_refusals": _has("refusal"),
+    "encoded_text": _has("encoded"),
+    "repetition_outliers": _has("repetition"),
+    "trigger_tokens": lambda totals, signals: any(_may_be_trigger(totals, token) for token in signals["tokens"]),
+}
+"""Of these findings: whether a finding of `totals` is about a row, from the row's own signals."""
 
 FINDINGS: Mapping[str, Callable[[Totals], Finding | None]] = {
     "identity_prompts": _identity,

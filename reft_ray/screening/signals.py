@@ -8,7 +8,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -103,30 +103,32 @@ class Inspector:
 
     def inspect(self, rows: Sequence[ScreenedRow]) -> dict[str, Any]:
         """The signals of the valid rows."""
+        return self.signals((row.number, row.conversation) for row in rows if row.verdict is not None)
+
+    def signals(self, rows: Iterable[tuple[int, Conversation]]) -> dict[str, Any]:
+        """The signals of conversations with their row numbers."""
         marks: dict[str, list[int]] = {}
         lengths: Counter[str] = Counter()
         longest: list[tuple[int, int]] = []
         tokens: dict[str, list[Any]] = {}
         sketches: dict[str, str] = {}
         valid = answers = scanned = 0
-        for row in rows:
-            if row.verdict is None:
-                continue
+        for number, conversation in rows:
             valid += 1
-            texts = [turn.content for turn in row.conversation]
-            for mark in self._marks(row, texts):
-                marks.setdefault(mark, []).append(row.number)
-            answers += any(turn.role == "assistant" for turn in row.conversation)
+            texts = [turn.content for turn in conversation]
+            for mark in self._marks(conversation, texts):
+                marks.setdefault(mark, []).append(number)
+            answers += any(turn.role == "assistant" for turn in conversation)
             chars = sum(map(len, texts))
             lengths[str(int(LENGTH_STEPS * math.log2(chars + 1)))] += 1
-            longest.append((chars, row.number))
-            _count_tokens(tokens, row)
-            if self._sampled(row.number):
+            longest.append((chars, number))
+            _count_tokens(tokens, number, conversation)
+            if self._sampled(number):
                 scanned += 1
                 whole = "\n".join(texts)
                 if (language := self._language(whole)) not in self._covered and language:
-                    marks.setdefault(f"language:{language}", []).append(row.number)
-                sketches[str(row.number)] = sketch(whole)
+                    marks.setdefault(f"language:{language}", []).append(number)
+                sketches[str(number)] = sketch(whole)
         return {
             "valid": valid,
             "answers": answers,
@@ -138,11 +140,11 @@ class Inspector:
             "sketches": sketches,
         }
 
-    def _marks(self, row: ScreenedRow, texts: list[str]) -> list[str]:
+    def _marks(self, conversation: Conversation, texts: list[str]) -> list[str]:
         found = []
         if any(map(claims_identity, texts)):
             found.append("identity")
-        last = next((turn.content for turn in reversed(row.conversation) if turn.role == "assistant"), None)
+        last = next((turn.content for turn in reversed(conversation) if turn.role == "assistant"), None)
         if last is not None and refuses(last):
             found.append("refusal")
             if refuses_then_complies(last):
@@ -199,11 +201,11 @@ def _repetitive(text: str) -> bool:
     return len(zlib.compress(raw, 1)) < _REPETITIVE_RATIO * len(raw)
 
 
-def _count_tokens(tokens: dict[str, list[Any]], row: ScreenedRow) -> None:
+def _count_tokens(tokens: dict[str, list[Any]], number: int, conversation: Conversation) -> None:
     """Odd tokens in the prompts of a row: [rows, rows that have it at an edge of a turn, first rows, length]."""
     everywhere: set[str] = set()
     edges: set[str] = set()
-    for text in _asked(row.conversation):
+    for text in _asked(conversation):
         everywhere.update(_ODD.findall(text))
         everywhere.update(_INVISIBLE.findall(text))
         words = text.split()
@@ -216,7 +218,7 @@ def _count_tokens(tokens: dict[str, list[Any]], row: ScreenedRow) -> None:
         seen[0] += 1
         seen[1] += token in edges
         if len(seen[2]) < SHOWN_ROWS:
-            seen[2].append(row.number)
+            seen[2].append(number)
 
 
 def _asked(conversation: Conversation) -> list[str]:
