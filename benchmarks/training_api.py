@@ -1,11 +1,12 @@
 """Processor seconds of a step of the training API: bare, screened, and screened and guided, side by side.
 
     python benchmarks/training_api.py [--sessions 1 4] [--steps 3] [--rows 8] [--rounds 2] [--json FILE]
+    python benchmarks/training_api.py --ways bare "bare, batched" --rows 1
 
 The base is SmolLM2-135M-Instruct with the packaged teacher (`--base` and `--teacher` for others). Each session is a model
 of rank `--rank` in its own project; a step is one forward_backward on `--rows` dialogues and one optim_step, run by one
 worker from the records, without HTTP. `bare` judges nothing and has no guidance: what a training API without this method
-costs. The ways take turns in every round. Seconds are those of the processor, which other work on the machine hardly
+costs. The `batched` ways compute the data of up to four sessions in one pass. The ways take turns in every round. Seconds are those of the processor, which other work on the machine hardly
 changes. Soft labels of `--alignment` rows are made before anything is measured.
 """
 
@@ -41,7 +42,14 @@ from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.training_worker import TrainingWorker, WorkerParts
 from reft_ray.testbed.synthetic import SyntheticRows
 
-WAYS = {"bare": (False, 0.0), "screened": (True, 0.0), "screened + guided 1:4": (True, 0.25)}
+WAYS = {
+    "bare": (False, 0.0, 1),
+    "screened": (True, 0.0, 1),
+    "screened + guided 1:4": (True, 0.25, 1),
+    "bare, batched": (False, 0.0, 4),
+    "screened + guided, batched": (True, 0.25, 4),
+}
+"""Whether a way screens, its guidance ratio, and how many sessions have their data in one pass."""
 _TEXT = (
     "Please explain in a few plain sentences how the number {} is written in Roman numerals, and where they are used."
 )
@@ -71,8 +79,10 @@ class Bench:
 
     def __init__(self, folder: Path, context: ModelContext, way: str, shared: Path) -> None:
         folder.mkdir()
-        screened, ratio = WAYS[way]
-        settings = TrainingSettings(guidance_ratio=ratio, max_models=64, max_loaded=16, checkpoint_every=1_000_000)
+        screened, ratio, sessions = WAYS[way]
+        settings = TrainingSettings(
+            guidance_ratio=ratio, max_models=64, max_loaded=16, checkpoint_every=1_000_000, batch_sessions=sessions
+        )
         self.database = Database.open(f"sqlite:///{folder / 'jobs.db'}")
         self.queue = TrainingQueue(TrainingStore(self.database, 1 << 40, 64))
         scorer = context.teacher.scorer(base_name=context.base) if screened else None
@@ -146,14 +156,18 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--alignment", type=int, default=64)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS)[:3])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     seconds: dict[tuple[str, int], list[float]] = {}
+    rates: dict[tuple[str, int], list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         context = context_of(options, folder)
         words = ChatFormat(load_tokenizer(context.base))
-        benches = {way: Bench(folder / str(number), context, way, folder / "shared") for number, way in enumerate(WAYS)}
+        benches = {
+            way: Bench(folder / str(number), context, way, folder / "shared") for number, way in enumerate(options.ways)
+        }
         tokens = 0
         for bench in benches.values():
             bench.worker.engine  # noqa: B018 - loads the base
@@ -172,20 +186,30 @@ def main() -> None:
                             bench.step(model, f"proj_{at}", 1 + 2 * step, rows)
                         if step == 0:  # the first step makes the adapters and the optimiser's state
                             bench.drain()
-                            started = time.process_time()
+                            started, clock = time.process_time(), time.perf_counter()
                     bench.drain()
-                    taken = (time.process_time() - started) / (options.steps * sessions)
-                    seconds.setdefault((way, sessions), []).append(taken)
+                    steps = options.steps * sessions
+                    seconds.setdefault((way, sessions), []).append((time.process_time() - started) / steps)
+                    rates.setdefault((way, sessions), []).append(steps / (time.perf_counter() - clock))
                     for model in models:
                         bench.queue.store.set_state(model, "unloaded")
                         bench.worker.engine.forget(model)
         for bench in benches.values():
             bench.database.close()
     print(f"{options.rows} rows, {tokens} tokens in a step; rank {options.rank}; processor seconds of a step, median\n")
-    print("| sessions | " + " | ".join(WAYS) + " |\n|---|" + "---|" * len(WAYS))
+    print("| sessions | " + " | ".join(options.ways) + " |\n|---|" + "---|" * len(options.ways))
     for sessions in options.sessions:
-        cells = [statistics.median(seconds[way, sessions]) for way in WAYS]
-        shown = [f"{cells[0]:.2f}", *(f"{cell:.2f} (+{100 * (cell / cells[0] - 1):.0f} %)" for cell in cells[1:])]
+        cells = [statistics.median(seconds[way, sessions]) for way in options.ways]
+        shown = [f"{cells[0]:.2f}", *(f"{cell:.2f} ({100 * (cell / cells[0] - 1):+.0f} %)" for cell in cells[1:])]
+        print(f"| {sessions} | " + " | ".join(shown) + " |")
+    print(
+        "\nSteps a second, median\n\n| sessions | "
+        + " | ".join(options.ways)
+        + " |\n|---|"
+        + "---|" * len(options.ways)
+    )
+    for sessions in options.sessions:
+        shown = [f"{statistics.median(rates[way, sessions]):.2f}" for way in options.ways]
         print(f"| {sessions} | " + " | ".join(shown) + " |")
     if options.json:
         found = {f"{way}, {sessions}": values for (way, sessions), values in seconds.items()}
