@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from fixtures.driving import driving
 from sqlalchemy import update
 from typer.testing import CliRunner
 
@@ -11,10 +12,7 @@ from reft_ray.cli import audit, files, jobs, keys
 from reft_ray.cli.common import state_database
 from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.database import Database
-from reft_ray.jobs.driver import DriverConfig
-from reft_ray.jobs.launcher import ProcessLauncher
-from reft_ray.jobs.lease import Leases
-from reft_ray.jobs.reconciler import Reconciler
+from reft_ray.jobs.fake_steps import FakeSteps
 from reft_ray.jobs.tables import api_keys, audit_log
 from reft_ray.jobs.tenants import Tenants
 
@@ -152,13 +150,7 @@ def test_a_file_becomes_a_model_from_the_command_line(service, rows, tmp_path):
 
     job = run(jobs.app, "create", "--model", "tiny", "--file", file, "--yes", "--suffix", "cli", *access).strip()
     blocked = run(jobs.app, "create", "--model", "tiny", "--file", unsafe, "--policy", "fail", "--yes", *access).strip()
-    config = DriverConfig(
-        stores.database.engine.url.render_as_string(hide_password=False),
-        stores.files.content.uri("x").removesuffix("/x"),
-        "reft_ray.jobs.fake_steps:make",
-    )
-    reconciler = Reconciler(stores.jobs, Leases(stores.jobs), ProcessLauncher(config, tmp_path / "logs"))
-    with reconciler.background(0.05):
+    with driving(stores, FakeSteps()):
         output = run(jobs.app, "watch", job, "--seconds", "0.2", *access)
         assert output.splitlines()[-1] == "info  The job has successfully completed"
         assert len(output.splitlines()) == len(set(output.splitlines())) == 18

@@ -1,16 +1,14 @@
 """The ten lines of docs/service.md, exactly as printed there."""
 
 import re
-import subprocess
-import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from fixtures.driving import driving
 
-from reft_ray.jobs.driver import DriverConfig
-from reft_ray.jobs.launcher import ProcessLauncher
-from reft_ray.jobs.lease import Leases
-from reft_ray.jobs.reconciler import Reconciler
+from reft_ray.jobs.fake_steps import FakeSteps
 
 PAGES = [path for path in ("docs/service.md", "README.md") if (Path(__file__).parents[3] / path).exists()]
 
@@ -21,25 +19,19 @@ def ten_lines(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_ten_lines_run(page, service, rows, tmp_path):
+def test_the_ten_lines_run(page, service, rows, tmp_path, monkeypatch, capsys):
     code = ten_lines(page)
     if code is None:
         pytest.skip(f"{page} has no finetuning example")
     (tmp_path / "train.jsonl").write_bytes(rows)
-    stores = service.stores
-    config = DriverConfig(
-        stores.database.engine.url.render_as_string(hide_password=False),
-        stores.files.content.uri("x").removesuffix("/x"),
-        "reft_ray.jobs.fake_steps:make",
-    )
-    reconciler = Reconciler(stores.jobs, Leases(stores.jobs), ProcessLauncher(config, tmp_path / "logs"))
-    with reconciler.background(0.05):
-        result = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env={"OPENAI_BASE_URL": f"{service.url}/v1", "OPENAI_API_KEY": service.secret()},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-    assert (result.returncode, result.stdout) == (0, "Hello!\n"), result.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{service.url}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", service.secret())
+    wait = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: wait(seconds / 20))
+    with ExitStack() as opened, driving(service.stores, FakeSteps()):
+        # The lines leave their file and their client to the end of a process.
+        names = {"open": lambda name, mode: opened.enter_context(Path(name).open(mode))}
+        exec(compile(code, page, "exec"), names)
+        names["client"].close()
+    assert capsys.readouterr().out == "Hello!\n"
