@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import shutil
+import ssl
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
+import certifi
 import pytest
 
 # A quarter of the time of collecting is garbage collection, which finds nothing among modules.
@@ -22,6 +26,22 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "60")
 os.environ.setdefault("RAY_agent_register_timeout_ms", "270000")
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "270")
+# Each HTTP client reads 120 certificates of authorities, which takes longer than most tests. No test connects to one of
+# theirs, so all clients of a process share what the first has read.
+_new_context = ssl.create_default_context
+
+
+@functools.cache
+def _context_of(bundle: str) -> ssl.SSLContext:
+    return _new_context(cafile=bundle)
+
+
+def _shared_context(*purpose: ssl.Purpose, **files: Any) -> ssl.SSLContext:
+    usual = not purpose and files == {"cafile": certifi.where()}
+    return _context_of(certifi.where()) if usual else _new_context(*purpose, **files)
+
+
+ssl.create_default_context = _shared_context
 MEMORY = Path("/dev/shm")
 """Where tests write: a commit of SQLite waits for a disk, and so do thousands of deleted files."""
 if (
