@@ -36,7 +36,7 @@ def test_every_value_is_a_row_and_the_comparisons_setting_is_marked(result: dict
     assert [row["value"] for row in tables["teacher"] if row["default"]] == ["trained"]
     assert [row["value"] for row in tables["student"] if row["default"]] == ["soft"]
     assert [row["value"] for row in tables["tau"] if row["default"]] == ["block"]
-    assert list(tables["teacher"][0]["by_layer"]) == ["1", "2", "3", "4"]
+    assert list(tables["teacher"][0]["by_layer"]) == ["1", "2"]
 
 
 def test_a_higher_threshold_drops_no_more_rows(result: dict) -> None:

@@ -42,7 +42,7 @@ TINY: dict[str, Any] = {
         "over_refusal_prompts": 6,
         "task_test": 6,
     },
-    "recipe": {"rows": 200, "shape": {"hidden": 32, "layers": 4, "heads": 2, "intermediate": 64}},
+    "recipe": {"rows": 200, "shape": {"hidden": 32, "layers": 2, "heads": 2, "intermediate": 64}},
     "teacher_settings": {"epochs": 1, "lora": {"rank": 4}},
     "student": {
         "epochs": 1,
