@@ -1,4 +1,4 @@
-"""Ten thousand hostile bodies: no 500, no hang, no leak, and every row accounted for."""
+"""Thousands of hostile bodies: no 500, no hang, no leak, and every row accounted for."""
 
 import asyncio
 import gc
@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
+import pytest
 
-BODIES = 10_000
 VALUES: list[Any] = [
     None, True, 0, -1, 1e308, 10**4000, float("nan"), float("inf"), "", " ", "a", "\x00", "\ud800", "bomb", "a" * 5000,
     [], {}, [[]], [None], ["a", 1], {"type": "text"}, {"type": "text", "text": "x"}, {"type": "image_url"},
@@ -79,7 +79,8 @@ def lines_in(body: bytes) -> int:
     return body.count(b"\n") + (not body.endswith(b"\n") and bool(body))
 
 
-def test_ten_thousand_bodies(make_filter: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("bodies", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_hostile_bodies(make_filter: Callable[..., Any], bodies: int) -> None:
     service = make_filter(max_body_bytes=100_000, max_row_bytes=4096, idle_seconds=5)
     source = random.Random(20261123)
     statuses: Counter[int] = Counter()
@@ -117,18 +118,18 @@ def test_ten_thousand_bodies(make_filter: Callable[..., Any]) -> None:
             before = len(asyncio.all_tasks())
             gc.collect()
             objects = len(gc.get_objects())
-            for number in range(BODIES - 200):
+            for number in range(bodies - 200):
                 await asyncio.wait_for((moderate if number % 4 else screen)(client), 10)
             gc.collect()
             assert len(asyncio.all_tasks()) == before
             return objects, len(gc.get_objects())
 
     before, after = asyncio.run(run())
-    assert sum(statuses.values()) == BODIES
-    assert statuses[200] > 2000
-    assert statuses[400] > 2000
+    assert sum(statuses.values()) == bodies
+    assert statuses[200] > bodies / 5
+    assert statuses[400] > bodies / 5
     # The recorder keeps its observations; anything that grew per request otherwise would show.
-    assert after < before + 3 * BODIES
+    assert after < before + 3 * bodies
     assert service.judge.waiting == 0
 
 
