@@ -17,6 +17,7 @@ driver closes it; the processor times of all that are measured ones. Networks, g
 from __future__ import annotations
 
 import argparse
+import bisect
 import heapq
 import json
 import math
@@ -130,11 +131,12 @@ class Fleet:
 def diurnal(peak: float, seed: int = 0) -> Callable[[float], float]:
     """Rows per second over a day: a fifth of the peak at night, and 24 bursts of five minutes that add a half."""
     source = random.Random(seed)
-    bursts = [source.uniform(0, DAY) for _ in range(24)]
+    bursts = sorted(source.uniform(0, DAY) for _ in range(24))
 
     def rate(now: float) -> float:
         wave = peak * (0.6 - 0.4 * math.cos(2 * math.pi * now / DAY))
-        return wave * (1.5 if any(start <= now < start + 300 for start in bursts) else 1.0)
+        begun = bisect.bisect(bursts, now)
+        return wave * (1.5 if begun and now < bursts[begun - 1] + 300 else 1.0)
 
     return rate
 
@@ -154,9 +156,9 @@ def day(service: Service, rate: Callable[[float], float], rows_per_call: int, ru
         lost = max(0.0, backlog - queue_limit)
         backlog -= lost
         load = min(0.98 * limit, rows / fleet.ready)
-        seconds = service.wait(load) + backlog / able
-        waits.append((seconds, rows))
-        ongoing = (min(rows, able) * service.wait(load) + backlog) / rows_per_call
+        waiting = service.wait(load)
+        waits.append((waiting + backlog / able, rows))
+        ongoing = (min(rows, able) * waiting + backlog) / rows_per_call
         fleet.move(now, rule.decide(now, ongoing, fleet.ready, fleet.wanted))
         paid += fleet.paid
         peak = max(peak, fleet.paid)
