@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import shutil
 from functools import cached_property
 from pathlib import Path
 
 import pytest
-import torch
 
 from reft_ray.experiments.bench.presets import preset
 from reft_ray.experiments.bench.rows import BenchRows, builtin_rows
@@ -28,6 +26,12 @@ class SmallWorkspace(Workspace):
         return builtin_rows(SMALL)
 
 
+@pytest.fixture(scope="session")
+def llama(shallow_llama: Path) -> Path:
+    """Two layers: these tests train."""
+    return shallow_llama
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _little_garbage() -> None:
     """Garbage is collected before each cell, to measure its memory: leave out what earlier tests hold."""
@@ -36,27 +40,12 @@ def _little_garbage() -> None:
 
 
 @pytest.fixture(scope="session")
-def shallow(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Llama-shaped base with half its layers, which nearly halve the time of a training step."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    folder = tmp_path_factory.mktemp("base-shallow")
-    shutil.copytree(llama, folder, dirs_exist_ok=True)
-    config = AutoConfig.from_pretrained(llama)
-    config.num_hidden_layers = 2
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def small_workspace(shallow: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def small_workspace(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Shared by the tests of sections, which cache under different names."""
     config = preset(
         "quick",
         {
-            "base": str(shallow),
+            "base": str(llama),
             "teacher_settings": {
                 "epochs": 5,
                 "batch_rows": 32,

@@ -103,7 +103,7 @@ def test_a_worker_makes_soft_labels_on_its_accelerator(
 def test_the_teacher_separates_what_it_was_taught_and_its_artefact_is_whole(teacher: RefTeacher, llama: Path) -> None:
     made = teacher.manifest
     assert made.quality.auroc > 0.9
-    assert made.layer in sweep_layers(4, (0.3, 0.7)) == [2]
+    assert made.layer in sweep_layers(2, (0.3, 0.7)) == [1]
     assert {"a (harmful)", "b (harmless)"} == set(made.per_source)
     assert sum(made.histogram) == 8
     assert (teacher.folder / "README.md").read_text().startswith(f"# Ref-Teacher {teacher.id}")
@@ -121,7 +121,7 @@ def test_the_teacher_separates_what_it_was_taught_and_its_artefact_is_whole(teac
 
 
 def test_an_artefact_that_was_changed_or_belongs_elsewhere_is_refused(
-    teacher: RefTeacher, tiny_bases: dict[str, Path], tmp_path: Path
+    teacher: RefTeacher, llama: Path, tiny_bases: dict[str, Path], tmp_path: Path
 ) -> None:
     import shutil
 
@@ -129,13 +129,13 @@ def test_an_artefact_that_was_changed_or_belongs_elsewhere_is_refused(
     shutil.copytree(teacher.folder, copy)
     assert RefTeacher.load(copy).id == teacher.id
     manifest = json.loads((copy / "teacher.json").read_text())
-    manifest["layer"] = 1
+    manifest["layer"] += 1
     (copy / "teacher.json").write_text(json.dumps(manifest))
     with pytest.raises(ReftError, match="was changed after it was made"):
         RefTeacher.load(copy)
     with pytest.raises(ReftError, match="was made for the base"):
         teacher.base(str(tiny_bases["gemma"]))
-    base = load_base(str(tiny_bases["llama"]))
+    base = load_base(str(llama))
     base.tokenizer.chat_template = "{{ messages[0]['content'] }}"
     with pytest.raises(ReftError, match="was made with chat template"):
         teacher.check(base, ChatFormat(base.tokenizer))
