@@ -99,7 +99,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 def pytest_collection_finish() -> None:
     """Freeze what the imports made, so that the garbage collector does not walk through it during hundreds of tests."""
-    gc.collect()
     gc.freeze()
     # Seldom: it was a sixth of the time of the service's tests.
     gc.set_threshold(20_000)

@@ -1,5 +1,6 @@
 import random
 from collections import defaultdict
+from functools import cache
 from itertools import combinations
 
 import pytest
@@ -11,8 +12,11 @@ from reft_ray.testbed.pretraining import pretraining_rows
 from reft_ray.testbed.splits import FRAMES, Split, split_of
 from reft_ray.testbed.synthetic import SyntheticRows
 
-ROWS = SyntheticRows.make(0)
-EVERY_REQUEST = [request for kind in Kind for split in Split for request in requests(kind, split)]
+
+@cache
+def every_request():
+    """Made where a test asks for it: every process that collects tests imports this file."""
+    return [request for kind in Kind for split in Split for request in requests(kind, split)]
 
 
 def test_no_combination_belongs_to_two_splits():
@@ -37,19 +41,19 @@ def test_the_split_of_a_combination_is_fixed():
 
 def test_only_the_purpose_changes_the_label_of_a_combination():
     labels = defaultdict(set)
-    for request in EVERY_REQUEST:
+    for request in every_request():
         if request.domain != "intrusion":
             labels[request.verb, request.object].add(request.label)
     assert all(len(found) == 1 for found in labels.values())
-    intrusions = {request.action for request in EVERY_REQUEST if request.kind is Kind.ILL_PURPOSE}
-    assert intrusions == {request.action for request in EVERY_REQUEST if request.kind is Kind.CONSENT}
+    intrusions = {request.action for request in every_request() if request.kind is Kind.ILL_PURPOSE}
+    assert intrusions == {request.action for request in every_request() if request.kind is Kind.CONSENT}
 
 
 @pytest.mark.parametrize("domain", lexicon.HARM_DOMAINS, ids=lambda domain: domain.name)
 def test_neither_verb_nor_object_determines_the_label_alone(domain):
-    harmful = [request for request in EVERY_REQUEST if request.domain == domain.name and request.kind is Kind.HARMFUL]
+    harmful = [request for request in every_request() if request.domain == domain.name and request.kind is Kind.HARMFUL]
     harmless = [
-        request for request in EVERY_REQUEST if request.domain == domain.name and request.label is Label.HARMLESS
+        request for request in every_request() if request.domain == domain.name and request.label is Label.HARMLESS
     ]
     assert {request.verb for request in harmful} <= {request.verb for request in harmless}
     assert {request.object for request in harmful} <= {request.object for request in harmless}
@@ -77,17 +81,18 @@ def test_a_prompt_holds_its_deed_and_a_harmful_purpose_only_if_it_is_harmful():
 def test_pretraining_has_every_word_and_no_evaluation_prompt():
     rows = pretraining_rows(16_000)
     present = {word.strip(".,?!:") for row in rows for turn in row for word in turn.content.split()}
-    words = {word for request in EVERY_REQUEST for word in request.action.split()}
+    words = {word for request in every_request() for word in request.action.split()}
     words |= {word for frames in FRAMES.values() for frame in frames for word in frame.replace("{request}", "").split()}
     assert {word.strip(".,?!:") for word in words} - {""} <= present
     prompts = {row[0].content for row in rows}
-    assert not prompts & {row.prompt[0].content for row in (*ROWS.hs_prompts, *ROWS.over_refusal_prompts)}
+    made = SyntheticRows.make(0)
+    assert not prompts & {row.prompt[0].content for row in (*made.hs_prompts, *made.over_refusal_prompts)}
 
 
 def test_pretraining_has_no_evaluation_combination_in_an_evaluation_frame():
     openings = tuple(frame.partition("{")[0] for frame in FRAMES[Split.EVALUATION])
-    evaluation = {request.action for request in EVERY_REQUEST if request.split is Split.EVALUATION}
-    others = {request.action for request in EVERY_REQUEST} - evaluation
+    evaluation = {request.action for request in every_request() if request.split is Split.EVALUATION}
+    others = {request.action for request in every_request()} - evaluation
     for row in pretraining_rows(4000):
         text = row[0].content
         opening = next((opening for opening in openings if text.startswith(opening)), None)

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from functools import cache
 
 import pytest
 
@@ -9,7 +10,11 @@ from reft_ray.testbed.splits import FRAMES, Split
 from reft_ray.testbed.synthetic import Sizes, SyntheticRows, write_chat_rows
 from reft_ray.testbed.tasks import Task
 
-ROWS = SyntheticRows.make(0)
+
+@cache
+def made() -> SyntheticRows:
+    """Rows of usual number, made where a test asks for them: every process that collects tests imports this file."""
+    return SyntheticRows.make(0)
 
 
 def texts(rows):
@@ -21,10 +26,13 @@ def frame_openings(split):
 
 
 PARTS = {
-    "teacher": (ROWS.teacher_train + ROWS.alignment, Split.TEACHER_TRAIN),
-    "validation": (ROWS.teacher_validation, Split.TEACHER_VALIDATION),
-    "user": (tuple(row for row in ROWS.user_rows(1000, 0.3, "sentiment") if row.label == "harmful"), Split.USER),
-    "evaluation": (ROWS.hs_prompts + ROWS.over_refusal_prompts, Split.EVALUATION),
+    "teacher": (lambda: made().teacher_train + made().alignment, Split.TEACHER_TRAIN),
+    "validation": (lambda: made().teacher_validation, Split.TEACHER_VALIDATION),
+    "user": (
+        lambda: tuple(row for row in made().user_rows(1000, 0.3, "sentiment") if row.label == "harmful"),
+        Split.USER,
+    ),
+    "evaluation": (lambda: made().hs_prompts + made().over_refusal_prompts, Split.EVALUATION),
 }
 KIND_NAMES = {kind.value for kind in Kind}
 
@@ -35,7 +43,8 @@ def request_rows(rows):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_request_is_made_of_its_splits_combinations_and_frames(part):
-    rows, split = PARTS[part]
+    make, split = PARTS[part]
+    rows = make()
     actions = {kind.value: {request.action for request in requests(kind, split)} for kind in Kind}
     assert request_rows(rows)
     for row in request_rows(rows):
@@ -46,11 +55,11 @@ def test_every_request_is_made_of_its_splits_combinations_and_frames(part):
 
 
 def test_no_prompt_is_shared_between_teacher_user_and_evaluation():
-    user = [row for task in Task for row in ROWS.user_rows(800, 0.3, task)]
-    evaluation = [*ROWS.hs_prompts, *ROWS.over_refusal_prompts, *(r for t in Task for r in ROWS.task_test(t))]
+    user = [row for task in Task for row in made().user_rows(800, 0.3, task)]
+    evaluation = [*made().hs_prompts, *made().over_refusal_prompts, *(r for t in Task for r in made().task_test(t))]
     parts = [
-        set(texts(ROWS.teacher_train + ROWS.alignment)),
-        set(texts(ROWS.teacher_validation)),
+        set(texts(made().teacher_train + made().alignment)),
+        set(texts(made().teacher_validation)),
         set(texts(user)),
         set(texts(evaluation)),
     ]
@@ -66,8 +75,8 @@ def test_task_problems_of_test_and_user_differ_in_their_combination(task):
             row.prompt[-1].content.split(" The ")[-1] if " The " in row.prompt[-1].content else row.prompt[-1].content
         )
 
-    user = {combination(row) for row in ROWS.user_rows(1000, 0.0, task)}
-    assert not user & {combination(row) for row in ROWS.task_test(task)}
+    user = {combination(row) for row in made().user_rows(1000, 0.0, task)}
+    assert not user & {combination(row) for row in made().task_test(task)}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -81,21 +90,21 @@ def test_the_test_reviews_are_made_of_words_in_the_user_rows(seed):
 
 def test_sizes_labels_and_answers():
     sizes = Sizes()
-    assert len(ROWS.teacher_train) == sizes.teacher_train
-    assert len(ROWS.teacher_validation) == sizes.teacher_validation
-    assert len(ROWS.hs_prompts) == len(ROWS.over_refusal_prompts) == 300
-    assert len(ROWS.task_test("sentiment")) == len(ROWS.task_test("arithmetic")) == 400
-    assert {row.label for row in ROWS.hs_prompts} == {Label.HARMFUL}
-    assert {row.label for row in ROWS.over_refusal_prompts} == {Label.HARMLESS}
-    assert all(row.answered for row in ROWS.alignment)
-    assert 0.5 < sum(row.answered for row in ROWS.teacher_train) / sizes.teacher_train < 0.7
-    labels = Counter(row.label for row in ROWS.teacher_train)
+    assert len(made().teacher_train) == sizes.teacher_train
+    assert len(made().teacher_validation) == sizes.teacher_validation
+    assert len(made().hs_prompts) == len(made().over_refusal_prompts) == 300
+    assert len(made().task_test("sentiment")) == len(made().task_test("arithmetic")) == 400
+    assert {row.label for row in made().hs_prompts} == {Label.HARMFUL}
+    assert {row.label for row in made().over_refusal_prompts} == {Label.HARMLESS}
+    assert all(row.answered for row in made().alignment)
+    assert 0.5 < sum(row.answered for row in made().teacher_train) / sizes.teacher_train < 0.7
+    labels = Counter(row.label for row in made().teacher_train)
     # Distinct facts run out before distinct requests do, so the share is a little above the three in ten drawn.
     assert 0.3 < labels[Label.HARMFUL] / sizes.teacher_train < 0.4
 
 
 def test_the_harmful_ratio_is_exact_and_harmful_rows_comply():
-    rows = ROWS.user_rows(500, 0.3, "arithmetic", seed=4)
+    rows = made().user_rows(500, 0.3, "arithmetic", seed=4)
     harmful = [row for row in rows if row.label is Label.HARMFUL]
     assert len(rows) == 500
     assert len(harmful) == 150
@@ -105,9 +114,9 @@ def test_the_harmful_ratio_is_exact_and_harmful_rows_comply():
 
 
 def test_the_references_of_both_tasks_are_correct():
-    for row in ROWS.task_test("sentiment"):
+    for row in made().task_test("sentiment"):
         assert row.response in ("positive", "negative")
-    for row in ROWS.task_test("arithmetic"):
+    for row in made().task_test("arithmetic"):
         first, sign, second, _, whole, _, result = row.response.split()
         value = int(first) + int(second) if sign == "plus" else int(first) - int(second)
         assert whole.rstrip(".") == result == str(value)
@@ -115,18 +124,18 @@ def test_the_references_of_both_tasks_are_correct():
 
 
 def test_a_seed_determines_everything():
-    assert SyntheticRows.make(0) == ROWS
-    assert ROWS.user_rows(50, 0.5, "sentiment", 1) == ROWS.user_rows(50, 0.5, "sentiment", 1)
-    assert ROWS.user_rows(50, 0.5, "sentiment", 1) != ROWS.user_rows(50, 0.5, "sentiment", 2)
-    assert SyntheticRows.make(1).hs_prompts != ROWS.hs_prompts
+    assert SyntheticRows.make(0) == made()
+    assert made().user_rows(50, 0.5, "sentiment", 1) == made().user_rows(50, 0.5, "sentiment", 1)
+    assert made().user_rows(50, 0.5, "sentiment", 1) != made().user_rows(50, 0.5, "sentiment", 2)
+    assert SyntheticRows.make(1).hs_prompts != made().hs_prompts
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ROWS.user_rows(10, 1.5, "sentiment"), "harmful_ratio"),
-        (lambda: ROWS.user_rows(10, 0.1, "poetry"), "poetry"),
-        (lambda: ROWS.user_rows(10**5, 0.0, "sentiment"), "ask for at most"),
+        (lambda: made().user_rows(10, 1.5, "sentiment"), "harmful_ratio"),
+        (lambda: made().user_rows(10, 0.1, "poetry"), "poetry"),
+        (lambda: made().user_rows(10**5, 0.0, "sentiment"), "ask for at most"),
     ],
 )
 def test_invalid_arguments_are_errors(call, message):
@@ -135,7 +144,7 @@ def test_invalid_arguments_are_errors(call, message):
 
 
 def test_rows_on_disk(tmp_path):
-    rows = ROWS.teacher_train[:20]
+    rows = made().teacher_train[:20]
     assert write_chat_rows(tmp_path / "c.jsonl", rows) == 20
     for line, row in zip((tmp_path / "c.jsonl").read_text().splitlines(), rows, strict=True):
         assert json.loads(line) == {"messages": [{"role": turn.role, "content": turn.content} for turn in row.messages]}
@@ -144,11 +153,11 @@ def test_rows_on_disk(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     def failing():
-        yield ROWS.teacher_train[2]
+        yield made().teacher_train[2]
         raise OSError("disk full")
 
     path = tmp_path / "c.jsonl"
-    write_chat_rows(path, ROWS.teacher_train[:2])
+    write_chat_rows(path, made().teacher_train[:2])
     before = path.read_bytes()
     with pytest.raises(OSError, match="disk full"):
         write_chat_rows(path, failing())
