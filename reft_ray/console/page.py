@@ -60,6 +60,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.globals["offers_training"] = False
     found.filters |= {"time": _time, "age": _age, "score": _score, "percent": _percent, "bytes": _bytes}
     return found
 

@@ -13,7 +13,15 @@ from reft_ray.api.auth import Authenticator
 from reft_ray.api.chat_model import ChatModel
 from reft_ray.api.moderator import Moderator
 from reft_ray.api.stores import Stores
-from reft_ray.console import admin_pages, appeal_pages, job_pages, model_pages, queue_pages, sign_in_pages
+from reft_ray.console import (
+    admin_pages,
+    appeal_pages,
+    job_pages,
+    model_pages,
+    queue_pages,
+    sign_in_pages,
+    training_pages,
+)
 from reft_ray.console.page import Site, templates
 from reft_ray.console.session import Sessions
 from reft_ray.telemetry.recorder import NullRecorder
@@ -38,6 +46,7 @@ def install_console(
     """
     sessions = Sessions(stores, Authenticator(stores, NullRecorder()))
     site = Site(sessions, templates(), oidc.name if oidc else None)
+    site.templates.globals["offers_training"] = stores.training is not None
     app.mount("/console/static", _Static(directory=STATIC), name="console-static")
     for router in (
         sign_in_pages.router(site, oidc),
@@ -48,6 +57,10 @@ def install_console(
         admin_pages.router(site, stores),
     ):
         app.include_router(router, prefix="/console", include_in_schema=False)
+    if stores.training is not None:
+        app.include_router(
+            training_pages.router(site, stores.training.store), prefix="/console", include_in_schema=False
+        )
     app.add_api_route("/", _home, include_in_schema=False)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -63,13 +63,51 @@ class TrainingStore:
             self.audit.append_in(connection, "training_session.created", caller.actor, caller.project_id, data)
         return session
 
-    def session(self, session_id: str, project_id: str) -> TrainingSession:
-        """Get a session. Raises NotFoundError."""
+    def session(self, session_id: str, project_id: str | None) -> TrainingSession:
+        """Get a session; with None of any project. Raises NotFoundError."""
         return self._one(training_sessions, TrainingSession, "training session", session_id, project_id)
 
     def sessions(self, project_id: str, limit: int, offset: int) -> list[TrainingSession]:
         """Sessions, newest first."""
         return self._page(training_sessions, TrainingSession, project_id, limit, offset)[0]
+
+    def recent(
+        self, project_id: str | None, after: str | None = None, limit: int = 50
+    ) -> tuple[list[TrainingSession], bool]:
+        """Sessions of a project or of all, newest first, those older than `after`; and whether there are more."""
+        table = training_sessions
+        query = select(*columns(table, TrainingSession)).order_by(table.c.seq.desc()).limit(limit + 1)
+        if project_id is not None:
+            query = query.where(table.c.project_id == project_id)
+        if after is not None:
+            query = query.where(table.c.seq < select(table.c.seq).where(table.c.id == after).scalar_subquery())
+        with self.database.read() as connection:
+            rows = connection.execute(query).all()
+        return [TrainingSession(*row) for row in rows[:limit]], len(rows) > limit
+
+    def models_in(self, session_ids: Sequence[str]) -> list[TrainingModel]:
+        """The models of sessions, in their order."""
+        table = training_models
+        query = select(*columns(table, TrainingModel)).where(table.c.session_id.in_(session_ids))
+        with self.database.read() as connection:
+            return [TrainingModel(*row) for row in connection.execute(query.order_by(table.c.seq)).all()]
+
+    def checkpoints_in(self, session_ids: Sequence[str]) -> list[TrainingCheckpoint]:
+        """The named checkpoints of sessions, newest first."""
+        table = training_checkpoints
+        query = select(*columns(table, TrainingCheckpoint)).where(
+            table.c.session_id.in_(session_ids), table.c.ephemeral.is_(False)
+        )
+        with self.database.read() as connection:
+            return [TrainingCheckpoint(*row) for row in connection.execute(query.order_by(table.c.seq.desc())).all()]
+
+    def latest_events(self, model_ids: Sequence[str], limit: int = 100) -> list[TrainingEvent]:
+        """The last events of models, newest first."""
+        table = training_events
+        query = select(*columns(table, TrainingEvent)).where(table.c.model_id.in_(model_ids))
+        with self.database.read() as connection:
+            rows = connection.execute(query.order_by(table.c.seq.desc()).limit(limit)).all()
+        return [TrainingEvent(*row) for row in rows]
 
     def seen(self, session_id: str, project_id: str) -> TrainingSession:
         """Record a heartbeat."""
