@@ -18,7 +18,7 @@ DATA_KEPT = 2000
 """Data of a project on one base model whose signals are kept, the last ones."""
 SIGNALS_SECONDS = 30 * 86400.0
 """How long signals are kept, as long as withheld texts."""
-SLACK = 1.25
+SLACK = 2.0
 """How many times `DATA_KEPT` there may be before the oldest are deleted: not at every request."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from reft_ray.core.conversation import Conversation
@@ -27,8 +27,10 @@ DATUM_TOKENS = 32
 SCOPE_TOKENS = 2000
 SCOPES = 32
 """Sessions and projects whose sums are in memory; the others are summed again from their stored signals."""
-GROWTH = 1.25
-"""How many times more data there must be before near-duplicates are searched again: that takes the most time."""
+SKETCHES = 500
+"""Data of a scope among which near-duplicates are searched, the last different ones: the search takes the most time."""
+FRESH = 0.5
+"""The share of them that must be new before they are searched again."""
 _SEVERITIES = list(Severity)
 
 
@@ -65,7 +67,7 @@ class _Scope:
         self.sent = 0
         self._seen: set[str] = set()
         self._near: Finding | None = None
-        self._searched = 0
+        self._fresh = 0
         for request in stored:
             for signals in request.data:
                 self.add(signals)
@@ -82,14 +84,19 @@ class _Scope:
         self._seen.add(signals["hash"])
         (packed,) = signals["sketches"].values()
         self.totals.add({**signals, "sketches": {self.sent: packed}})
+        self._fresh += 1
+        sketches = self.totals.sketches
+        while len(sketches) > SKETCHES:
+            del sketches[next(iter(sketches))]
 
     def findings(self, off: Collection[str]) -> dict[str, Finding]:
         """The findings by name."""
         found = {finding.name: finding for finding in findings_of(self.totals, {*off, "near_duplicates"})}
         if "near_duplicates" not in off:
-            if self.totals.scanned >= max(GROWTH * self._searched, self._searched + 1):
-                self._searched = self.totals.scanned
-                near = findings_of(self.totals, set(FINDINGS) - {"near_duplicates"})
+            sketches = self.totals.sketches
+            if self._fresh and self._fresh >= FRESH * len(sketches):
+                self._fresh = 0
+                near = findings_of(replace(self.totals, scanned=len(sketches)), set(FINDINGS) - {"near_duplicates"})
                 self._near = near[0] if near else None
             if self._near is not None:
                 found["near_duplicates"] = self._near

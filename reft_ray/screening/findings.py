@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -221,7 +222,7 @@ def clusters(sketches: Mapping[int, np.ndarray]) -> list[list[int]]:
         return []
     values, counts = np.unique(np.concatenate(list(sketches.values())), return_counts=True)
     template = values[counts > max(2, _TEMPLATE_SHARE * len(sketches))]
-    index = MinHashLSH(threshold=SIMILARITY, num_perm=PERMUTATIONS)
+    index = MinHashLSH(num_perm=PERMUTATIONS, params=_bands())
     empty = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
     hashes: dict[int, MinHash] = {}
     parent: dict[int, int] = {}
@@ -243,6 +244,13 @@ def clusters(sketches: Mapping[int, np.ndarray]) -> list[list[int]]:
     return sorted(
         (sorted(group) for group in groups.values() if len(group) > 1), key=lambda group: (-len(group), group)
     )
+
+
+@lru_cache(maxsize=1)
+def _bands() -> tuple[int, int]:
+    """Bands of the index and rows of a band for `SIMILARITY`: to find them takes longer than a small search."""
+    index = MinHashLSH(threshold=SIMILARITY, num_perm=PERMUTATIONS)
+    return index.b, index.r
 
 
 def _root(parent: dict[int, int], number: int) -> int:
