@@ -63,25 +63,31 @@ def allow(conversations: Sequence[Conversation]) -> list[Verdict]:
     return [Verdict(Decision.ALLOW, -1.0, 0.0, 1.0, "")] * len(conversations)
 
 
-def context_of(options: argparse.Namespace, folder: Path) -> ModelContext:
-    """The base model with a few alignment rows."""
+def context_of(options: argparse.Namespace, folder: Path, screened: bool) -> ModelContext:
+    """The base model with a few alignment rows; what is not screened has no findings either."""
     rows = SyntheticRows.make(0).alignment[: options.alignment]
     path = folder / "alignment.jsonl"
     records = [{"prompt": row.prompt[-1].content, "response": row.response, "label": str(row.label)} for row in rows]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     args = local_base(options.teacher, options.base).model_dump(mode="json")
     args["alignment"] = {"default": {"labelled": [str(path)]}}
+    args["screening"]["findings"] = screened
     return ModelContext(BaseArgs.of(args))
 
 
 class Bench:
     """One worker with its own records."""
 
-    def __init__(self, folder: Path, context: ModelContext, way: str, shared: Path) -> None:
+    def __init__(self, folder: Path, context: ModelContext, way: str, shared: Path, alignment: int = 512) -> None:
         folder.mkdir()
         screened, ratio, sessions = WAYS[way]
         settings = TrainingSettings(
-            guidance_ratio=ratio, max_models=64, max_loaded=16, checkpoint_every=1_000_000, batch_sessions=sessions
+            guidance_ratio=ratio,
+            alignment_rows=alignment,
+            max_models=64,
+            max_loaded=16,
+            checkpoint_every=1_000_000,
+            batch_sessions=sessions,
         )
         self.database = Database.open(f"sqlite:///{folder / 'jobs.db'}")
         self.queue = TrainingQueue(TrainingStore(self.database, 1 << 40, 64))
@@ -121,10 +127,10 @@ class Bench:
         )  # fmt: skip
         return model
 
-    def step(self, model: str, project: str, number: int, rows: Sequence[Any]) -> None:
+    def step(self, model: str, project: str, number: int, rows: Sequence[Any], rate: float = 1e-4) -> None:
         """Log one step."""
         self.last = self.queue.submit(model, number, "forward_backward", project, "base", request(model, number, rows))
-        body = {"model_id": model, "seq_id": number + 1, "adam_params": {"learning_rate": 1e-4}}
+        body = {"model_id": model, "seq_id": number + 1, "adam_params": {"learning_rate": rate, "eps": 1e-8}}
         self.queue.submit(model, number + 1, "optim_step", project, "base", json.dumps(body).encode())
 
 
@@ -163,10 +169,11 @@ def main() -> None:
     rates: dict[tuple[str, int], list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        context = context_of(options, folder)
-        words = ChatFormat(load_tokenizer(context.base))
+        contexts = {screened: context_of(options, folder, screened) for screened in (False, True)}
+        words = ChatFormat(load_tokenizer(contexts[True].base))
         benches = {
-            way: Bench(folder / str(number), context, way, folder / "shared") for number, way in enumerate(options.ways)
+            way: Bench(folder / str(number), contexts[WAYS[way][0]], way, folder / "shared")
+            for number, way in enumerate(options.ways)
         }
         tokens = 0
         for bench in benches.values():
