@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import certifi
+import httpcore2
 import pytest
 
 # A quarter of the time of collecting is garbage collection, which finds nothing among modules.
@@ -42,6 +43,8 @@ def _shared_context(*purpose: ssl.Purpose, **files: Any) -> ssl.SSLContext:
 
 
 ssl.create_default_context = _shared_context
+# The openai client's HTTP client reads those of the system.
+httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
 MEMORY = Path("/dev/shm")
 """Where tests write: a commit of SQLite waits for a disk, and so do thousands of deleted files."""
 if (
