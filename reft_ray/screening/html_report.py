@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import orjson
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from reft_ray.core.conversation import parts
 from reft_ray.rows.text import full_conversation
@@ -24,13 +25,6 @@ _COLUMNS = ("row_number", "source", "line", "decision", "reason", "part", "score
 
 def render(report: ScreenReport, output: Output, manifest: Manifest) -> bytes:
     """The page, with the withheld rows of the highest scores and the start of their text."""
-    environment = Environment(
-        loader=PackageLoader("reft_ray.screening", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     found = report.job_threshold
     counts = found.histogram if found else report.histogram
     peak, width = max([1, *counts]), CHART_WIDTH / len(counts)
@@ -48,10 +42,23 @@ def render(report: ScreenReport, output: Output, manifest: Manifest) -> bytes:
     if found and found.own is not None:
         thresholds["dataset"] = found.own
     marks = {name: {"score": score, "x": round((score + 1) / 2 * CHART_WIDTH, 1)} for name, score in thresholds.items()}
-    page = environment.get_template("report.html.jinja").render(
+    page = _template().render(
         report=report, bars=bars, marks=marks, worst=list(_worst(output, manifest))
     )
     return page.encode()
+
+
+@cache
+def _template() -> Template:
+    """Compiled once: it takes as long as a small screening."""
+    environment = Environment(
+        loader=PackageLoader("reft_ray.screening", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja")
 
 
 def _worst(output: Output, manifest: Manifest) -> Iterator[dict[str, Any]]:
