@@ -1,14 +1,12 @@
 """The service in one process, except for the drivers, with the real teacher, steps, students and client."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import openai
 import pytest
+from fixtures.ten_lines import run_lines
 
 from reft_ray.api.moderator import LocalModerator
 from reft_ray.hf.ref_teacher import RefTeacher
@@ -18,7 +16,6 @@ from reft_ray.serving.student import StudentReplica
 from reft_ray.telemetry.recorder import MemoryRecorder
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 240
 
 
 def ten_lines() -> str:
@@ -57,20 +54,12 @@ def logs(tmp_path: Path) -> str:
     return "\n".join(path.read_text() for path in sorted((tmp_path / "logs").glob("*.log")))
 
 
-def test_the_ten_lines_run_against_the_real_service(service, tmp_path) -> None:
+def test_the_ten_lines_run_against_the_real_service(service, tmp_path, monkeypatch) -> None:
     rows = [user_row(f"how to bake a {thing}") for thing in ("car", "bread", "me", "that") * 4]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code = ten_lines().replace('model="builtin"', 'model="toy"') + "print(job.status, job.error)\n"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "OPENAI_BASE_URL": service, "OPENAI_API_KEY": "any"},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert result.returncode == 0, result.stderr + logs(tmp_path)
-    assert result.stdout.splitlines()[-1] == "succeeded None"
+    code = ten_lines().replace('model="builtin"', 'model="toy"')
+    names = run_lines(code, tmp_path, service, "any", monkeypatch)
+    assert (names["job"].status, names["job"].error) == ("succeeded", None), logs(tmp_path)
     with openai.OpenAI(base_url=service, api_key="any") as client:
         (job,) = client.fine_tuning.jobs.list().data
         events = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=100)]

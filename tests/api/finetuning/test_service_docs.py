@@ -2,11 +2,11 @@
 
 import re
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from fixtures.driving import driving
+from fixtures.ten_lines import run_lines
 
 from reft_ray.jobs.fake_steps import FakeSteps
 
@@ -24,14 +24,9 @@ def test_the_ten_lines_run(page, service, rows, tmp_path, monkeypatch, capsys):
     if code is None:
         pytest.skip(f"{page} has no finetuning example")
     (tmp_path / "train.jsonl").write_bytes(rows)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OPENAI_BASE_URL", f"{service.url}/v1")
-    monkeypatch.setenv("OPENAI_API_KEY", service.secret())
     wait = time.sleep
+    # These jobs end at once.
     monkeypatch.setattr(time, "sleep", lambda seconds: wait(seconds / 20))
-    with ExitStack() as opened, driving(service.stores, FakeSteps()):
-        # The lines leave their file and their client to the end of a process.
-        names = {"open": lambda name, mode: opened.enter_context(Path(name).open(mode))}
-        exec(compile(code, page, "exec"), names)
-        names["client"].close()
+    with driving(service.stores, FakeSteps()):
+        run_lines(code, tmp_path, f"{service.url}/v1", service.secret(), monkeypatch)
     assert capsys.readouterr().out == "Hello!\n"
