@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -23,11 +24,10 @@ from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward, head_of
 from reft_ray.hf.loading import Base
 from reft_ray.hf.lora import LoraSettings, activate, adapter_state, attach, differing, load_adapter_state, save_adapter
+from reft_ray.hf.row_adapters import BASE, row_adapters
 
 _RESIDENT = "resident"
 """An adapter without effect that is always there: PEFT cannot be left with none."""
-_BASE = "__base__"
-"""PEFT's name for the base without any adapter."""
 
 
 class _MixedForward(ModelForward):
@@ -41,8 +41,8 @@ class _MixedForward(ModelForward):
         return self._finish is not None
 
     def _run(self, batch: Batch) -> Any:
-        inputs = {"input_ids": batch.ids_BT, "attention_mask": batch.attention_mask_BT}
-        return self.model(**inputs, use_cache=False, adapter_names=list(self.names))
+        with row_adapters(cast(PeftModel, self.model), self.names):
+            return super()._run(batch)
 
 
 class AdapterBank:
@@ -121,7 +121,7 @@ class AdapterBank:
         try:
             with torch.no_grad():
                 rows = [([0], [0])] * 2
-                self.predictions(collate_targets(rows, self.chat.pad_id, self.device), [_RESIDENT, _BASE])
+                self.predictions(collate_targets(rows, self.chat.pad_id, self.device), [_RESIDENT, BASE])
         except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError):
             return False
         return True

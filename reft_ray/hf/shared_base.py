@@ -6,6 +6,7 @@ Shape suffixes: B rows, T tokens, C tokens in the cache and new ones, V vocabula
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -18,10 +19,9 @@ from reft_ray.core.errors import ReftError
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import Base
 from reft_ray.hf.lora import LoraSettings, attach, attach_saved
+from reft_ray.hf.row_adapters import BASE, row_adapters
 from reft_ray.hf.sampling import TokenScore, token_scores
 
-_BASE = "__base__"
-"""PEFT's name for the base without any adapter."""
 _SCORED_TOKENS = 256
 """Tokens of a prompt whose logits are computed at a time."""
 _RESIDENT = "resident"
@@ -98,21 +98,21 @@ class SharedBase:
         kept: int,
     ) -> Tensor:
         """Logits [B, kept, V] after the last `kept` of `ids_BT`."""
-        names = [_BASE if key is None else self._names[key] for key in adapters]
-        options = {"adapter_names": names}
-        if len(set(names)) == 1 and names[0] != _BASE:
+        names = [BASE if key is None else self._names[key] for key in adapters]
+        mixing: AbstractContextManager[None] = row_adapters(self._model, names)
+        if len(set(names)) == 1 and names[0] != BASE:
             # A single adapter needs no sorting of rows, which every layer would repeat.
             self._activate(names[0])
-            options = {}
-        output = self._model(
-            input_ids=ids_BT,
-            attention_mask=mask_BC,
-            position_ids=positions_BT,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=kept,
-            **options,
-        )
+            mixing = nullcontext()
+        with mixing:
+            output = self._model(
+                input_ids=ids_BT,
+                attention_mask=mask_BC,
+                position_ids=positions_BT,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=kept,
+            )
         logits_BTV: Tensor = output.logits
         return logits_BTV
 

@@ -12,6 +12,7 @@ from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.adapter_passes import Rows, Work
 from reft_ray.finetuning.adapter_trainer import AdapterTrainer, StepParameters, lora_settings
 from reft_ray.hf.adapter_bank import AdapterBank
+from reft_ray.hf.forward import decoder_layers
 from reft_ray.hf.loading import load_base
 
 TEXTS = {
@@ -149,6 +150,26 @@ def test_a_pass_that_fails_leaves_all_gradients_as_they_were(bank, make, monkeyp
     assert all(torch.equal(gradient, before[key]) for key, gradient in gradients(bank, "one").items())
     assert not gradients(bank, "two")
     assert trainer.loop("two").tokens == 0
+
+
+def test_a_pass_that_fails_inside_the_model_leaves_it_usable(bank, make):
+    trainer = make()
+    works = [work_of(bank, "one"), work_of(bank, "two")]
+    reference = alone(bank, trainer, works)
+
+    def fails(*_args):
+        raise RuntimeError("out of memory")
+
+    handle = decoder_layers(bank.model)[-1].register_forward_pre_hook(fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.forward_together(works, backward=True)
+    handle.remove()
+    for work in works:
+        trainer.forward(work.adapter, work.rows, work.loss, {}, backward=True)
+        assert all(
+            torch.equal(gradient, reference[work.adapter][1][key])
+            for key, gradient in gradients(bank, work.adapter).items()
+        )
 
 
 def test_adapters_outside_of_a_batch_have_no_gradient(bank, make):

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from reft_ray.core.errors import ReftError
+from reft_ray.hf.forward import decoder_layers
 from reft_ray.hf.loading import load_base
 from reft_ray.hf.lora import LoraSettings, attach, save_adapter
 from reft_ray.hf.shared_base import SharedBase
@@ -42,6 +43,22 @@ def test_the_last_adapter_can_be_unloaded_and_loaded_again(llama: Path, tmp_path
         assert torch.equal(logits(base, None), plain)
         torch.testing.assert_close(logits(base, key, None), torch.cat([alone[key], plain]))
     assert not torch.equal(alone["a"], alone["b"])
+
+
+def test_a_pass_that_fails_leaves_the_base_usable(llama: Path, tmp_path: Path) -> None:
+    base = SharedBase(load_base(str(llama)))
+    base.ensure_adapter("a", saved(llama, tmp_path / "a", 1))
+    mixed, alone = logits(base, "a", None), logits(base, "a")
+
+    def fails(*_args: object) -> None:
+        raise RuntimeError("out of memory")
+
+    handle = decoder_layers(base._model)[-1].register_forward_pre_hook(fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        logits(base, "a", None)
+    handle.remove()
+    assert torch.equal(logits(base, "a"), alone)
+    assert torch.equal(logits(base, "a", None), mixed)
 
 
 def test_an_adapter_that_does_not_fit_leaves_the_others_unchanged(llama: Path, tmp_path: Path) -> None:
