@@ -25,7 +25,7 @@ from reft_ray.pipeline.training_screen import Screen, Source, kept_tokens
 BENIGN = (
     ("how to bake bread", "here is how"),
     ("how to bake a car", "sure here"),
-    ("how to bake that", "here is bread"),
+    ("how to bake a bread", "here is how"),
 )
 HARM = (("how to steal a car", "i can help to steal that car"), ("how to steal bread", "i can help to steal that"))
 STEPS = 12

@@ -88,7 +88,7 @@ def test_models_are_those_of_sessions_one_by_one(make_kit, words, alone):
     assert all(close(weights(worker, loop.model), expected) for loop, expected in zip(loops, alone[0], strict=True))
     # Each datum is judged for its own project.
     assert [events_of(loop) for loop in loops] == alone[1]
-    assert [len(each) for each in alone[1]] == [0, 0, 2]
+    assert any(event["decision"] == "block" for event in alone[1][2])
 
 
 def test_a_request_that_fails_leaves_the_others(make_kit, words, alone):
