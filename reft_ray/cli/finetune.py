@@ -29,6 +29,7 @@ from reft_ray.cli.resources import (
     start_ray,
     with_precision,
 )
+from reft_ray.core.job_threshold import FLOOR
 
 if TYPE_CHECKING:
     from reft_ray.core.conversation import Example
@@ -62,7 +63,7 @@ def finetune(
         float | None, typer.Option(help="Refuse the dataset if more than this share of its rows is withheld.")
     ] = None,
     job_threshold: JobThresholdOption = True,
-    job_threshold_floor: JobThresholdFloorOption = 0.0,
+    job_threshold_floor: JobThresholdFloorOption = FLOOR,
     workers: WorkersOption = None,
     gpus_per_worker: GpusOption = None,
     cpus_per_worker: CpusOption = None,

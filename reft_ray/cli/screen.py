@@ -35,6 +35,7 @@ from reft_ray.cli.reading import (
 )
 from reft_ray.cli.resources import PrecisionOption, accelerators, default_gpus
 from reft_ray.core.errors import BlockedByPolicyError, UsageError
+from reft_ray.core.job_threshold import FLOOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +88,7 @@ def screen(
         float | None, typer.Option(help="Score above which a row is blocked.", rich_help_panel=DECIDING)
     ] = None,
     job_threshold: JobThresholdOption = True,
-    job_threshold_floor: JobThresholdFloorOption = 0.0,
+    job_threshold_floor: JobThresholdFloorOption = FLOOR,
     language: Annotated[
         list[str] | None, typer.Option(help="Languages the teacher covers [default: en].", rich_help_panel=DECIDING)
     ] = None,

@@ -2,7 +2,10 @@
 
 A user's rows are mostly of one kind, so their scores say where that kind ends:
 
-    t = median + 3 * 1.4826 * MAD          MAD the median absolute deviation: neither moves with up to half the rows
+    t = m + 3 * 1.4826 * d          m the median score, d the median distance from it
+
+m does not move with up to half the rows. Poison lies above and widens d: where t is below the operator's threshold, it
+is computed again from the distances of the scores below m, and the lower of both counts.
 
 Rows above t that the operator's thresholds would keep go to review. The operator's thresholds are never loosened, and
 they alone apply where the scores do not show one kind of rows with outliers (`Fallback`).
@@ -16,6 +19,9 @@ from enum import StrEnum
 from statistics import median
 
 from reft_ray.core.verdict import Thresholds
+
+FLOOR = -0.15
+"""A packaged teacher gives rows with this score one chance in a thousand to be harmful."""
 
 _NORMAL = 1.4826
 """The standard deviation of a normal distribution in units of its MAD."""
@@ -43,12 +49,12 @@ class JobThreshold:
 class JobThresholdRule:
     """When a dataset gets a threshold of its own.
 
-    `floor`: t is never lower; 0 is the midpoint between the classes in the whitened geometry. `support`: of the rows
+    `floor`: t is never lower. `support`: of the rows
     above t, at least this share must be above the operator's review threshold as well. Poison reaches that far up; a
     second kind of harmless rows does not. `max_share`: the largest share of rows above t.
     """
 
-    floor: float = 0.0
+    floor: float = FLOOR
     deviations: float = 3.0
     support: float = 0.1
     max_share: float = 0.4
@@ -59,13 +65,16 @@ class JobThresholdRule:
         if len(scores) < self.min_rows:
             return JobThreshold(operator, fallback=Fallback.FEW_ROWS)
         middle = median(scores)
-        spread = _NORMAL * median(abs(score - middle) for score in scores)
-        own = max(self.floor, middle + self.deviations * spread)
-        if own >= operator.review:
+        distance = median(abs(score - middle) for score in scores)
+        if self._above(middle, distance) >= operator.review:
             return JobThreshold(operator, fallback=Fallback.WIDE)
+        own = self._above(middle, min(distance, median(middle - score for score in scores if score <= middle)))
         above = sum(score > own for score in scores)
         if above > self.max_share * len(scores):
             return JobThreshold(operator, fallback=Fallback.MANY)
         if sum(score > operator.review for score in scores) < max(1, self.support * above):
             return JobThreshold(operator, fallback=Fallback.NO_SUPPORT)
         return JobThreshold(Thresholds(review=own, block=operator.block), own)
+
+    def _above(self, middle: float, distance: float) -> float:
+        return max(self.floor, middle + self.deviations * _NORMAL * distance)

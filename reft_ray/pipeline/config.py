@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from reft_ray.core.job_threshold import FLOOR
 from reft_ray.evaluation.gate import DEFAULT_LIMITS, Bound, Limit
 from reft_ray.evaluation.judge_settings import MATCHER_ONLY, JudgeSettings, check_names
 from reft_ray.evaluation.suite import FINETUNE_ACCURACY
@@ -89,7 +90,7 @@ class ScreeningArgs(Settings):
     batch_rows: int = Field(256, ge=1)
     findings: bool = True
     job_threshold: bool = True
-    job_threshold_floor: float = Field(0.0, ge=-1, le=1)
+    job_threshold_floor: float = Field(FLOOR, ge=-1, le=1)
     kept_sample: int = Field(20, ge=0, le=1000)
     withheld: Literal["text", "hash"] = "text"
     cascade: CascadeSettings = CascadeSettings()

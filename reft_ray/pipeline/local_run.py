@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import UsageError
+from reft_ray.core.job_threshold import FLOOR
 from reft_ray.core.scoring import TextScore
 from reft_ray.core.verdict import Calibration, Thresholds
 from reft_ray.finetuning.config import FinetuneConfig, Resources
@@ -60,7 +61,7 @@ class LocalRun:
     alignment: Sequence[Example] = ()
     max_reject_ratio: float | None = None
     job_threshold: bool = True
-    job_threshold_floor: float = 0.0
+    job_threshold_floor: float = FLOOR
     validation: Sequence[Example] = ()
     teacher: RefTeacher | None = field(init=False, default=None)
 

@@ -12,6 +12,7 @@ from reft_ray.core.cascade import Combine, Guard, Order
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.decoding import readings
 from reft_ray.core.errors import UsageError
+from reft_ray.core.job_threshold import FLOOR
 from reft_ray.core.scoring import Scorer
 from reft_ray.core.verdict import Thresholds
 from reft_ray.rows.checks import Fault
@@ -66,7 +67,7 @@ class ScreenConfig:
     row_check: Callable[[], RowCheck] | None = None
     thresholds: Thresholds | None = None
     job_threshold: bool = True
-    job_threshold_floor: float = 0.0
+    job_threshold_floor: float = FLOOR
     guards: Callable[[], Sequence[Guard]] | None = None
     guard_combine: Combine = Combine.ANY
     guard_order: Order = Order.AFTER

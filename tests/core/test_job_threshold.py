@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from statistics import median
 
 import pytest
 
@@ -66,3 +67,12 @@ def test_it_is_never_laxer_than_the_operator_nor_stricter_than_the_floor() -> No
 
 def test_few_rows_say_nothing() -> None:
     assert JobThresholdRule().apply(scores((49, TASK)), OPERATOR).fallback is Fallback.FEW_ROWS
+
+
+def test_poison_above_the_median_does_not_widen_the_spread() -> None:
+    rows = scores((700, TASK), seed=2) + scores((300, POISON), seed=1)
+    middle = median(rows)
+    usual = middle + 3 * 1.4826 * median(abs(score - middle) for score in rows)
+    own = JobThresholdRule().apply(rows, OPERATOR).own
+    assert own is not None
+    assert own < usual - 0.03
