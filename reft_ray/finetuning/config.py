@@ -80,6 +80,7 @@ class TeacherConfig(Training):
     """
 
     feature: Literal["trained", "base"] = "trained"
+    adapter: str | None = Field(None, description="a trained adapter as `lora` says: choose its filter, train nothing")
     geometry: Geometry = Geometry.WHITENED
     shrinkage: float | None = Field(None, gt=0, le=1, description="default: chosen on validation prompts")
     average_layers: int | None = Field(None, ge=1, description="default: 1 to 5, chosen on validation prompts")
@@ -112,6 +113,8 @@ class TeacherConfig(Training):
             raise ValueError("feature=base reads the base without the adapter: it needs weights=lora")
         if self.feature == "trained" and self.weights == "none":
             raise ValueError("weights=none trains nothing: it needs feature=base")
+        if self.adapter and self.weights != "lora":
+            raise ValueError("adapter names a trained LoRA adapter: it needs weights=lora")
         if self.feature_mix is not None and (self.feature == "base" or self.weights == "full"):
             raise ValueError("feature_mix scales the adapter of trained features: leave feature=trained, weights=lora")
         return self

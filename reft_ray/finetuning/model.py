@@ -107,15 +107,15 @@ def _dtype(config: Training, device: torch.device) -> torch.dtype:
     return torch.float32 if config.weights == "full" else compute_dtype(config, device)
 
 
-def start_from(trainable_model: TrainableModel, adapter: Path) -> None:
-    """Start from an adapter's weights. Raises ReftError if its shape or its scale differs."""
+def start_from(trainable_model: TrainableModel, adapter: Path, name: str = STUDENT) -> None:
+    """Start the adapter `name` from saved weights. Raises ReftError if their shape or scale differs."""
     state = read_adapter(adapter)
-    if odd := differing(trainable_model.model, STUDENT, state):  # type: ignore[arg-type]
+    if odd := differing(trainable_model.model, name, state):  # type: ignore[arg-type]
         raise ReftError(f"{adapter} does not fit this adapter's rank and layers: {odd} differs")
     scale = saved_scale(adapter)
-    if scale != adapter_scale(trainable_model.model, STUDENT):  # type: ignore[arg-type]
+    if scale != adapter_scale(trainable_model.model, name):  # type: ignore[arg-type]
         raise ReftError(f"{adapter} has the scale {scale:g}: set lora.scale={scale:g} to start from it")
-    load_adapter_state(trainable_model.model, STUDENT, state)  # type: ignore[arg-type]
+    load_adapter_state(trainable_model.model, name, state)  # type: ignore[arg-type]
 
 
 def start_from_teacher(trainable_model: TrainableModel, teacher: RefTeacher | None) -> None:

@@ -31,7 +31,7 @@ from reft_ray.finetuning.checkpoint import (
 )
 from reft_ray.finetuning.config import TeacherConfig
 from reft_ray.finetuning.export import EXPORT
-from reft_ray.finetuning.model import TrainableModel, load_trainable
+from reft_ray.finetuning.model import TrainableModel, load_trainable, start_from
 from reft_ray.finetuning.prompts import check_labels, sources_of
 from reft_ray.finetuning.rows import CyclingSampler, SamplerState, digest_of, encode_rows, rank_slice
 from reft_ray.finetuning.runtime import Runtime
@@ -84,14 +84,16 @@ def train_teacher(runtime: Runtime, config: TeacherConfig, data: TeacherData) ->
     """
     torch.manual_seed(config.seed + runtime.rank)
     model = load_trainable(config, runtime, TEACHER)
-    if config.weights == "none":
+    if config.adapter:
+        start_from(model, Path(config.adapter), TEACHER)
+    if config.weights == "none" or config.adapter:
         build_teacher(runtime, config, model, data)
     else:
         TeacherRun(runtime, config, model, data).train()
 
 
 def build_teacher(runtime: Runtime, config: TeacherConfig, model: TrainableModel, data: TeacherData) -> None:
-    """A Ref-Teacher from an aligned model without training: its refusal feature, thresholds and calibration."""
+    """A Ref-Teacher from an aligned model or a trained adapter, without training: refusal feature and thresholds."""
     train = encode_rows(model.chat, data.train, model.max_tokens)
     validation = encode_rows(model.chat, data.validation, model.max_tokens, train.skipped)
     selection = FilterSelection(config, model, runtime, train.encoded, validation)
@@ -103,7 +105,7 @@ def build_teacher(runtime: Runtime, config: TeacherConfig, model: TrainableModel
             "answers": len(sample_answers(answers, config.answer_sample, config.seed)),
         }
         selection.progress = StageProgress(stages, runtime.report)
-    chosen = selection.choose(0.0)
+    chosen = selection.choose(selection.mixes()[0])
     manifest = replace(selection.manifest(chosen, 0, answers), sources=data.card_sources)
 
     def write(folder: Path) -> None:

@@ -48,6 +48,23 @@ def test_a_teacher_is_built_without_training(llama: Path, tmp_path: Path, geomet
         made.attach(torch.nn.Linear(1, 1))
 
 
+def test_the_filter_of_a_trained_adapter_is_chosen_anew(llama: Path, tmp_path: Path) -> None:
+    trained = {"base": str(llama), "epochs": 1, "lora": {"rank": 2}, "optimizer": {"learning_rate": 0.05}}
+    config = TeacherConfig.of({**trained, "feature_mix": 1.0})
+    teacher = prepare_teacher(config, DATA, tmp_path / "teacher", Resources(workers=0))
+    changes = {"adapter": str(teacher.folder / "adapter"), "feature_mix": 0.5}
+    again = prepare_teacher(TeacherConfig.of({**trained, **changes}), DATA, tmp_path / "again", Resources(workers=0))
+    weights = [load_file(made.folder / "adapter" / "adapter_model.safetensors") for made in (teacher, again)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert (teacher.manifest.feature_mix, again.manifest.feature_mix) == (1.0, 0.5)
+    assert again.manifest.config["steps"] == 0
+    with pytest.raises(ReftError, match="does not fit this adapter's rank"):
+        prepare_teacher(
+            TeacherConfig.of({**trained, **changes, "lora": {"rank": 4}}), DATA, tmp_path / "no", Resources(workers=0)
+        )
+
+
 def test_layers_are_averaged(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
     base = tiny_bases["llama"]  # its four layers leave a choice
     made = built(base, tmp_path / "teacher", sweep=(0.25, 0.75), average_layers=2)
