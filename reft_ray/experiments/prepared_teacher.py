@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,20 +24,23 @@ import typer
 from reft_ray.atomic import atomic_write
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.finetuning.config import Resources, TeacherConfig
+from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
 from reft_ray.hf.compute import default_device, faster_precision
 from reft_ray.hf.generate import load_responder
-from reft_ray.hf.teacher_card import ALIGNMENT
+from reft_ray.hf.ref_teacher import RefTeacher, save_with_manifest
+from reft_ray.hf.teacher_card import ALIGNMENT, alignment_file
 from reft_ray.testbed.answers import refusal
 from reft_ray.testbed.english import harmful_prompts, harmless_prompts, look_alike_prompts
 from reft_ray.testbed.synthetic import Sizes, SyntheticRows, write_chat_rows
+from reft_ray.testbed.task_prompts import task_prompts
 
 BASE = "smollm2"
 LICENCES = {"Apache-2.0", "MIT", "CC BY 4.0", "CC BY-SA 3.0"}
 VALIDATION_SOURCES = ("catqa", "harmbench_advtrain", "certified_safe", "self_instruct_seed")
 SYNTHETIC, ENGLISH = "reft_ray synthetic rows", "reft_ray English sentences"
-LOOK_ALIKES = "reft_ray look-alikes"
+LOOK_ALIKES, TASKS = "reft_ray look-alikes", "reft_ray task prompts"
 STEPS = 300
 BATCH_ROWS = 16
 VALIDATION_PROMPTS = 600
@@ -67,9 +71,9 @@ def settings(steps: int, rows: int) -> TeacherConfig:
             "layer": 20,
             "optimizer": {"learning_rate": 1e-3},
             # Any layer separates these validation sources. For prompts of other kinds, a task's rows among them, half
-            # of the adapter, several middle layers and longer windows do better.
+            # of the adapter, several upper layers (21 to 23) and longer windows do better.
             "feature_mix": 0.5,
-            "sweep": (0.53, 0.6),
+            "sweep": (0.7, 0.77),
             "average_layers": 3,
             "shrinkage": 0.2,
             "window_tokens": 160,
@@ -105,6 +109,7 @@ def _pools(prompts: Path, seed: int) -> _Pools:
         (Label.HARMFUL, ENGLISH, harmful_prompts()),
         (Label.HARMLESS, ENGLISH, harmless_prompts()),
         (Label.HARMLESS, LOOK_ALIKES, look_alike_prompts()),
+        (Label.HARMLESS, TASKS, task_prompts()),
     ):
         own += [Example(chat(prompt), label, source) for prompt in found_of]
     for row in own:
@@ -188,12 +193,36 @@ def _permissive(file: Path) -> Iterator[Mapping[str, Any]]:
             yield row
 
 
+def refitted(earlier: RefTeacher, prompts: Path, out: Path, steps: int) -> RefTeacher:
+    """The teacher with the adapter, the answers and the alignment rows of an earlier one, and a filter chosen anew."""
+    alignment = alignment_file(earlier.folder)
+    # Prompts need no answers here; those of the alignment rows say how answers score.
+    data = replace(
+        teacher_data(prompts, lambda found: found, steps), answers=read_labelled(alignment) if alignment else ()
+    )
+    config = settings(steps, len(data.train)).model_copy(update={"adapter": str(earlier.folder / "adapter")})
+    made = prepare_teacher(config, data, out, Resources(workers=0))
+    before = earlier.manifest
+    recorded = {**made.manifest.config, "adapter": earlier.id, "steps": before.config["steps"]}
+    manifest = replace(made.manifest, answers_quality=before.answers_quality, config=recorded)
+    if alignment:
+        shutil.copy(alignment, out / ALIGNMENT)
+    return save_with_manifest(out, made, manifest)
+
+
 def main(
     rows: Annotated[Path, typer.Option(help="Directory with prompts.jsonl.")],
     out: Annotated[Path, typer.Option(help="Directory of the artefact.")],
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = STEPS,
+    refit: Annotated[
+        Path | None, typer.Option(help="An artefact whose filter is chosen anew; nothing is trained.")
+    ] = None,
 ) -> None:
     """Train the prepared teacher. An interrupted run resumes."""
+    if refit:
+        made = refitted(RefTeacher.load(refit), rows / "prompts.jsonl", out, steps)
+        print(json.dumps({"id": made.id, "sources": made.manifest.sources}, indent=1))
+        return
     answers = base_answers(out.with_name(f".{out.name}-answers.json"))
     data = teacher_data(rows / "prompts.jsonl", answers, steps)
     config = settings(steps, len(data.train))
@@ -205,7 +234,7 @@ def main(
 
     made = prepare_teacher(config, data, out, resources, f"prepared-{steps}", report)
     learned = {row.prompt[-1].content: row for row in data.train}.values()
-    own = [row for row in learned if row.source in (SYNTHETIC, ENGLISH, LOOK_ALIKES)]
+    own = [row for row in learned if row.source in (SYNTHETIC, ENGLISH, LOOK_ALIKES, TASKS)]
     write_chat_rows(out / ALIGNMENT, own, labelled=True)
     write_chat_rows(out.with_name(f"{out.name}-{ALIGNMENT}"), learned, labelled=True)
     print(json.dumps({"id": made.id, "sources": data.sources}, indent=1))
