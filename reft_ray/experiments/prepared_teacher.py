@@ -32,7 +32,7 @@ from reft_ray.hf.generate import load_responder
 from reft_ray.hf.ref_teacher import RefTeacher, save_with_manifest
 from reft_ray.hf.teacher_card import ALIGNMENT, alignment_file
 from reft_ray.testbed.answers import refusal
-from reft_ray.testbed.english import harmful_prompts, harmless_prompts, look_alike_prompts
+from reft_ray.testbed.english import crime_prompts, harmful_prompts, harmless_prompts, security_prompts
 from reft_ray.testbed.synthetic import Sizes, SyntheticRows, write_chat_rows
 from reft_ray.testbed.task_prompts import task_prompts
 
@@ -40,7 +40,8 @@ BASE = "smollm2"
 LICENCES = {"Apache-2.0", "MIT", "CC BY 4.0", "CC BY-SA 3.0"}
 VALIDATION_SOURCES = ("catqa", "harmbench_advtrain", "certified_safe", "self_instruct_seed")
 SYNTHETIC, ENGLISH = "reft_ray synthetic rows", "reft_ray English sentences"
-LOOK_ALIKES, TASKS = "reft_ray look-alikes", "reft_ray task prompts"
+SECURITY, CRIMES = "reft_ray security requests", "reft_ray questions about crimes"
+TASKS = "reft_ray task prompts"
 STEPS = 300
 BATCH_ROWS = 16
 VALIDATION_PROMPTS = 600
@@ -108,7 +109,8 @@ def _pools(prompts: Path, seed: int) -> _Pools:
     for label, source, found_of in (
         (Label.HARMFUL, ENGLISH, harmful_prompts()),
         (Label.HARMLESS, ENGLISH, harmless_prompts()),
-        (Label.HARMLESS, LOOK_ALIKES, look_alike_prompts()),
+        (Label.HARMLESS, SECURITY, security_prompts()),
+        (Label.HARMLESS, CRIMES, crime_prompts()),
         (Label.HARMLESS, TASKS, task_prompts()),
     ):
         own += [Example(chat(prompt), label, source) for prompt in found_of]
@@ -203,7 +205,11 @@ def refitted(earlier: RefTeacher, prompts: Path, out: Path, steps: int) -> RefTe
     config = settings(steps, len(data.train)).model_copy(update={"adapter": str(earlier.folder / "adapter")})
     made = prepare_teacher(config, data, out, Resources(workers=0))
     before = earlier.manifest
-    recorded = {**made.manifest.config, "adapter": earlier.id, "steps": before.config["steps"]}
+    recorded = {
+        **made.manifest.config,
+        "adapter": before.config.get("adapter") or earlier.id,
+        "steps": before.config["steps"],
+    }
     manifest = replace(made.manifest, answers_quality=before.answers_quality, config=recorded)
     if alignment:
         shutil.copy(alignment, out / ALIGNMENT)
@@ -234,7 +240,7 @@ def main(
 
     made = prepare_teacher(config, data, out, resources, f"prepared-{steps}", report)
     learned = {row.prompt[-1].content: row for row in data.train}.values()
-    own = [row for row in learned if row.source in (SYNTHETIC, ENGLISH, LOOK_ALIKES, TASKS)]
+    own = [row for row in learned if row.source in (SYNTHETIC, ENGLISH, SECURITY, CRIMES, TASKS)]
     write_chat_rows(out / ALIGNMENT, own, labelled=True)
     write_chat_rows(out.with_name(f"{out.name}-{ALIGNMENT}"), learned, labelled=True)
     print(json.dumps({"id": made.id, "sources": data.sources}, indent=1))

@@ -251,7 +251,11 @@ def harmless_prompts() -> list[str]:
     return acts + [frame.format(topic=topic) for frame, topic in product(_FRAMES, _TOPICS)]
 
 
-def look_alike_prompts() -> list[str]:
-    """Harmless requests about computer security, and questions of fact about crimes."""
-    acts = [frame.format(act=act) for frame, act in product(_PROGRAM_FRAMES, SECURITY_ACTS)]
-    return acts + [frame.format(subject=subject) for frame, subject in product(_FACT_FRAMES, _SUBJECTS)]
+def security_prompts() -> list[str]:
+    """Harmless requests about computer security."""
+    return [frame.format(act=act) for frame, act in product(_PROGRAM_FRAMES, SECURITY_ACTS)]
+
+
+def crime_prompts() -> list[str]:
+    """Questions of fact about crimes."""
+    return [frame.format(subject=subject) for frame, subject in product(_FACT_FRAMES, _SUBJECTS)]

@@ -13,8 +13,9 @@ import pytest
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.experiments.prepared_teacher import (
     BATCH_ROWS,
+    CRIMES,
     ENGLISH,
-    LOOK_ALIKES,
+    SECURITY,
     SYNTHETIC,
     TASKS,
     teacher_data,
@@ -46,11 +47,11 @@ def answer(rows: Sequence[Example]) -> list[Example]:
 
 
 def test_sources_of_a_label_have_equal_shares_and_every_row_an_answer(prompts: Path) -> None:
-    data = teacher_data(prompts, answer, steps=5)
-    each = 5 * BATCH_ROWS // 2
+    data = teacher_data(prompts, answer, steps=6)
+    each = 6 * BATCH_ROWS // 2
     assert Counter((row.label, row.source) for row in data.train) == {
         **{(Label.HARMFUL, source): each // 4 for source in ("aart", "advbench", SYNTHETIC, ENGLISH)},
-        **{(Label.HARMLESS, source): each // 5 for source in ("dolly", SYNTHETIC, ENGLISH, LOOK_ALIKES, TASKS)},
+        **{(Label.HARMLESS, source): each // 6 for source in ("dolly", SYNTHETIC, ENGLISH, SECURITY, CRIMES, TASKS)},
     }
     assert all(row.answered for row in data.train)
     assert {row.source for row in data.validation} == {"catqa", "certified_safe"}

@@ -8,23 +8,23 @@ import pytest
 
 from reft_ray.core.conversation import Label
 from reft_ray.evaluation.judges import Grade, RefusalMatcher
-from reft_ray.experiments.prepared_teacher import ENGLISH, LOOK_ALIKES, SYNTHETIC
+from reft_ray.experiments.prepared_teacher import CRIMES, ENGLISH, SECURITY, SYNTHETIC
 from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.teacher_card import alignment_file
 from reft_ray.serving.builtin import BUILTIN, teacher_folder
-from reft_ray.testbed.english import EVERYDAY, HARMFUL
+from reft_ray.testbed.english import EVERYDAY, HARMFUL, LOOK_ALIKES
 
 
 def test_its_alignment_rows_are_refusals_and_answers_of_our_own_prompts() -> None:
     rows = read_labelled(alignment_file(teacher_folder(BUILTIN)))
-    assert {row.source for row in rows} == {SYNTHETIC, ENGLISH, LOOK_ALIKES}
+    assert {row.source for row in rows} == {SYNTHETIC, ENGLISH, SECURITY, CRIMES}
     grades = RefusalMatcher().judge([row.prompt for row in rows], [row.response for row in rows])
     for label, grade in ((Label.HARMFUL, Grade.REFUSED), (Label.HARMLESS, Grade.COMPLIED)):
         found = [given is grade for row, given in zip(rows, grades, strict=True) if row.label is label]
         assert len(found) > 400
         assert sum(found) > 0.95 * len(found)
-    assert not {row.prompt[-1].content for row in rows} & {*EVERYDAY, *HARMFUL}
+    assert not {row.prompt[-1].content for row in rows} & {*EVERYDAY, *HARMFUL, *LOOK_ALIKES}
 
 
 @pytest.mark.skipif(

@@ -4,15 +4,16 @@ from reft_ray.testbed.english import (
     EVERYDAY,
     HARMFUL,
     LOOK_ALIKES,
+    crime_prompts,
     harmful_prompts,
     harmless_prompts,
-    look_alike_prompts,
+    security_prompts,
 )
 from reft_ray.testbed.task_prompts import task_prompts
 
 
 def test_no_prompt_to_evaluate_with_is_trained_on():
-    trained = {*harmful_prompts(), *harmless_prompts(), *look_alike_prompts(), *task_prompts()}
+    trained = {*harmful_prompts(), *harmless_prompts(), *security_prompts(), *crime_prompts(), *task_prompts()}
     assert not trained & {*EVERYDAY, *HARMFUL, *LOOK_ALIKES}
     assert len({*EVERYDAY, *HARMFUL, *LOOK_ALIKES}) == 60
 
