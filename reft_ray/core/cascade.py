@@ -96,7 +96,12 @@ class GuardedVerdict(Verdict):
 
     @property
     def prompt_score(self) -> float | None:
-        """The score on the scale of prompts; None where the teacher scored no text."""
+        """The score of what was asked, else of the answer on the scale of prompts; None where no text was scored.
+
+        Short answers to a task are alike and say nothing about what was asked.
+        """
+        if self.asked is not None:
+            return self.asked
         return self.score - self.offset if self.windows else None
 
     @property

@@ -35,6 +35,7 @@ class _Reading:
     """One reading of one part: the part's name and length, and the index of its text among those that are scored."""
 
     part: str
+    answer: bool
     encoding: str | None
     text: int
     offset: float
@@ -91,10 +92,12 @@ def judge(
         texts: list[tuple[Part, str | None, str]] = [(part, None, part.text) for part in parts(conversation)]
         texts += [(part, "joined", text) for part, text in joined_turns(conversation)]
         for part, joined, whole in texts:
-            offset = scorer.response_offset if part.role == "assistant" else 0.0
+            answer = part.role == "assistant"
+            offset = scorer.response_offset if answer else 0.0
             for encoding, text in decode(whole):
                 name = "+".join(filter(None, (joined, encoding))) or None
-                row.append(_Reading(part.name, name, wanted.setdefault(text, len(wanted)), offset, len(part.text)))
+                place = wanted.setdefault(text, len(wanted))
+                row.append(_Reading(part.name, answer, name, place, offset, len(part.text)))
         rows.append(row)
     scores = scorer.score(list(wanted)) if wanted else []
     if len(scores) != len(wanted):
@@ -124,4 +127,5 @@ def _verdict(row: list[_Reading], scores: list[TextScore], limits: Thresholds, c
         truncated=truncated,
         # A decoded text has other positions than the part that it was found in.
         span=(0, best.length) if best.encoding or top.span is None else top.span,
+        asked=max((scores[item.text].score for item in row if not item.answer), default=None),
     )

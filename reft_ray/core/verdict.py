@@ -73,7 +73,8 @@ class Verdict:
     `encoding` is that part's encoding (`base64`, `rot13`, ...), None for plain text; `threshold` is the block threshold
     that was applied to it; `windows` counts the windows scored over all parts. `span` has the first and last character
     (exclusive) of the window with the score, in that part; None where it is not known. `categories` and `hazards` are
-    OpenAI's and MLCommons' names of the harm (`core.hazards`); the teacher itself has none.
+    OpenAI's and MLCommons' names of the harm (`core.hazards`); the teacher itself has none. `asked` is the highest
+    score of the parts that are not an assistant's; None where there is none, or a teacher over HTTP does not report it.
     """
 
     decision: Decision
@@ -87,6 +88,7 @@ class Verdict:
     span: tuple[int, int] | None = None
     categories: tuple[str, ...] = ()
     hazards: tuple[str, ...] = ()
+    asked: float | None = None
 
     @property
     def reason(self) -> str:

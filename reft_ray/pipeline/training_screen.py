@@ -128,6 +128,8 @@ class Screen:
         """The score on the scale of prompts; None where there was no text."""
         if isinstance(verdict, GuardedVerdict):
             return verdict.prompt_score
+        if verdict.asked is not None:
+            return verdict.asked
         return verdict.score - (verdict.threshold - self._thresholds.block) if verdict.windows else None
 
     def _reason(self, verdict: Verdict, own: float | None) -> str | None:

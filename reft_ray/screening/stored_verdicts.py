@@ -34,6 +34,7 @@ _VERDICT = pa.schema(
         pa.field("categories", pa.list_(pa.string()), nullable=False),
         pa.field("hazards", pa.list_(pa.string()), nullable=False),
         pa.field("policy", pa.string(), nullable=False),
+        pa.field("asked", pa.float64()),
     ]
 )
 _ROWS = pa.schema([pa.field("row_number", pa.int64(), nullable=False), *_VERDICT])
@@ -70,8 +71,8 @@ def read_judged(output: Output, unit: str) -> JudgedUnit:
     """The stored verdicts of a unit. Raises ReftError where there are none."""
     try:
         state = orjson.loads(output.read(_state_of(unit)))
-        table = output.table(_rows_of(unit))
-    except (OSError, pa.ArrowInvalid, orjson.JSONDecodeError) as error:
+        table = output.table(_rows_of(unit)).select(_ROWS.names)
+    except (OSError, KeyError, pa.ArrowInvalid, orjson.JSONDecodeError) as error:
         raise ReftError(
             f"{output.name}: the verdicts of unit {unit} are missing or damaged; delete {_state_of(unit)} and run again"
         ) from error

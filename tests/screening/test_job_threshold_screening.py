@@ -57,7 +57,7 @@ class MadeScorer:
 
 
 class AnswerScorer(MadeScorer):
-    """Answers decide: every row's answer scores its prompt's score and 0.4 more."""
+    """A teacher whose answers score half a unit higher than prompts."""
 
     response_offset = 0.5
 
@@ -177,19 +177,18 @@ def test_the_threshold_is_between_the_floor_and_the_operators(poisoned, tmp_path
     assert report.job_threshold.floor == floor
 
 
-def test_answers_count_less_their_offset(tmp_path):
+def test_answers_do_not_hide_what_was_asked(tmp_path):
     values = scores((360, TASK), (40, POISON))
     prompts = written(tmp_path / "prompts.jsonl", values)
-    rows = [{"prompt": f"question {n} -1", "response": f"{n} {value + 0.5!r}"} for n, value in enumerate(values)]
+    # Less their offset, the answers of most rows score higher than what was asked.
+    rows = [
+        {"prompt": f"question {n} {value!r}", "response": f"{n} {0.48 + n % 2 / 50}"} for n, value in enumerate(values)
+    ]
     answers = tmp_path / "answers.jsonl"
     answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
     first = screen([prompts], str(tmp_path / "a"), MadeScorer, CONFIG).job_threshold
-    report = screen([str(answers)], str(tmp_path / "b"), AnswerScorer, CONFIG)
-    assert report.job_threshold.own == pytest.approx(first.own)
-    assert report.job_threshold.rows == first.rows
-    assert report.job_threshold.histogram == pytest.approx(first.histogram, abs=3)
-    between = [row for row in withheld(tmp_path / "b") if row["reason"] == "job_threshold"]
-    assert min(row["score"] for row in between) > first.own + 0.5
+    found = screen([str(answers)], str(tmp_path / "b"), AnswerScorer, CONFIG).job_threshold
+    assert (found.own, found.rows, found.histogram) == (pytest.approx(first.own), first.rows, first.histogram)
 
 
 class Killed(BaseException):
@@ -372,18 +371,12 @@ def test_a_process_killed_in_either_pass_resumes_exactly(poisoned, tmp_path, lin
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_on_ray_the_output_is_the_same(poisoned, tmp_path):
-    import ray
-
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20)
-    try:
-        progress = []
-        config = replace(CONFIG, small_rows=0, actors=2, cpus_per_actor=0.5)
-        report = screen([poisoned], str(tmp_path / OUT), MadeScorer, config, progress.append)
-    finally:
-        ray.shutdown()
+    progress = []
+    config = replace(CONFIG, small_rows=0, actors=2, cpus_per_actor=0.5)
+    report = screen([poisoned], str(tmp_path / OUT), MadeScorer, config, progress.append)
     assert report.job_threshold.own is not None
     assert [step.writing for step in progress] == [False] * UNITS + [True] * UNITS
     screen([poisoned], str(tmp_path / "whole"), MadeScorer, CONFIG)
