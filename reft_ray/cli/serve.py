@@ -162,7 +162,7 @@ def _service(state: Path, teacher: str, base: str | None, workers: int, cascade:
                 "uri": base or recorded,
                 "n_epochs": round(args.finetune["epochs"]),
                 "batch_size": args.finetune["batch_rows"],
-                "min_steps": args.finetune["min_steps"],
+                "min_steps": args.finetune.get("min_steps", 0),
             }
         },
     }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.teacher_card import alignment_file
 from reft_ray.pipeline.config import BaseArgs
 from reft_ray.serving.builtin import BUILTIN, teacher_folder
@@ -13,8 +16,15 @@ def local_base(teacher: str = BUILTIN, base: str | None = None, workers: int = 0
     Alignment rows are those that come with the teacher, else synthetic ones too.
 
     Most of the harmless gate prompts look harmful on purpose, so the over-refusal limit is wider than the default.
+
+    Students start from the teacher's adapter where there is one: from base weights it takes hundreds of steps to learn
+    the refusals (docs/results-smollm2.md), more than a small file has and a laptop can spend.
     """
-    rows = alignment_file(teacher_folder(teacher))
+    folder = teacher_folder(teacher)
+    rows, made = alignment_file(folder), RefTeacher.load(folder).manifest
+    start: dict[str, Any] = {"min_steps": 60, "optimizer": {"learning_rate": 1e-3}}
+    if made.weights == "lora":
+        start = {"init": "aligned", "lora": made.config["lora"], "optimizer": {"learning_rate": 3e-4}}
     return BaseArgs.of(
         {
             "teacher": teacher,
@@ -29,13 +39,11 @@ def local_base(teacher: str = BUILTIN, base: str | None = None, workers: int = 0
             },
             "finetune": {
                 "epochs": 2,
-                "batch_rows": 8,
-                # The student learns to refuse over the steps, so a small file must not have few of them.
-                "min_steps": 60,
+                "batch_rows": 4,
                 "max_tokens": 512,
-                "optimizer": {"learning_rate": 1e-3},
                 "checkpoint_every": 20,
                 "log_every": 5,
+                **start,
             },
             "resources": {"workers": workers, "max_failures": 1},
         }

@@ -327,21 +327,22 @@ def test_auto_keeps_the_operators_preset_and_hyperparameters_change_it() -> None
     args = StepsConfig().bases["builtin"]
     spec = JobSpec("builtin", "file-1", seed=9)
     preset = finetune_config(spec, args, "base")
-    assert (preset.epochs, preset.batch_rows, preset.optimizer.learning_rate, preset.seed) == (2, 8, 1e-3, 9)
+    assert (preset.epochs, preset.batch_rows, preset.optimizer.learning_rate, preset.seed) == (2, 4, 3e-4, 9)
+    assert (preset.init, preset.lora.rank, preset.lora.first_layer) == ("aligned", 8, 16)
     turned = JobSpec(
         "builtin",
         "file-1",
         seed=9,
-        hyperparameters=Hyperparameters(n_epochs=2, batch_size=4, learning_rate_multiplier=0.5),
+        hyperparameters=Hyperparameters(n_epochs=3, batch_size=2, learning_rate_multiplier=0.5),
         options=Options(kd_weight=3.0, temperature=2.0),
     )
     found = finetune_config(turned, args, "base")
-    assert (found.epochs, found.batch_rows, found.optimizer.learning_rate) == (2, 4, 5e-4)
+    assert (found.epochs, found.batch_rows, found.optimizer.learning_rate) == (3, 2, 1.5e-4)
     assert (found.distill_weight, found.temperature) == (3.0, 2.0)
     assert found.optimizer.warmup == preset.optimizer.warmup
-    assert [found.total_steps(rows) for rows in (1, 4, 5)] == [60, 60, 60]
-    unbounded = found.model_copy(update={"min_steps": 0})
-    assert [unbounded.total_steps(rows) for rows in (1, 4, 5)] == [2, 2, 4]
+    assert [found.total_steps(rows) for rows in (1, 4, 5)] == [3, 6, 9]
+    at_least = found.model_copy(update={"min_steps": 60})
+    assert [at_least.total_steps(rows) for rows in (1, 4, 5)] == [60, 60, 60]
 
 
 def test_a_users_limits_apply_where_they_are_tighter() -> None:
