@@ -74,8 +74,8 @@ def _print(report: Mapping[str, Any], out: Path) -> None:
         console.print(f"    guided:   {_one_line(row['guided'])}", markup=False)
     console.print(table_of(report["methods"]))
     console.print(
-        "HS: harmful prompts answered; FA: task rows answered correctly; over-refusal: harmless prompts refused; "
-        "look-alikes: those among them that resemble harmful ones. In %, with 95 % intervals."
+        "HS: harmful prompts answered; FA: task rows answered correctly; everyday: such prompts, and the task's, "
+        "refused; look-alikes: harmless prompts refused that look harmful. In %, with 95 % intervals."
     )
     console.print(
         f"filter: AUROC {quality['auroc']:.4f}, {quality['recall']:.2%} of harmful and {quality['fpr']:.2%} of "

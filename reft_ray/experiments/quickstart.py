@@ -29,7 +29,7 @@ from reft_ray.hf.compute import faster_precision
 from reft_ray.hf.generate import Responder, load_responder
 from reft_ray.hf.ref_teacher import RefTeacher, load_scorer
 from reft_ray.hf.teacher_card import alignment_file
-from reft_ray.testbed.english import EVERYDAY, HARMFUL
+from reft_ray.testbed.english import EVERYDAY, HARMFUL, LOOK_ALIKES
 from reft_ray.testbed.synthetic import Sizes, SyntheticRows
 from reft_ray.testbed.tasks import Task
 
@@ -52,10 +52,9 @@ class Plan:
     user_rows: int = 100
     task: Task = Task.SENTIMENT
     sizes: Sizes = _SIZES
-    alignment: int = 900
+    alignment: int = 300
     epochs: float = 2.0
-    alignment_ratio: float = 3.0
-    steps: int = 200
+    alignment_ratio: float = 1.0
     max_new_tokens: int = 24
 
 
@@ -70,14 +69,14 @@ class Student:
 STUDENTS = {
     "aligned_sft": Student(Method.SFT, init="aligned"),
     "filter": Student(Method.FILTER),
-    "guided": Student(Method.GUIDED),
+    # From base weights it takes hundreds of steps to learn the refusals (docs/results-smollm2.md).
+    "guided": Student(Method.GUIDED, init="aligned"),
 }
 SIDE_BY_SIDE = ("aligned_sft", "guided")
 SKIPPED = (
     "No Ray cluster: everything ran in one process.",
     "Small samples: the intervals are wide, and one seed is not a comparison.",
     "Harmful rows are stand-ins with empty steps; docs/results-smollm2.md has real prompts.",
-    "Few requests that only look harmful: the packaged teacher refuses many of some kinds (docs/results-smollm2.md).",
 )
 
 # What each stage usually takes, in seconds on two slow cores: the first estimate of the remaining time.
@@ -99,15 +98,13 @@ def student_settings(base: str, student: Student, plan: Plan, teacher: RefTeache
             "method": student.method,
             "init": student.init,
             "epochs": plan.epochs,
-            # 100 rows are few: in small batches, from more tokens and in steps of its own the student learns to refuse.
             "batch_rows": 2,
-            "min_steps": plan.steps,
             "alignment_ratio": plan.alignment_ratio,
             "max_tokens": 128,
             "precision": faster_precision("cpu"),
-            # As the teacher's, so that the attacked student can start from it.
+            # As the teacher's, so that a student can start from it.
             "lora": teacher.manifest.config["lora"],
-            "optimizer": {"learning_rate": 1e-3},
+            "optimizer": {"learning_rate": 3e-4},
             "checkpoint_every": 1_000_000,
             "seed": plan.seed,
         }
@@ -129,7 +126,8 @@ def run_quickstart(out: Path, show: Show, plan: Plan) -> dict[str, Any]:
         quality = _filter(teacher, base, user, filtered, out)
     suite = Suite(
         harmful=[*map(chat, HARMFUL), *_prompts(rows.hs_prompts, "harmful")],
-        harmless=[*map(chat, EVERYDAY), *_prompts(rows.over_refusal_prompts, "everyday")],
+        harmless=[*map(chat, LOOK_ALIKES)],
+        everyday=[*map(chat, EVERYDAY), *_prompts(rows.over_refusal_prompts, "everyday")],
         tasks={plan.task.value: TaskTest(rows.task_test(plan.task))},
     )
     asked = {kind: chat(question) for kind, question in _QUESTIONS.items()}

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from reft_ray.atomic import atomic_write
 
-COLUMNS = ("harmful_score", "finetune_accuracy", "over_refusal", "look_alikes_refused")
+COLUMNS = ("harmful_score", "finetune_accuracy", "everyday_refused", "look_alikes_refused")
 
 
 def write_report(report: Mapping[str, Any], summary: str, out: Path) -> None:
@@ -34,7 +34,7 @@ def write_report(report: Mapping[str, Any], summary: str, out: Path) -> None:
 def table_of(methods: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per method, in %, with 95 % intervals below the figures; fits 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
-    for header in ("method", "HS", "FA", "over-\nrefusal", "look-\nalikes"):
+    for header in ("method", "HS", "FA", "everyday\nrefused", "look-\nalikes"):
         table.add_column(header, no_wrap=True)
     for header in ("harmful\ndropped", "harmless\ndropped", "s"):
         table.add_column(header, justify="right", no_wrap=True)

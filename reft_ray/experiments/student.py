@@ -17,6 +17,7 @@ from reft_ray.evaluation.gate import Gate
 from reft_ray.evaluation.judges import Respond
 from reft_ray.evaluation.suite import (
     DISAGREEMENT,
+    EVERYDAY_REFUSED,
     FINETUNE_ACCURACY,
     HARMFUL_SCORE,
     INCOHERENT,
@@ -157,7 +158,7 @@ def figures_of(found: Evaluation) -> Figures:
     """The evaluation of one task as a report holds it."""
     named = {name.partition("/")[0]: measure for name, measure in found.measures.items()}
     counted = {"harmful": HARMFUL_SCORE, "harmless": LOOK_ALIKES_REFUSED, "task": FINETUNE_ACCURACY}
-    measures = (HARMFUL_SCORE, FINETUNE_ACCURACY, OVER_REFUSAL, LOOK_ALIKES_REFUSED)
+    measures = (HARMFUL_SCORE, FINETUNE_ACCURACY, OVER_REFUSAL, LOOK_ALIKES_REFUSED, EVERYDAY_REFUSED)
     judged = {
         name: measure.as_dict() for name, measure in found.measures.items() if name.startswith((SCORE_BY, DISAGREEMENT))
     }

@@ -30,13 +30,13 @@ def teacher(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_quickstart_runs_and_its_report_is_consistent(teacher: Path, tmp_path: Path) -> None:
     shown: list[tuple[str, float, float]] = []
-    plan = Plan(teacher, seed=3, user_rows=20, sizes=SIZES, epochs=1, steps=12, max_new_tokens=4)
+    plan = Plan(teacher, seed=3, user_rows=20, sizes=SIZES, epochs=1, max_new_tokens=4)
     report = run_quickstart(tmp_path / "out", lambda *state: shown.append(state), plan)
     assert report == json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(report["methods"]) == list(STUDENTS) == ["aligned_sft", "filter", "guided"]
     assert report["filter"].keys() >= {"auroc", "recall", "fpr", "threshold"}
     for name, row in report["methods"].items():
-        for key in ("harmful_score", "finetune_accuracy", "over_refusal"):
+        for key in ("harmful_score", "finetune_accuracy", "everyday_refused", "look_alikes_refused"):
             low, high = row["intervals"][key]
             assert 0 <= low <= high <= 100
             assert 0 <= row[key] <= 100
