@@ -42,9 +42,7 @@ def render(report: ScreenReport, output: Output, manifest: Manifest) -> bytes:
     if found and found.own is not None:
         thresholds["dataset"] = found.own
     marks = {name: {"score": score, "x": round((score + 1) / 2 * CHART_WIDTH, 1)} for name, score in thresholds.items()}
-    page = _template().render(
-        report=report, bars=bars, marks=marks, worst=list(_worst(output, manifest))
-    )
+    page = _template().render(report=report, bars=bars, marks=marks, worst=list(_worst(output, manifest)))
     return page.encode()
 
 
