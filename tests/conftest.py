@@ -27,6 +27,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "60")
 os.environ.setdefault("RAY_agent_register_timeout_ms", "270000")
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "270")
+# Ray's workers have a niceness of 15: beside one busy process on their core they take minutes to import what they run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # Each HTTP client reads 120 certificates of authorities, which takes longer than most tests. No test connects to one of
 # theirs, so all clients of a process share what the first has read.
 _new_context = ssl.create_default_context
@@ -60,6 +62,7 @@ pytest_plugins = [
     "fixtures.models",
     "fixtures.postgres",
     "fixtures.prometheus",
+    "fixtures.ray_cluster",
     "fixtures.review_service",
 ]
 
@@ -89,6 +92,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.servers)
         if "shared_data" in fixtures and not SHARED.is_dir():
             item.add_marker(skip)
+    # The others start a Ray of their own, which a process cannot have beside the shared one.
+    items.sort(key=lambda item: "shared_ray" in getattr(item, "fixturenames", ()))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -10,16 +10,11 @@ import pytest
 from reft_ray.screening.outputs import Output
 from reft_ray.testbed.word_scorer import WordScorer
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20)
-    yield
-    ray.shutdown()
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.usefixtures("shared_ray"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 
 def write_rows_file(path: Path, count: int) -> list[bytes]:

@@ -13,20 +13,15 @@ def walks_of(page: Path) -> list[str]:
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_walk_on_ray_data_runs(
     walk_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import ray
-
     monkeypatch.chdir(walk_folder)
     (walk,) = [walk for walk in walks_of(PAGE) if "ray.data" in walk]
     assert len([line for line in walk.splitlines() if line.strip()]) <= 12
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20)
-    try:
-        exec(compile(walk, "walk", "exec"), {"Path": Path})
-    finally:
-        ray.shutdown()
+    exec(compile(walk, "walk", "exec"), {"Path": Path})
     assert capsys.readouterr().out.strip().endswith(", invalid=0)")
     assert (walk_folder / "moderated/manifest.parquet").is_file()
 

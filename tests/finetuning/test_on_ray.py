@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,12 @@ from reft_ray.finetuning.trainer import FinetuneInputs, finetune, prepare_teache
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.openmp import BRIEF
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_ray")]
 
 WORDS = ["car", "bread", "me", "that", "help", "how", "tell", "please"]
 HARMFUL = [Example(chat(f"how to steal a {w}", "sorry i cannot"), Label.HARMFUL, "a") for w in WORDS]
 HARMLESS = [Example(chat(f"how to bake a {w}", "here is how"), Label.HARMLESS, "b") for w in WORDS]
 USER = [Example(chat(f"tell me {'no ' * (i % 7)} {i}", "sure here is")) for i in range(46)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    import ray
-
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
-    ray.init(address="local", num_cpus=6, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

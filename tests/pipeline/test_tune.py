@@ -39,6 +39,7 @@ def test_what_shows_progress_is_not_stored_with_the_search() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
 def test_the_best_trial_is_the_adapter_that_is_written(llama: Path, tmp_path: Path) -> None:
     rows, held = tmp_path / "rows.jsonl", tmp_path / "held.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"tell me {n}", "response": "sure"}) + "\n" for n in range(8)))

@@ -18,7 +18,11 @@ from reft_ray.screening.ranges import Limits
 from reft_ray.testbed.word_scorer import WordScorer
 
 # Ray sets its own deprecated fields when it copies a DataContext.
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.usefixtures("shared_ray"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 IN_PROCESS = ScreenConfig(limits=Limits(rows=8))
 ON_RAY = ScreenConfig(limits=Limits(rows=8), small_rows=0, actors=2, cpus_per_actor=0.5)
@@ -46,16 +50,6 @@ def slow_scorer(pids: Path, seconds: float):
         return Slow()
 
     return make
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    import ray
-
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture
