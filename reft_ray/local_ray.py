@@ -77,7 +77,7 @@ def _start(num_cpus: int | None, options: dict[str, Any]) -> str | None:
         log = "raylet.out among Ray's logs"
         # `ray.shutdown` knows no node whose start failed and would leave its processes: find it where it was raised.
         for frame, _ in traceback.walk_tb(error.__traceback__):
-            node = frame.f_locals.get("self")
+            node: Any = frame.f_locals.get("self")
             if hasattr(node, "kill_all_processes"):
                 node.kill_all_processes(check_alive=False, allow_graceful=True)
                 log = f"{node.get_logs_dir_path()}/raylet.out"
