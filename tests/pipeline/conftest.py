@@ -74,6 +74,12 @@ class Toy:
 
 
 @pytest.fixture(scope="session")
+def llama(shallow_llama: Path) -> Path:
+    """Two layers: these tests train."""
+    return shallow_llama
+
+
+@pytest.fixture(scope="session")
 def toy(llama, tmp_path_factory) -> Toy:
     folder = tmp_path_factory.mktemp("toy")
     config = TeacherConfig.of(
