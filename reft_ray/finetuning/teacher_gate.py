@@ -14,6 +14,9 @@ from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.hf.ref_teacher import Manifest, RefTeacher
 from reft_ray.hf.teacher_card import ANSWER_MEASURES
 
+FEW_STEPS = 150
+"""Students of SmolLM2 answered too many harmful prompts after fewer (docs/results-smollm2.md)."""
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerLimits:
@@ -61,6 +64,19 @@ def failures(manifest: Manifest) -> list[str]:
         if not value <= limit:
             lines.append(f"{_title(name)} {value:.1f} % (at most {limit:g} %)")
     return lines
+
+
+def few_steps(config: FinetuneConfig, teacher: RefTeacher | None, rows: int) -> str | None:
+    """A warning for a run over so few rows that a student from base weights would learn the task, not the refusals."""
+    if teacher is None or not (config.method.distills and config.labels == "soft"):
+        return None
+    from_base = config.init == "base" and not config.init_adapter and teacher.manifest.weights == "lora"
+    if not from_base or (steps := config.total_steps(rows)) >= FEW_STEPS:
+        return None
+    return (
+        f"{steps} steps from base weights are few to learn the teacher's refusals: start from its adapter with "
+        f"init=aligned, or set min_steps={2 * FEW_STEPS}"
+    )
 
 
 def check_teacher(config: FinetuneConfig, teacher: RefTeacher | None) -> str | None:

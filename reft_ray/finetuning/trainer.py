@@ -31,7 +31,7 @@ from reft_ray.finetuning.rows import RowSource, ShardRows, dataset_of, digest_of
 from reft_ray.finetuning.runtime import LocalRuntime, Phase, Progress, Runtime, Stop, no_phase
 from reft_ray.finetuning.student_loop import train_student
 from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_on_worker, soft_targets_path
-from reft_ray.finetuning.teacher_gate import check_teacher
+from reft_ray.finetuning.teacher_gate import check_teacher, few_steps
 from reft_ray.finetuning.teacher_loop import TeacherData, train_teacher
 from reft_ray.hf.adapter_files import ADAPTER, MODEL, OutputKind, check_replaceable
 from reft_ray.hf.compute import use_threads
@@ -115,8 +115,9 @@ def finetune(
     # Raised here, once: a worker that raises it would be restarted `max_failures` times.
     if inputs.teacher and config.init == "aligned" and inputs.teacher.manifest.weights != "lora":
         raise ReftError(f"init=aligned starts from a LoRA teacher, and {inputs.teacher.id} has full weights")
-    if warning := check_teacher(config, inputs.teacher):
-        logger.warning("%s", warning)
+    for warning in (check_teacher(config, inputs.teacher), few_steps(config, inputs.teacher, inputs.count)):
+        if warning:
+            logger.warning("%s", warning)
     if out.resolve() == Path(config.base).resolve():
         raise ReftError(f"{out} is the base model that is finetuned: choose another directory")
     targets: Path | None = None

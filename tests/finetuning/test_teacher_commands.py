@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,13 @@ from reft_ray.core.errors import ReftError
 from reft_ray.core.quality import Target, Targets, curve_points, precision_recall, roc
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
 from reft_ray.finetuning.prompts import sources_of, under_licences
-from reft_ray.finetuning.teacher_gate import AnswerLimits, check_teacher, failures, measure_answers
+from reft_ray.finetuning.teacher_gate import AnswerLimits, check_teacher, failures, few_steps, measure_answers
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.teacher_quality import compared, measure, recalibrated, report, scores_of
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune, prepare_teacher
 from reft_ray.hf.ref_teacher import Manifest, RefTeacher, content_id, save_with_manifest
 from reft_ray.pipeline.local_run import LocalRun
+from reft_ray.serving.builtin import BUILTIN, teacher_folder
 
 RUN = CliRunner()
 THINGS = ("car", "bread", "me", "that", "help", "please")
@@ -364,3 +366,17 @@ def test_a_teacher_that_was_never_measured_gets_one_warning(
         finetune(FinetuneConfig.of(settings), inputs, tmp_path / "out", Resources(workers=0))
     (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("reft_ray")]
     assert warning == f"the answers of {built.id} were never measured: run `reft-ray teacher check` before it teaches"
+
+
+def test_a_run_of_few_steps_from_base_weights_says_so(built: RefTeacher) -> None:
+    packaged = RefTeacher.load(teacher_folder(BUILTIN))
+
+    def config(**changes: object) -> FinetuneConfig:
+        return FinetuneConfig.of({"base": "any", "epochs": 1, "batch_rows": 10, **changes})
+
+    expected = "20 steps from base weights are few .* init=aligned, or set min_steps=300"
+    assert re.search(expected, few_steps(config(), packaged, 200) or "")
+    for enough in ({"init": "aligned"}, {"min_steps": 300}, {"epochs": 8}, {"labels": "hard"}, {"method": "filter"}):
+        assert few_steps(config(**enough), packaged, 200) is None
+    # It has no adapter to start from.
+    assert few_steps(config(), built, 200) is None
