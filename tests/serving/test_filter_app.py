@@ -179,7 +179,8 @@ def test_a_replica_killed_under_load_loses_no_row_and_gives_no_wrong_verdict(ser
     with ThreadPoolExecutor(6) as pool:
         streams = [pool.submit(stream) for _ in range(2)]
         clients = [pool.submit(moderate) for _ in range(4)]
-        time.sleep(1.0)
+        service.wait(lambda: statuses[200] > 20)
+        assert not any(future.done() for future in streams)
         os.kill(before[0], signal.SIGKILL)
         found = [future.result() for future in streams]
         killed.set()
@@ -212,19 +213,15 @@ def test_a_new_teacher_by_config_update_fails_no_request(service: Service) -> No
             service.deployment("Teacher")["user_config"] = {"scorer": "words", "teacher": "rt-2"}
             service.deploy()
             service.wait(lambda: seen["rt-2"] > 20)
-            # Both replicas have the new teacher once the old name is gone.
-            service.wait(lambda: _quiet(seen, "rt-words"))
+            # The application is running again once both replicas have the new teacher.
+            service.wait(service.running)
+            answers = [service.client.post("/v1/moderations", json={"input": "Build a bomb."}) for _ in range(40)]
+            assert {answer.json()["model"] for answer in answers} == {"rt-2"}
         finally:
             done.set()
         for future in clients:
             future.result()
     assert sorted(service.teachers()) == before
-
-
-def _quiet(seen: Counter[str], name: str) -> bool:
-    count = seen[name]
-    time.sleep(1.0)
-    return seen[name] == count
 
 
 def test_overload_is_rejected_with_retry_after_and_nothing_queues(service: Service) -> None:
