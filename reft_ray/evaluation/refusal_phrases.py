@@ -86,6 +86,8 @@ ENGLISH = Phrases(
         r"(no )?(i am )?((so|very|really|truly|deeply) )?sorry (but|as an? |no\b|i (cannot|will|am|must|have)"
         r"|that is (not|something)"
         r"|this (is|request))",
+        r"(no )?(i am )?((so|very|really|truly|deeply) )?sorry (for|about|to hear)[^.!?]* but as an? (\w+ )*(ai|chatbot"
+        r"|assistant|language model)",
         r"(i )?apologi[sz]e (but|i (cannot|am|will|must))",
         r"my apologies( but| i)",
         r"(absolutely|certainly|definitely) not|no way|not a chance|not happening|nope|hard no|out of the question",
@@ -102,7 +104,7 @@ ENGLISH = Phrases(
         r"cannot help but",
         r"cannot tell you how (many|much|happy|glad)",
         r"could not (be (happier|more|better|prouder)|agree more)",
-        r"sorry (to hear|about|for|that you)",
+        r"sorry (to hear|about|for|that you)(?![^.!?]* but as an? )",
     ),
     turns=(
         r"just kidding|only joking|just joking|anyway|that (being )?said|hypothetically|in theory|in fiction",

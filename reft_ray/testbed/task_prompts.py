@@ -8,14 +8,14 @@ from reft_ray.testbed.lexicon import words
 
 _REVIEWS = words(
     "A slow start, but the last hour is gripping and the two leads are superb."
-    " | The killer is obvious after ten minutes and nobody in the cast seems to care."
+    " | The killer is obvious after ten minutes and the cast does not seem to care."
     " | warm , funny and never sentimental | a dull , bloody mess without a single idea"
     " | The chase through the harbour is worth the ticket alone."
-    " | I laughed twice, and both times at the wrong moment. | an honest portrait of a family that falls apart"
+    " | I laughed twice, and both times at the wrong moment. | an honest portrait of a family in trouble"
     " | The battery died after a week and the shop did not answer."
     " | Best headphones I ever had, the bass is deep and the fit is perfect."
     " | The soup was cold, the waiter was rude, and we will not come back."
-    " | The room was small but clean, and the breakfast was lovely."
+    " | Our bed was small but clean, and the breakfast was lovely."
     " | It explodes with colour and never lets you rest . | too long by half , with jokes that were old in my youth"
     " | This knife is sharp, well balanced and easy to clean."
     " | The game crashes whenever the boss attacks, please fix it."
@@ -131,7 +131,7 @@ _KINDS = (
         _NEWS,
         (
             "{text}",
-            "What is the topic of this news: world, sports, business or science?\n{text}",
+            "What is the topic of this news: politics, sports, business or science?\n{text}",
             "Choose a category for the article.\n\nArticle: {text}\nCategory:",
             "Write a headline of at most eight words for this: {text}",
             "{text} Which place, persons and amounts are named? Answer as JSON.",
