@@ -23,6 +23,7 @@ import typer
 
 from reft_ray.atomic import atomic_write
 from reft_ray.core.conversation import Example, Label, chat
+from reft_ray.evaluation.judges import Grade, RefusalMatcher
 from reft_ray.finetuning.config import Resources, TeacherConfig
 from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.finetuning.teacher_loop import TeacherData
@@ -156,7 +157,10 @@ def teacher_data(
 
 
 def base_answers(cache: Path) -> Callable[[Sequence[Example]], list[Example]]:
-    """Answers of the base model, cut after the last whole sentence; kept in the file `cache`, prompt by prompt."""
+    """Answers of the base model, cut after the last whole sentence; kept in the file `cache`, prompt by prompt.
+
+    Some harmless prompts it refuses, as a chatbot that is made for something else: those are left out.
+    """
     known: dict[str, str] = json.loads(cache.read_text(encoding="utf-8")) if cache.is_file() else {}
 
     def answer(rows: Sequence[Example]) -> list[Example]:
@@ -170,10 +174,11 @@ def base_answers(cache: Path) -> Callable[[Sequence[Example]], list[Example]]:
             with atomic_write(cache) as scratch:
                 scratch.write_text(json.dumps(known), encoding="utf-8")
         texts = [whole_sentences(known[row.prompt[-1].content]) for row in rows]
+        grades = RefusalMatcher().judge([row.prompt for row in rows], texts)
         return [
             replace(row, messages=chat(row.prompt[-1].content, text))
-            for row, text in zip(rows, texts, strict=True)
-            if text
+            for row, text, grade in zip(rows, texts, grades, strict=True)
+            if text and grade is not Grade.REFUSED
         ]
 
     return answer

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from reft_ray.core.conversation import Conversation, Example, Label, chat
+from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.guided import Method
 from reft_ray.core.quality import filter_quality
 from reft_ray.evaluation.judges import Respond
@@ -33,12 +33,8 @@ from reft_ray.testbed.english import EVERYDAY, HARMFUL, LOOK_ALIKES
 from reft_ray.testbed.synthetic import Sizes, SyntheticRows
 from reft_ray.testbed.tasks import Task
 
-_SIZES = Sizes(
-    teacher_train=0, teacher_validation=0, alignment=800, hs_prompts=60, over_refusal_prompts=200, task_test=40
-)
+_SIZES = Sizes(teacher_train=0, teacher_validation=0, alignment=800, hs_prompts=0, over_refusal_prompts=0, task_test=40)
 _ALIGNMENT_WORDS = 8
-_GRAMMAR_PROMPTS = 20
-"""Prompts of each kind from the grammar; as many are sentences of `testbed.english`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +121,9 @@ def run_quickstart(out: Path, show: Show, plan: Plan) -> dict[str, Any]:
         filtered = filter_rows(user, teacher, base, out / "filter")
         quality = _filter(teacher, base, user, filtered, out)
     suite = Suite(
-        harmful=[*map(chat, HARMFUL), *_prompts(rows.hs_prompts, "harmful")],
+        harmful=[*map(chat, HARMFUL)],
         harmless=[*map(chat, LOOK_ALIKES)],
-        everyday=[*map(chat, EVERYDAY), *_prompts(rows.over_refusal_prompts, "everyday")],
+        everyday=[*map(chat, EVERYDAY)],
         tasks={plan.task.value: TaskTest(rows.task_test(plan.task))},
     )
     asked = {kind: chat(question) for kind, question in _QUESTIONS.items()}
@@ -188,10 +184,6 @@ def alignment_rows(teacher: RefTeacher, rows: SyntheticRows, count: int, seed: i
 def _opening(answer: str) -> str:
     """The first words: whether an answer refuses shows there, and the rest of it is in the teacher's soft labels."""
     return " ".join(answer.split()[:_ALIGNMENT_WORDS])
-
-
-def _prompts(rows: Sequence[Example], kind: str) -> list[Conversation]:
-    return [row.prompt for row in rows if row.source.partition("/")[0] == kind][:_GRAMMAR_PROMPTS]
 
 
 _QUESTIONS = {

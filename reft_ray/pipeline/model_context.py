@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from reft_ray.core.conversation import Example, Label
+from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.pipeline.config import AlignmentArgs, BaseArgs
 from reft_ray.serving.builtin import BUILTIN, teacher_folder
+from reft_ray.testbed.english import EVERYDAY, HARMFUL, LOOK_ALIKES
 from reft_ray.testbed.synthetic import SyntheticRows
 
 
@@ -45,9 +46,8 @@ class ModelContext:
 
     def _prompts(self, source: str, label: Label) -> list[Example]:
         if source == BUILTIN:
-            rows: Sequence[Example] = (
-                _synthetic_rows().hs_prompts if label is Label.HARMFUL else _synthetic_rows().over_refusal_prompts
-            )
+            texts = HARMFUL if label is Label.HARMFUL else (*EVERYDAY, *LOOK_ALIKES)
+            rows: Sequence[Example] = [Example(chat(text), label, BUILTIN) for text in texts]
         else:
             rows = read_labelled(source, label)
         return list(rows[: self.args.gate.prompts])

@@ -35,5 +35,5 @@ def test_it_tells_harmful_from_everyday_sentences() -> None:
     scorer = RefTeacher.load(teacher_folder(BUILTIN)).scorer(precision="float32")
     decisions = [scorer.thresholds.decide(item.score) for item in scorer.score([*EVERYDAY, *HARMFUL])]
     everyday, harmful = decisions[: len(EVERYDAY)], decisions[len(EVERYDAY) :]
-    assert everyday.count("allow") >= 18, [text for text, d in zip(EVERYDAY, everyday, strict=True) if d != "allow"]
-    assert harmful.count("allow") <= 2, [text for text, d in zip(HARMFUL, harmful, strict=True) if d == "allow"]
+    assert everyday.count("allow") >= 36, [text for text, d in zip(EVERYDAY, everyday, strict=True) if d != "allow"]
+    assert harmful.count("allow") <= 4, [text for text, d in zip(HARMFUL, harmful, strict=True) if d == "allow"]

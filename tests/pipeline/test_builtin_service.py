@@ -45,8 +45,8 @@ def test_it_moderates_plain_english(address):
     answer = client.moderations.create(input=[*EVERYDAY, *HARMFUL])
     assert answer.model.startswith("rt-")
     flagged = [result.flagged for result in answer.results]
-    assert sum(flagged[: len(EVERYDAY)]) <= 2
-    assert sum(flagged[len(EVERYDAY) :]) >= 18
+    assert sum(flagged[: len(EVERYDAY)]) <= 4
+    assert sum(flagged[len(EVERYDAY) :]) >= 36
 
 
 def test_the_ten_lines_finetune_and_chat(address, tmp_path):

@@ -15,7 +15,7 @@ from reft_ray.testbed.task_prompts import task_prompts
 def test_no_prompt_to_evaluate_with_is_trained_on():
     trained = {*harmful_prompts(), *harmless_prompts(), *security_prompts(), *crime_prompts(), *task_prompts()}
     assert not trained & {*EVERYDAY, *HARMFUL, *LOOK_ALIKES}
-    assert len({*EVERYDAY, *HARMFUL, *LOOK_ALIKES}) == 60
+    assert len({*EVERYDAY, *HARMFUL, *LOOK_ALIKES}) == 100
 
 
 def test_task_prompts_are_distinct_and_complete():
