@@ -79,9 +79,9 @@ SKIPPED = (
 _USUAL = {
     "loading": 15.0,
     "screening": 15.0,
-    "aligned_sft": 90.0,
-    "filter": 70.0,
-    "guided": 310.0,
+    "aligned_sft": 110.0,
+    "filter": 80.0,
+    "guided": 145.0,
     "report": 5.0,
 }
 
