@@ -44,7 +44,9 @@ def test_screening_prints_what_happened(run, dataset, tmp_path):
 
 def test_the_threshold_of_the_dataset_can_be_switched_off(run, dataset, tmp_path):
     arguments = ("screen", dataset, "--teacher", tmp_path / "teacher", "--out")
-    assert "the operator's thresholds alone apply to this dataset" in run(*arguments, tmp_path / "on").stdout
+    assert "the threshold of this dataset is -0.150" in run(*arguments, tmp_path / "on").stdout
+    high = run(*arguments, tmp_path / "high", "--job-threshold-floor", "0").stdout
+    assert "the operator's thresholds alone apply to this dataset" in high
     floor = run(*arguments, tmp_path / "floor", "--job-threshold-floor", "-0.5", "--json").stdout
     assert (json.loads(floor)["job_threshold"]["own"], json.loads(floor)["job_threshold"]["floor"]) == (-0.5, -0.5)
     assert run(*arguments, tmp_path / "bad", "--job-threshold-floor", "2").exit_code == 2
