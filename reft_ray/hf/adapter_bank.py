@@ -23,8 +23,17 @@ from reft_ray.core.forward import Predictions
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward, head_of
 from reft_ray.hf.loading import Base
-from reft_ray.hf.lora import LoraSettings, activate, adapter_state, attach, differing, load_adapter_state, save_adapter
-from reft_ray.hf.row_adapters import BASE, row_adapters
+from reft_ray.hf.lora import (
+    BASE_ROW,
+    LoraSettings,
+    activate,
+    adapter_state,
+    attach,
+    differing,
+    load_adapter_state,
+    row_adapters,
+    save_adapter,
+)
 
 _RESIDENT = "resident"
 """An adapter without effect that is always there: PEFT cannot be left with none."""
@@ -121,7 +130,7 @@ class AdapterBank:
         try:
             with torch.no_grad():
                 rows = [([0], [0])] * 2
-                self.predictions(collate_targets(rows, self.chat.pad_id, self.device), [_RESIDENT, BASE])
+                self.predictions(collate_targets(rows, self.chat.pad_id, self.device), [_RESIDENT, BASE_ROW])
         except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError):
             return False
         return True

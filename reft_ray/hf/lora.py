@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -27,6 +27,8 @@ from reft_ray.core.errors import ReftError
 from reft_ray.hf.machine import layer_of
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+BASE_ROW = "__base__"
+"""PEFT's name for no adapter, in a pass in which each row has its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,26 @@ def using_adapter(model: PeftModel, name: str) -> Iterator[None]:
         # PEFT's switch changes it.
         for key, parameter in model.named_parameters():
             parameter.requires_grad_(requires_grad[key])
+
+
+@contextmanager
+def row_adapters(model: PeftModel, names: Sequence[str]) -> Iterator[None]:
+    """Give row b of each pass in this block the adapter `names[b]`, or none for `BASE_ROW`.
+
+    As PEFT's `adapter_names`, whose hooks stay on the layers after a pass that failed: each later one would fail too.
+    """
+    rows = list(names)
+
+    def give(_module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**inputs, "adapter_names": rows}
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    handles = [layer.register_forward_pre_hook(give, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:

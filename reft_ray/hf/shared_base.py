@@ -18,8 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from reft_ray.core.errors import ReftError
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import Base
-from reft_ray.hf.lora import LoraSettings, attach, attach_saved
-from reft_ray.hf.row_adapters import BASE, row_adapters
+from reft_ray.hf.lora import BASE_ROW, LoraSettings, attach, attach_saved, row_adapters
 from reft_ray.hf.sampling import TokenScore, token_scores
 
 _SCORED_TOKENS = 256
@@ -98,9 +97,9 @@ class SharedBase:
         kept: int,
     ) -> Tensor:
         """Logits [B, kept, V] after the last `kept` of `ids_BT`."""
-        names = [BASE if key is None else self._names[key] for key in adapters]
+        names = [BASE_ROW if key is None else self._names[key] for key in adapters]
         mixing: AbstractContextManager[None] = row_adapters(self._model, names)
-        if len(set(names)) == 1 and names[0] != BASE:
+        if len(set(names)) == 1 and names[0] != BASE_ROW:
             # A single adapter needs no sorting of rows, which every layer would repeat.
             self._activate(names[0])
             mixing = nullcontext()
