@@ -96,13 +96,8 @@ class GuardedVerdict(Verdict):
 
     @property
     def prompt_score(self) -> float | None:
-        """The score of what was asked, else of the answer on the scale of prompts; None where no text was scored.
-
-        Short answers to a task are alike and say nothing about what was asked.
-        """
-        if self.asked is not None:
-            return self.asked
-        return self.score - self.offset if self.windows else None
+        """The score on the scale of prompts; None where the teacher scored no text."""
+        return self.score_as_prompt(self.offset)
 
     @property
     def by_teacher(self) -> bool:

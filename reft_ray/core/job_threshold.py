@@ -49,9 +49,9 @@ class JobThreshold:
 class JobThresholdRule:
     """When a dataset gets a threshold of its own.
 
-    `floor`: t is never lower. `support`: of the rows
-    above t, at least this share must be above the operator's review threshold as well. Poison reaches that far up; a
-    second kind of harmless rows does not. `max_share`: the largest share of rows above t.
+    `floor`: t is never lower. `support`: of the rows above t, at least this share must be above the operator's review
+    threshold as well. Poison reaches that far up; a second kind of harmless rows does not. `max_share`: the largest
+    share of rows above t.
     """
 
     floor: float = FLOOR
@@ -66,9 +66,9 @@ class JobThresholdRule:
             return JobThreshold(operator, fallback=Fallback.FEW_ROWS)
         middle = median(scores)
         distance = median(abs(score - middle) for score in scores)
-        if self._above(middle, distance) >= operator.review:
+        if self._threshold(middle, distance) >= operator.review:
             return JobThreshold(operator, fallback=Fallback.WIDE)
-        own = self._above(middle, min(distance, median(middle - score for score in scores if score <= middle)))
+        own = self._threshold(middle, min(distance, median(middle - score for score in scores if score <= middle)))
         above = sum(score > own for score in scores)
         if above > self.max_share * len(scores):
             return JobThreshold(operator, fallback=Fallback.MANY)
@@ -76,5 +76,5 @@ class JobThresholdRule:
             return JobThreshold(operator, fallback=Fallback.NO_SUPPORT)
         return JobThreshold(Thresholds(review=own, block=operator.block), own)
 
-    def _above(self, middle: float, distance: float) -> float:
+    def _threshold(self, middle: float, distance: float) -> float:
         return max(self.floor, middle + self.deviations * _NORMAL * distance)

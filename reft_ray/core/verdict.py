@@ -90,6 +90,15 @@ class Verdict:
     hazards: tuple[str, ...] = ()
     asked: float | None = None
 
+    def score_as_prompt(self, offset: float) -> float | None:
+        """The score of what was asked, else of the answer less its `offset`; None where no text was scored.
+
+        Short answers to a task are alike and say nothing about what was asked.
+        """
+        if self.asked is not None:
+            return self.asked
+        return self.score - offset if self.windows else None
+
     @property
     def reason(self) -> str:
         """The reason, as a label of the telemetry catalogue."""

@@ -128,9 +128,7 @@ class Screen:
         """The score on the scale of prompts; None where there was no text."""
         if isinstance(verdict, GuardedVerdict):
             return verdict.prompt_score
-        if verdict.asked is not None:
-            return verdict.asked
-        return verdict.score - (verdict.threshold - self._thresholds.block) if verdict.windows else None
+        return verdict.score_as_prompt(verdict.threshold - self._thresholds.block)
 
     def _reason(self, verdict: Verdict, own: float | None) -> str | None:
         """Why a datum is withheld: no person decides in a loop, so that what needs review is withheld as well."""
