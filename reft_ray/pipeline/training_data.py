@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from reft_ray.api.settings import TrainingSettings
 from reft_ray.api.training_wire import DataRequest, read_request, write_output
 from reft_ray.core.errors import ReftError
+from reft_ray.core.loss_inputs import LossName
 from reft_ray.jobs.training_queue import Outcome, TrainingQueue, TrainingRequest
 from reft_ray.pipeline.training_engine import TrainingEngine
 from reft_ray.pipeline.training_findings import FOUND
@@ -50,12 +51,13 @@ class DataRequests:
     def prepare(self, request: TrainingRequest) -> Judged:
         """Judge a request's data: no gradient before the verdicts are stored. Raises ReftError."""
         wanted = read_request(request.payload)
-        self._engine.checked(wanted.data, wanted.loss, wanted.config)
-        slot = self._engine.slot(self._queue.store.model(request.target, None))
+        loss = self._engine.checked(wanted.data, wanted.loss, wanted.config)
+        model = self._queue.store.model(request.target, None)
+        slot = self._engine.slot(model)
         metrics: dict[str, float] = {}
         if not wanted.forward_only:
             if request.verdicts is None:
-                request = replace(request, verdicts=self._judge(request, wanted))
+                request = replace(request, verdicts=self._judge(request, wanted, loss, model.session_id))
             self._point("judged")
             record = request.verdicts or {}
             refuse_if_asked(record)
@@ -79,13 +81,11 @@ class DataRequests:
                 outcomes.append(Outcome(write_output(outputs, {**sums, **each.metrics}), binary=True))
         return outcomes
 
-    def _judge(self, request: TrainingRequest, wanted: DataRequest) -> Record:
+    def _judge(self, request: TrainingRequest, wanted: DataRequest, loss: LossName, session_id: str) -> Record:
         """Judge data and record the verdicts."""
-        project, engine = request.project_id, self._engine
-        scores = self._queue.scores(project, request.base_model)
-        source = Source(project, self._queue.store.model(request.target, None).session_id, scores)
-        loss = engine.checked(wanted.data, wanted.loss, wanted.config)
-        found = engine.parts.screen.screen(wanted.data, loss, source, self._settings.policy_of(project))
+        project = request.project_id
+        source = Source(project, session_id, self._queue.scores(project, request.base_model))
+        found = self._engine.parts.screen.screen(wanted.data, loss, source, self._settings.policy_of(project))
         account = account_of(found.record, kept_tokens(found.record, wanted.data))
         self._queue.judged(request, self._owner, found.record, found.scores, found.events, account, found.signals)
         for kind, event in found.events:
