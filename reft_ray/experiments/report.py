@@ -26,7 +26,7 @@ def write_report(report: Mapping[str, Any], summary: str, out: Path) -> None:
         f"{name}_png": base64.b64encode((out / f"{name}.png").read_bytes()).decode() for name in ("scores", "methods")
     }
     with atomic_write(out / "report.html") as scratch:
-        scratch.write_text(template.render(**report, **pictures, summary=summary), encoding="utf-8")
+        scratch.write_text(template.render(**report, **pictures, summary=summary, columns=COLUMNS), encoding="utf-8")
     with atomic_write(out / "report.json") as scratch:
         scratch.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
