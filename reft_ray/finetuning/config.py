@@ -230,6 +230,10 @@ class FinetuneConfig(Training):
             return 0
         return max(0, self.min_steps - self._user_steps(rows))
 
+    def alignment_draws(self, rows: int) -> float:
+        """About how many alignment rows a run over `rows` user rows draws, if both are equally long."""
+        return (self.alignment_steps(rows) * self.batch_rows + self.epochs * rows) * self.alignment_ratio
+
     def _user_steps(self, rows: int) -> int:
         """Batches end with each epoch."""
         epochs, rest = divmod(round(self.epochs * rows), rows)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,8 @@ T = TypeVar("T")
 
 COLUMNS = pa.schema([("row_number", pa.int64()), ("messages", pa.string())])
 _READ_ROWS = 1024
+LEAST_ALIGNMENT = 256
+"""A run is given at least this many alignment rows, if there are so many."""
 
 
 class RowSource(Protocol):
@@ -205,6 +208,18 @@ def encode_rows(
             fitted.encoded.append(replace(sequence, index=len(fitted.rows)))
             fitted.rows.append(row)
     return fitted
+
+
+def enough_alignment(rows: Sequence[T], draws: float) -> Sequence[T]:
+    """A fixed random sample of the alignment rows, in their order, for a run that draws about `draws` of them.
+
+    The teacher labels all rows that a run is given, which for a small run would take longer than its training. Sizes
+    are powers of two, so that runs of about one length share their labels.
+    """
+    size = max(LEAST_ALIGNMENT, 1 << math.ceil(math.log2(max(1, draws))))
+    if size >= len(rows):
+        return rows
+    return [rows[n] for n in sorted(random.Random("alignment").sample(range(len(rows)), size))]  # noqa: S311
 
 
 def alignment_rows(

@@ -10,7 +10,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from reft_ray.finetuning.export import EXPORT, collect_export
 from reft_ray.finetuning.metrics import TrainingMetrics
 from reft_ray.finetuning.progress import Channel, Sender
 from reft_ray.finetuning.ray_runtime import RayRuntime, as_tasks, cause_of, set_threads
-from reft_ray.finetuning.rows import RowSource, ShardRows, dataset_of, digest_of
+from reft_ray.finetuning.rows import RowSource, ShardRows, dataset_of, digest_of, enough_alignment
 from reft_ray.finetuning.runtime import LocalRuntime, Phase, Progress, Runtime, Stop, no_phase
 from reft_ray.finetuning.student_loop import train_student
 from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_on_worker, soft_targets_path
@@ -69,6 +69,10 @@ class FinetuneInputs:
         known = self.identity or ("" if isinstance(self.rows, ray.data.Dataset) else digest_of(self.rows))
         return f"{self.count} {known}"
 
+    def for_run(self, config: FinetuneConfig) -> FinetuneInputs:
+        """The same with no more alignment rows than the run needs."""
+        return replace(self, alignment=enough_alignment(self.alignment, config.alignment_draws(self.count)))
+
 
 def prepare_teacher(
     config: TeacherConfig,
@@ -109,6 +113,7 @@ def finetune(
     ReftError when something is missing, or when the run fails more often than its resources allow.
     """
     resources = resources or Resources()
+    inputs = inputs.for_run(config)
     progress = TrainingMetrics(recorder, "student", progress) if recorder else progress
     if inputs.teacher is None and config.reads_teacher:
         raise ReftError(f"method={config.method} with labels={config.labels}, init={config.init} needs a Ref-Teacher")

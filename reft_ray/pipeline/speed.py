@@ -25,6 +25,7 @@ from reft_ray.core.conversation import Example
 from reft_ray.core.errors import BlockedByPolicyError, ReftError
 from reft_ray.evaluation.suite import Suite
 from reft_ray.finetuning.config import FinetuneConfig
+from reft_ray.finetuning.rows import enough_alignment
 from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_path
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
 from reft_ray.hf.chat import ChatFormat
@@ -125,9 +126,9 @@ def _train(context: ModelContext, rows: Sequence[Example], scratch: Path) -> _Tr
 
 
 def _labels(context: ModelContext, rows: Sequence[Example], shared: Path, scratch: Path) -> float:
-    """The seconds of the soft labels that the first job makes; 0 where they are made."""
+    """The seconds of the soft labels that the first small job makes; 0 where they are made."""
     config = FinetuneConfig.of({"base": context.base, **context.args.finetune})
-    alignment = context.alignment(None)
+    alignment = enough_alignment(context.alignment(None), 0)
     if not config.caches_labels or is_complete(
         soft_targets_path(config, context.teacher, alignment, shared / "targets")
     ):

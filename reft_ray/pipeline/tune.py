@@ -88,6 +88,7 @@ def search(
     folder = (Path(resources.storage) if resources.storage else out.with_name(out.name + ".trials")).absolute()
     shared = Path(resources.shared or folder)
     alone = resources.model_copy(update={"workers": 0, "storage": None, "shared": str(shared)})
+    inputs = inputs.for_run(config)
     if inputs.teacher and config.caches_labels:
         device = default_device() if resources.gpus_per_worker else "cpu"
         ensure_soft_targets(config, inputs.teacher, inputs.alignment, shared / "targets", device)

@@ -15,7 +15,15 @@ from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError, StoppedError, UsageError
 from reft_ray.core.held_out import held_out
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
-from reft_ray.finetuning.rows import CyclingSampler, SamplerState, global_batches, rank_slice, shuffled
+from reft_ray.finetuning.rows import (
+    LEAST_ALIGNMENT,
+    CyclingSampler,
+    SamplerState,
+    enough_alignment,
+    global_batches,
+    rank_slice,
+    shuffled,
+)
 from reft_ray.finetuning.runtime import LocalRuntime
 from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_on_worker
 from reft_ray.finetuning.teacher_filter import FilterSelection, sample_answers, sweep_layers
@@ -161,6 +169,25 @@ def test_resuming_is_bit_equal_to_running_through(
         assert torch.equal(tensor, weights(again)[name])
     state = json.loads((max(broken.glob("checkpoint-*")) / "state.json").read_text())
     assert state["state"]["rows_done"] == 2 * len(USER)
+
+
+def test_a_small_run_labels_no_more_alignment_rows_than_it_draws(
+    teacher: RefTeacher, llama: Path, tmp_path: Path
+) -> None:
+    alignment = (HARMFUL + HARMLESS) * 100
+    inputs = FinetuneInputs(USER[:2], 2, alignment, teacher)
+    finetune(finetune_config(llama, method="guided"), inputs, tmp_path / "student", LOCAL)
+    (index,) = (tmp_path / ".runs" / "targets").glob("*/index.json")
+    assert json.loads(index.read_text())["rows"] == LEAST_ALIGNMENT < len(alignment)
+
+
+def test_alignment_rows_are_a_fixed_sample_in_order_that_grows_with_the_run() -> None:
+    rows = range(2000)
+    few, more = enough_alignment(rows, 10), enough_alignment(rows, 300)
+    assert (len(few), len(more)) == (LEAST_ALIGNMENT, 512)
+    assert list(few) == sorted(set(few)) == list(enough_alignment(rows, LEAST_ALIGNMENT))
+    assert list(enough_alignment(few, 10)) == list(few)
+    assert enough_alignment(rows, 1025) is rows
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(llama: Path, tmp_path: Path) -> None:
