@@ -1,4 +1,4 @@
-"""Rows of a run: from Ray Data or memory, shuffled, split over ranks, and tokenised.
+"""The order of a run's rows: shuffled, in global batches, split over ranks.
 
 The order depends on the seed alone, not on the number of ranks or restarts. Every rank reads the same stream of global
 batches and takes its slice of each, so that the data position of the whole run is one number. Every rank therefore
@@ -10,27 +10,20 @@ In Ray Data a row has two columns: `row_number` int64 and `messages`, the chat m
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-import pyarrow as pa
-import ray.data
-
-from reft_ray.core.batch import TokenizedExample, answered, numbered
+from reft_ray.core.batch import TokenizedExample
 from reft_ray.core.conversation import Example
-from reft_ray.core.errors import ReftError
-from reft_ray.hf.chat import ChatFormat
-from reft_ray.rows.text import conversation_from, messages_json
+from reft_ray.finetuning.encoding import Row
+from reft_ray.rows.text import messages_json
 
 T = TypeVar("T")
 
-COLUMNS = pa.schema([("row_number", pa.int64()), ("messages", pa.string())])
-_READ_ROWS = 1024
 LEAST_ALIGNMENT = 256
 """A run is given at least this many alignment rows, if there are so many."""
 
@@ -40,42 +33,7 @@ class RowSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[Example]: ...
-
-
-def table_of(rows: Iterable[Example]) -> pa.Table:
-    """Examples as a table of the two columns, numbered from 0."""
-    messages = [messages_json(row.messages) for row in rows]
-    return pa.table({"row_number": pa.array(range(len(messages)), pa.int64()), "messages": messages}, COLUMNS)
-
-
-def dataset_of(rows: Iterable[Example]) -> ray.data.Dataset:
-    """A small set of examples as a dataset."""
-    return ray.data.from_arrow(table_of(rows))
-
-
-class ShardRows:
-    """A RowSource over a Ray Data iterator; only the read-ahead is in memory."""
-
-    def __init__(self, shard: ray.data.DataIterator, count: int) -> None:
-        self._shard = shard
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[Example]:
-        for batch in self._shard.iter_batches(batch_size=_READ_ROWS, batch_format="pyarrow"):
-            for row in batch.to_pylist():  # type: ignore[union-attr]
-                yield example_of(row["messages"], f"row {row['row_number']}")
-
-
-def example_of(messages: str, place: str = "") -> Example:
-    """A row's JSON as an Example; errors name it by `place`."""
-    parsed: Any = json.loads(messages)
-    if not isinstance(parsed, list):
-        raise ReftError("a kept row must be a list of messages")
-    return Example(conversation_from(parsed), place=place)
+    def __iter__(self) -> Iterator[Row]: ...
 
 
 def digest_of(rows: Iterable[Example]) -> str:
@@ -160,56 +118,6 @@ class CyclingSampler:
         return self.rows[self._order[at]]
 
 
-@dataclass(slots=True)
-class SkippedRows:
-    """Rows that are left out, with a prompt that does not fit the context or a turn that the chat template does not
-    render: how many, and the error of the first."""
-
-    count: int = 0
-    first: str = ""
-
-    def add(self, row: Example, error: ReftError) -> None:
-        """Count one more."""
-        self.count += 1
-        self.first = self.first or (f"{row.place}: {error}" if row.place else str(error))
-
-    @property
-    def note(self) -> str:
-        """One line for the user, or an empty string."""
-        others = f", and {self.count - 1} more" if self.count > 1 else ""
-        return f"{self.first}: left out{others}" if self.count else ""
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """Rows that fit, as tokens, and for each of these sequences the row as read."""
-
-    rows: list[Example]
-    encoded: list[TokenizedExample]
-    skipped: SkippedRows = field(default_factory=SkippedRows)
-
-
-def encode_rows(
-    chat: ChatFormat, rows: Sequence[Example], max_tokens: int | None, skipped: SkippedRows | None = None
-) -> Fitted:
-    """Encode the rows whose prompt leaves space for an answer within `max_tokens`; a longer answer is cut.
-
-    A dialogue may need several sequences (`ChatFormat.sequences`). They are numbered in order. Pass `skipped` to count
-    over several calls.
-    """
-    fitted = Fitted([], [], SkippedRows() if skipped is None else skipped)
-    for row in rows:
-        try:
-            sequences = chat.sequences(row, max_tokens=max_tokens)
-        except ReftError as error:
-            fitted.skipped.add(row, error)
-            continue
-        for sequence in sequences:
-            fitted.encoded.append(replace(sequence, index=len(fitted.rows)))
-            fitted.rows.append(row)
-    return fitted
-
-
 def enough_alignment(rows: Sequence[T], draws: float) -> Sequence[T]:
     """A fixed random sample of the alignment rows, in their order, for a run that draws about `draws` of them.
 
@@ -220,11 +128,3 @@ def enough_alignment(rows: Sequence[T], draws: float) -> Sequence[T]:
     if size >= len(rows):
         return rows
     return [rows[n] for n in sorted(random.Random("alignment").sample(range(len(rows)), size))]  # noqa: S311
-
-
-def alignment_rows(
-    chat: ChatFormat, alignment: Sequence[Example], max_tokens: int
-) -> tuple[list[TokenizedExample], SkippedRows]:
-    """The alignment rows with answers to learn, as tokens; soft labels are stored by their place among these."""
-    fitted = encode_rows(chat, alignment, max_tokens)
-    return numbered(answered(fitted.encoded)), fitted.skipped

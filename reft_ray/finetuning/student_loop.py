@@ -22,6 +22,15 @@ from reft_ray.core.optimization import learning_rate_at, optimizer_step, set_lea
 from reft_ray.finetuning.best import BestState, BestWeights
 from reft_ray.finetuning.checkpoint import TrainState, gather_state, gather_weights, restore, trainable, write_state
 from reft_ray.finetuning.config import FinetuneConfig
+from reft_ray.finetuning.encoding import (
+    Row,
+    SkippedRows,
+    alignment_rows,
+    answers_of,
+    encode,
+    encode_rows,
+    pairs_of,
+)
 from reft_ray.finetuning.export import ADAPTER, EXPORT, export_student
 from reft_ray.finetuning.model import (
     STUDENT,
@@ -31,14 +40,11 @@ from reft_ray.finetuning.model import (
     start_from,
     start_from_teacher,
 )
-from reft_ray.finetuning.preference import AtStart, encode_pairs, weights_at_start
+from reft_ray.finetuning.preference import AtStart, weights_at_start
 from reft_ray.finetuning.rows import (
     CyclingSampler,
     RowSource,
     SamplerState,
-    SkippedRows,
-    alignment_rows,
-    encode_rows,
     global_batches,
     rank_slice,
     shuffled,
@@ -172,6 +178,8 @@ class StudentRun:
         self.total_rows = round(config.epochs * len(rows))
         if self.total_rows < 1:
             raise ReftError("no rows to train on: screening kept none, or the dataset is empty")
+        make = pairs_of if config.loss == "dpo" else answers_of
+        self.sequences = make(trainable_model.chat, trainable_model.max_tokens)
         self.alignment_steps = config.alignment_steps(len(rows))
         self.steps = config.total_steps(len(rows))
         self.train_step = step_of(config, self.model, distillation, runtime.all_reduce, self.steps, at_start)
@@ -254,12 +262,12 @@ class StudentRun:
     def _report_mismatch(self, **counts: int) -> None:
         self.runtime.report({"step": self.state.step, "progress": self._progress(self.state.rows_done), **counts})
 
-    def _train_on(self, batch: Sequence[Example]) -> dict[str, Any]:
+    def _train_on(self, batch: Sequence[Row]) -> dict[str, Any]:
         """One optimiser step on a global batch of user rows; returns its terms over all ranks, for the report."""
         config, state = self.config, self.state
         # Rows are counted in the first epoch only: the others repeat them.
         counted = state.skipped if state.rows_done < len(self.rows) else SkippedRows()
-        encoded = self._encode(batch, counted)
+        encoded = encode(self.sequences, batch, counted)
         tokens = sum(map(len, encoded))
         streams = self.train_step.streams
         aligned: list[TokenizedExample] = []
@@ -298,12 +306,6 @@ class StudentRun:
             if "correct" in found:
                 metrics["accuracy"] = found["correct"] / terms.user_tokens
         return metrics | {"soft_labels": config.labels == "soft" and terms.alignment_tokens > 0}
-
-    def _encode(self, batch: Sequence[Example], skipped: SkippedRows) -> list[TokenizedExample]:
-        chat, longest = self.trainable_model.chat, self.trainable_model.max_tokens
-        if self.config.loss == "dpo":
-            return encode_pairs(chat, batch, longest, skipped)
-        return encode_rows(chat, batch, longest, skipped).encoded
 
     def _micro_batches(self, rows: Sequence[TokenizedExample]) -> list[Batch]:
         """This rank's rows of a global batch as micro-batches.

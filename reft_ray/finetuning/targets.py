@@ -13,8 +13,8 @@ from reft_ray.core.errors import ReftError
 from reft_ray.core.forward import Predictions
 from reft_ray.core.guided import Distillation, cached_teacher, hard_labels
 from reft_ray.finetuning.config import FinetuneConfig
+from reft_ray.finetuning.encoding import alignment_rows
 from reft_ray.finetuning.model import STUDENT, TrainableModel, compute_dtype
-from reft_ray.finetuning.rows import alignment_rows
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward, bare_model
 from reft_ray.hf.loading import context_of, load_tokenizer

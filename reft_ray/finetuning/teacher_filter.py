@@ -18,8 +18,9 @@ from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.geometry import ClassMoments, Geometry, Readout, Readouts
 from reft_ray.core.quality import auroc, choose_thresholds, filter_quality, fit_calibration, response_offset, separation
 from reft_ray.finetuning.config import TeacherConfig
+from reft_ray.finetuning.encoding import Fitted
 from reft_ray.finetuning.model import TrainableModel
-from reft_ray.finetuning.rows import Fitted, rank_slice
+from reft_ray.finetuning.rows import rank_slice
 from reft_ray.finetuning.runtime import Runtime
 from reft_ray.hf.features import labels_of, moments_by_layer, prompt_features
 from reft_ray.hf.lora import is_adapted, scaled_adapters

@@ -30,10 +30,11 @@ from reft_ray.finetuning.checkpoint import (
     write_state,
 )
 from reft_ray.finetuning.config import TeacherConfig
+from reft_ray.finetuning.encoding import encode_rows
 from reft_ray.finetuning.export import EXPORT
 from reft_ray.finetuning.model import TrainableModel, load_trainable, start_from
 from reft_ray.finetuning.prompts import check_labels, sources_of
-from reft_ray.finetuning.rows import CyclingSampler, SamplerState, digest_of, encode_rows, rank_slice
+from reft_ray.finetuning.rows import CyclingSampler, SamplerState, digest_of, rank_slice
 from reft_ray.finetuning.runtime import Runtime
 from reft_ray.finetuning.teacher_answers import best_share
 from reft_ray.finetuning.teacher_filter import FilterChoice, FilterSelection, StageProgress, sample_answers

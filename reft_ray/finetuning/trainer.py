@@ -23,11 +23,12 @@ from ray.train.torch import TorchTrainer
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError, StoppedError
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
+from reft_ray.finetuning.dataset import ShardRows, dataset_of, tokenised
 from reft_ray.finetuning.export import EXPORT, collect_export
 from reft_ray.finetuning.metrics import TrainingMetrics
 from reft_ray.finetuning.progress import Channel, Sender
 from reft_ray.finetuning.ray_runtime import RayRuntime, as_tasks, cause_of, set_threads
-from reft_ray.finetuning.rows import RowSource, ShardRows, dataset_of, digest_of, enough_alignment
+from reft_ray.finetuning.rows import RowSource, digest_of, enough_alignment
 from reft_ray.finetuning.runtime import LocalRuntime, Phase, Progress, Runtime, Stop, no_phase
 from reft_ray.finetuning.student_loop import train_student
 from reft_ray.finetuning.targets import ensure_soft_targets, soft_targets_on_worker, soft_targets_path
@@ -130,10 +131,14 @@ def finetune(
         targets = Path(resources.shared or _storage(resources, out)) / "targets"
         _make_soft_targets(config, inputs.teacher, inputs.alignment, targets, resources, stop, phase)
     rows = inputs.rows
-    local = resources.workers == 0
-    dataset = rows if isinstance(rows, ray.data.Dataset) else None if local else dataset_of(rows)
+    dataset: ray.data.Dataset | None = None
+    examples: Sequence[Example] = []
+    if isinstance(rows, ray.data.Dataset) or resources.workers:
+        phase("tokenising", 0.0, "")
+        dataset = tokenised(rows if isinstance(rows, ray.data.Dataset) else dataset_of(rows), config)
+    else:
+        examples = rows
     count, alignment, teacher, validation = inputs.count, inputs.alignment, inputs.teacher, inputs.validation
-    examples = [] if isinstance(rows, ray.data.Dataset) or not local else rows
     sharded, identity = resources.strategy == "fsdp", inputs.rows_identity
 
     def loop(runtime: Runtime, shard: ray.data.DataIterator | None) -> None:

@@ -14,7 +14,7 @@ from reft_ray.core.conversation import Example
 from reft_ray.core.held_out import HeldOut, held_out
 from reft_ray.evaluation.judge_settings import MATCHER_ONLY, JudgeSettings, judges_from
 from reft_ray.evaluation.suite import Evaluation, Suite, evaluate
-from reft_ray.finetuning.rows import encode_rows
+from reft_ray.finetuning.encoding import encode_rows
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward
 from reft_ray.hf.generate import Responder, load_student

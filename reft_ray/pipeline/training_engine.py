@@ -21,7 +21,7 @@ from reft_ray.core.loss_inputs import INPUTS, LossName, check_inputs
 from reft_ray.finetuning.adapter_passes import Rows, Work
 from reft_ray.finetuning.adapter_trainer import AdapterTrainer, Guidance, StepParameters, lora_settings
 from reft_ray.finetuning.config import FinetuneConfig
-from reft_ray.finetuning.rows import alignment_rows
+from reft_ray.finetuning.encoding import alignment_rows
 from reft_ray.finetuning.targets import cached_distillation, ensure_soft_targets
 from reft_ray.hf.adapter_bank import AdapterBank
 from reft_ray.hf.compute import default_device, resolve_dtype

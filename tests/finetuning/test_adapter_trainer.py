@@ -13,7 +13,7 @@ from reft_ray.core.errors import ReftError
 from reft_ray.core.guided import Distillation, guided_step, hard_labels
 from reft_ray.finetuning.adapter_passes import Rows
 from reft_ray.finetuning.adapter_trainer import AdapterTrainer, Guidance, StepParameters, Stops, lora_settings
-from reft_ray.finetuning.rows import alignment_rows
+from reft_ray.finetuning.encoding import alignment_rows
 from reft_ray.hf.adapter_bank import AdapterBank
 from reft_ray.hf.loading import load_base
 

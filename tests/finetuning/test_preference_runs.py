@@ -12,8 +12,7 @@ from reft_ray.core.conversation import Conversation, Example, Message, chat
 from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.best import BestState, BestWeights
 from reft_ray.finetuning.config import FinetuneConfig, Resources
-from reft_ray.finetuning.preference import encode_pairs, pair_of
-from reft_ray.finetuning.rows import SkippedRows
+from reft_ray.finetuning.encoding import SkippedRows, encode, pair_of, pairs_of
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import load_base, load_tokenizer
@@ -50,7 +49,7 @@ def test_pairs_learn_only_where_they_differ(llama: Path) -> None:
     assert (chosen.response, rejected.response) == ("a", "b")
     fmt, skipped = ChatFormat(load_tokenizer(str(llama))), SkippedRows()
     plain = Example(chat("hi", "yes"), place="row 2")
-    encoded = encode_pairs(fmt, [plain, row, pair("x", "same", "same", "row 3")], None, skipped)
+    encoded = encode(pairs_of(fmt, None), [plain, row, pair("x", "same", "same", "row 3")], skipped)
     assert [(side.index, side.trained_tokens > 0) for side in encoded] == [(0, True), (1, True)]
     assert skipped.note == "row 2: the row is not a preference pair: it has no rejected answer: left out, and 1 more"
 

@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 from reft_ray.core.batch import TokenizedExample
 from reft_ray.core.conversation import Conversation, Example, Label, Message, chat
 from reft_ray.core.errors import ReftError
-from reft_ray.finetuning.rows import encode_rows
+from reft_ray.finetuning.encoding import encode_rows
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.control_tokens import special_tokens
 from reft_ray.hf.loading import load_tokenizer

@@ -27,8 +27,8 @@ from reft_ray.experiments.bench.section import Section
 from reft_ray.experiments.bench.workspace import Workspace
 from reft_ray.finetuning.checkpoint import read_state, restore_weights, trainable
 from reft_ray.finetuning.config import FinetuneConfig
+from reft_ray.finetuning.encoding import alignment_rows, encode_rows
 from reft_ray.finetuning.model import STUDENT, TrainableModel, load_trainable, start_from_teacher
-from reft_ray.finetuning.rows import alignment_rows, encode_rows
 from reft_ray.finetuning.runtime import LocalRuntime
 from reft_ray.finetuning.student_loop import train_student
 from reft_ray.finetuning.targets import distillation_of, ensure_soft_targets
