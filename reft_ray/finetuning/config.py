@@ -91,7 +91,7 @@ class TeacherConfig(Training):
     sweep: tuple[float, float] = (0.3, 0.7)
     feature_decay: float = Field(0.95, ge=0, lt=1)
     refresh_every: int = Field(1, ge=1)
-    reference_prompts: int = Field(1600, ge=2)
+    reference_prompts: int = Field(4800, ge=2)
     answer_sample: int = Field(500, ge=1)
     window_tokens: int | None = Field(None, ge=16, description="default: as long as 99 % of the training prompts")
     answered_rows: float = Field(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice, repeat, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,15 @@ class FilterSelection:
         config: TeacherConfig,
         trainable_model: TrainableModel,
         runtime: Runtime,
-        prompts: Sequence[TokenizedExample],
+        train: Fitted,
         validation: Fitted,
     ) -> None:
         self.config, self.trainable_model, self.runtime = config, trainable_model, runtime
-        self.windows = Windows.of(trainable_model.chat, config.window_tokens or p99_length(prompts))
+        self.windows = Windows.of(trainable_model.chat, config.window_tokens or p99_length(train.encoded))
         self.validation = validation
         self.label_B = labels_of(validation.encoded)
-        self.reference = _sample_per_class(prompts, config.reference_prompts, config.seed)
+        sources = [row.source if config.balanced_sources else "" for row in train.rows]
+        self.reference = sample_per_class(train.encoded, config.reference_prompts, config.seed, sources)
         self.layers = sweep_layers(trainable_model.base.layers, config.sweep)
         self.layer = config.layer or self.layers[len(self.layers) // 2]
         self.progress: StageProgress | None = None
@@ -136,13 +138,13 @@ class FilterSelection:
 
     def readout(self, layer: int, prompts: int, mix: float = 1.0) -> Readout:
         """The readout of one layer with the present weights, from about `prompts` reference prompts."""
-        reference = _sample_per_class(self.reference, prompts, self.config.seed)
+        reference = sample_per_class(self.reference, prompts, self.config.seed)
         moments = self._moments(reference, [layer], mix)[layer]
         return Readout.fit(moments, self.config.geometry, self.config.shrinkage or SHRINKAGES[1])
 
     def quick_auroc(self, prompts: int, mix: float = 1.0) -> float:
         """AUROC at one layer, of about `prompts` reference and `prompts` validation prompts: for early stopping."""
-        rows = _sample_per_class(self.validation.encoded, prompts, self.config.seed)
+        rows = sample_per_class(self.validation.encoded, prompts, self.config.seed)
         readout = self.readout(self.layer, prompts, mix)
         score_B = self._scores(readout, self._features(rows, [self.layer], mix)[self.layer], len(rows))
         return auroc(score_B, labels_of(rows))
@@ -233,12 +235,21 @@ class FilterSelection:
         return response_offset(score_B, review, self.config.thresholds.answer_fpr)
 
 
-def _sample_per_class(rows: Sequence[TokenizedExample], count: int, seed: int) -> list[TokenizedExample]:
+def sample_per_class(
+    rows: Sequence[TokenizedExample], count: int, seed: int, sources: Sequence[str] | None = None
+) -> list[TokenizedExample]:
+    """About `count` rows, as many of each class, and of a class equally many of each source while they last."""
+    groups: dict[tuple[Label | None, str], list[TokenizedExample]] = {}
+    for row, source in zip(rows, sources or repeat(""), strict=False):
+        groups.setdefault((row.label, source), []).append(row)
     chosen: list[TokenizedExample] = []
     for label in Label:
-        of_class = [row for row in rows if row.label == label]
-        random.Random(f"{seed}/reference/{label}").shuffle(of_class)  # noqa: S311
-        chosen += of_class[: max(1, count // 2)]
+        of_class = [group for (of, _), group in groups.items() if of == label]
+        rng = random.Random(f"{seed}/reference/{label}")  # noqa: S311 - an order, not a secret
+        for group in of_class:
+            rng.shuffle(group)
+        in_turn = (row for turn in zip_longest(*of_class) for row in turn if row is not None)
+        chosen += islice(in_turn, max(1, count // 2))
     return chosen
 
 

@@ -97,7 +97,7 @@ def build_teacher(runtime: Runtime, config: TeacherConfig, model: TrainableModel
     """A Ref-Teacher from an aligned model or a trained adapter, without training: refusal feature and thresholds."""
     train = encode_rows(model.chat, data.train, model.max_tokens)
     validation = encode_rows(model.chat, data.validation, model.max_tokens, train.skipped)
-    selection = FilterSelection(config, model, runtime, train.encoded, validation)
+    selection = FilterSelection(config, model, runtime, train, validation)
     answers = (*train.rows, *data.answers)
     if runtime.world_size == 1:
         stages = {
@@ -165,7 +165,7 @@ class TeacherRun:
         self.skipped = train.skipped
         self.rows = train.encoded
         self.answered = answered(train.encoded + further.encoded)
-        self.selection = FilterSelection(config, trainable_model, runtime, self.rows, validation)
+        self.selection = FilterSelection(config, trainable_model, runtime, train, validation)
         self.layer = self.selection.layer
         learned = self.rows if config.feature == "trained" else self.answered
         if not learned:

@@ -14,6 +14,7 @@ from reft_ray.core.batch import TokenizedExample
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.config import Resources, TeacherConfig
+from reft_ray.finetuning.teacher_filter import sample_per_class
 from reft_ray.finetuning.teacher_loop import TeacherData, equal_shares
 from reft_ray.finetuning.trainer import prepare_teacher
 from reft_ray.hf.ref_teacher import RefTeacher, content_id
@@ -63,6 +64,20 @@ def test_the_filter_of_a_trained_adapter_is_chosen_anew(llama: Path, tmp_path: P
         prepare_teacher(
             TeacherConfig.of({**trained, **changes, "lora": {"rank": 4}}), DATA, tmp_path / "no", Resources(workers=0)
         )
+
+
+def test_reference_prompts_are_of_all_sources_in_equal_numbers_while_they_last() -> None:
+    sizes = {"large": 100, "small": 3, "middle": 20}
+    sources = [name for name, size in sizes.items() for _ in range(size)]
+    rows = [TokenizedExample([n], [False], 0, Label.HARMFUL, n) for n in range(len(sources))]
+
+    def drawn(count: int, sources: list[str] | None) -> Counter[str]:
+        of = [name for name, size in sizes.items() for _ in range(size)]
+        return Counter(of[row.index] for row in sample_per_class(rows, count, 0, sources))
+
+    assert drawn(60, sources) == {"large": 14, "small": 3, "middle": 13}
+    assert drawn(2000, sources) == sizes
+    assert drawn(60, None)["large"] > 20
 
 
 def test_layers_are_averaged(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
