@@ -8,7 +8,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +128,10 @@ class Database:
         """
         with self.write() as connection:
             self.serialize(connection, "migrations")
-            config = Config()
-            config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-            config.attributes["connection"] = connection
             found = MigrationContext.configure(connection).get_current_revision()
-            newest = ScriptDirectory.from_config(config).get_current_head() or ""
+            newest = _newest_revision()
+            if found == newest and revision == "head":
+                return
             if found is not None and found > newest:
                 if found[0] != newest[0]:
                     raise UsageError(
@@ -140,6 +139,8 @@ class Database:
                         f"up to {newest[0]}999: run the newer version, or restore the dump from before it"
                     )
                 return
+            config = _migrations()
+            config.attributes["connection"] = connection
             (command.upgrade if revision == "head" else command.downgrade)(config, revision)
 
     def check(self) -> None:
@@ -150,6 +151,18 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+
+def _migrations() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
+@cache
+def _newest_revision() -> str:
+    """Once per process: it imports every migration."""
+    return ScriptDirectory.from_config(_migrations()).get_current_head() or ""
 
 
 def _engine(url: str, create: bool = True) -> Engine:
