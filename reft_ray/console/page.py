@@ -12,11 +12,12 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from reft_ray.api.errors import ApiError, from_records
 from reft_ray.console.session import Session, Sessions, SignInNeededError
 from reft_ray.core.errors import ReftError
+from reft_ray.html import templates_of
 
 HEADERS = {
     "content-security-policy": (
@@ -38,11 +39,16 @@ class Site:
     templates: Environment
     sign_in_with: str | None = None
     """The name of the identity provider, if there is one."""
+    offers_training: bool = False
 
     def page(self, name: str, session: Session | None, status: int = 200, **values: Any) -> HTMLResponse:
         """A page from its template."""
         html = self.templates.get_template(f"{name}.html").render(
-            session=session, now=time.time(), sign_in_with=self.sign_in_with, **values
+            session=session,
+            now=time.time(),
+            sign_in_with=self.sign_in_with,
+            offers_training=self.offers_training,
+            **values,
         )
         return HTMLResponse(html, status, dict(HEADERS))
 
@@ -53,14 +59,7 @@ class Site:
 
 def templates() -> Environment:
     """The templates' environment, with filters for times and numbers."""
-    found = Environment(
-        loader=PackageLoader("reft_ray.console", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    found.globals["offers_training"] = False
+    found = templates_of("reft_ray.console")
     found.filters |= {"time": _time, "age": _age, "score": _score, "percent": _percent, "bytes": _bytes}
     return found
 

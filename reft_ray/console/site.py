@@ -45,8 +45,7 @@ def install_console(
     (`teacher.json`), for its page; `oidc` an identity provider next to sign-in by key.
     """
     sessions = Sessions(stores, Authenticator(stores, NullRecorder()))
-    site = Site(sessions, templates(), oidc.name if oidc else None)
-    site.templates.globals["offers_training"] = stores.training is not None
+    site = Site(sessions, templates(), oidc.name if oidc else None, stores.training is not None)
     app.mount("/console/static", _Static(directory=STATIC), name="console-static")
     for router in (
         sign_in_pages.router(site, oidc),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import orjson
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from reft_ray.core.conversation import parts
+from reft_ray.html import templates_of
 from reft_ray.rows.text import full_conversation
 from reft_ray.screening.manifest import Manifest
 from reft_ray.screening.outputs import Output
@@ -42,21 +41,8 @@ def render(report: ScreenReport, output: Output, manifest: Manifest) -> bytes:
     if found and found.own is not None:
         thresholds["dataset"] = found.own
     marks = {name: {"score": score, "x": round((score + 1) / 2 * CHART_WIDTH, 1)} for name, score in thresholds.items()}
-    page = _template().render(report=report, bars=bars, marks=marks, worst=list(_worst(output, manifest)))
-    return page.encode()
-
-
-@cache
-def _template() -> Template:
-    """Compiled once: it takes as long as a small screening."""
-    environment = Environment(
-        loader=PackageLoader("reft_ray.screening", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.jinja")
+    template = templates_of("reft_ray.screening").get_template("report.html.jinja")
+    return template.render(report=report, bars=bars, marks=marks, worst=list(_worst(output, manifest))).encode()
 
 
 def _worst(output: Output, manifest: Manifest) -> Iterator[dict[str, Any]]:
