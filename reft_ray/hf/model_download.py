@@ -28,8 +28,9 @@ def download(uri: str, folder: Path, sha256: str | None = None) -> str:
 
     Raises UsageError for a URI that cannot be read and ReftError for a digest that differs: then `folder` is unchanged.
     """
-    scheme = uri.partition("://")[0]
-    if "://" not in uri or scheme not in SCHEMES:
+    scheme, _, place = uri.partition("://")
+    # Without a place, a store would be asked for all that it has.
+    if not place or scheme not in SCHEMES:
         raise UsageError(f"{uri}: expected hf://ORG/NAME@REVISION, s3://BUCKET/PATH, gs://BUCKET/PATH or file:///PATH")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
