@@ -163,7 +163,7 @@ def endpoint():
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.calls, server.failures, server.body = [], [], b""
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     yield server
