@@ -110,6 +110,7 @@ class Authenticator:
                 code="insufficient_permissions",
             )
         if principal.key_id is not None:
+            request.scope["state"]["project"] = principal.project_id
             try:
                 take(self._keys.rate_limits, request, "requests", 1, principal, self._recorder)
             except UNREACHABLE:

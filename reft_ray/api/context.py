@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
@@ -22,6 +22,7 @@ from reft_ray.api.moderator import (
     UnavailableError,
 )
 from reft_ray.api.settings import Bounds, FilterSettings
+from reft_ray.api.shares import Shares
 from reft_ray.core.verdict import Thresholds
 from reft_ray.telemetry import catalog
 from reft_ray.telemetry.recorder import Recorder
@@ -48,6 +49,8 @@ class FilterContext:
     moderator: Moderator
     settings: FilterSettings
     recorder: Recorder
+    turns: Shares = field(default_factory=lambda: Shares(1))
+    """Whose rows are read or written next; see `shares.step_aside`."""
 
     async def thresholds(self, review: float | None, block: float | None) -> Thresholds | None:
         """The thresholds of a request; None for the teacher's own.

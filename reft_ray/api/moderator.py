@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from reft_ray.api.shares import OWNER, Shares, step_aside
 from reft_ray.core.cascade import Rules
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.scoring import Scorer, judge
 from reft_ray.core.verdict import Thresholds, Verdict
+
+PIECE_ROWS = 32
 
 
 class ModeratorError(Exception):
@@ -82,11 +85,11 @@ class Moderator(Protocol):
 
 
 class LocalModerator:
-    """A scorer in this process, one call at a time in a thread."""
+    """A scorer in this process, one piece of a call at a time in a thread: projects take turns between pieces."""
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
-        self._turn = asyncio.Lock()
+        self._turns, self._rows = Shares(1), Shares(1)
 
     async def judge(
         self,
@@ -96,9 +99,14 @@ class LocalModerator:
         patient: bool = False,
     ) -> ModerationBatch:
         try:
+            verdicts: list[Verdict] = []
             async with asyncio.timeout(deadline - time.monotonic()):
-                async with self._turn:
-                    verdicts = await asyncio.to_thread(judge, self._scorer, conversations, thresholds)
+                for first in range(0, len(conversations), PIECE_ROWS):
+                    piece = conversations[first : first + PIECE_ROWS]
+                    if patient:
+                        await step_aside(self._rows)
+                    async with self._turns.held(OWNER.get()):
+                        verdicts += await asyncio.to_thread(judge, self._scorer, piece, thresholds)
         except TimeoutError:
             raise DeadlineError("the teacher did not answer in time") from None
         except Exception as error:

@@ -3,22 +3,65 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+OWNER: ContextVar[str | None] = ContextVar("owner", default=None)
+"""The project whose request is at work, which `admission` sets."""
+
+NEW_SECONDS, LONGEST_ASIDE, POLL_SECONDS = 0.05, 0.02, 0.001
+_new: set[Call] = set()
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """A call that has just begun; its owner is None until it is known."""
+
+    owner: str | None = None
+    begun: float = field(default_factory=time.monotonic)
+
+
+@contextmanager
+def call_at_work() -> Iterator[Call]:
+    """Rows of other owners' datasets wait for the block, unless it takes long: then it mostly waits itself."""
+    call = Call()
+    _new.add(call)
+    try:
+        yield call
+    finally:
+        _new.discard(call)
+
+
+async def step_aside(turns: Shares) -> None:
+    """Between two pieces of a dataset's rows: first the new calls of other owners, then the rows of other owners."""
+    owner = OWNER.get()
+    async with turns.held(owner):
+        until = time.monotonic() + LONGEST_ASIDE
+        await asyncio.sleep(0)
+        while (now := time.monotonic()) < until:
+            _new.difference_update([call for call in list(_new) if call.begun < now - NEW_SECONDS])
+            if all(call.owner == owner for call in list(_new)):
+                return
+            await asyncio.sleep(POLL_SECONDS)
 
 
 class Shares:
     """`size` slots, of which one owner holds up to `per_owner`; for one event loop. None is the only owner: it has all.
 
-    `take` does not wait. `held` waits: a free slot goes to the waiting owner that holds the fewest, and among those to
-    the one that has waited longest.
+    `take` does not wait. `held` waits: a free slot goes to the waiting owner that holds the fewest, among those to the
+    one that was served longest ago, and among its calls to the one that has waited longest.
     """
 
     def __init__(self, size: int, per_owner: int | None = None) -> None:
         self.size = size
         self.per_owner = size if per_owner is None else min(size, per_owner)
         self._held: Counter[str | None] = Counter()
+        self._turns = 0
+        self._served: dict[str | None, int] = {}
         self._waiting: deque[tuple[str | None, asyncio.Future[None]]] = deque()
 
     def take(self, owner: str | None) -> bool:
@@ -65,6 +108,10 @@ class Shares:
             able = [entry for entry in self._waiting if self._may(entry[0])]
             if not able:
                 return
-            owner, turn = min(able, key=lambda entry: self._held[entry[0]])
+            # Those who do not wait count as new, so that the record stays short.
+            self._served = {owner: self._served.get(owner, 0) for owner, _ in self._waiting}
+            owner, turn = min(able, key=lambda entry: (self._held[entry[0]], self._served[entry[0]]))
+            self._turns += 1
+            self._served[owner] = self._turns
             self._held[owner] += 1
             turn.set_result(None)

@@ -21,6 +21,7 @@ from reft_ray.api.errors import ApiError, too_large
 from reft_ray.api.moderations import evidence
 from reft_ray.api.moderator import ModerationBatch, ModeratorError
 from reft_ray.api.rows import Row, lines, overlong_row, parse_row
+from reft_ray.api.shares import step_aside
 from reft_ray.core.verdict import Thresholds
 from reft_ray.telemetry import catalog
 
@@ -28,6 +29,8 @@ NDJSON = "application/x-ndjson"
 EVENT_STREAM = "text/event-stream"
 JSONL_BODY = {"content": {"application/jsonl": {"schema": {"type": "string", "format": "binary"}}}, "required": True}
 OUTCOMES = ("allow", "review", "block", "invalid")
+SLICE_SECONDS, SLICE_ROWS = 0.002, 64
+"""For how long rows are read, and how many verdicts are written, before other requests are served."""
 
 
 @dataclass(slots=True)
@@ -71,7 +74,7 @@ class VerdictStream:
         self._pending = asyncio.Queue(settings.window)
 
     async def records(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[list[dict[str, Any]], None]:
-        """Yield lists of verdict records, one list per batch.
+        """Yield lists of verdict records.
 
         Raises ApiError when a batch gets no verdicts, and whatever `chunks` raises; `tally` is correct in every case.
         Closing the generator cancels the batches in flight.
@@ -86,7 +89,10 @@ class VerdictStream:
                     verdicts = await task
                 except ModeratorError as error:
                     raise self._context.failure(error) from None
-                yield self._records(rows, verdicts)
+                records = self._records(rows, verdicts)
+                for first in range(0, len(records), SLICE_ROWS):
+                    yield records[first : first + SLICE_ROWS]
+                    await step_aside(self._context.turns)
             await reader
         finally:
             await _cancel(reader, dispatcher, task, *self._in_flight())
@@ -95,6 +101,7 @@ class VerdictStream:
         limit = self._settings.max_row_bytes
         failure: Exception | None = None
         invalid = 0
+        until = time.perf_counter() + SLICE_SECONDS
         try:
             async for line in lines(self._counted(chunks), limit):
                 number = self.tally.rows
@@ -104,6 +111,9 @@ class VerdictStream:
                 invalid += row.error is not None
                 if invalid > self._settings.max_invalid_rows:
                     raise _not_rows(self._settings.max_invalid_rows)
+                if time.perf_counter() >= until:
+                    await step_aside(self._context.turns)
+                    until = time.perf_counter() + SLICE_SECONDS
         except Exception as error:
             failure = error
         # The rows before the failure are answered first.
