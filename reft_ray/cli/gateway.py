@@ -53,6 +53,7 @@ def gateway(
         import uvicorn
 
         from reft_ray.api.auth import check_bind
+        from reft_ray.api.filter_app import freeze_startup
         from reft_ray.api.guarded import GuardedModerator, LocalGuard
         from reft_ray.api.moderator import LocalModerator
         from reft_ray.evaluation.endpoint import key_of
@@ -82,5 +83,6 @@ def gateway(
             cascade.combine,
         )
         app = create_proxy(moderator, settings, gate=gate)
+        freeze_startup()
         typer.echo(f"Screening for {upstream} on http://{host}:{port}/v1 (Ctrl-C stops it)")
         uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)

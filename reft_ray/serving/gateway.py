@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
-from reft_ray.api.filter_app import create_filter_app
+from reft_ray.api.filter_app import create_filter_app, freeze_startup
 from reft_ray.api.keyed_filter import create_keyed_filter
 from reft_ray.jobs.database import Database
 from reft_ray.jobs.driver import resolved
@@ -46,6 +46,11 @@ class Gateway:
         self._students = students or {}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        app = self._application()
+        freeze_startup()
+        return app
+
+    def _application(self) -> FastAPI:
         service = self._args.service
         if service is not None:
             chat = MeasuredChat(chat_of(service, self._students), self._recorder)
