@@ -13,7 +13,7 @@ import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -34,17 +34,31 @@ from reft_ray.hf.ref_teacher import RefTeacher, save_with_manifest
 from reft_ray.hf.teacher_card import ALIGNMENT, alignment_file
 from reft_ray.testbed.answers import refusal
 from reft_ray.testbed.english import crime_prompts, harmful_prompts, harmless_prompts, security_prompts
+from reft_ray.testbed.look_alikes import (
+    contrast_prompts,
+    disguised_prompts,
+    look_alike_prompts,
+    role_prompts,
+    validation_contrast,
+    validation_look_alikes,
+)
 from reft_ray.testbed.synthetic import Sizes, SyntheticRows, write_chat_rows
 from reft_ray.testbed.task_prompts import task_prompts
 
 BASE = "smollm2"
 LICENCES = {"Apache-2.0", "MIT", "CC BY 4.0", "CC BY-SA 3.0"}
-VALIDATION_SOURCES = ("catqa", "harmbench_advtrain", "certified_safe", "self_instruct_seed")
 SYNTHETIC, ENGLISH = "reft_ray synthetic rows", "reft_ray English sentences"
 SECURITY, CRIMES = "reft_ray security requests", "reft_ray questions about crimes"
 TASKS = "reft_ray task prompts"
-STEPS = 300
+LOOK_ALIKES, ROLES = "reft_ray look-alikes", "reft_ray requests in roles"
+HELD_OUT = "reft_ray look-alikes of other acts"
+VALIDATION_SOURCES = ("catqa", "harmbench_advtrain", "certified_safe", "self_instruct_seed", HELD_OUT)
+OWN = (SYNTHETIC, ENGLISH, SECURITY, CRIMES, TASKS, LOOK_ALIKES, ROLES)
+STEPS = 400
 BATCH_ROWS = 16
+REFERENCE_PROMPTS = 9_600
+ALIGNMENT_ROWS = 340
+"""Of each source and label: the artefact stays under 8 MB."""
 VALIDATION_PROMPTS = 600
 ANSWERED_PER_SOURCE = 480
 """Harmless prompts of each source that the base answers once; they repeat where a run needs more rows."""
@@ -81,6 +95,8 @@ def settings(steps: int, rows: int) -> TeacherConfig:
             "window_tokens": 160,
             "reference_prompts": 1600,
             "answer_sample": 200,
+            # A fifth of the harmless validation prompts look harmful on purpose.
+            "thresholds": {"block_fpr": 0.05, "review_fpr": 0.08},
             "patience": 1000,
             "checkpoint_every": 40,
             "log_every": 2,
@@ -113,6 +129,12 @@ def _pools(prompts: Path, seed: int) -> _Pools:
         (Label.HARMLESS, SECURITY, security_prompts()),
         (Label.HARMLESS, CRIMES, crime_prompts()),
         (Label.HARMLESS, TASKS, task_prompts()),
+        (Label.HARMFUL, LOOK_ALIKES, contrast_prompts()),
+        (Label.HARMLESS, LOOK_ALIKES, look_alike_prompts()),
+        (Label.HARMFUL, ROLES, disguised_prompts()),
+        (Label.HARMLESS, ROLES, role_prompts()),
+        (Label.HARMFUL, HELD_OUT, validation_contrast()),
+        (Label.HARMLESS, HELD_OUT, validation_look_alikes()),
     ):
         own += [Example(chat(prompt), label, source) for prompt in found_of]
     for row in own:
@@ -123,16 +145,18 @@ def _pools(prompts: Path, seed: int) -> _Pools:
     for row in rows:
         if row.label is not None and row.source not in VALIDATION_SOURCES:
             training.setdefault((row.label, row.source), []).append(row)
-    validation = [row for row in rows if row.source in VALIDATION_SOURCES][:VALIDATION_PROMPTS]
+    held_out = [row for row in rows if row.source == HELD_OUT]
+    validation = [row for row in rows if row.source in VALIDATION_SOURCES and row.source != HELD_OUT]
+    validation = held_out + validation[: VALIDATION_PROMPTS - len(held_out)]
     return _Pools(training, validation, counts)
 
 
 def teacher_data(
-    prompts: Path, answer: Callable[[Sequence[Example]], Sequence[Example]], steps: int = STEPS, seed: int = 0
+    prompts: Path, answer: Callable[[Sequence[Example]], Sequence[Example]] | None, steps: int = STEPS, seed: int = 0
 ) -> TeacherData:
     """The training rows of `steps` steps, equal shares of the sources of each label, and what the card says of them.
 
-    `answer` answers harmless prompts; rows that it does not return are not learned.
+    `answer` answers harmless prompts; rows that it does not return are not learned. Without it they have no answers.
     """
     pools = _pools(prompts, seed)
     rng = random.Random(f"{seed}/refusals")  # noqa: S311
@@ -142,7 +166,7 @@ def teacher_data(
         each = steps * BATCH_ROWS // 2 // len(chosen)
         for rows in chosen:
             if label is Label.HARMLESS:
-                train += islice(cycle(answer(rows[:ANSWERED_PER_SOURCE])), each)
+                train += islice(cycle(answer(rows[:ANSWERED_PER_SOURCE]) if answer else rows), each)
             else:
                 train += [
                     replace(row, messages=chat(row.prompt[-1].content, refusal(rng)))
@@ -200,14 +224,45 @@ def _permissive(file: Path) -> Iterator[Mapping[str, Any]]:
             yield row
 
 
-def refitted(earlier: RefTeacher, prompts: Path, out: Path, steps: int) -> RefTeacher:
+def trained(prompts: Path, out: Path, steps: int) -> RefTeacher:
+    """The teacher after training; an interrupted run resumes. The rows of our own are kept as its alignment set."""
+    answers = base_answers(out.with_name(f".{out.name}-answers.json"))
+    data = teacher_data(prompts, answers, steps)
+    config = settings(steps, len(data.train))
+    resources = Resources(workers=0, gpus_per_worker=int(default_device() == "cuda"))
+
+    def report(metrics: Mapping[str, Any]) -> None:
+        shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in metrics.items() if v is not None}
+        print(json.dumps(shown), flush=True)
+
+    made = prepare_teacher(config, data, out, resources, f"prepared-{steps}", report)
+    learned = {row.prompt[-1].content: row for row in data.train}.values()
+    write_chat_rows(out / ALIGNMENT, _first_of_each(learned), labelled=True)
+    write_chat_rows(out.with_name(f"{out.name}-{ALIGNMENT}"), learned, labelled=True)
+    return made
+
+
+def _first_of_each(learned: Iterable[Example]) -> list[Example]:
+    """The rows of our own, at most ALIGNMENT_ROWS of each source and label."""
+    seen: Counter[tuple[str, Label | None]] = Counter()
+    chosen = []
+    for row in learned:
+        seen[row.source, row.label] += 1
+        if row.source in OWN and seen[row.source, row.label] <= ALIGNMENT_ROWS:
+            chosen.append(row)
+    return chosen
+
+
+def refitted(earlier: RefTeacher, prompts: Path, out: Path) -> RefTeacher:
     """The teacher with the adapter, the answers and the alignment rows of an earlier one, and a filter chosen anew."""
     alignment = alignment_file(earlier.folder)
-    # Prompts need no answers here; those of the alignment rows say how answers score.
+    # Prompts need no answers here, so there are more of them; the alignment rows say how answers score.
     data = replace(
-        teacher_data(prompts, lambda found: found, steps), answers=read_labelled(alignment) if alignment else ()
+        teacher_data(prompts, None, REFERENCE_PROMPTS // BATCH_ROWS),
+        answers=read_labelled(alignment) if alignment else (),
     )
-    config = settings(steps, len(data.train)).model_copy(update={"adapter": str(earlier.folder / "adapter")})
+    changes = {"adapter": str(earlier.folder / "adapter"), "reference_prompts": REFERENCE_PROMPTS}
+    config = settings(1, len(data.train)).model_copy(update=changes)
     made = prepare_teacher(config, data, out, Resources(workers=0))
     before = earlier.manifest
     recorded = {
@@ -229,26 +284,11 @@ def main(
         Path | None, typer.Option(help="An artefact whose filter is chosen anew; nothing is trained.")
     ] = None,
 ) -> None:
-    """Train the prepared teacher. An interrupted run resumes."""
-    if refit:
-        made = refitted(RefTeacher.load(refit), rows / "prompts.jsonl", out, steps)
-        print(json.dumps({"id": made.id, "sources": made.manifest.sources}, indent=1))
-        return
-    answers = base_answers(out.with_name(f".{out.name}-answers.json"))
-    data = teacher_data(rows / "prompts.jsonl", answers, steps)
-    config = settings(steps, len(data.train))
-    resources = Resources(workers=0, gpus_per_worker=int(default_device() == "cuda"))
-
-    def report(metrics: Mapping[str, Any]) -> None:
-        shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in metrics.items() if v is not None}
-        print(json.dumps(shown), flush=True)
-
-    made = prepare_teacher(config, data, out, resources, f"prepared-{steps}", report)
-    learned = {row.prompt[-1].content: row for row in data.train}.values()
-    own = [row for row in learned if row.source in (SYNTHETIC, ENGLISH, SECURITY, CRIMES, TASKS)]
-    write_chat_rows(out / ALIGNMENT, own, labelled=True)
-    write_chat_rows(out.with_name(f"{out.name}-{ALIGNMENT}"), learned, labelled=True)
-    print(json.dumps({"id": made.id, "sources": data.sources}, indent=1))
+    """Train the prepared teacher, then choose its filter. An interrupted run resumes."""
+    prompts = rows / "prompts.jsonl"
+    earlier = RefTeacher.load(refit) if refit else trained(prompts, out.with_name(f"{out.name}-trained"), steps)
+    made = refitted(earlier, prompts, out)
+    print(json.dumps({"id": made.id, "sources": made.manifest.sources}, indent=1))
 
 
 if __name__ == "__main__":

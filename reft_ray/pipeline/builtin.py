@@ -16,7 +16,7 @@ def local_base(teacher: str = BUILTIN, base: str | None = None, workers: int = 0
     Alignment rows are those that come with the teacher, else synthetic ones.
 
     The limits are those of a model this small: the packaged teacher itself answers 3 of the 40 harmful gate prompts and
-    refuses 12 of the 60 harmless ones, a third of which look harmful on purpose.
+    refuses 8 of the 60 harmless ones, a third of which look harmful on purpose.
 
     Students start from the teacher's adapter where there is one: from base weights it takes hundreds of steps to learn
     the refusals (docs/results-smollm2.md), more than a small file has and a laptop can spend.

@@ -13,11 +13,12 @@ import pytest
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.experiments.prepared_teacher import (
     BATCH_ROWS,
-    CRIMES,
     ENGLISH,
-    SECURITY,
+    HELD_OUT,
+    LOOK_ALIKES,
+    OWN,
+    ROLES,
     SYNTHETIC,
-    TASKS,
     teacher_data,
     whole_sentences,
 )
@@ -50,11 +51,14 @@ def test_sources_of_a_label_have_equal_shares_and_every_row_an_answer(prompts: P
     data = teacher_data(prompts, answer, steps=6)
     each = 6 * BATCH_ROWS // 2
     assert Counter((row.label, row.source) for row in data.train) == {
-        **{(Label.HARMFUL, source): each // 4 for source in ("aart", "advbench", SYNTHETIC, ENGLISH)},
-        **{(Label.HARMLESS, source): each // 6 for source in ("dolly", SYNTHETIC, ENGLISH, SECURITY, CRIMES, TASKS)},
+        **{
+            (Label.HARMFUL, source): each // 6
+            for source in ("aart", "advbench", SYNTHETIC, ENGLISH, LOOK_ALIKES, ROLES)
+        },
+        **{(Label.HARMLESS, source): each // 8 for source in ("dolly", *OWN)},
     }
     assert all(row.answered for row in data.train)
-    assert {row.source for row in data.validation} == {"catqa", "certified_safe"}
+    assert {row.source for row in data.validation} == {"catqa", "certified_safe", HELD_OUT}
 
 
 def test_rows_under_other_licences_are_in_no_part_and_not_on_the_card(prompts: Path) -> None:

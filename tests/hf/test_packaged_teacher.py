@@ -8,7 +8,7 @@ import pytest
 
 from reft_ray.core.conversation import Label
 from reft_ray.evaluation.judges import Grade, RefusalMatcher
-from reft_ray.experiments.prepared_teacher import CRIMES, ENGLISH, SECURITY, SYNTHETIC
+from reft_ray.experiments.prepared_teacher import OWN
 from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.teacher_card import alignment_file
@@ -18,7 +18,7 @@ from reft_ray.testbed.english import EVERYDAY, HARMFUL, LOOK_ALIKES
 
 def test_its_alignment_rows_are_refusals_and_answers_of_our_own_prompts() -> None:
     rows = read_labelled(alignment_file(teacher_folder(BUILTIN)))
-    assert {row.source for row in rows} == {SYNTHETIC, ENGLISH, SECURITY, CRIMES}
+    assert {row.source for row in rows} == set(OWN)
     grades = RefusalMatcher().judge([row.prompt for row in rows], [row.response for row in rows])
     for label, grade in ((Label.HARMFUL, Grade.REFUSED), (Label.HARMLESS, Grade.COMPLIED)):
         found = [given is grade for row, given in zip(rows, grades, strict=True) if row.label is label]
