@@ -105,7 +105,7 @@ def show(
             print_json(item)
             return
         for name in ("row_number", "source", "line", "decision", "reason", "part", "encoding", "score", "probability"):
-            print(f"{name}: {item[name]}")
+            print(_printable(f"{name}: {item[name]}"))
         for each in parts(conversation_from(item["messages"])):
             print(f"\n{each.name}:\n{_printable(each.text)}")
         if item["review"]:

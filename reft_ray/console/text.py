@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import orjson
 from reft_ray.api.stores import Stores
 from reft_ray.core.conversation import parts
 from reft_ray.core.decoding import readings
+from reft_ray.core.folding import hides
 from reft_ray.jobs.errors import NotFoundError
 from reft_ray.jobs.review import Review
 from reft_ray.rows.text import full_conversation
@@ -73,7 +73,7 @@ def plain_text(stores: Stores, review: Review) -> str:
 def _pieces(text: str) -> Iterator[Piece]:
     run: list[str] = []
     for char in text:
-        if char in "\n\t" or not _hides(char):
+        if char in "\n\t" or not hides(char):
             run.append(char)
             continue
         if run:
@@ -82,8 +82,3 @@ def _pieces(text: str) -> Iterator[Piece]:
         yield Piece(f"U+{ord(char):04X}", mark=True)
     if run:
         yield Piece("".join(run))
-
-
-def _hides(char: str) -> bool:
-    """Controls, format characters (direction, joiners, tags), private and unassigned ones."""
-    return (not char.isascii() and unicodedata.category(char)[0] == "C") or char < " " or char == "\x7f"

@@ -49,6 +49,14 @@ def visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
+def hides(char: str) -> bool:
+    """Whether a character may reorder or hide text that people read.
+
+    Controls, format characters (direction, joiners, tags), private and unassigned ones.
+    """
+    return (not char.isascii() and unicodedata.category(char)[0] == "C") or char < " " or char == "\x7f"
+
+
 def disguised(text: str) -> bool:
     """Whether words of a text mix scripts or are written in styled letters."""
     return _STYLED.search(text.translate(_STYLES)) is not None or any(map(_mixed, _WORD.findall(text)))

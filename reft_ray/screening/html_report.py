@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from reft_ray.core.conversation import parts
+from reft_ray.core.folding import hides
 from reft_ray.html import templates_of
 from reft_ray.rows.text import full_conversation
 from reft_ray.screening.manifest import Manifest
@@ -42,7 +43,9 @@ def render(report: ScreenReport, output: Output, manifest: Manifest) -> bytes:
         thresholds["dataset"] = found.own
     marks = {name: {"score": score, "x": round((score + 1) / 2 * CHART_WIDTH, 1)} for name, score in thresholds.items()}
     template = templates_of("reft_ray.screening").get_template("report.html.jinja")
-    return template.render(report=report, bars=bars, marks=marks, worst=list(_worst(output, manifest))).encode()
+    page = template.render(report=report, bars=bars, marks=marks, worst=list(_worst(output, manifest)))
+    # Names and findings have text of the dataset, too.
+    return "".join(f"U+{ord(char):04X}" if hides(char) and char not in "\n\t" else char for char in page).encode()
 
 
 def _worst(output: Output, manifest: Manifest) -> Iterator[dict[str, Any]]:

@@ -111,7 +111,7 @@ def test_reviewing_a_missing_row_or_screening(run, screened, tmp_path):
 
 
 def test_text_cannot_drive_the_terminal(run, tmp_path):
-    path = tmp_path / "rows.jsonl"
+    path = tmp_path / "r\x1b[2Jows.jsonl"
     rows = [{"prompt": "bomb \x1b[2J", "response": "x"}, {"prompt": "tea", "response": "y"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run("screen", path, "--teacher", tmp_path / "teacher", "--out", tmp_path / "out")

@@ -113,14 +113,17 @@ def test_the_report_and_the_state_hold_no_row_text(dataset, tmp_path):
 
 
 def test_the_html_report_is_self_contained_and_escapes_hostile_text(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    rows = [("<script>alert(1)</script> bomb", "a"), ("How are you?", "Fine, thank you.")]
+    path = tmp_path / "r\u2066ows.jsonl"
+    rows = [("<script>alert(1)</script> \u202e bomb", "a"), ("How are you?", "Fine, thank you.")]
     path.write_text("".join(json.dumps({"prompt": prompt, "response": answer}) + "\n" for prompt, answer in rows))
     screen([str(path)], str(tmp_path / "out"), WordScorer)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "&lt;script&gt;alert(1)" in page
     assert not any(thing in page for thing in ("<script", "http://", "https://", "src=", "<link", "url("))
     assert "Fine, thank you" not in page
+    assert "U+202E bomb" in page
+    assert "rU+2066ows.jsonl" in page
+    assert not any(char in page for char in "\u202e\u2066")
 
 
 def test_a_second_run_changes_nothing_and_scores_nothing(dataset, tmp_path):
