@@ -19,6 +19,7 @@ from reft_ray.jobs.models import ModelStore
 
 HERE = Path(__file__).parent
 SECONDS = 120
+WORDS = b"how amber is found"
 STEPS = ("validate", "screen", "train", "evaluate", "export")
 
 
@@ -28,10 +29,11 @@ class Killed:
     def __init__(self, root: Path, point: str) -> None:
         self.root = root
         (root / "point").write_text(point)
+        (root / "tmp").mkdir()
         self.database = Database.open(f"sqlite:///{root / 'jobs.db'}")
         self.jobs = JobStore(self.database)
         files = FileStore(self.database, ContentStore(str(root / "files")))
-        row = json.dumps({"messages": [{"role": "user", "content": "hello"}]}).encode() + b"\n"
+        row = json.dumps({"messages": [{"role": "user", "content": WORDS.decode()}]}).encode() + b"\n"
         file = files.create("proj_a", "train.jsonl", "fine-tune", [row * 10])
         self.job_id = self.jobs.create("org-acme", "proj_a", JobSpec("tiny", file.id, 1), {}).id
         self.gateway = None
@@ -39,7 +41,11 @@ class Killed:
 
     def _keep_up(self) -> None:
         if self.gateway is None or self.gateway.poll() is not None:
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
+            environment = {
+                **os.environ,
+                "TMPDIR": str(self.root / "tmp"),
+                "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
+            }
             self.gateway = subprocess.Popen(
                 [sys.executable, str(HERE / "kill_kit.py"), str(self.root)], env=environment
             )
@@ -153,6 +159,9 @@ def test_a_job_survives_a_kill(killed, point):
     assert [item.step_number for item in service.jobs.checkpoints(job.id).items] == [10, 5]
     assert [student.job_id for student in ModelStore(service.database).list("proj_a")] == [job.id]
     assert service.processes() == []
+    # Row text is where erasures and sweeps reach it, and nowhere else.
+    kept = [path for path in service.root.rglob("*") if path.is_file() and WORDS in path.read_bytes()]
+    assert {path.relative_to(service.root).parts[0] for path in kept} == {"files"}
     if point.startswith(("gateway", "claimed", "launched", "all")):
         assert service.restarts == 1
 
