@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fixtures.postgres import postgres_binaries
+from fixtures.sqlite import sqlite_url
 from sqlalchemy.exc import DBAPIError
 
 from reft_ray.core.errors import ReftError
@@ -70,7 +71,7 @@ def test_a_killed_database_comes_back_from_its_dump(server: str, tmp_path: Path)
 
 
 def test_an_emptied_prefix_loses_its_files_and_nothing_else(tmp_path: Path) -> None:
-    database = Database.open(f"sqlite:///{tmp_path / 'jobs.db'}")
+    database = Database.open(sqlite_url(tmp_path))
     files = files_of(database, tmp_path)
     lost, kept = (files.create(project, "train.jsonl", "fine-tune", [ROWS]) for project in ("a", "b"))
     shutil.rmtree(tmp_path / "bucket" / "a")

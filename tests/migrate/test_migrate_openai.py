@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from fixtures.sqlite import sqlite_url
 from migrate.recorded_openai import CONTENTS, KEY, RecordedOpenAI
 from typer.testing import CliRunner
 
@@ -29,7 +30,7 @@ def recorded(monkeypatch):
 @pytest.fixture
 def service(serving, tmp_path):
     settings = ServiceSettings(base_models={"ours": BaseModelSettings(uri="/models/ours")})
-    stores = Stores.open(Database.open(f"sqlite:///{tmp_path / 'jobs.db'}"), str(tmp_path / "store"), settings)
+    stores = Stores.open(Database.open(sqlite_url(tmp_path)), str(tmp_path / "store"), settings)
     screenings = str(tmp_path / "screenings")
     with serving(
         create_service_app(LocalModerator(WordScorer()), stores, EchoChat(), screenings_uri=screenings)

@@ -60,7 +60,7 @@ class Toy:
     def service(self, root: Path) -> dict:
         """The arguments `service:` with all state under one directory."""
         return {
-            "database_url": f"sqlite:///{root / 'service.db'}",
+            "database_url": sqlite_url(root),
             "files_uri": str(root / "files"),
             "base_models": {"toy": {"uri": str(self.base)}},
             "options": self.options,

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import httpx
 import openai
 import pytest
+from fixtures.sqlite import sqlite_url
 from proxy.small_upstream import KEY, SmallUpstream
 from typer.testing import CliRunner
 
@@ -229,7 +230,7 @@ def test_who_may_call(serving, upstream, tmp_path):
 
 def test_our_own_service_as_the_upstream(serving, tmp_path):
     settings = ServiceSettings(base_models={"tiny": BaseModelSettings(uri="/models/tiny")}, require_keys=True)
-    stores = Stores.open(Database.open(f"sqlite:///{tmp_path / 'jobs.db'}"), str(tmp_path / "files"), settings)
+    stores = Stores.open(Database.open(sqlite_url(tmp_path)), str(tmp_path / "files"), settings)
     _, secret = stores.tenants.create_key("acme", "one", "test")
     app = create_service_app(LocalModerator(WordScorer()), stores, EchoChat())
     with serving(app) as url, proxied(serving, f"{url}/v1", tmp_path, key=secret) as client:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.sqlite import sqlite_url
 from safetensors.torch import load_file, save_file
 
 from reft_ray.api.chat_model import (
@@ -58,7 +59,7 @@ def server(student, tmp_path_factory, serving):
     """Our service as an OpenAI-compatible server."""
     root = tmp_path_factory.mktemp("server")
     services = Stores.open(
-        Database.open(f"sqlite:///{root / 'jobs.db'}"),
+        Database.open(sqlite_url(root)),
         str(root / "files"),
         ServiceSettings(base_models={"tiny": BaseModelSettings(uri="/m")}),
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import openai
 import pytest
 import torch
+from fixtures.sqlite import sqlite_url
 from sqlalchemy import insert
 from typer.testing import CliRunner
 
@@ -77,7 +78,7 @@ def url(llama, adapters, tmp_path_factory, serving):
     """A service with the base `tiny` and the student of a job."""
     root = tmp_path_factory.mktemp("service")
     settings = ServiceSettings(base_models={"tiny": BaseModelSettings(uri=str(llama))})
-    stores = Stores.open(Database.open(f"sqlite:///{root / 'jobs.db'}"), str(root / "files"), settings)
+    stores = Stores.open(Database.open(sqlite_url(root)), str(root / "files"), settings)
     row = {
         "id": STUDENT, "project_id": LOCAL.project_id, "organization_id": LOCAL.organization_id, "job_id": "ftjob-1",
         "base_model": "tiny", "uri": adapters[0], "created_at": 0.0,
@@ -159,7 +160,7 @@ def test_a_judge_behind_completions_reads_the_answers(url, serving, tmp_path, mo
     (tmp_path / "harmful.jsonl").write_text("".join(json.dumps({"prompt": f"how to steal {n}"}) + "\n" for n in "ab"))
     (tmp_path / "judge.txt").write_text(word + " {prompt} {answer}")
     settings = ServiceSettings(base_models={"judge": BaseModelSettings(uri="/judge")})
-    stores = Stores.open(Database.open(f"sqlite:///{tmp_path / 'jobs.db'}"), str(tmp_path / "files"), settings)
+    stores = Stores.open(Database.open(sqlite_url(tmp_path)), str(tmp_path / "files"), settings)
     with serving(create_service_app(LocalModerator(WordScorer()), stores, EchoChat())) as judge:
         command = [
             "eval", "--url", url, "--model", model, "--harmful", str(tmp_path / "harmful.jsonl"), "--judge", "endpoint",

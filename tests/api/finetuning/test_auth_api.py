@@ -5,6 +5,7 @@ import asyncio
 import httpx
 import openai
 import pytest
+from fixtures.sqlite import sqlite_url
 
 from reft_ray.api.auth import check_bind, scope_of
 from reft_ray.api.chat_model import EchoChat
@@ -180,7 +181,7 @@ def test_webhook_endpoints_show_their_secret_once(service):
 
 
 def test_without_keys_only_loopback_is_allowed(tmp_path, serving):
-    database = Database.open(f"sqlite:///{tmp_path / 'jobs.db'}")
+    database = Database.open(sqlite_url(tmp_path))
     stores = Stores.open(
         database, str(tmp_path / "files"), ServiceSettings(base_models={"tiny": BaseModelSettings(uri="/m")})
     )
@@ -201,7 +202,7 @@ def test_without_keys_only_loopback_is_allowed(tmp_path, serving):
 
 def test_loopback_needs_a_key_where_the_operator_requires_it(serving, tmp_path):
     settings = ServiceSettings(base_models={"tiny": BaseModelSettings(uri="/m")}, require_keys=True)
-    stores = Stores.open(Database.open(f"sqlite:///{tmp_path / 'jobs.db'}"), str(tmp_path), settings)
+    stores = Stores.open(Database.open(sqlite_url(tmp_path)), str(tmp_path), settings)
     with (
         serving(create_service_app(LocalModerator(WordScorer()), stores, EchoChat())) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="anything") as client,

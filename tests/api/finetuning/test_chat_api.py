@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 import openai
 import pytest
+from fixtures.sqlite import sqlite_url
 
 from reft_ray.api.chat_model import ChatOverloadedError, ContextLengthError
 from reft_ray.api.moderator import LocalModerator, UnavailableError
@@ -229,7 +230,7 @@ def failing(tmp_path):
 
         def make(serving, error, after=0):
             stores = Stores.open(
-                Database.open(f"sqlite:///{tmp_path / 'jobs.db'}"),
+                Database.open(sqlite_url(tmp_path)),
                 str(tmp_path / "files"),
                 ServiceSettings(base_models={"tiny": BaseModelSettings(uri="/m")}),
             )
@@ -295,7 +296,7 @@ def test_a_client_that_disconnects_frees_the_model(tmp_path, serving, call):
                 freed.set()
 
     stores = Stores.open(
-        Database.open(f"sqlite:///{tmp_path / 'jobs.db'}"),
+        Database.open(sqlite_url(tmp_path)),
         str(tmp_path / "files"),
         ServiceSettings(base_models={"tiny": BaseModelSettings(uri="/m")}),
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from fixtures.driving import driving
+from fixtures.sqlite import sqlite_url
 from sqlalchemy import update
 from typer.testing import CliRunner
 
@@ -25,7 +26,7 @@ def run(app, *arguments, code=0):
 
 @pytest.fixture
 def database(tmp_path):
-    return f"sqlite:///{tmp_path / 'keys.db'}"
+    return sqlite_url(tmp_path)
 
 
 @pytest.fixture
