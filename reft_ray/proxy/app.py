@@ -245,7 +245,7 @@ def _blocked(body: dict[str, Any], streams: bool) -> Response:
 
 
 def _segment(name: str) -> str:
-    """A path segment. Raises ApiError 404 for one that could leave its place."""
-    if not name or any(character in "/?#%\\" for character in name) or name in (".", ".."):
+    """A path segment. Raises ApiError 404 for one that could leave its place, or is none."""
+    if not name.isprintable() or any(character in "/?#%\\" for character in name) or name in ("", ".", ".."):
         raise not_found(f"No such File object: {name[:100]}")
     return name

@@ -198,7 +198,7 @@ def test_unknown_paths_and_other_purposes_are_refused(client, upstream):
     twice = b'{"model": "m", "messages": [{"role": "user", "content": "tea", "content": "bomb"}]}'
     headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
     assert httpx.post(f"{client.base_url}chat/completions", content=twice, headers=headers).status_code == 400
-    for path in ("files/../chat", "models/%2e%2e/chat", "files/a%2Fb/screening"):
+    for path in ("files/../chat", "models/%2e%2e/chat", "files/a%2Fb/screening", "files/%03/screening", "models/%03"):
         assert httpx.get(f"{client.base_url}{path}", headers=headers).status_code == 404
 
 
