@@ -13,7 +13,7 @@ from reft_ray.cli.main import app
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.config import FinetuneConfig, Resources
-from reft_ray.finetuning.preference import pair_of
+from reft_ray.finetuning.encoding import pair_of
 from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.hf.loading import load_tokenizer
 from reft_ray.hf.teacher_card import alignment_file
