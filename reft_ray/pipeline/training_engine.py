@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from reft_ray.api.settings import TrainingSettings
 from reft_ray.api.training_schema import Load as LoadWeights
@@ -22,9 +23,10 @@ from reft_ray.finetuning.adapter_passes import Rows, Work
 from reft_ray.finetuning.adapter_trainer import AdapterTrainer, Guidance, StepParameters, lora_settings
 from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.encoding import alignment_rows
+from reft_ray.finetuning.model import compute_dtype
 from reft_ray.finetuning.targets import cached_distillation, ensure_soft_targets
 from reft_ray.hf.adapter_bank import AdapterBank
-from reft_ray.hf.compute import default_device, resolve_dtype
+from reft_ray.hf.compute import default_device
 from reft_ray.hf.datum_text import DatumReader
 from reft_ray.hf.loading import load_base
 from reft_ray.hf.lora import read_adapter
@@ -61,10 +63,11 @@ def load_parts(
     `signals` are those of data before, for findings.
     """
     where = default_device() if device == "auto" else device
-    base = load_base(context.base, resolve_dtype("auto", where), where)
+    config = FinetuneConfig.of({"base": context.base, **context.args.finetune, "seed": settings.seed})
+    base = load_base(context.base, compute_dtype(config, torch.device(where)), where)
     bank = AdapterBank(base)
     context.teacher.check(base, bank.chat)
-    guidance = _guidance(context, bank, settings, shared) if settings.guidance_ratio else None
+    guidance = _guidance(context, bank, config, settings, shared) if settings.guidance_ratio else None
     screening = context.args.screening
     rule = JobThresholdRule(floor=screening.job_threshold_floor) if screening.job_threshold else None
     findings = DataFindings(signals, settings.findings_withheld) if screening.findings else None
@@ -76,9 +79,10 @@ def load_parts(
     )
 
 
-def _guidance(context: ModelContext, bank: AdapterBank, settings: TrainingSettings, shared: Path) -> Guidance:
+def _guidance(
+    context: ModelContext, bank: AdapterBank, config: FinetuneConfig, settings: TrainingSettings, shared: Path
+) -> Guidance:
     """Rows of the base model's default alignment set, with the teacher's soft labels, made once."""
-    config = FinetuneConfig.of({"base": context.base, **context.args.finetune, "seed": settings.seed})
     whole = context.alignment(None)
     alignment = whole[:: max(1, len(whole) // settings.alignment_rows)]
     rows, _ = alignment_rows(bank.chat, alignment, config.longest_row(bank.base.context))

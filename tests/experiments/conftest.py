@@ -48,6 +48,8 @@ def small_workspace(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Wo
             "base": str(llama),
             "teacher_settings": {
                 "epochs": 5,
+                # A filter that reads no adapter is the base's own direction, one of those that it is compared with.
+                "feature_mix": 1.0,
                 "batch_rows": 32,
                 "lora": {"rank": 4},
                 "optimizer": {"learning_rate": 0.01},
