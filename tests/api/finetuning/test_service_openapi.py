@@ -71,7 +71,7 @@ def test_every_answer_conforms_to_the_document(service: ReviewService, examples:
         )  # fmt: skip
         @given(case=operation.as_strategy(), data=st.data())
         def conforms(case: Any, data: st.DataObject) -> None:
-            key = data.draw(st.sampled_from([*keys, *keys[:1] * 10, "Bearer nobody"]))
+            key = data.draw(st.sampled_from([*keys, *keys[:1] * 10, *["Bearer nobody"] * 3]))
             for name in set(case.path_parameters or {}) & set(names):
                 if data.draw(st.booleans()):
                     case.path_parameters[name] = data.draw(st.sampled_from(names[name]))
