@@ -46,6 +46,7 @@ DATA_FILES = {
     "reft_ray/testbed/english.py",
     "reft_ray/testbed/grammar.py",
     "reft_ray/testbed/lexicon.py",
+    "reft_ray/testbed/look_alikes.py",
     "reft_ray/testbed/tasks.py",
 }
 
