@@ -25,7 +25,7 @@ from reft_ray.rows.text import messages_json
 T = TypeVar("T")
 
 LEAST_ALIGNMENT = 256
-"""A run is given at least this many alignment rows, if there are so many."""
+"""A run is given at least this many alignment rows, or all."""
 
 
 class RowSource(Protocol):
