@@ -40,7 +40,7 @@ def table_of(methods: Mapping[str, Mapping[str, Any]]) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     for name, row in methods.items():
         figures = [
-            f"{row[key]:.1f}\n[dim]{row['intervals'][key][0]:.1f}-{row['intervals'][key][1]:.1f}[/]" for key in COLUMNS
+            f"{row[key]:.1f}\n[dim]{row['intervals'][key][0]:.0f}-{row['intervals'][key][1]:.0f}[/]" for key in COLUMNS
         ]
         table.add_row(
             name,
