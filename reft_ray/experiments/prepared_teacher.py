@@ -145,10 +145,10 @@ def _pools(prompts: Path, seed: int) -> _Pools:
     for row in rows:
         if row.label is not None and row.source not in VALIDATION_SOURCES:
             training.setdefault((row.label, row.source), []).append(row)
-    held_out = [row for row in rows if row.source == HELD_OUT]
-    validation = [row for row in rows if row.source in VALIDATION_SOURCES and row.source != HELD_OUT]
-    validation = held_out + validation[: VALIDATION_PROMPTS - len(held_out)]
-    return _Pools(training, validation, counts)
+    # All look-alikes of other acts, and a sample of the other sources.
+    validation = [row for row in rows if row.source in VALIDATION_SOURCES]
+    validation.sort(key=lambda row: row.source != HELD_OUT)
+    return _Pools(training, validation[:VALIDATION_PROMPTS], counts)
 
 
 def teacher_data(

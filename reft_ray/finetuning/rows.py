@@ -2,9 +2,7 @@
 
 The order depends on the seed alone, not on the number of ranks or restarts. Every rank reads the same stream of global
 batches and takes its slice of each, so that the data position of the whole run is one number. Every rank therefore
-reads the text of all rows, which costs little compared with training on them.
-
-In Ray Data a row has two columns: `row_number` int64 and `messages`, the chat messages as JSON.
+reads all rows, or their tokens (`finetuning.dataset`), which costs little compared with training on them.
 """
 
 from __future__ import annotations

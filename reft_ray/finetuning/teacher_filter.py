@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, repeat, zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +240,7 @@ def sample_per_class(
 ) -> list[TokenizedExample]:
     """About `count` rows, as many of each class, and of a class equally many of each source while they last."""
     groups: dict[tuple[Label | None, str], list[TokenizedExample]] = {}
-    for row, source in zip(rows, sources or repeat(""), strict=False):
+    for row, source in zip(rows, sources or [""] * len(rows), strict=True):
         groups.setdefault((row.label, source), []).append(row)
     chosen: list[TokenizedExample] = []
     for label in Label:

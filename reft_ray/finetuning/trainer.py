@@ -130,14 +130,13 @@ def finetune(
     if inputs.teacher and config.caches_labels:
         targets = Path(resources.shared or _storage(resources, out)) / "targets"
         _make_soft_targets(config, inputs.teacher, inputs.alignment, targets, resources, stop, phase)
-    rows = inputs.rows
-    dataset: ray.data.Dataset | None = None
-    examples: Sequence[Example] = []
-    if isinstance(rows, ray.data.Dataset) or resources.workers:
+    rows, dataset = inputs.rows, None
+    if resources.workers and not isinstance(rows, ray.data.Dataset):
+        rows = dataset_of(rows)
+    if isinstance(rows, ray.data.Dataset):
         phase("tokenising", 0.0, "")
-        dataset = tokenised(rows if isinstance(rows, ray.data.Dataset) else dataset_of(rows), config)
-    else:
-        examples = rows
+        dataset = tokenised(rows, config)
+    examples = [] if isinstance(rows, ray.data.Dataset) else rows
     count, alignment, teacher, validation = inputs.count, inputs.alignment, inputs.teacher, inputs.validation
     sharded, identity = resources.strategy == "fsdp", inputs.rows_identity
 

@@ -71,9 +71,8 @@ def test_reference_prompts_are_of_all_sources_in_equal_numbers_while_they_last()
     sources = [name for name, size in sizes.items() for _ in range(size)]
     rows = [TokenizedExample([n], [False], 0, Label.HARMFUL, n) for n in range(len(sources))]
 
-    def drawn(count: int, sources: list[str] | None) -> Counter[str]:
-        of = [name for name, size in sizes.items() for _ in range(size)]
-        return Counter(of[row.index] for row in sample_per_class(rows, count, 0, sources))
+    def drawn(count: int, known: list[str] | None) -> Counter[str]:
+        return Counter(sources[row.index] for row in sample_per_class(rows, count, 0, known))
 
     assert drawn(60, sources) == {"large": 14, "small": 3, "middle": 13}
     assert drawn(2000, sources) == sizes
