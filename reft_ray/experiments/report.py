@@ -8,20 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from rich import box
 from rich.table import Table
 
 from reft_ray.atomic import atomic_write
+from reft_ray.html import templates_of
 
 COLUMNS = ("harmful_score", "finetune_accuracy", "everyday_refused", "look_alikes_refused")
 
 
 def write_report(report: Mapping[str, Any], summary: str, out: Path) -> None:
     """Write `report.json` and a self-contained `report.html`; the two plots must already be in `out`."""
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
-    )
+    template = templates_of("reft_ray.experiments").get_template("report.html")
     pictures = {
         f"{name}_png": base64.b64encode((out / f"{name}.png").read_bytes()).decode() for name in ("scores", "methods")
     }
