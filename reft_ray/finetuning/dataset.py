@@ -5,7 +5,6 @@ A dataset that comes in has two columns: `row_number` int64 and `messages`, the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
@@ -22,7 +21,7 @@ from reft_ray.finetuning.config import FinetuneConfig
 from reft_ray.finetuning.encoding import Sequences, TokenisedRow, answers_of, pairs_of
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import context_of, load_tokenizer
-from reft_ray.rows.text import conversation_from, messages_json
+from reft_ray.rows.text import messages_json, read_messages
 
 COLUMNS = pa.schema([("row_number", pa.int64()), ("messages", pa.string())])
 _SEQUENCE = pa.struct([("ids", pa.list_(pa.int32())), ("learned", pa.list_(pa.bool_())), ("prompt_end", pa.int32())])
@@ -67,19 +66,11 @@ def tokens_of(batch: pa.Table, sequences: Sequences) -> pa.Table:
 
 def _tokens(row: dict[str, Any], sequences: Sequences) -> dict[str, Any]:
     try:
-        found = sequences(example_of(row["messages"]))
+        found = sequences(Example(read_messages(row["messages"])))
     except ReftError as error:
         return {"row_number": row["row_number"], "error": str(error)}
     parts = [{"ids": one.ids, "learned": one.loss_mask, "prompt_end": one.last_prompt_index} for one in found]
     return {"row_number": row["row_number"], "sequences": parts}
-
-
-def example_of(messages: str) -> Example:
-    """A row's JSON as an Example."""
-    parsed: Any = json.loads(messages)
-    if not isinstance(parsed, list):
-        raise ReftError("a kept row must be a list of messages")
-    return Example(conversation_from(parsed))
 
 
 class ShardRows:

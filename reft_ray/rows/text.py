@@ -14,6 +14,7 @@ from dataclasses import replace
 import orjson
 
 from reft_ray.core.conversation import Conversation, Message, Part
+from reft_ray.core.errors import ReftError
 
 _CALL_KEYS = ("", "function", "custom", "name", "arguments", "input")
 _KEY_CHARACTERS = 40
@@ -77,6 +78,14 @@ def full_conversation(messages: Sequence[Mapping[str, object]]) -> Conversation:
 def messages_json(conversation: Conversation) -> str:
     """A conversation as OpenAI messages in JSON; `full_conversation` reads it back."""
     return orjson.dumps([_message(turn) for turn in conversation]).decode()
+
+
+def read_messages(text: str) -> Conversation:
+    """The conversation of `messages_json`, as training reads it. Raises ReftError for anything but a list."""
+    found = orjson.loads(text)
+    if not isinstance(found, list):
+        raise ReftError("a kept row must be a list of messages")
+    return conversation_from(found)
 
 
 def tool_definitions(row: Mapping[str, object]) -> Conversation:

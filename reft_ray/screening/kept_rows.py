@@ -7,14 +7,13 @@ import heapq
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import orjson
 import pyarrow as pa
 
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.errors import BlockedByPolicyError, ReftError
 from reft_ray.rows.checks import Fault
 from reft_ray.rows.reader import RowReader
-from reft_ray.rows.text import conversation_from, messages_json
+from reft_ray.rows.text import messages_json
 from reft_ray.screening import reviews
 from reft_ray.screening.file_parsing import FileShape, parse_unit
 from reft_ray.screening.manifest import Manifest, load_manifest
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 KEPT = pa.schema(
     [pa.field("row_number", pa.int64(), nullable=False), pa.field("messages", pa.string(), nullable=False)]
 )
-"""One training row; `read_messages` parses `messages`."""
+"""One training row; `rows.text.read_messages` parses `messages`."""
 
 READERS = 2
 _WHOLE_PART = Limits(rows=1 << 31, bytes=1 << 31, row_bytes=1 << 31)
@@ -138,8 +137,3 @@ def _rows_in(path: str, shape: FileShape) -> list[dict[str, object]]:
         for row in parse_unit(unit, shape.container, plan.cuts.header)
     ]
     return [dict(row) for row in parsed if not isinstance(row, Fault)]
-
-
-def read_messages(text: str) -> Conversation:
-    """The conversation in a `messages` value of KEPT."""
-    return conversation_from(orjson.loads(text))

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pytest
 
 from reft_ray.core.errors import ReftError, UsageError
+from reft_ray.rows.text import read_messages
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset import screen
-from reft_ray.screening.kept_rows import KEPT, kept_dataset, kept_rows, read_messages
+from reft_ray.screening.kept_rows import KEPT, kept_dataset, kept_rows
 from reft_ray.screening.ranges import Limits
 from reft_ray.testbed.word_scorer import WordScorer
 
