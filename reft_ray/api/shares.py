@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -47,6 +47,25 @@ async def step_aside(turns: Shares) -> None:
             if all(call.owner == owner for call in list(_new)):
                 return
             await asyncio.sleep(POLL_SECONDS)
+
+
+class LeastSpent:
+    """Chooses, of the owners that wait, the one that has spent the least; `spend` counts in any unit."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str | None, float] = {}
+
+    def choose(self, waiting: Collection[str | None]) -> str | None:
+        """The next owner, the first of equals; the same one until it has spent something."""
+        # Who comes back starts with those who are here: what was not used is not saved up.
+        least = min((self._spent[owner] for owner in waiting if owner in self._spent), default=0.0)
+        for owner in waiting:
+            self._spent[owner] = max(self._spent.get(owner, least), least)
+        return min(waiting, key=self._spent.__getitem__)
+
+    def spend(self, owner: str | None, amount: float) -> None:
+        """Count what an owner was given."""
+        self._spent[owner] = self._spent.get(owner, 0.0) + amount
 
 
 class Shares:

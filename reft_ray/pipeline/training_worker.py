@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from reft_ray.api.moderator import ModeratorError
 from reft_ray.api.settings import ChatModerationSettings, TrainingSettings
+from reft_ray.api.shares import LeastSpent
 from reft_ray.api.training_schema import Load, SampleRequest, Save, SaveExternal, SaveForSampler
 from reft_ray.api.training_wire import Sample, write_samples
 from reft_ray.core.completion import Sampling
@@ -55,21 +56,17 @@ class FairTurns:
     """Chooses whose request is next: of the project that has had the least time, and there the oldest."""
 
     def __init__(self) -> None:
-        self._spent: dict[str, float] = {}
+        self._turns = LeastSpent()
 
     def choose(self, requests: Sequence[TrainingRequest]) -> TrainingRequest:
         """The next of these; release gates wait for all others."""
         pressing = [request for request in requests if request.kind != "gate"] or list(requests)
-        waiting = {request.project_id for request in pressing}
-        # Who comes back starts with those who are here: time without requests is not saved up.
-        least = min((self._spent[project] for project in waiting if project in self._spent), default=0.0)
-        for project in waiting:
-            self._spent[project] = max(self._spent.get(project, least), least)
-        return min(pressing, key=lambda request: self._spent[request.project_id])
+        project = self._turns.choose(list(dict.fromkeys(request.project_id for request in pressing)))
+        return next(request for request in pressing if request.project_id == project)
 
     def spend(self, project: str, seconds: float) -> None:
         """Count the time of a request."""
-        self._spent[project] = self._spent.get(project, 0.0) + seconds
+        self._turns.spend(project, seconds)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""Batch calls to a teacher by cost, interactive calls first. Calls that arrive during a batch form the next one.
+"""Batch calls to a teacher by cost, interactive calls first, then in turns of their owners.
+
+Calls that arrive during a batch form the next one.
 
 `serve.batch` is not used: it forms batches on a timer while earlier ones still run (small batches, which then wait),
 rejects an item larger than a batch, and has neither deadlines nor priorities.
@@ -9,11 +11,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Generic, TypeVar
+
+from reft_ray.api.shares import LeastSpent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,8 +37,38 @@ class _Call(Generic[Item, Result]):
     item: Item
     cost: int
     deadline: float
+    owner: str | None
     answer: asyncio.Future[Result]
     arrived: float = field(default_factory=time.monotonic)
+
+
+class _Line(Generic[Item, Result]):
+    """Calls that wait: the next is the oldest of the owner whose calls have cost the least so far."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str | None, deque[_Call[Item, Result]]] = {}
+        self._turns = LeastSpent()
+
+    def __len__(self) -> int:
+        return sum(len(calls) for calls in self._calls.values())
+
+    def __iter__(self) -> Iterator[_Call[Item, Result]]:
+        return chain.from_iterable(self._calls.values())
+
+    def append(self, call: _Call[Item, Result]) -> None:
+        self._calls.setdefault(call.owner, deque()).append(call)
+
+    def next(self) -> _Call[Item, Result]:
+        return self._calls[self._turns.choose(self._calls)][0]
+
+    def remove(self, call: _Call[Item, Result], ran: bool) -> None:
+        """Remove the next call; its owner pays for one that runs."""
+        calls = self._calls[call.owner]
+        calls.popleft()
+        if not calls:
+            del self._calls[call.owner]
+        if ran:
+            self._turns.spend(call.owner, call.cost)
 
 
 class Batcher(Generic[Item, Result]):
@@ -55,8 +90,8 @@ class Batcher(Generic[Item, Result]):
         self.budget = budget
         self._run = run
         self._observe = observe
-        self._urgent: deque[_Call[Item, Result]] = deque()
-        self._bulk: deque[_Call[Item, Result]] = deque()
+        self._urgent: _Line[Item, Result] = _Line()
+        self._bulk: _Line[Item, Result] = _Line()
         self._passed_over = 0
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
@@ -72,13 +107,13 @@ class Batcher(Generic[Item, Result]):
         """The queued items."""
         return [call.item for queue in (self._urgent, self._bulk) for call in queue]
 
-    async def submit(self, item: Item, cost: int, deadline: float, urgent: bool) -> Result:
-        """The result for an item. `deadline` is in `time.monotonic()` seconds.
+    async def submit(self, item: Item, cost: int, deadline: float, urgent: bool, owner: str | None = None) -> Result:
+        """The result for an item. `deadline` is in `time.monotonic()` seconds, `owner` the project that asks.
 
         Cancelling the call removes it from the queue. Raises ExpiredError, or what `run` raised for this item.
         """
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        (self._urgent if urgent else self._bulk).append(_Call(item, cost, deadline, answer))
+        (self._urgent if urgent else self._bulk).append(_Call(item, cost, deadline, owner, answer))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await answer
@@ -103,15 +138,15 @@ class Batcher(Generic[Item, Result]):
         left = self.budget
         bulk_before = len(self._bulk)
         for queue in queues:
-            while queue and (not calls or queue[0].cost <= left):
-                call = queue.popleft()
-                if call.answer.done():
-                    continue
-                if call.deadline <= time.monotonic():
+            while queue and (not calls or queue.next().cost <= left):
+                call = queue.next()
+                if not call.answer.done() and call.deadline <= time.monotonic():
                     call.answer.set_exception(ExpiredError())
-                    continue
-                calls.append(call)
-                left -= call.cost
+                runs = not call.answer.done()
+                queue.remove(call, runs)
+                if runs:
+                    calls.append(call)
+                    left -= call.cost
         served = len(self._bulk) < bulk_before or not self._bulk
         self._passed_over = 0 if served else self._passed_over + 1
         return calls

@@ -29,6 +29,7 @@ from reft_ray.api.moderator import (
     TeacherInfo,
     UnavailableError,
 )
+from reft_ray.api.shares import OWNER
 from reft_ray.core.cascade import GuardInfo, Opinion
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.verdict import Thresholds
@@ -72,7 +73,7 @@ class HandleModerator:
         patient: bool = False,
     ) -> ModerationBatch:
         async def judged(left: float) -> ModerationBatch | None:
-            return await self._handle.judge.remote(conversations, thresholds, left, not patient)
+            return await self._handle.judge.remote(conversations, thresholds, left, not patient, OWNER.get())
 
         batch = await answer("teacher", judged, deadline, patient, self._recorder)
         if len(batch.verdicts) != len(conversations):

@@ -126,15 +126,23 @@ class TeacherReplica:
         logger.info("teacher %s is ready", loaded.plain.teacher_id)
 
     async def judge(
-        self, conversations: Sequence[Conversation], thresholds: Thresholds | None, seconds: float, urgent: bool
+        self,
+        conversations: Sequence[Conversation],
+        thresholds: Thresholds | None,
+        seconds: float,
+        urgent: bool,
+        owner: str | None = None,
     ) -> ModerationBatch | None:
-        """Verdicts in order, or None if `seconds` passed before the call's batch started."""
+        """Verdicts in order, or None if `seconds` passed before the call's batch started.
+
+        The calls of each `owner` wait for its own calls, and take turns with those of others.
+        """
         texts = [turn.content for conversation in conversations for turn in conversation]
         call = Call(tuple(conversations), thresholds, "moderation" if urgent else "screening")
         deadline = time.monotonic() + seconds
         with self._tracer.span("moderation", self._ready().plain.teacher_id, stream=call.stream) as span:
             try:
-                batch = await self._batcher.submit(call, approximate_tokens(texts), deadline, urgent)
+                batch = await self._batcher.submit(call, approximate_tokens(texts), deadline, urgent, owner)
             except ExpiredError:
                 return None
             for verdict in batch.verdicts:

@@ -91,6 +91,25 @@ def test_urgent_calls_run_first_and_bulk_calls_do_not_starve() -> None:
     run(body())
 
 
+def test_an_owner_with_many_calls_waits_for_the_others() -> None:
+    async def body() -> None:
+        runner = Runner()
+        batcher = Batcher(runner, budget=2)
+        runner.gate.clear()
+        owners = ["many"] * 6 + ["few"] * 2
+        calls = [batcher.submit(item, 1, later(), True, owner) for item, owner in enumerate(owners)]
+        tasks = [asyncio.create_task(call) for call in calls]
+        while not runner.batches:
+            await asyncio.sleep(0.001)
+        late = asyncio.create_task(batcher.submit(8, 2, later(), True, "late"))
+        await asyncio.sleep(0)
+        runner.gate.set()
+        await asyncio.gather(*tasks, late)
+        assert runner.batches == [[0, 6], [1, 7], [8], [2, 3], [4, 5]]
+
+    run(body())
+
+
 def test_a_bad_call_fails_alone() -> None:
     async def body() -> None:
         runner = Runner()

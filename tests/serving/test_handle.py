@@ -12,6 +12,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from reft_ray.api.chat_model import ChatError, ChatOverloadedError, ContextLengthError, Target
 from reft_ray.api.moderator import DeadlineError, ModerationBatch, ModeratorError, OverloadedError, UnavailableError
+from reft_ray.api.shares import OWNER
 from reft_ray.core.completion import Piece, Sampling
 from reft_ray.core.conversation import chat
 from reft_ray.core.scoring import judge
@@ -47,6 +48,7 @@ class Script:
 
 def ask(script: Script, seconds: float = 5, patient: bool = False) -> tuple[ModerationBatch, MemoryRecorder]:
     async def run() -> tuple[ModerationBatch, MemoryRecorder]:
+        OWNER.set("proj-a")
         recorder = MemoryRecorder()
         moderator = HandleModerator(script, recorder)  # type: ignore[arg-type]
         return await moderator.judge(ROWS, None, time.monotonic() + seconds, patient), recorder
@@ -54,12 +56,12 @@ def ask(script: Script, seconds: float = 5, patient: bool = False) -> tuple[Mode
     return asyncio.run(run())
 
 
-def test_verdicts_are_returned_and_the_remaining_time_is_passed_on() -> None:
+def test_verdicts_are_returned_and_the_remaining_time_and_the_project_are_passed_on() -> None:
     script = Script(RIGHT)
     judgement, recorder = ask(script)
     assert judgement == RIGHT
-    ((conversations, thresholds, left, urgent),) = script.calls
-    assert (conversations, thresholds, urgent) == (ROWS, None, True)
+    ((conversations, thresholds, left, urgent, owner),) = script.calls
+    assert (conversations, thresholds, urgent, owner) == (ROWS, None, True, "proj-a")
     assert 4 < left <= 5
     assert recorder.total(catalog.FILTER_RETRIES) == 0
 
