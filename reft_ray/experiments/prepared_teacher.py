@@ -13,7 +13,8 @@ import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -46,7 +47,7 @@ from reft_ray.testbed.synthetic import Sizes, SyntheticRows, write_chat_rows
 from reft_ray.testbed.task_prompts import task_prompts
 
 BASE = "smollm2"
-LICENCES = {"Apache-2.0", "MIT", "CC BY 4.0", "CC BY-SA 3.0"}
+LICENCES = frozenset({"Apache-2.0", "MIT", "CC BY 4.0", "CC BY-SA 3.0"})
 SYNTHETIC, ENGLISH = "reft_ray synthetic rows", "reft_ray English sentences"
 SECURITY, CRIMES = "reft_ray security requests", "reft_ray questions about crimes"
 TASKS = "reft_ray task prompts"
@@ -113,11 +114,13 @@ class _Pools:
     counts: Counter[tuple[str, str, str]]
 
 
-def _pools(prompts: Path, seed: int) -> _Pools:
+def _pools(prompts: Path, seed: int, licences: AbstractSet[str]) -> _Pools:
     rng = random.Random(seed)  # noqa: S311 - an order, not a secret
     counts: Counter[tuple[str, str, str]] = Counter()
     rows: list[Example] = []
-    for found in _permissive(prompts):
+    for found in map(json.loads, prompts.read_text(encoding="utf-8").splitlines()):
+        if licences and found["licence"] not in licences:
+            continue
         counts[found["source"], found["licence"], found["label"]] += 1
         if len(found["prompt"]) <= PROMPT_CHARACTERS:
             rows.append(Example(chat(found["prompt"]), Label(found["label"]), found["source"]))
@@ -152,13 +155,18 @@ def _pools(prompts: Path, seed: int) -> _Pools:
 
 
 def teacher_data(
-    prompts: Path, answer: Callable[[Sequence[Example]], Sequence[Example]] | None, steps: int = STEPS, seed: int = 0
+    prompts: Path,
+    answer: Callable[[Sequence[Example]], Sequence[Example]] | None,
+    steps: int = STEPS,
+    licences: AbstractSet[str] = LICENCES,
+    seed: int = 0,
 ) -> TeacherData:
     """The training rows of `steps` steps, equal shares of the sources of each label, and what the card says of them.
 
     `answer` answers harmless prompts; rows that it does not return are not learned. Without it they have no answers.
+    Prompts under other `licences` are left out; none named: no prompt is.
     """
-    pools = _pools(prompts, seed)
+    pools = _pools(prompts, seed, licences)
     rng = random.Random(f"{seed}/refusals")  # noqa: S311
     train: list[Example] = []
     for label in Label:
@@ -217,17 +225,10 @@ def _use(source: str) -> str:
     return "validation" if source in VALIDATION_SOURCES else "training"
 
 
-def _permissive(file: Path) -> Iterator[Mapping[str, Any]]:
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if row["licence"] in LICENCES:
-            yield row
-
-
-def trained(prompts: Path, out: Path, steps: int) -> RefTeacher:
+def trained(prompts: Path, out: Path, steps: int, licences: AbstractSet[str] = LICENCES) -> RefTeacher:
     """The teacher after training; an interrupted run resumes. The rows of our own are kept as its alignment set."""
     answers = base_answers(out.with_name(f".{out.name}-answers.json"))
-    data = teacher_data(prompts, answers, steps)
+    data = teacher_data(prompts, answers, steps, licences)
     config = settings(steps, len(data.train))
     resources = Resources(workers=0, gpus_per_worker=int(default_device() == "cuda"))
 
@@ -253,12 +254,12 @@ def _first_of_each(learned: Iterable[Example]) -> list[Example]:
     return chosen
 
 
-def refitted(earlier: RefTeacher, prompts: Path, out: Path) -> RefTeacher:
+def refitted(earlier: RefTeacher, prompts: Path, out: Path, licences: AbstractSet[str] = LICENCES) -> RefTeacher:
     """The teacher with the adapter, the answers and the alignment rows of an earlier one, and a filter chosen anew."""
     alignment = alignment_file(earlier.folder)
     # Prompts need no answers here, so there are more of them; the alignment rows say how answers score.
     data = replace(
-        teacher_data(prompts, None, REFERENCE_PROMPTS // BATCH_ROWS),
+        teacher_data(prompts, None, REFERENCE_PROMPTS // BATCH_ROWS, licences),
         answers=read_labelled(alignment) if alignment else (),
     )
     changes = {"adapter": str(earlier.folder / "adapter"), "reference_prompts": REFERENCE_PROMPTS}
@@ -283,11 +284,15 @@ def main(
     refit: Annotated[
         Path | None, typer.Option(help="An artefact whose filter is chosen anew; nothing is trained.")
     ] = None,
+    any_licence: Annotated[
+        bool, typer.Option("--any-licence", help="Use prompts of every licence: a teacher that is not for passing on.")
+    ] = False,
 ) -> None:
     """Train the prepared teacher, then choose its filter. An interrupted run resumes."""
-    prompts = rows / "prompts.jsonl"
-    earlier = RefTeacher.load(refit) if refit else trained(prompts, out.with_name(f"{out.name}-trained"), steps)
-    made = refitted(earlier, prompts, out)
+    prompts, licences = rows / "prompts.jsonl", frozenset() if any_licence else LICENCES
+    folder = out.with_name(f"{out.name}-trained")
+    earlier = RefTeacher.load(refit) if refit else trained(prompts, folder, steps, licences)
+    made = refitted(earlier, prompts, out, licences)
     print(json.dumps({"id": made.id, "sources": made.manifest.sources}, indent=1))
 
 
