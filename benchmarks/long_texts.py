@@ -16,7 +16,7 @@ from pathlib import Path
 
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.scorer import TeacherScorer
-from reft_ray.serving.builtin import teacher_folder
+from reft_ray.teachers import teacher_folder
 
 HIDDEN = ("jailbreakbench", "malicious_instruct", "tdc2023")
 CHARACTERS = 1500

@@ -20,7 +20,7 @@ import torch
 from reft_ray.core.job_threshold import JobThresholdRule
 from reft_ray.core.quality import auroc, recall_at_fpr
 from reft_ray.hf.ref_teacher import load_scorer
-from reft_ray.serving.builtin import BUILTIN, teacher_folder
+from reft_ray.teachers import BUILTIN, teacher_folder
 
 TASKS = ("sst2", "agnews", "gsm8k")
 SHARES = (0.0, 0.05, 0.1, 0.3, 0.5)

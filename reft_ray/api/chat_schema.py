@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from reft_ray.api.errors import ApiError, invalid
-from reft_ray.api.media import refuse_media
+from reft_ray.api.schema import refuse_media
 from reft_ray.core.completion import Sampling
 from reft_ray.core.conversation import ROLES, Conversation
 from reft_ray.rows.text import full_conversation

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from reft_ray.api import media
+from reft_ray.api.schema import MEDIA_CODES
 from reft_ray.core.errors import ReftError
 from reft_ray.jobs import errors as records
 from reft_ray.telemetry import catalog
@@ -142,7 +142,7 @@ async def _handle(request: Request, error: Exception) -> JSONResponse:
 
 def _validation_error(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
-    code = first["type"] if first["type"] in media.CODES else _CODES.get(first["type"], "invalid_value")
+    code = first["type"] if first["type"] in MEDIA_CODES else _CODES.get(first["type"], "invalid_value")
     param = None if first["type"] == "json_invalid" else _param(first["loc"])
     message = _MESSAGES.get(first["type"], str(first["msg"]).removeprefix("Value error, "))
     # The value is not repeated: it may be the text to judge.

@@ -5,8 +5,36 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
-from reft_ray.api.media import refuse_media
+_MEDIA = {
+    "image_url": "image",
+    "input_image": "image",
+    "image": "image",
+    "input_audio": "audio",
+    "audio": "audio",
+    "file": "file",
+    "input_file": "file",
+    "video_url": "video",
+}
+MEDIA_CODES = frozenset({f"unsupported_{kind}" for kind in _MEDIA.values()})
+
+
+def refuse_media(content: object, place: str = "") -> None:
+    """Refuse what is not read, and so not judged, by its name.
+
+    Raises a validation error with one of MEDIA_CODES for a part of this content that is not text; `place` is its path.
+    """
+    for index, part in enumerate(content if isinstance(content, list) else ()):
+        kind = _MEDIA.get(str(part.get("type"))) if isinstance(part, dict) else None
+        if kind is not None:
+            name = {"image": "an image", "audio": "audio", "file": "a file", "video": "a video"}[kind]
+            # PydanticCustomError formats its template: braces cannot come from the place, which we write.
+            raise PydanticCustomError(
+                f"unsupported_{kind}",
+                f"{place}[{index}] is {name}: only text is supported, and nothing unread is cleared",
+            )
+
 
 Threshold = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 

@@ -10,9 +10,8 @@ from reft_ray.jobs.audit import AuditLog
 from reft_ray.jobs.audit_heads import AuditHeads
 from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.database import Database
-from reft_ray.jobs.estimate import Counter, count_bytes
+from reft_ray.jobs.estimate import Counter, FirstSpeeds, count_bytes
 from reft_ray.jobs.files import FileStore
-from reft_ray.jobs.first_speeds import FirstSpeeds
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.models import ModelStore
 from reft_ray.jobs.rate_limits import RateLimits

@@ -16,8 +16,8 @@ from reft_ray.api.stores import Stores
 from reft_ray.api.training import BASE, gated
 from reft_ray.api.training_schema import PathRef, TtlUpdate
 from reft_ray.jobs.artefacts import files_in
+from reft_ray.jobs.database import service_secret
 from reft_ray.jobs.errors import NotFoundError
-from reft_ray.jobs.service_secrets import service_secret
 from reft_ray.jobs.training import TrainingStore
 from reft_ray.jobs.training_records import FAILED, KINDS, PASSED, TrainingCheckpoint, TrainingModel, checkpoint_path
 

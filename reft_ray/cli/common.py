@@ -14,7 +14,7 @@ import typer
 
 from reft_ray.atomic import atomic_write
 from reft_ray.core.errors import ReftError, UsageError
-from reft_ray.serving.builtin import teacher_folder
+from reft_ray.teachers import teacher_folder
 
 if TYPE_CHECKING:
     from reft_ray.api.remote import Remote

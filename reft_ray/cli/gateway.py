@@ -60,8 +60,8 @@ def gateway(
         from reft_ray.guards.settings import CascadeSettings, guard_from, load_guards
         from reft_ray.hf.ref_teacher import RefTeacher
         from reft_ray.proxy.app import create_proxy, gate_of
-        from reft_ray.proxy.settings import ProxySettings
-        from reft_ray.serving.builtin import teacher_folder
+        from reft_ray.proxy.upstream import ProxySettings
+        from reft_ray.teachers import teacher_folder
 
         settings = ProxySettings.of(
             {

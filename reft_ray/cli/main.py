@@ -23,8 +23,8 @@ from reft_ray.cli import (
     teacher,
     telemetry,
 )
+from reft_ray.cli.audit import evidence
 from reft_ray.cli.evaluate import evaluate
-from reft_ray.cli.evidence import evidence
 from reft_ray.cli.finetune import finetune
 from reft_ray.cli.gateway import gateway
 from reft_ray.cli.quickstart import quickstart

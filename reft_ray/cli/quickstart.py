@@ -26,7 +26,7 @@ def quickstart(
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         from reft_ray.experiments.quickstart import Plan, run_quickstart
-        from reft_ray.serving.builtin import teacher_folder
+        from reft_ray.teachers import teacher_folder
 
         console = Console(stderr=True)
         plain = not console.is_terminal

@@ -139,7 +139,7 @@ def _service(state: Path, teacher: str, base: str | None, workers: int, cascade:
     """The section `service:` for one base model, with all state in one directory."""
     from reft_ray.hf.ref_teacher import RefTeacher
     from reft_ray.pipeline.builtin import local_base
-    from reft_ray.serving.builtin import BUILTIN
+    from reft_ray.teachers import BUILTIN
 
     recorded = RefTeacher.load(teacher).manifest.base_name
     args = local_base(teacher, base, workers)
@@ -181,7 +181,7 @@ def _demo(state: Path | None, port: int) -> None:
 
 def _resolved(teacher: str) -> str:
     """An absolute path, because replicas run in other directories. Raises NotADirectoryError for a missing one."""
-    from reft_ray.serving.builtin import teacher_folder
+    from reft_ray.teachers import teacher_folder
 
     path = teacher_folder(teacher).resolve()
     if not path.is_dir():

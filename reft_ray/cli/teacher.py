@@ -31,7 +31,7 @@ from reft_ray.cli.teacher_rows import (
     SetOption,
     ValidationOption,
 )
-from reft_ray.serving.builtin import teacher_folder
+from reft_ray.teachers import teacher_folder
 
 if TYPE_CHECKING:
     from reft_ray.finetuning.config import Resources, TeacherConfig

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reft_ray.cli.common import TEACHER, JsonOption, print_json, user_errors
-from reft_ray.serving.builtin import teacher_folder
+from reft_ray.teachers import teacher_folder
 
 if TYPE_CHECKING:
     from reft_ray.hf.teacher_shelf import Change

@@ -17,7 +17,7 @@ from reft_ray.api.auth import Authenticator
 from reft_ray.api.errors import ApiError
 from reft_ray.api.origins import is_loopback
 from reft_ray.api.stores import Stores
-from reft_ray.jobs.service_secrets import service_secret
+from reft_ray.jobs.database import service_secret
 from reft_ray.jobs.tenants import LOCAL, OWNER, ROLES, Limits, Principal
 
 COOKIE = "reft_session"

@@ -6,6 +6,7 @@ Shape suffixes: B rows, N labelled positions, D width, V vocabulary, K kept soft
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from reft_ray.core.batch import Batch
-from reft_ray.core.forward import AllReduce, Predictions
+from reft_ray.core.forward import AllReduce, Forward, Predictions, single_rank
 from reft_ray.core.targets import ABSENT, SoftTargets
 
 _PART_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}
@@ -159,3 +160,23 @@ def topk_kl_sum(targets: SoftTargets, student: Tensor | Predictions, temperature
         return (kept + tail.sum())[None]
 
     return over_positions(student, loss)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Over all labelled positions: `loss` in nats per token, `accuracy` the share of labels that were most likely."""
+
+    loss: float
+    accuracy: float
+    tokens: int
+
+
+@torch.no_grad()
+def held_out(model: Forward, batches: Sequence[Batch], all_reduce: AllReduce = single_rank) -> HeldOut | None:
+    """The figures of all ranks' batches together, None without a token; every rank must call it."""
+    sums = [torch.zeros(3)]
+    for batch in batches:
+        loss, correct = cross_entropy_and_correct(model.predictions(batch), batch.labels_N)
+        sums.append(torch.stack([loss, correct, loss.new_tensor(batch.labelled)]))
+    loss_sum, correct_tokens, tokens = all_reduce(terms_sum(sums)).tolist()
+    return HeldOut(loss_sum / tokens, correct_tokens / tokens, int(tokens)) if tokens else None

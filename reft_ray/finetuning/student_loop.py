@@ -16,8 +16,7 @@ from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
 from reft_ray.core.forward import single_rank
 from reft_ray.core.guided import Distillation
-from reft_ray.core.held_out import held_out
-from reft_ray.core.losses import cross_entropy_sum
+from reft_ray.core.losses import cross_entropy_sum, held_out
 from reft_ray.core.optimization import learning_rate_at, optimizer_step, set_learning_rate
 from reft_ray.finetuning.best import BestState, BestWeights
 from reft_ray.finetuning.checkpoint import TrainState, gather_state, gather_weights, restore, trainable, write_state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import threading
 import time
@@ -17,11 +18,12 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from filelock import FileLock
-from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, make_url, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, inspect, make_url, select, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from reft_ray.core.errors import UsageError
+from reft_ray.jobs.tables import service_secrets
 
 UNREACHABLE = (OperationalError, InterfaceError, PoolTimeoutError)
 """What a database raises that is down, full or locked."""
@@ -214,3 +216,15 @@ def _sqlite(url: str, create: bool) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def service_secret(database: Database, name: str) -> str:
+    """A secret of the service itself, e.g. `sessions`, which its gateways share; made on its first use."""
+    query = select(service_secrets.c.value).where(service_secrets.c.name == name)
+    with database.write() as connection:
+        database.serialize(connection, "secrets")
+        found: str | None = connection.execute(query).scalar()
+        if found is None:
+            found = secrets.token_urlsafe(48)
+            connection.execute(insert(service_secrets).values(name=name, value=found))
+    return found

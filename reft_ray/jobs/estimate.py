@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from reft_ray.jobs.content import split_lines
+from reft_ray.jobs.content import ContentStore, split_lines
 from reft_ray.jobs.job import Hyperparameters
 from reft_ray.rows.reader import RowReader
 from reft_ray.settings import Settings
@@ -129,3 +131,29 @@ def estimate(size: Size, hyperparameters: Hyperparameters, defaults: Defaults, s
 def _text_bytes(line: bytes) -> int:
     row = _READER.read_line(line)
     return len(line) if isinstance(row, list) else sum(len(turn.content.encode()) for turn in row.conversation)
+
+
+class FirstSpeeds:
+    """Speeds that were measured without a job, in the content store, where all gateways and drivers find them.
+
+    One JSON file per base model, below `speeds/`; no project has that name.
+    """
+
+    def __init__(self, content: ContentStore) -> None:
+        self._content = content
+
+    def of(self, model: str) -> Speed | None:
+        """The speed of a model; None where none is kept, or it cannot be read."""
+        try:
+            return Speed.model_validate(json.loads(b"".join(self._content.read(_speed_key(model)))))
+        except (OSError, ValueError, ValidationError):
+            return None
+
+    def put(self, model: str, speed: Speed) -> None:
+        """Keep a speed, instead of an earlier one."""
+        self._content.write(_speed_key(model), [json.dumps(speed.model_dump()).encode()])
+
+
+def _speed_key(model: str) -> str:
+    # A model's name may have any characters.
+    return f"speeds/{hashlib.sha256(model.encode()).hexdigest()[:32]}.json"

@@ -7,7 +7,7 @@ from typing import Any
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.teacher_card import alignment_file
 from reft_ray.pipeline.config import BaseArgs
-from reft_ray.serving.builtin import BUILTIN, teacher_folder
+from reft_ray.teachers import BUILTIN, teacher_folder
 
 
 def local_base(teacher: str = BUILTIN, base: str | None = None, workers: int = 0) -> BaseArgs:

@@ -11,7 +11,7 @@ import torch
 
 from reft_ray.core.batch import answered, micro_batches
 from reft_ray.core.conversation import Example
-from reft_ray.core.held_out import HeldOut, held_out
+from reft_ray.core.losses import HeldOut, held_out
 from reft_ray.evaluation.judge_settings import MATCHER_ONLY, JudgeSettings, judges_from
 from reft_ray.evaluation.suite import Evaluation, Suite, evaluate
 from reft_ray.finetuning.encoding import encode_rows

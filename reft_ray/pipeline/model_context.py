@@ -10,7 +10,7 @@ from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.pipeline.config import AlignmentArgs, BaseArgs
-from reft_ray.serving.builtin import BUILTIN, teacher_folder
+from reft_ray.teachers import BUILTIN, teacher_folder
 from reft_ray.testbed.english import EVERYDAY, HARMFUL, LOOK_ALIKES
 from reft_ray.testbed.synthetic import SyntheticRows
 

@@ -1,7 +1,7 @@
 """The speed of a base model's jobs on this machine, from a small run of each stage: for estimates before the first job.
 
 `python -m reft_ray.pipeline.speed MODEL...` measures as a driver would work, and keeps what it found in the service's
-content store; the service starts it (`reft_ray.serving.first_speeds`).
+content store; the service starts it (`reft_ray.serving.finetuning_service`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ from reft_ray.hf.ref_teacher import load_scorer
 from reft_ray.hf.soft_targets import is_complete
 from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.driver import DriverConfig
-from reft_ray.jobs.estimate import Speed
-from reft_ray.jobs.first_speeds import FirstSpeeds
+from reft_ray.jobs.estimate import FirstSpeeds, Speed
 from reft_ray.openmp import spin_briefly
 from reft_ray.pipeline.measure import MeasureRequest, measure
 from reft_ray.pipeline.model_context import ModelContext

@@ -23,8 +23,8 @@ from reft_ray.pipeline.run_config import check_may_teach, check_not_weaker, fine
 from reft_ray.pipeline.screen import review_decisions, screen_file
 from reft_ray.pipeline.train import train_student
 from reft_ray.pipeline.validate import validate_files
-from reft_ray.serving.builtin import BUILTIN
 from reft_ray.settings import Settings
+from reft_ray.teachers import BUILTIN
 
 
 class StepsConfig(Settings):

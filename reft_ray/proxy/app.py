@@ -26,10 +26,8 @@ from reft_ray.api.settings import FilterSettings
 from reft_ray.api.verdict_stream import NDJSON
 from reft_ray.proxy import chat
 from reft_ray.proxy.gates import KeyGate, UpstreamGate
-from reft_ray.proxy.records import Records
-from reft_ray.proxy.settings import ProxySettings
-from reft_ray.proxy.training_files import ScreenedFile, screen_upload
-from reft_ray.proxy.upstream import Upstream, document_of, relayed
+from reft_ray.proxy.training_files import Records, ScreenedFile, screen_upload
+from reft_ray.proxy.upstream import ProxySettings, Upstream, document_of, relayed
 from reft_ray.telemetry.recorder import NullRecorder, Recorder
 
 _FORWARDED = (

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 from starlette.datastructures import UploadFile
@@ -16,6 +19,7 @@ from reft_ray.api.context import FilterContext
 from reft_ray.api.errors import ApiError
 from reft_ray.api.rows import lines
 from reft_ray.api.verdict_stream import VerdictStream, ndjson
+from reft_ray.atomic import atomic_write
 
 CHUNK = 1 << 16
 SHOWN_ROWS = 100
@@ -111,3 +115,33 @@ def _evidence(record: dict[str, Any]) -> dict[str, Any]:
 async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
     while chunk := await file.read(CHUNK):
         yield chunk
+
+
+class Records:
+    """The evidence of the files that the proxy has screened, under the upstream's ids.
+
+    One JSONL file for each: a summary, then the rows that were not forwarded. It holds no text.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, file_id: str) -> Path:
+        """Where a file's evidence is; it exists only for screened files."""
+        # The upstream chooses ids, so they are not used as file names.
+        return self._folder / f"{hashlib.sha256(file_id.encode()).hexdigest()}.jsonl"
+
+    def add(self, file_id: str, summary: dict[str, Any], rows: Iterable[bytes]) -> None:
+        """Remember a file; `rows` are lines of JSON."""
+        with atomic_write(self.path(file_id)) as scratch, scratch.open("wb") as out:
+            out.write(json.dumps({"type": "summary", **summary}).encode() + b"\n")
+            out.writelines(rows)
+
+    def knows(self, file_id: str) -> bool:
+        """Whether the file was screened here."""
+        return self.path(file_id).is_file()
+
+    def remove(self, file_id: str) -> None:
+        """Forget a file."""
+        self.path(file_id).unlink(missing_ok=True)

@@ -19,9 +19,8 @@ from reft_ray.core.errors import UsageError
 from reft_ray.rows.checks import CHECKS, Fault, media_faults, plainly_valid
 from reft_ray.rows.diagnosis import line_fault
 from reft_ray.rows.format import Format, Row, detect, formats_of, listed_turns, openai_row, rename_columns
-from reft_ray.rows.keys import repeats_key
 from reft_ray.rows.layout import judged_turns, training_turns
-from reft_ray.rows.turns import SPEAKERS, RepeatedKeyError
+from reft_ray.rows.turns import SPEAKERS, RepeatedKeyError, repeats_key
 
 DETECTION_ROWS = 100
 REPEATED_KEY = Fault("", "ambiguous_keys", "a dictionary has one key twice", "keep one value under each key")

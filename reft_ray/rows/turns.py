@@ -11,12 +11,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
-
-from reft_ray.rows.keys import repeats_key
 
 Turn = Mapping[str, Any]
 
@@ -130,3 +129,34 @@ def _calls_in(text: object) -> list[dict[str, object]]:
     if repeats_key(text.encode(), value):
         return []
     return [{"type": "function", "function": call} for call in calls]
+
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?', re.DOTALL)
+
+
+def repeats_key(raw: bytes, value: object) -> bool:
+    """Whether JSON (`raw`, parsed to `value`) has a key twice in one dictionary."""
+    try:
+        written = orjson.dumps(value)
+    except orjson.JSONEncodeError:  # nested deeper than can be written
+        return _keys_written(raw) != _keys_parsed(value)
+    if b"\\" in raw and b"\\u0022" in raw:
+        return _keys_written(raw) != _keys_parsed(value)
+    # Faster: a lost entry also lost its quotes.
+    return raw.count(b'"') != written.count(b'"')
+
+
+def _keys_written(raw: bytes) -> int:
+    return sum(1 for string in _STRING.finditer(raw) if string[1])
+
+
+def _keys_parsed(value: object) -> int:
+    pending, count = [value], 0
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            count += len(value)
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+    return count

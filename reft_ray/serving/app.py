@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
@@ -13,13 +15,15 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from reft_ray.api.chat_model import ChatError, Target
+from reft_ray.core.cascade import Opinion
 from reft_ray.core.completion import Piece, RawPrompt, Sampling
 from reft_ray.core.conversation import Conversation
 from reft_ray.core.errors import UsageError
+from reft_ray.guards.reply_guard import PARALLEL
+from reft_ray.guards.settings import GuardSettings, load_guard
 from reft_ray.openmp import spin_briefly
 from reft_ray.serving.args import ChatArgs, DeploymentArgs, ServeArgs
 from reft_ray.serving.gateway import Gateway
-from reft_ray.serving.guard import GuardReplica
 from reft_ray.serving.handle import moderator_of
 from reft_ray.serving.student import StudentReplica
 from reft_ray.serving.teacher import TeacherReplica
@@ -44,6 +48,24 @@ class Teacher(TeacherReplica):
         logs.configure()
         spin_briefly()
         super().__init__(RayRecorder(Labeller(application=application)), tracer_from_environment())
+
+
+class GuardReplica:
+    """Gives the opinions of one guard, in its own deployment: a local model one call at a time, an endpoint several."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        parsed = GuardSettings.of(settings, "cascade.guards")
+        self._guard = load_guard(parsed)
+        self._threads = ThreadPoolExecutor(1 if parsed.local else PARALLEL, thread_name_prefix="guard")
+
+    async def opinions(self, conversations: Sequence[Conversation], seconds: float) -> list[Opinion] | None:
+        """One Opinion per conversation, in order; None if `seconds` passed before the call ended."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(seconds):
+                return await loop.run_in_executor(self._threads, self._guard.opinions, conversations)
+        except TimeoutError:
+            return None
 
 
 class Trainer:

@@ -12,8 +12,8 @@ from reft_ray.api.settings import FilterSettings, ServiceSettings
 from reft_ray.core.errors import UsageError
 from reft_ray.guards.settings import CascadeSettings
 from reft_ray.jobs.lease import Slots
-from reft_ray.serving.builtin import BUILTIN
 from reft_ray.settings import Factory, Settings
+from reft_ray.teachers import BUILTIN
 from reft_ray.telemetry.metric_types import DEFAULT_APPLICATION
 
 PIPELINE = "reft_ray.pipeline.steps:make"

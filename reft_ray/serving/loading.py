@@ -12,7 +12,7 @@ from reft_ray.core.errors import ReftError
 from reft_ray.core.scoring import Scorer
 from reft_ray.core.verdict import Decision
 from reft_ray.serving.args import CanaryArgs, TeacherArgs
-from reft_ray.serving.builtin import BUILTIN, teacher_folder
+from reft_ray.teachers import BUILTIN, teacher_folder
 
 # Used if no pair is configured: later scores must equal those at loading, whatever they were.
 _PROBES = CanaryArgs(harmful="How do I build a bomb?", harmless="How do I bake bread?")

@@ -10,8 +10,7 @@ from reft_ray.core.batch import TokenizedExample, collate, dummy_batch, numbered
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.geometry import Readout
 from reft_ray.core.guided import Distillation, cached_teacher, guided_step, live_teacher
-from reft_ray.core.held_out import held_out
-from reft_ray.core.losses import kl_sum
+from reft_ray.core.losses import held_out, kl_sum
 from reft_ray.core.optimization import reduce_gradients
 from reft_ray.core.refusal import refusal_score
 from reft_ray.core.targets import SoftTargets

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from reft_ray.core.batch import collate, micro_batches
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError, StoppedError, UsageError
-from reft_ray.core.held_out import held_out
+from reft_ray.core.losses import held_out
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
 from reft_ray.finetuning.rows import (
     LEAST_ALIGNMENT,

@@ -27,7 +27,7 @@ from reft_ray.finetuning.teacher_quality import compared, measure, recalibrated,
 from reft_ray.finetuning.trainer import FinetuneInputs, finetune, prepare_teacher
 from reft_ray.hf.ref_teacher import Manifest, RefTeacher, content_id, save_with_manifest
 from reft_ray.pipeline.local_run import LocalRun
-from reft_ray.serving.builtin import BUILTIN, teacher_folder
+from reft_ray.teachers import BUILTIN, teacher_folder
 
 RUN = CliRunner()
 THINGS = ("car", "bread", "me", "that", "help", "please")

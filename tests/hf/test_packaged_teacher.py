@@ -12,7 +12,7 @@ from reft_ray.experiments.prepared_teacher import OWN
 from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.hf.teacher_card import alignment_file
-from reft_ray.serving.builtin import BUILTIN, teacher_folder
+from reft_ray.teachers import BUILTIN, teacher_folder
 from reft_ray.testbed.english import EVERYDAY, HARMFUL, LOOK_ALIKES
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from reft_ray.hf.ref_teacher import RefTeacher
-from reft_ray.serving.builtin import BUILTIN, teacher_folder
+from reft_ray.teachers import BUILTIN, teacher_folder
 from reft_ray.testbed.synthetic import Sizes, SyntheticRows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

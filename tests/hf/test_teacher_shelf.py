@@ -13,7 +13,7 @@ from reft_ray.core.verdict import Thresholds
 from reft_ray.hf.ref_teacher import RefTeacher, save_with_manifest
 from reft_ray.hf.signatures import make_keys
 from reft_ray.hf.teacher_shelf import TeacherShelf
-from reft_ray.serving.builtin import BUILTIN, teacher_folder
+from reft_ray.teachers import BUILTIN, teacher_folder
 
 
 @pytest.fixture(scope="module")

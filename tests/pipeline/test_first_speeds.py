@@ -12,8 +12,7 @@ from reft_ray.api.stores import Stores
 from reft_ray.core.errors import ReftError
 from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.database import Database
-from reft_ray.jobs.estimate import Speed
-from reft_ray.jobs.first_speeds import FirstSpeeds
+from reft_ray.jobs.estimate import FirstSpeeds, Speed
 from reft_ray.pipeline.config import BaseArgs
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.pipeline.speed import measure_speed

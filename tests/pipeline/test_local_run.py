@@ -20,7 +20,7 @@ from reft_ray.hf.teacher_card import alignment_file
 from reft_ray.pipeline import local_run
 from reft_ray.pipeline.local_run import LocalRun
 from reft_ray.screening.kept_rows import kept_rows
-from reft_ray.serving.builtin import teacher_folder
+from reft_ray.teachers import teacher_folder
 
 
 def test_a_run_id_belongs_to_the_rows_that_were_kept(llama: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from reft_ray.cli.main import app
 from reft_ray.core.errors import UsageError
 from reft_ray.jobs.database import Database
 from reft_ray.proxy.app import create_proxy
-from reft_ray.proxy.settings import ProxySettings
+from reft_ray.proxy.upstream import ProxySettings
 from reft_ray.testbed.word_scorer import WordScorer
 
 TEXTS = ["bake bread", "build a bomb", "brew tea", "a tactical knife", "milk and honey"]

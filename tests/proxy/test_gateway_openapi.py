@@ -8,7 +8,7 @@ from proxy.small_upstream import KEY, SmallUpstream
 
 from reft_ray.api.moderator import LocalModerator
 from reft_ray.proxy.app import create_proxy
-from reft_ray.proxy.settings import ProxySettings
+from reft_ray.proxy.upstream import ProxySettings
 from reft_ray.testbed.word_scorer import WordScorer
 
 schemathesis = pytest.importorskip("schemathesis")

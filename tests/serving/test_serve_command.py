@@ -11,8 +11,8 @@ from reft_ray.cli.serve import _service, serve
 from reft_ray.core.errors import UsageError
 from reft_ray.hf.ref_teacher import RefTeacher
 from reft_ray.serving.args import ServeArgs
-from reft_ray.serving.builtin import BUILTIN, teacher_folder
 from reft_ray.serving.local import local_service
+from reft_ray.teachers import BUILTIN, teacher_folder
 
 app = typer.Typer()
 app.command()(serve)

@@ -9,7 +9,7 @@ from reft_ray.core.errors import UsageError
 from reft_ray.experiments.bench.config import BenchConfig
 from reft_ray.experiments.bench.methods import METHODS
 from reft_ray.experiments.prepared_teacher import LORA
-from reft_ray.serving.builtin import BUILTIN, teacher_folder
+from reft_ray.teachers import BUILTIN, teacher_folder
 
 OURS = ("sft", "sft_aligned", "joint", "distill")
 """The methods that the project's claim is based on; each without and with the filter."""
