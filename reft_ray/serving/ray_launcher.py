@@ -19,6 +19,8 @@ HANDLE = "ray"
 STOP_SECONDS = 20.0
 """How long to wait for Ray to stop a driver; Ray sends SIGTERM, and SIGKILL `_GRACE_SECONDS` later."""
 
+AGENT_SECONDS = 30.0
+_NO_AGENT = "No available agent"
 _GRACE_SECONDS = 1
 _POLL_SECONDS = 0.1
 _ONGOING = (JobStatus.PENDING, JobStatus.RUNNING)
@@ -53,8 +55,21 @@ class RayLauncher:
         return JobSubmissionClient(self.address)
 
     def start(self, job_id: str, attempt: int) -> str:
+        """Start a driver; a cluster that starts itself has no agent for jobs yet, which is waited for."""
         name = f"{job_id}-{attempt}"
         handle = f"{HANDLE}:{name}"
+        until = time.monotonic() + AGENT_SECONDS
+        while True:
+            try:
+                self._submit(name, job_id, attempt, handle)
+            except RuntimeError as error:
+                if _NO_AGENT not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(_POLL_SECONDS)
+            else:
+                return handle
+
+    def _submit(self, name: str, job_id: str, attempt: int, handle: str) -> None:
         self._client.submit_job(
             entrypoint=shlex.join([self.python, "-m", "reft_ray.jobs.driver", job_id, str(attempt)]),
             submission_id=name,
@@ -68,7 +83,6 @@ class RayLauncher:
             entrypoint_num_cpus=self.cpus or None,
             entrypoint_resources=dict(self.resources) or None,
         )
-        return handle
 
     def stop(self, handle: str) -> None:
         """Ray stops the process and its children; actors and workers end with their driver."""

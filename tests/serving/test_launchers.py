@@ -20,12 +20,14 @@ from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.launcher import ProcessLauncher
 from reft_ray.jobs.lease import Leases, Slots
 from reft_ray.jobs.reconciler import Reconciler, RetryPolicy
+from reft_ray.serving import ray_launcher
 from reft_ray.serving.args import ServiceArgs
 from reft_ray.serving.finetuning_service import counter_of, driver_config, launcher_of
 from reft_ray.serving.ray_launcher import RayLauncher
 from reft_ray.telemetry.recorder import NullRecorder
 
-SECONDS = 60
+SECONDS = 240
+"""Drivers start in seconds, or in a minute on a core that other work wants too."""
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +149,31 @@ def test_a_killed_driver_is_replaced_and_no_step_is_repeated(desk):
     assert (job().status, job().attempt) == (Status.SUCCEEDED, 3)
     assert reported() == list(range(1, steps + 1))
     assert desk.processes() == []
+
+
+def test_a_cluster_whose_agent_is_late_gets_its_driver(tmp_path, monkeypatch):
+    late = RuntimeError(
+        "Request failed with status code 500: No available agent to submit job, please try again later."
+    )
+    outcomes, names = [late, late, None, RuntimeError("status code 500: disk full")], []
+
+    class Client:
+        def submit_job(self, submission_id, **_):
+            names.append(submission_id)
+            if (outcome := outcomes.pop(0)) is not None:
+                raise outcome
+
+    launcher = RayLauncher(DriverConfig(f"sqlite:///{tmp_path}/jobs.db", str(tmp_path), "a:b"), "http://127.0.0.1:1")
+    monkeypatch.setitem(launcher.__dict__, "_client", Client())
+    monkeypatch.setattr(ray_launcher, "_POLL_SECONDS", 0)
+    assert launcher.start("ftjob-1", 2) == "ray:ftjob-1-2"
+    with pytest.raises(RuntimeError, match="disk full"):
+        launcher.start("ftjob-1", 3)
+    assert names == ["ftjob-1-2"] * 3 + ["ftjob-1-3"]
+    outcomes.append(late)
+    monkeypatch.setattr(ray_launcher, "AGENT_SECONDS", -1)
+    with pytest.raises(RuntimeError, match="No available agent"):
+        launcher.start("ftjob-1", 4)
 
 
 def test_a_driver_of_another_launcher_is_left_to_its_lease(desk):
