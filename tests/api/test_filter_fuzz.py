@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 VALUES: list[Any] = [
@@ -110,26 +111,28 @@ def test_hostile_bodies(make_filter: Callable[..., Any], bodies: int) -> None:
         assert len(verdicts) == trailer["rows"] == lines_in(body)
         assert [verdict["row"] for verdict in verdicts] == list(range(len(verdicts)))
 
-    async def run() -> tuple[int, int]:
+    def held() -> tuple[int, int]:
+        gc.collect()
+        return len(gc.get_objects()), psutil.Process().memory_info().rss
+
+    async def run() -> tuple[tuple[int, int], tuple[int, int]]:
         transport = httpx.ASGITransport(service.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://filter/v1") as client:
             for number in range(200):
                 await (moderate if number % 2 else screen)(client)
-            before = len(asyncio.all_tasks())
-            gc.collect()
-            objects = len(gc.get_objects())
+            tasks, before = len(asyncio.all_tasks()), held()
             for number in range(bodies - 200):
                 await asyncio.wait_for((moderate if number % 4 else screen)(client), 10)
-            gc.collect()
-            assert len(asyncio.all_tasks()) == before
-            return objects, len(gc.get_objects())
+            assert len(asyncio.all_tasks()) == tasks
+            return before, held()
 
-    before, after = asyncio.run(run())
+    (objects_before, bytes_before), (objects_after, bytes_after) = asyncio.run(run())
     assert sum(statuses.values()) == bodies
     assert statuses[200] > bodies / 5
     assert statuses[400] > bodies / 5
     # The recorder keeps its observations; anything that grew per request otherwise would show.
-    assert after < before + 3 * bodies
+    assert objects_after < objects_before + 3 * bodies
+    assert bytes_after < bytes_before + (16 << 20) + 1024 * bodies
     assert service.judge.waiting == 0
 
 

@@ -1,7 +1,8 @@
 """A small service whose processes kill themselves, with SIGKILL, once, at a named point.
 
 `python kill_kit.py ROOT` is the gateway; `kill_kit:make` are the steps of its drivers. ROOT/point names the point,
-ROOT/journal gets a line per started step, ROOT/gateway.pid holds the gateway's process id.
+ROOT/database the URL of its records, ROOT/journal gets a line per started step, ROOT/gateway.pid holds the gateway's
+process id.
 """
 
 import os
@@ -141,7 +142,7 @@ class KillLauncher(ProcessLauncher):
 
 def main(root: Path) -> None:
     (root / "gateway.pid").write_text(str(os.getpid()))
-    url = f"sqlite:///{root / 'jobs.db'}"
+    url = (root / "database").read_text()
     store = JobStore(Database.open(url))
     config = DriverConfig(
         url,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from sqlalchemy import select
 
 from reft_ray.jobs.content import ContentStore
 from reft_ray.jobs.database import Database
@@ -16,6 +17,7 @@ from reft_ray.jobs.files import FileStore
 from reft_ray.jobs.job import TERMINAL, Event, JobSpec, Status
 from reft_ray.jobs.job_store import JobStore
 from reft_ray.jobs.models import ModelStore
+from reft_ray.jobs.tables import metadata
 
 HERE = Path(__file__).parent
 SECONDS = 120
@@ -26,11 +28,12 @@ STEPS = ("validate", "screen", "train", "evaluate", "export")
 class Killed:
     """A service whose gateway is restarted whenever it dies."""
 
-    def __init__(self, root: Path, point: str) -> None:
+    def __init__(self, root: Path, point: str, url: str) -> None:
         self.root = root
+        (root / "database").write_text(url)
         (root / "point").write_text(point)
         (root / "tmp").mkdir()
-        self.database = Database.open(f"sqlite:///{root / 'jobs.db'}")
+        self.database = Database.open(url)
         self.jobs = JobStore(self.database)
         files = FileStore(self.database, ContentStore(str(root / "files")))
         row = json.dumps({"messages": [{"role": "user", "content": WORDS.decode()}]}).encode() + b"\n"
@@ -92,12 +95,14 @@ class Killed:
         self.database.close()
 
 
-@pytest.fixture
-def killed(tmp_path):
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=[pytest.mark.servers, pytest.mark.slow])])
+def killed(tmp_path, request):
     made = []
+    sqlite = f"sqlite:///{tmp_path / 'jobs.db'}"
+    url = sqlite if request.param == "sqlite" else request.getfixturevalue("new_postgres")()
 
     def make(point):
-        made.append(Killed(tmp_path, point))
+        made.append(Killed(tmp_path, point, url))
         return made[-1]
 
     yield make
@@ -162,6 +167,10 @@ def test_a_job_survives_a_kill(killed, point):
     # Row text is where erasures and sweeps reach it, and nowhere else.
     kept = [path for path in service.root.rglob("*") if path.is_file() and WORDS in path.read_bytes()]
     assert {path.relative_to(service.root).parts[0] for path in kept} == {"files"}
+    with service.database.read() as connection:
+        stored = [str(connection.execute(select(table)).all()) for table in metadata.tables.values()]
+    assert sum(map(len, stored)) > 1000
+    assert not [rows for rows in stored if WORDS.decode() in rows]
     if point.startswith(("gateway", "claimed", "launched", "all")):
         assert service.restarts == 1
 

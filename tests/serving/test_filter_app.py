@@ -133,7 +133,7 @@ def test_a_stream_answers_before_its_upload_ends(service: Service) -> None:
     async def exchange(port: int) -> list[bytes]:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         chunk = f"{len(row(1)):x}\r\n".encode() + row(1) + b"\r\n"
-        writer.write(b"POST /v1/screenings HTTP/1.1\r\nhost: filter\r\ntransfer-encoding: chunked\r\n\r\n" + chunk)
+        writer.write(b"POST /v1/screenings HTTP/1.1\r\nhost: 127.0.0.1\r\ntransfer-encoding: chunked\r\n\r\n" + chunk)
         seen = await reader.readuntil(b'"verdict"')
         writer.write(chunk * 9 + b"0\r\n\r\n")
         seen += await reader.readuntil(b"\r\n0\r\n\r\n")
