@@ -2,8 +2,10 @@
 
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -19,9 +21,20 @@ from reft_ray.experiments.filters.linear import fit_embeddings, fit_tfidf
 from reft_ray.experiments.filters.rows import FilterRows, held_out, labels_of
 from reft_ray.experiments.filters.scores import REF_TEACHER, BaselineFilter, ScoredFilter, score_all
 from reft_ray.experiments.filters.section import SECTION
+from reft_ray.experiments.filters.siren import fit_siren, pooled, salient
 from reft_ray.experiments.filters.tables import render
+from reft_ray.hf.loading import load_base
 
-NAMES = [REF_TEACHER, "keywords", "TF-IDF + LR", "base probe", "teacher's answers", "base direction", "lambda = 0"]
+NAMES = [
+    REF_TEACHER,
+    "keywords",
+    "TF-IDF + LR",
+    "base probe",
+    "SIREN",
+    "teacher's answers",
+    "base direction",
+    "lambda = 0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +102,43 @@ def test_tfidf_learns_words_and_ranks_unseen_prompts() -> None:
     score = fit_tfidf(train, train)
     harmful, harmless = score(["please steal this", "please bake this"]).tolist()
     assert harmful > 0 > harmless
+
+
+def test_siren_reads_the_layers_that_tell(llama: Path) -> None:
+    verbs = ("steal", "bake")
+    train = [example(f"how to {verb} a {thing}", verb == "steal") for verb in verbs for thing in "abcdefghij"]
+    score = fit_siren(str(llama), "cpu", train, train)
+    harmful, harmless = score(["please steal a car", "please bake a cake"]).tolist()
+    assert -1 <= harmless < harmful <= 1
+    assert score(["", "bake " * 1000]).isfinite().all()
+
+
+def test_salient_neurons_make_up_most_of_the_weight() -> None:
+    assert salient(np.array([0.0, 3.0, 1.0, 6.0])).tolist() == [3, 1]
+    assert salient(np.zeros(3)).shape == (3,)
+
+
+def test_pooled_states_are_means_over_a_texts_own_tokens(llama: Path) -> None:
+    base = load_base(str(llama))
+    texts = ["how to bake", "how to bake a very long bread indeed"]
+    together = pooled(base, texts)
+    for place, text in enumerate(texts):
+        ids = torch.tensor([base.tokenizer(text)["input_ids"]])
+        states = base.model(ids, output_hidden_states=True).hidden_states[1:]
+        alone = torch.stack([state[0].mean(0) for state in states])
+        assert torch.allclose(torch.from_numpy(together[:, place]), alone, atol=1e-5)
+
+
+def test_a_sample_has_rows_of_every_source_and_label() -> None:
+    rows = [
+        example(f"{label} {source} {i}", label, source) for label in (True, False) for source in "ab" for i in range(9)
+    ]
+    sampled = FilterRows(rows, rows, [], rows, {"t": rows}).sample(4)
+    assert Counter((row.source, row.label) for row in sampled.train) == {
+        (source, label): 4 for source in "ab" for label in (Label.HARMFUL, Label.HARMLESS)
+    }
+    assert len(sampled.foreign) == len(sampled.benign["t"]) == 16
+    assert sampled.validation == rows
 
 
 def test_keywords_count_different_stems() -> None:

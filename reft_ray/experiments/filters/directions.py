@@ -115,7 +115,7 @@ def fit_answers(teacher: Path, base_name: str, device: str) -> Score:
 
 def fit_teacher(teacher: Path, base_name: str) -> Score:
     """The Ref-Teacher itself: layers 1..l, windows over long texts."""
-    return scores_of(RefTeacher.load(teacher).scorer(base_name, precision="float32"))
+    return scores_of(RefTeacher.load(teacher).scorer(base_name))
 
 
 def scores_of(scorer: Scorer) -> Score:

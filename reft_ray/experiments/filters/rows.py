@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from reft_ray.core.conversation import Example, Label, text_hash
-from reft_ray.experiments.bench.rows import BenchRows
+from reft_ray.experiments.bench.rows import BenchRows, sample_rows
 from reft_ray.finetuning.prompts import read_labelled
 from reft_ray.finetuning.teacher_loop import TeacherData
 
@@ -31,6 +31,23 @@ class FilterRows:
     foreign: Sequence[Example]
     benign: Mapping[str, Sequence[Example]]
     siblings: frozenset[str] = field(default_factory=frozenset)
+
+    def sample(self, per_source: int) -> FilterRows:
+        """At most so many rows of each source and label; validation rows, which choose thresholds, stay."""
+        return replace(
+            self,
+            train=_sampled(self.train, per_source),
+            seen=_sampled(self.seen, per_source),
+            foreign=_sampled(self.foreign, per_source),
+            benign={name: _sampled(rows, per_source) for name, rows in self.benign.items()},
+        )
+
+
+def _sampled(rows: Sequence[Example], per_source: int) -> list[Example]:
+    by_source: dict[tuple[str, Label | None], list[Example]] = {}
+    for row in rows:
+        by_source.setdefault((row.source, row.label), []).append(row)
+    return [row for part in by_source.values() for row in sample_rows(part, per_source)]
 
 
 def texts_of(rows: Sequence[Example]) -> list[str]:

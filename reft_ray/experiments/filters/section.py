@@ -14,7 +14,7 @@ from reft_ray.core.quality import Targets
 from reft_ray.experiments.bench.section import Section
 from reft_ray.experiments.bench.shared_models import teacher_variant
 from reft_ray.experiments.bench.workspace import Workspace
-from reft_ray.experiments.filters import directions, keywords, linear
+from reft_ray.experiments.filters import directions, keywords, linear, siren
 from reft_ray.experiments.filters.figures import figures_of
 from reft_ray.experiments.filters.rows import FilterRows, builtin_rows, public_rows
 from reft_ray.experiments.filters.scores import REF_TEACHER, BaselineFilter, score_all
@@ -27,10 +27,12 @@ from reft_ray.settings import Settings
 class FilterSettings(Settings):
     """`embeddings` needs an extra, `answers` one generation per text; `variants` trains further teachers.
 
-    `variant` are their TeacherConfig keys. `holdout`: the Ref-Teacher was trained without the `rows.held_out` rows.
+    `per_source` is the most prompts of each source and label, of training and of measured prompts. `variant` are the
+    variants' TeacherConfig keys. `holdout`: the Ref-Teacher was trained without the `rows.held_out` rows.
     """
 
     embeddings: bool = True
+    per_source: int | None = Field(None, ge=1)
     answers: bool = True
     variants: bool = True
     variant: dict[str, Any] = Field(default_factory=dict)
@@ -62,6 +64,8 @@ def filters_of(
             "base probe", directions.PROBE_ABOUT, partial(directions.fit_probe, base, device, *learned), base_id
         ),
     ]
+    fit = partial(siren.fit_siren, base, device, *learned)
+    filters.append(BaselineFilter("SIREN", siren.ABOUT, fit, base_id))
     if chosen.answers:
         fit_answers = partial(directions.fit_answers, teacher.folder, base, device)
         filters.append(BaselineFilter("teacher's answers", directions.ANSWERS_ABOUT, fit_answers, teacher.id))
@@ -96,6 +100,7 @@ def run(workspace: Workspace, settings: Mapping[str, Any]) -> dict[str, Any]:
     thresholding = made.config.get("thresholds")
     targets = Thresholding.of(thresholding).targets if thresholding else Targets()
     rows = rows_of(workspace, chosen.holdout)
+    rows = rows.sample(chosen.per_source) if chosen.per_source else rows
     variants = {
         name: teacher_variant(
             workspace, {**chosen.variant, **changes}, replace(workspace.rows.teacher, train=rows.train)
