@@ -151,7 +151,8 @@ def convert(model: KnownModel, gguf: Path, target: Path, progress: Progress) -> 
     for leftover in ("quantization_config", "_model_name_or_path"):
         vars(network.config).pop(leftover, None)
     progress(f"{model.name}: writing safetensors")
-    network.to(torch.bfloat16).save_pretrained(target)
+    with _without_bars():
+        network.to(torch.bfloat16).save_pretrained(target)
     tokenizer.save_pretrained(target)
     _check_tokenizer(tokenizer, AutoTokenizer.from_pretrained(str(target)), model.name)
     source = {"name": model.name, "file": model.file, "sha256": model.sha256, "licence": model.licence}
@@ -254,12 +255,16 @@ def _stage(text: str, progress: Progress) -> Iterator[None]:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """The bars of transformers' GGUF reader have no switch of their own."""
+    """Without transformers' progress bars; those of its GGUF reader have no switch of their own."""
     from transformers import modeling_gguf_pytorch_utils as reader
+    from transformers.utils import logging
 
-    shown = vars(reader).get("tqdm")
+    shown, enabled = vars(reader).get("tqdm"), logging.is_progress_bar_enabled()
     vars(reader)["tqdm"] = lambda items, **options: items
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         vars(reader)["tqdm"] = shown
+        if enabled:
+            logging.enable_progress_bar()
