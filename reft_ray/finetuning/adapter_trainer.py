@@ -109,9 +109,11 @@ class AdapterTrainer:
         """The loop of this adapter."""
         return self._loops[name]
 
-    def create(self, name: str, settings: LoraSettings, seed: int) -> None:
-        """Start a loop from a new adapter."""
+    def create(self, name: str, settings: LoraSettings, seed: int, start: Path | None = None) -> None:
+        """Start a loop from a new adapter, with the update of a saved one if given."""
         self.bank.add(name, settings, seed)
+        if start is not None:
+            self.bank.start_from(name, start)
         self._loops[name] = Loop(settings, self._optimizer(name))
 
     def restore(self, name: str, settings: LoraSettings, folder: Path, moments: bool = True) -> None:

@@ -27,12 +27,16 @@ from reft_ray.hf.lora import (
     BASE_ROW,
     LoraSettings,
     activate,
+    adapter_scale,
     adapter_state,
     attach,
     differing,
+    fitted,
     load_adapter_state,
+    read_adapter,
     row_adapters,
     save_adapter,
+    saved_scale,
 )
 
 _RESIDENT = "resident"
@@ -91,6 +95,11 @@ class AdapterBank:
         if odd := differing(self.model, name, state):
             raise ReftError(f"the weights do not fit this model's rank and layers: {odd} differs")
         load_adapter_state(self.model, name, dict(state))
+
+    def start_from(self, name: str, folder: Path) -> None:
+        """Begin an adapter with the update of a saved one, as far as its rank and layers hold it."""
+        ratio = saved_scale(folder) / adapter_scale(self.model, name)
+        self.load(name, fitted(read_adapter(folder), self.state(name), ratio))
 
     def remove(self, name: str) -> None:
         """Remove an adapter from memory."""

@@ -269,6 +269,34 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / ADAPTER_WEIGHTS)
 
 
+def fitted(saved: Mapping[str, Tensor], like: Mapping[str, Tensor], ratio: float) -> dict[str, Tensor]:
+    """The tensors of `like` with the update of a saved adapter, `ratio` * B A, on the layers that both have.
+
+    A higher rank keeps the rest of `like`'s A, times a B of 0; a lower one takes the best approximation.
+    """
+    found = dict(like)
+    for name in saved.keys() & like.keys():
+        if ".lora_A." not in name:
+            continue
+        other = name.replace(".lora_A.", ".lora_B.")
+        a_RI, b_OR = saved[name].float(), ratio * saved[other].float()
+        if len(like[name]) < len(a_RI):
+            a_RI, b_OR = _truncated(a_RI, b_OR, len(like[name]))
+        found[name], found[other] = like[name].clone(), torch.zeros_like(like[other])
+        found[name][: len(a_RI)] = a_RI
+        found[other][:, : len(a_RI)] = b_OR
+    return found
+
+
+def _truncated(a_RI: Tensor, b_OR: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors of the product nearest to B A of this rank, found without the product."""
+    out, left = torch.linalg.qr(b_OR)
+    inner, right = torch.linalg.qr(a_RI.T)
+    u, s, vh = torch.linalg.svd(left @ right.T)
+    root = s[:rank].sqrt()
+    return (root[:, None] * vh[:rank]) @ inner.T, out @ (u[:, :rank] * root)
+
+
 def weight_deltas(folder: Path) -> dict[str, Tensor]:
     """What an adapter adds to each linear layer of its base, [outputs, inputs] by the layer's name, in float32."""
     tensors, scale = read_adapter(folder), saved_scale(folder)

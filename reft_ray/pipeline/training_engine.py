@@ -47,12 +47,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the engine is made of."""
+    """What the engine is made of; `start` is the adapter that new models begin with, None for the base."""
 
     bank: AdapterBank
     trainer: AdapterTrainer
     screen: Screen
     gate: TrainingGate
+    start: Path | None = None
 
 
 def load_parts(
@@ -76,6 +77,7 @@ def load_parts(
         AdapterTrainer(bank, settings.batch_tokens, guidance, settings.seed),
         Screen(DatumReader(bank.chat), judge, context.teacher.manifest.thresholds, rule, findings),
         TrainingGate(context, bank, shared),
+        context.teacher.folder / "adapter" if config.init == "aligned" else None,
     )
 
 
@@ -115,15 +117,21 @@ class TrainingEngine:
             self.unload(next(iter(self._slots)))
         slot, trainer = self._name("m"), self.parts.trainer
         settings = lora_settings(model.lora)
+        unsaved = self._queue.unsaved(model)
+        # A model with requests and no saved state is one from before there was a start: it began with the base.
+        start = self.parts.start if model.state_key is None and not unsaved else None
         if model.state_key is None:
-            trainer.create(slot, settings, int(model.lora.get("seed") or 0))
+            trainer.create(slot, settings, int(model.lora.get("seed") or 0), start)
         else:
             with local_folder(self._files.uri(model.state_key)) as folder:
                 trainer.restore(slot, settings, folder)
         self._slots[model.id] = slot
         self._saved_steps[model.id] = trainer.loop(slot).steps
         try:
-            for request in self._queue.unsaved(model):
+            if start is not None:
+                # Now: a later worker may have another teacher.
+                self._save_state(model, model.applied)
+            for request in unsaved:
                 self.apply(slot, request)
         except BaseException:
             self.forget(model.id)

@@ -16,6 +16,7 @@ from reft_ray.hf.lora import (
     adapter_scale,
     attach,
     attach_saved,
+    fitted,
     merge,
     read_adapter,
     save_adapter,
@@ -160,3 +161,19 @@ def test_adapters_are_on_the_chosen_layers_alone(
 def test_no_layer_for_an_adapter_is_an_error(llama: Path) -> None:
     with pytest.raises(ReftError, match=r"lora\.first_layer=9"):
         attach(load_base(str(llama)).model, "student", LoraSettings(first_layer=9))
+
+
+@pytest.mark.parametrize("rank", [2, 3, 7])
+def test_an_update_fits_an_adapter_of_any_rank(rank: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b, own_a = (torch.randn(size, generator=generator) for size in ((3, 8), (6, 3), (rank, 8)))
+    saved = {"l.lora_A.weight": a, "l.lora_B.weight": b, "x.lora_A.weight": a, "x.lora_B.weight": b}
+    like = {"l.lora_A.weight": own_a, "l.lora_B.weight": torch.zeros(6, rank), "y.lora_A.weight": own_a}
+    found = fitted(saved, like, 0.5)
+    assert found.keys() == like.keys()
+    assert torch.equal(found["y.lora_A.weight"], own_a)
+    product = found["l.lora_B.weight"] @ found["l.lora_A.weight"]
+    u, s, vh = torch.linalg.svd(0.5 * b @ a)
+    best = u[:, :rank] * s[:rank] @ vh[:rank] if rank < 3 else 0.5 * b @ a
+    assert torch.allclose(product, best[:6], atol=1e-5)
+    assert torch.equal(found["l.lora_A.weight"][3:], own_a[3:])

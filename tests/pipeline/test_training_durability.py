@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from sqlalchemy import select, update
 
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.loading import load_tokenizer
+from reft_ray.hf.lora import weight_deltas
 from reft_ray.jobs import training_queue
 from reft_ray.jobs.errors import InvalidError, LeaseLostError, NotFoundError
 from reft_ray.jobs.training_queue import DONE, Outcome, TrainingRequest
@@ -36,10 +38,12 @@ class Killed(BaseException):
 def make_kit(toy, tmp_path):
     made = []
 
-    def make(name: str) -> Kit:
+    def make(name: str, **finetune) -> Kit:
         root = tmp_path / name
         root.mkdir()
-        made.append(Kit(root, {**toy.options["bases"]["toy"], "base": str(toy.base)}, {"checkpoint_every": 2}))
+        options = toy.options["bases"]["toy"]
+        options = {**options, "base": str(toy.base), "finetune": {**options["finetune"], **finetune}}
+        made.append(Kit(root, options, {"checkpoint_every": 2}))
         return made[-1]
 
     yield make
@@ -82,6 +86,38 @@ def test_a_worker_that_dies_at_any_point_loses_no_step(make_kit, words_of):
         found = weights(second, loop.model)
         assert all(torch.equal(value, found[key]) for key, value in reference.items()), point
         kit.stores.training.release("toy", second.owner)
+
+
+def test_models_begin_with_the_teacher_where_jobs_do_and_stay_so(make_kit, words_of):
+    kit = make_kit("aligned", init="aligned")
+    loop = Loop(kit)
+    worker = kit.worker()
+    loop.submit("forward", data_request(loop.model, 1, rows_for(words_of(kit))))
+    drain(worker)
+    begun, teacher = weights(worker, loop.model), kit.context.teacher.folder / "adapter"
+    deltas = weight_deltas(teacher)
+    assert deltas
+    for name, delta in deltas.items():
+        a, b = (begun[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+        assert torch.allclose(2.0 * (b @ a), delta, atol=1e-6), name
+    kit.stores.training.release("toy", worker.owner)
+    second = kit.worker()
+    second.tick()
+    # Whatever its teacher is.
+    second.engine.parts = replace(second.engine.parts, start=None)
+    loop.step(rows_for(words_of(kit)))
+    drain(second)
+    assert second.engine.forget(loop.model) is None
+    continued = weights(second, loop.model)
+    reference = make_kit("reference", init="aligned")
+    other = Loop(reference)
+    other.submit("forward", data_request(other.model, 1, rows_for(words_of(kit))))
+    other.step(rows_for(words_of(kit)))
+    alone = reference.worker()
+    drain(alone)
+    expected = weights(alone, other.model)
+    assert all(torch.allclose(value, expected[key], atol=1e-6) for key, value in continued.items())
+    assert not all(torch.allclose(value, begun[key], atol=1e-4) for key, value in continued.items())
 
 
 def test_idle_models_are_on_disk_and_continue(make_kit, words_of):
