@@ -18,6 +18,7 @@ from reft_ray.core.teacher import TeacherTerms, teacher_step
 from reft_ray.experiments import student
 from reft_ray.experiments.bench import cell as cells
 from reft_ray.experiments.bench import costs, grid, students
+from reft_ray.experiments.bench import workspace as workspace_module
 from reft_ray.experiments.bench.cell import Cell, cell_key
 from reft_ray.experiments.bench.config import Block
 from reft_ray.experiments.bench.defence_edits import edit_student, last_features
@@ -380,3 +381,15 @@ def test_costs_are_relative_to_plain_finetuning_and_cached(
 
     monkeypatch.setattr(costs, "train", trained)
     assert costs.run(workspace, settings)["contenders"] == found["contenders"]
+
+
+def test_a_trainings_progress_is_logged_once_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    made = Workspace(preset("quick", {}), tmp_path, lines.append)
+    report = made._progress("the Ref-Teacher")
+    report({"progress": 0.5})
+    assert lines == []
+    monkeypatch.setattr(workspace_module, "LOG_SECONDS", 0.0)
+    for metrics in ({}, {"progress": None}, {"progress": 0.5}):
+        report(metrics)
+    assert lines == ["the Ref-Teacher: 50%, about 0 min left"]

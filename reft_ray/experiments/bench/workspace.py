@@ -33,6 +33,8 @@ from reft_ray.testbed.base_model import ensure_base
 Log = Callable[[str], None]
 Result = dict[str, Any]
 
+LOG_SECONDS = 60.0
+
 
 def content_key(value: Any) -> str:
     """16 hex digits of SHA-256 over a JSON value."""
@@ -115,9 +117,23 @@ class Workspace:
         """A teacher, trained once in `folder` on as many workers as cells run at a time."""
 
         def train(storage: Path) -> None:
-            prepare_teacher(settings, data, folder, self.resources(storage, self.workers), run_id="teacher")
+            resources, progress = self.resources(storage, self.workers), self._progress(title)
+            prepare_teacher(settings, data, folder, resources, "teacher", progress)
 
         return RefTeacher.load(self.train_once(folder, "teacher.json", f"training {title}", train))
+
+    def _progress(self, title: str) -> Callable[[Mapping[str, Any]], None]:
+        """Logs a training's share of the work and the time left, once a minute."""
+        started = logged = time.monotonic()
+
+        def report(metrics: Mapping[str, Any]) -> None:
+            nonlocal logged
+            now, share = time.monotonic(), float(metrics.get("progress") or 0.0)
+            if share and now >= logged + LOG_SECONDS:
+                logged = now
+                self.log(f"{title}: {share:.0%}, about {(now - started) * (1 - share) / share / 60:.0f} min left")
+
+        return report
 
     def train_once(self, folder: Path, marker: str, title: str, train: Callable[[Path], object]) -> Path:
         """Fill `folder` by `train` unless its file `marker` exists.
