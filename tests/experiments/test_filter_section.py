@@ -33,6 +33,7 @@ NAMES = [
     "SIREN",
     "teacher's answers",
     "base direction",
+    "base, whitened",
     "lambda = 0",
 ]
 

@@ -20,6 +20,7 @@ from reft_ray.experiments.filters.rows import labels_of, texts_of
 from reft_ray.experiments.filters.scores import Score
 from reft_ray.finetuning.teacher_filter import sweep_layers
 from reft_ray.hf.chat import ChatFormat
+from reft_ray.hf.compute import resolve_dtype
 from reft_ray.hf.features import fit_readouts, prompt_features
 from reft_ray.hf.generate import Responder
 from reft_ray.hf.loading import Base, load_base
@@ -65,7 +66,7 @@ def fit_direction(
     geometry: Geometry = Geometry.PLAIN,
 ) -> Score:
     """R_l of the untrained base, at the layer that separates the validation prompts best."""
-    base = load_base(base_name, device=device)
+    base = load_base(base_name, resolve_dtype("auto", device), device)
     features, layers = Features(base), sweep_layers(base.layers, SWEEP)
     known, held = features.of(texts_of(train), layers), features.of(texts_of(validation), layers)
     readouts = fit_readouts(known, labels_of(train), geometry)
@@ -84,10 +85,10 @@ PROBE_ABOUT = "logistic regression on the untrained base model's features at hal
 
 def fit_probe(base_name: str, device: str, train: Sequence[Example], validation: Sequence[Example]) -> Score:
     """A linear probe at half depth."""
-    base = load_base(base_name, device=device)
+    base = load_base(base_name, resolve_dtype("auto", device), device)
     features = Features(base)
     layer = max(1, round(base.layers / 2))
-    return fit_logistic(lambda texts: features.of(texts, [layer])[layer].numpy(), train, validation)
+    return fit_logistic(lambda texts: features.of(texts, [layer])[layer].float().numpy(), train, validation)
 
 
 ANSWERS_ABOUT = "the teacher answers (greedy) and a matcher looks for a refusal: one generation per text"

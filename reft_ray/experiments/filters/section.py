@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
+from reft_ray.core.geometry import Geometry
 from reft_ray.core.quality import Targets
 from reft_ray.experiments.bench.section import Section
 from reft_ray.experiments.bench.shared_models import teacher_variant
@@ -70,10 +71,10 @@ def filters_of(
         fit_answers = partial(directions.fit_answers, teacher.folder, base, device)
         filters.append(BaselineFilter("teacher's answers", directions.ANSWERS_ABOUT, fit_answers, teacher.id))
     if not untrained:  # otherwise the Ref-Teacher is that direction
-        fit = partial(directions.fit_direction, base, device, made.window_tokens, *learned)
-        filters.append(
-            BaselineFilter("base direction", directions.DIRECTION_ABOUT, fit, f"{base_id} {made.window_tokens}")
-        )
+        direction_of = f"{base_id} {made.window_tokens}"
+        for name, geometry in (("base direction", Geometry.PLAIN), ("base, whitened", Geometry.WHITENED)):
+            fit = partial(directions.fit_direction, base, device, made.window_tokens, *learned, geometry)
+            filters.append(BaselineFilter(name, f"{directions.DIRECTION_ABOUT}, {geometry}", fit, direction_of))
     if chosen.embeddings:
         filters.insert(
             3, BaselineFilter("MiniLM + LR", linear.EMBEDDING_ABOUT, partial(linear.fit_embeddings, *learned))

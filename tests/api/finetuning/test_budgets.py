@@ -161,6 +161,8 @@ class Hostile:
         # -P: its folder has a module `http`.
         command = [sys.executable, "-P", hostile_tenant.__file__, url.host, str(url.port), key]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # A tenant's program runs elsewhere; here it must not take the processor that the service needs.
+        psutil.Process(self.process.pid).nice(19)
         while not self.at_its_limit(1):
             pass
 
