@@ -1,6 +1,7 @@
 """A grid of every method at a hundredth of its size: all real, cached, resumed, and one failure among the cells."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -393,3 +394,16 @@ def test_a_trainings_progress_is_logged_once_a_minute(tmp_path: Path, monkeypatc
     for metrics in ({}, {"progress": None}, {"progress": 0.5}):
         report(metrics)
     assert lines == ["the Ref-Teacher: 50%, about 0 min left"]
+
+
+def test_a_teacher_is_known_by_its_base_and_not_by_where_that_is(workspace: Workspace, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(workspace.base, copy)
+    other = Workspace(workspace.config.model_copy(update={"base": str(copy)}), tmp_path)
+    keys = {
+        made.teacher_key(TeacherConfig.of({"base": made.base, **made.config.teacher_settings}))
+        for made in (workspace, other)
+    }
+    assert len(keys) == 1
+    changed = TeacherConfig.of({"base": str(copy), **workspace.config.teacher_settings, "batch_rows": 3})
+    assert other.teacher_key(changed) not in keys

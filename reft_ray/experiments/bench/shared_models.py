@@ -62,6 +62,6 @@ def teacher_settings(workspace: Workspace) -> dict[str, Any]:
 def teacher_variant(workspace: Workspace, changes: Mapping[str, Any], data: TeacherData) -> RefTeacher:
     """The comparison's teacher with changed settings, trained once and kept in the workspace."""
     config = TeacherConfig.of({**teacher_settings(workspace), **changes})
-    key = content_key([config.model_dump(mode="json"), workspace.rows.identity, len(data.train)])
+    key = workspace.teacher_key(config, len(data.train))
     title = f"a teacher with {', '.join(f'{name}={value}' for name, value in changes.items())}"
     return workspace.train_teacher(workspace.out / "variants" / key, config, data, title)

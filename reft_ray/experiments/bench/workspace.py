@@ -110,8 +110,12 @@ class Workspace:
         if self.config.teacher is not None:
             return RefTeacher.load(self.config.teacher)
         settings = TeacherConfig.of({"base": self.base, **self.config.teacher_settings})
-        folder = self.out / f"teacher-{content_key([settings.model_dump(mode='json'), self.rows.identity])}"
+        folder = self.out / f"teacher-{self.teacher_key(settings)}"
         return self.train_teacher(folder, settings, self.rows.teacher, "the Ref-Teacher")
+
+    def teacher_key(self, settings: TeacherConfig, *more: object) -> str:
+        """What a teacher depends on: its settings, rows and base, wherever a worker's cache keeps that."""
+        return content_key([settings.model_dump(mode="json") | {"base": self._fingerprint}, self.rows.identity, *more])
 
     def train_teacher(self, folder: Path, settings: TeacherConfig, data: TeacherData, title: str) -> RefTeacher:
         """A teacher, trained once in `folder` on as many workers as cells run at a time."""
