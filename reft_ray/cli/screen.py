@@ -239,7 +239,7 @@ def load_scorer(teacher: str, base: str | None, precision: str = "auto") -> Scor
 
 def load_check(base: str) -> RowCheck:
     """The check of rows by a base model's chat template; called in every process that reads rows."""
-    from reft_ray.hf.chat import TemplateCheck
+    from reft_ray.hf.row_check import TemplateCheck
 
     return TemplateCheck(base)
 

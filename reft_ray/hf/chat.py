@@ -21,10 +21,8 @@ from reft_ray.core.batch import TokenizedExample
 from reft_ray.core.conversation import Conversation, Example, Message
 from reft_ray.core.errors import PromptTooLongError, ReftError, first_line
 from reft_ray.hf.control_tokens import ControlTokens
-from reft_ray.hf.loading import load_tokenizer
 from reft_ray.hf.template import THINK, ChatTemplate
 from reft_ray.hf.turns import check_rendered, reasoning_and_answer, template_turns, tools_of
-from reft_ray.rows.checks import Fault
 
 _END_THINK = "</think>"
 
@@ -248,29 +246,3 @@ def _merge_system(messages: Sequence[Message]) -> Conversation:
     if merged and messages[0].extra and not merged[0].extra:
         merged[0] = replace(merged[0], extra=messages[0].extra)
     return tuple(merged)
-
-
-_HINT = "change the row, or choose another base model"
-
-
-class TemplateCheck:
-    """Encodes rows as training does, with the tokenizer and chat template of `base`."""
-
-    def __init__(self, base: str) -> None:
-        self._chat = ChatFormat(load_tokenizer(base))
-
-    def __call__(self, conversation: Conversation) -> Fault | None:
-        """The fault of a row that training could not encode, or would only read in part."""
-        found = self.tokens(conversation)
-        return found if isinstance(found, Fault) else None
-
-    def tokens(self, conversation: Conversation, context: int | None = None) -> int | Fault:
-        """Tokens of a row, truncated to the context; 0 if its prompt fills it."""
-        try:
-            return sum(map(len, self._chat.sequences(Example(conversation), max_tokens=context)))
-        except PromptTooLongError:
-            return 0
-        except ReftError as error:
-            return Fault("", "chat_template", first_line(error), _HINT)
-        except Exception as error:  # templates are programs, and fail as they like on turns that they do not expect
-            return Fault("", "chat_template", f"the chat template fails on this row ({type(error).__name__})", _HINT)

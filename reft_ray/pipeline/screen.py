@@ -11,8 +11,8 @@ from typing import Any
 
 from reft_ray.core.errors import BlockedByPolicyError, StoppedError
 from reft_ray.guards.settings import load_guards
-from reft_ray.hf.chat import TemplateCheck
 from reft_ray.hf.ref_teacher import load_scorer
+from reft_ray.hf.row_check import TemplateCheck
 from reft_ray.jobs.results import REJECTED_SECONDS, Screening
 from reft_ray.jobs.review import State
 from reft_ray.jobs.run import JobRun

@@ -13,8 +13,8 @@ from typing import IO
 from reft_ray.core.conversation import Conversation, Example
 from reft_ray.core.errors import StoppedError, UsageError
 from reft_ray.evaluation.task_accuracy import Match, comparable
-from reft_ray.hf.chat import TemplateCheck
 from reft_ray.hf.loading import context_of
+from reft_ray.hf.row_check import TemplateCheck
 from reft_ray.jobs.content import CHUNK_BYTES
 from reft_ray.jobs.lifecycle import INVALID_FILE
 from reft_ray.jobs.results import Validation

@@ -44,7 +44,7 @@ class ScreenConfig:
 
     - `columns` maps our field names (and keys of turns) to the file's, `speakers` the file's names of ShareGPT speakers
       to roles; `source_column` names a column to break the report down by.
-    - `row_check` makes a check of what training reads of a row, e.g. `hf.chat.TemplateCheck`: a row with a fault
+    - `row_check` makes a check of what training reads of a row, e.g. `hf.row_check.TemplateCheck`: a row with a fault
       is invalid. It must pickle.
     - `max_reject_ratio`: above this share of withheld rows among valid ones the dataset is refused, whatever the
       policy: where many rows are harmful, the kept ones hold the harmful rows that the filter missed.

@@ -33,7 +33,7 @@ class FilterRows:
     siblings: frozenset[str] = field(default_factory=frozenset)
 
     def sample(self, per_source: int) -> FilterRows:
-        """At most so many rows of each source and label; validation rows, which choose thresholds, stay."""
+        """At most `per_source` rows of each source and label; validation rows, which choose thresholds, stay."""
         return replace(
             self,
             train=_sampled(self.train, per_source),
