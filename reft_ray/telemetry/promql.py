@@ -79,13 +79,12 @@ class Query:
 
         `increase` ignores the first sample of a series, so series younger than the window add their value instead:
         only where something of the cluster was scraped before the window, because a new Prometheus cannot tell a
-        new series from an old one.
+        new series from an old one. It sees how series grow from its first scrape on.
         """
         now = self._counted(metric, **labels)
         before = f"offset {self.window}"
-        grown = f"increase({now}[{self.window}]) and {now} {before}"
         new = f"{now} unless {now} {before} and on ({CLUSTER}) up{{{SCRAPED}}} {before}"
-        return f"{_sum(by)}({grown} or {new}) or 0 * {self.gauge(BUILD_INFO, *by)}"
+        return f"{_sum(by)}({new} or increase({now}[{self.window}])) or 0 * {self.gauge(BUILD_INFO, *by)}"
 
     def quantile(self, q: float, metric: Metric, *by: str, **labels: str) -> str:
         """A histogram quantile over the window."""

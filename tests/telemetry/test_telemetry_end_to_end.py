@@ -61,7 +61,6 @@ def ledger(service, prometheus):
     prometheus.wait(
         "computed the recording rules",
         lambda: all(prometheus.query(record.name) for record in RECORDING_RULES),
-        seconds=30,
     )
     return recorded
 
