@@ -5,6 +5,7 @@ Shape suffixes: B rows, T tokens, N labelled positions, C tokens in the cache an
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from reft_ray.core.batch import Batch, collate_targets
-from reft_ray.core.errors import ReftError
+from reft_ray.core.errors import ReftError, first_line
 from reft_ray.core.forward import Predictions
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.forward import ModelForward, head_of
@@ -38,6 +39,8 @@ from reft_ray.hf.lora import (
     save_adapter,
     saved_scale,
 )
+
+logger = logging.getLogger(__name__)
 
 _RESIDENT = "resident"
 """An adapter without effect that is always there: PEFT cannot be left with none."""
@@ -140,7 +143,11 @@ class AdapterBank:
             with torch.no_grad():
                 rows = [([0], [0])] * 2
                 self.predictions(collate_targets(rows, self.chat.pad_id, self.device), [_RESIDENT, BASE_ROW])
-        except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError):
+        except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
+            # Which layers can is known to PEFT alone, and each kind says no in its own way.
+            logger.warning(
+                "models are trained one by one, not in one pass (%s: %s)", type(error).__name__, first_line(error)
+            )
             return False
         return True
 

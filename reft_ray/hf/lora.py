@@ -275,10 +275,9 @@ def fitted(saved: Mapping[str, Tensor], like: Mapping[str, Tensor], ratio: float
     A higher rank keeps the rest of `like`'s A, times a B of 0; a lower one takes the best approximation.
     """
     found = dict(like)
-    for name in saved.keys() & like.keys():
-        if ".lora_A." not in name:
+    for name, other in _factors(saved):
+        if name not in like:
             continue
-        other = name.replace(".lora_A.", ".lora_B.")
         a_RI, b_OR = saved[name].float(), ratio * saved[other].float()
         if len(like[name]) < len(a_RI):
             a_RI, b_OR = _truncated(a_RI, b_OR, len(like[name]))
@@ -297,14 +296,20 @@ def _truncated(a_RI: Tensor, b_OR: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return (root[:, None] * vh[:rank]) @ inner.T, out @ (u[:, :rank] * root)
 
 
+def _factors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """The names of the two factors of each layer's update, A and B."""
+    for name in tensors:
+        if name.endswith(".lora_A.weight"):
+            yield name, name.replace(".lora_A.", ".lora_B.")
+
+
 def weight_deltas(folder: Path) -> dict[str, Tensor]:
     """What an adapter adds to each linear layer of its base, [outputs, inputs] by the layer's name, in float32."""
     tensors, scale = read_adapter(folder), saved_scale(folder)
     return {
         name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): scale
-        * (tensors[name.replace(".lora_A.", ".lora_B.")].float() @ tensor.float())
-        for name, tensor in tensors.items()
-        if name.endswith(".lora_A.weight")
+        * (tensors[other].float() @ tensors[name].float())
+        for name, other in _factors(tensors)
     }
 
 

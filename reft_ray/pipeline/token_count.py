@@ -6,10 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 
-from reft_ray.core.conversation import Example
-from reft_ray.core.errors import ReftError
-from reft_ray.hf.chat import ChatFormat
-from reft_ray.hf.loading import load_tokenizer
+from reft_ray.hf.row_check import TemplateCheck
 from reft_ray.jobs.content import split_lines
 from reft_ray.jobs.estimate import Size, count_bytes
 from reft_ray.rows.checks import Fault
@@ -25,11 +22,11 @@ class TokenizerCounter:
     def __init__(self, bases: Mapping[str, str], exact_rows: int = EXACT_ROWS) -> None:
         self._bases = dict(bases)
         self._exact_rows = exact_rows
-        self._chat = cache(lambda base: ChatFormat(load_tokenizer(base)))
+        self._check = cache(TemplateCheck)
 
     def __call__(self, model: str, chunks: Iterable[bytes]) -> Size:
         """Invalid rows count as 0 tokens; other file formats are estimated from their bytes."""
-        chat, reader = self._chat(self._bases[model]), RowReader()
+        check, reader = self._check(self._bases[model]), RowReader()
         rows = size = tokens = counted = 0
         exact = True
         for line in split_lines(chunks):
@@ -39,16 +36,12 @@ class TokenizerCounter:
             size += len(line)
             if exact := exact and rows <= self._exact_rows and counted < EXACT_BYTES:
                 counted += len(line)
-                tokens += _tokens(chat, reader.read_line(line))
+                tokens += _tokens(check, reader.read_line(line))
         if tokens == 0:
             return Size(rows, count_bytes(model, [b"x" * size]).tokens, exact=False)
         return Size(rows, tokens if exact else math.ceil(tokens * size / counted), exact)
 
 
-def _tokens(chat: ChatFormat, row: ChatRow | list[Fault]) -> int:
-    if isinstance(row, list):
-        return 0
-    try:
-        return sum(map(len, chat.sequences(Example(row.conversation))))
-    except ReftError:
-        return 0
+def _tokens(check: TemplateCheck, row: ChatRow | list[Fault]) -> int:
+    found = row if isinstance(row, list) else check.tokens(row.conversation)
+    return found if isinstance(found, int) else 0

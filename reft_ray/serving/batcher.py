@@ -138,8 +138,10 @@ class Batcher(Generic[Item, Result]):
         left = self.budget
         bulk_before = len(self._bulk)
         for queue in queues:
-            while queue and (not calls or queue.next().cost <= left):
+            while queue:
                 call = queue.next()
+                if calls and call.cost > left:
+                    break
                 if not call.answer.done() and call.deadline <= time.monotonic():
                     call.answer.set_exception(ExpiredError())
                 runs = not call.answer.done()

@@ -20,6 +20,8 @@ STOP_SECONDS = 20.0
 """How long to wait for Ray to stop a driver; Ray sends SIGTERM, and SIGKILL `_GRACE_SECONDS` later."""
 
 AGENT_SECONDS = 30.0
+"""How long to wait for the first agent of a cluster that is starting."""
+
 _NO_AGENT = "No available agent"
 _GRACE_SECONDS = 1
 _POLL_SECONDS = 0.1

@@ -172,6 +172,17 @@ def test_a_pass_that_fails_inside_the_model_leaves_it_usable(bank, make):
         )
 
 
+def test_a_model_that_cannot_mix_says_why(bank, monkeypatch, caplog):
+    def refuse(*_):
+        raise ValueError("no adapter_names here\nat all")
+
+    monkeypatch.setattr(bank, "predictions", refuse)
+    bank.__dict__.pop("mixes", None)
+    assert not bank.mixes
+    assert caplog.messages == ["models are trained one by one, not in one pass (ValueError: no adapter_names here)"]
+    bank.__dict__.pop("mixes")
+
+
 def test_adapters_outside_of_a_batch_have_no_gradient(bank, make):
     trainer = make()
     assert bank.mixes

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fixtures.sqlite import sqlite_url
 from sqlalchemy import select
 
 from reft_ray.jobs.content import ContentStore
@@ -98,8 +99,7 @@ class Killed:
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=[pytest.mark.servers, pytest.mark.slow])])
 def killed(tmp_path, request):
     made = []
-    sqlite = f"sqlite:///{tmp_path / 'jobs.db'}"
-    url = sqlite if request.param == "sqlite" else request.getfixturevalue("new_postgres")()
+    url = sqlite_url(tmp_path) if request.param == "sqlite" else request.getfixturevalue("new_postgres")()
 
     def make(point):
         made.append(Killed(tmp_path, point, url))

@@ -16,7 +16,7 @@ from reft_ray.experiments.bench.grid_tables import render
 from reft_ray.experiments.bench.methods import METHODS, Start
 from reft_ray.experiments.bench.section import Section
 from reft_ray.experiments.bench.shared_models import initial_adapter
-from reft_ray.experiments.bench.workspace import Workspace
+from reft_ray.experiments.bench.workspace import Workspace, time_left
 
 _FAILED = "failed"
 
@@ -42,9 +42,9 @@ def run(workspace: Workspace, _settings: Mapping[str, Any]) -> dict[str, Any]:
     outcomes = _on_ray(workspace, todo) if workspace.workers else _one_by_one(workspace, todo)
     started = time.perf_counter()
     for done, (cell, failure) in enumerate(outcomes, start=1):
-        left = (time.perf_counter() - started) / done * (len(todo) - done)
+        left = time_left(time.perf_counter() - started, done / len(todo))
         outcome = f"failed: {failure}" if failure else "done"
-        workspace.log(f"cell {done} of {len(todo)}, {cell.name}: {outcome}; about {left / 60:.0f} min left")
+        workspace.log(f"cell {done} of {len(todo)}, {cell.name}: {outcome}; {left}")
         if failure:
             workspace.failures.append(f"{cell.name}: {failure}")
     return gather(workspace, _settings)

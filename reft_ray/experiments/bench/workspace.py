@@ -41,6 +41,11 @@ def content_key(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def time_left(seconds: float, share: float) -> str:
+    """How long the rest takes at the speed so far: `share` of the work took `seconds`."""
+    return f"about {seconds * (1 - share) / share / 60:.0f} min left"
+
+
 class Workspace:
     """One comparison with its files in `out`: everything expensive is made on first use and kept.
 
@@ -135,7 +140,7 @@ class Workspace:
             now, share = time.monotonic(), float(metrics.get("progress") or 0.0)
             if share and now >= logged + LOG_SECONDS:
                 logged = now
-                self.log(f"{title}: {share:.0%}, about {(now - started) * (1 - share) / share / 60:.0f} min left")
+                self.log(f"{title}: {share:.0%}, {time_left(now - started, share)}")
 
         return report
 

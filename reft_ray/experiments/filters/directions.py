@@ -88,7 +88,7 @@ def fit_probe(base_name: str, device: str, train: Sequence[Example], validation:
     base = load_base(base_name, resolve_dtype("auto", device), device)
     features = Features(base)
     layer = max(1, round(base.layers / 2))
-    return fit_logistic(lambda texts: features.of(texts, [layer])[layer].float().numpy(), train, validation)
+    return fit_logistic(lambda texts: features.of(texts, [layer])[layer].numpy(), train, validation)
 
 
 ANSWERS_ABOUT = "the teacher answers (greedy) and a matcher looks for a refusal: one generation per text"

@@ -23,11 +23,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from reft_ray.core.batch import TokenizedExample, collate, token_batches
 from reft_ray.core.conversation import Example
 from reft_ray.core.quality import auroc
 from reft_ray.experiments.filters.linear import filters_extra
 from reft_ray.experiments.filters.rows import labels_of, texts_of
 from reft_ray.experiments.filters.scores import Score
+from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.compute import resolve_dtype
 from reft_ray.hf.loading import Base, load_base
 
@@ -37,7 +39,7 @@ STRENGTHS = (0.01, 0.1, 1.0)
 """Inverse L1 penalties of the probes."""
 SALIENT = 0.8
 SIZES, PENALTIES = ((256, 64), (512, 128)), (1e-4, 1e-1)
-_BATCH_TEXTS = 32
+_BATCH_TOKENS = 2048
 _LEAST_WEIGHT = 0.1
 
 Matrix = npt.NDArray[np.float32]
@@ -97,21 +99,17 @@ def salient(weight_D: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
 @torch.inference_mode()
 def pooled(base: Base, texts: Sequence[str]) -> Matrix:
     """f_l of every layer, [L, B, D]; texts are truncated to the context."""
-    found = torch.empty(base.layers, len(texts), base.model.config.hidden_size)
-    ids = [base.tokenizer(text, truncation=True, max_length=base.context)["input_ids"] or [0] for text in texts]
-    order = sorted(range(len(texts)), key=lambda place: len(ids[place]))
-    for start in range(0, len(order), _BATCH_TEXTS):
-        places = order[start : start + _BATCH_TEXTS]
-        width = len(ids[places[-1]])
-        tokens = torch.tensor([ids[place] + [0] * (width - len(ids[place])) for place in places])
-        mask = torch.tensor([[1] * len(ids[place]) + [0] * (width - len(ids[place])) for place in places])
+    found = torch.empty(base.layers, len(texts), base.width)
+    pad_id = ChatFormat(base.tokenizer).pad_id
+    ids = [base.tokenizer(text, truncation=True, max_length=base.context)["input_ids"] or [pad_id] for text in texts]
+    rows = [TokenizedExample(of_text, [False] * len(of_text), len(of_text) - 1) for of_text in ids]
+    for places in token_batches([len(row) for row in rows], _BATCH_TOKENS):
+        batch = collate([rows[place] for place in places], pad_id, base.model.device)
+        mask_BT = batch.attention_mask_BT
         states = base.model.base_model(
-            input_ids=tokens.to(base.model.device),
-            attention_mask=mask.to(base.model.device),
-            output_hidden_states=True,
-            use_cache=False,
+            input_ids=batch.ids_BT, attention_mask=mask_BT, output_hidden_states=True, use_cache=False
         ).hidden_states[1:]
-        share = (mask / mask.sum(1, keepdim=True)).to(base.model.device)
+        share_BT = mask_BT / mask_BT.sum(1, keepdim=True)
         for layer, state_BTD in enumerate(states):
-            found[layer, places] = torch.einsum("btd,bt->bd", state_BTD.float(), share).cpu()
+            found[layer, places] = torch.einsum("btd,bt->bd", state_BTD.float(), share_BT).cpu()
     return found.numpy()
