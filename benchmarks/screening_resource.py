@@ -1,10 +1,11 @@
-"""Memory of every process while a large dataset is screened by the screening resource of a running service.
+"""Memory of every process while a large dataset is screened by a running service.
 
-    python benchmarks/screening_resource.py [--mb 1024] [--json FILE]
+    python benchmarks/screening_resource.py [--mb 1024] [--way resource | upload] [--json FILE]
 
-The client generates rows of about 2 KB and sends them in chunks of 1 MiB; the service runs on loopback: proxy,
-controller, gateway, and a teacher with the word scorer, since the transport is measured. Memory is the proportional set
-size, so that shared pages count once. Constant means: the same at the end as after the first tenth.
+The client generates rows of about 2 KB. `resource`: it sends them to the screening resource in chunks of 1 MiB. `upload`:
+in one request, to `reft_ray.data.upload_app` in the client's process, whose Ray Data pipeline asks the service. That runs
+on loopback: proxy, controller, gateway, and a teacher with the word scorer, since the transport is measured. Memory is the
+proportional set size, so that shared pages count once. Constant means: the same at the end as after the first tenth.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import uvicorn
 from random_teacher import WORDS
 
-from reft_ray.api.client import ScreeningClient
+from reft_ray.api.client import ScreeningClient, answered_lines
+from reft_ray.data.upload_app import upload_app
 from reft_ray.serving.args import ServeArgs
-from reft_ray.serving.local import local_service
+from reft_ray.serving.local import APPLICATION, local_service
 
 PORT = 8766
 SECONDS_BETWEEN_SAMPLES = 2.0
@@ -83,22 +86,56 @@ def _name(process: psutil.Process) -> str:
     return Path(title).name.split()[0]
 
 
-def measure(megabytes: int) -> Report:
+def by_resource(url: str, total: int, memory: Memory) -> Iterator[Report]:
+    """The verdicts of the screening resource."""
+
+    def progress(done: int, sent: int) -> None:
+        memory.sent = sent
+
+    with ScreeningClient(url) as client:
+        yield from client.screen(rows(total), progress)
+
+
+def by_upload(url: str, total: int, memory: Memory) -> Iterator[Report]:
+    """The verdicts of one upload."""
+    server = uvicorn.Server(uvicorn.Config(upload_app(APPLICATION), port=PORT + 1, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+
+    def sent() -> Iterator[bytes]:
+        for row in rows(total):
+            memory.sent += len(row) + 1
+            yield row + b"\n"
+
+    for line in answered_lines(f"http://127.0.0.1:{PORT + 1}/v1/screenings", sent(), 600):
+        record = json.loads(line)
+        if record["type"] == "verdict":
+            yield record
+        elif record["type"] == "error" or not record["done"]:
+            raise RuntimeError(f"the upload failed: {record}")
+    server.should_exit = True
+    thread.join()
+
+
+WAYS = {"resource": by_resource, "upload": by_upload}
+
+
+def measure(megabytes: int, way: str) -> Report:
     """Screen one dataset. Raises RuntimeError unless every row has a verdict."""
     total = megabytes << 20
     with tempfile.TemporaryDirectory() as store:
         args = ServeArgs.model_validate({"teacher": {"scorer": "words"}, "screenings_uri": store})
-        with local_service(args, PORT) as url, ScreeningClient(url) as client:
+        with local_service(args, PORT) as url:
             memory = Memory()
             memory.start()
-
-            def progress(done: int, sent: int) -> None:
-                memory.sent = sent
-
             started = time.perf_counter()
             counts: dict[str, int] = defaultdict(int)
             number = 0
-            for verdict in client.screen(rows(total), progress):
+            first: tuple[float, int] | None = None
+            for verdict in WAYS[way](url, total, memory):
+                first = first or (time.perf_counter() - started, memory.sent)
                 if verdict["row"] != number:
                     raise RuntimeError(f"row {number} was expected, row {verdict['row']} came")
                 counts[verdict["decision"]] += 1
@@ -108,8 +145,10 @@ def measure(megabytes: int) -> Report:
     if counts["block"] != (number + 49) // 50 or counts["block"] + counts["allow"] != number:
         raise RuntimeError(f"{number} rows, {dict(counts)}")
     return {
+        "way": way,
         "mb": megabytes,
         "rows": number,
+        "first_verdict": first and {"seconds": round(first[0], 1), "sent_mb": round(first[1] / 1e6, 1)},
         "seconds": round(took, 1),
         "mb_per_second": round(megabytes / took, 2),
         "cpus": os.cpu_count(),
@@ -138,9 +177,10 @@ def main() -> None:
     """Measure, print, and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", type=int, default=1024, help="size of the dataset in MiB")
+    parser.add_argument("--way", choices=WAYS, default="resource", help="how it is sent")
     parser.add_argument("--json", type=Path, help="write the report to this file")
     options = parser.parse_args()
-    report = measure(options.mb)
+    report = measure(options.mb, options.way)
     print(json.dumps(report, indent=2))
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

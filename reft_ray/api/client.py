@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -194,6 +197,38 @@ class ScreeningClient:
 
     def _unreachable(self, error: Exception | None) -> ScreeningError:
         return ScreeningError(f"{self._http.base_url} did not answer for {self._patience:g} s: {error}")
+
+
+def answered_lines(url: str, chunks: Iterable[bytes], seconds: float = 120.0) -> Iterator[bytes]:
+    """The lines of the answer to a POST of `chunks`, while these are still being sent; httpx reads none before.
+
+    Raises ScreeningError for an answer other than 200, with its body, and OSError for a lost connection.
+    """
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.netloc, timeout=seconds)
+
+    def sender() -> None:
+        # Where the answer ends first, the service has said why.
+        with suppress(OSError):
+            for chunk in filter(None, chunks):
+                connection.send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            connection.send(b"0\r\n\r\n")
+
+    connection.putrequest("POST", parts.path)
+    connection.putheader("Transfer-Encoding", "chunked")
+    connection.endheaders()
+    sending = threading.Thread(target=sender, daemon=True)
+    sending.start()
+    try:
+        with http.client.HTTPResponse(connection.sock, method="POST") as answer:
+            answer.begin()
+            if answer.status != 200:
+                raise ScreeningError(f"HTTP {answer.status}: {answer.read(2000).decode('utf-8', 'replace')}")
+            yield from answer
+    finally:
+        connection.close()
+        sending.join(seconds)
 
 
 def _refusal(response: httpx.Response) -> ScreeningError:

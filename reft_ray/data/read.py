@@ -45,7 +45,7 @@ row. `raw` are its bytes (null in Parquet and Arrow). `messages` is what trainin
 model could learn, both as OpenAI messages in JSON; null where the row has `faults` (a JSON list)."""
 
 _BLOCK_BYTES = 4 << 20
-_LONGEST_ROW = 16 << 20
+LONGEST_ROW = 16 << 20
 
 
 def read_rows(
@@ -147,21 +147,32 @@ def blocks(piece: Piece, reader: RowReader) -> Iterator[pa.Table]:
         return
     name, line, read = piece.source.name, piece.first_line, None
     for offset, data in _chunks(piece):
-        if read is None:
-            read = _reader_for(data, reader, name) if reader.format is None else reader.read_line
-        found = []
-        at = offset
-        for number, raw in enumerate(data.split(b"\n")):
-            if raw and not raw.isspace():
-                found.append(_row(name, at, None if line is None else line + number, raw, read(raw)))
-            at += len(raw) + 1
+        read = read or line_reader(data, reader, name)
+        table = table_of(data, name, offset, line, read)
         line = None if line is None else line + data.count(b"\n")
-        if found:
-            yield pa.Table.from_pylist(found, schema=ROWS)
+        if table.num_rows:
+            yield table
 
 
-def _reader_for(data: bytes, reader: RowReader, name: str) -> Callable[[bytes], Any]:
-    """The reader with the format of the first rows."""
+def table_of(
+    data: bytes, name: str, offset: int, line: int | None, read: Callable[[bytes], Any], judging: bool = False
+) -> pa.Table:
+    """The rows of whole lines, the first at byte `offset` and on line `line` (None: not counted).
+
+    Rows that are only judged have no `messages`.
+    """
+    found = []
+    for number, raw in enumerate(data.split(b"\n")):
+        if raw and not raw.isspace():
+            found.append(_row(name, offset, None if line is None else line + number, raw, read(raw), judging))
+        offset += len(raw) + 1
+    return pa.Table.from_pylist(found, schema=ROWS)
+
+
+def line_reader(data: bytes, reader: RowReader, name: str) -> Callable[[bytes], Any]:
+    """How a line is read: in the reader's format or, without one, in that of the first rows."""
+    if reader.format is not None:
+        return reader.read_line
     sample = sampled_rows(data.split(b"\n"), reader.columns)
     return reader.of_format(detect(sample, name, reader.speakers) if sample else Format.CHAT).read_line
 
@@ -174,8 +185,8 @@ def _chunks(piece: Piece) -> Iterator[tuple[int, bytes]]:
         while at < end:
             data = bytes(stored.read_at(min(_BLOCK_BYTES, end - at), at))
             while data and not data.endswith(b"\n") and at + len(data) < piece.source.size:
-                if len(data) > _LONGEST_ROW + _BLOCK_BYTES:
-                    message = f"a row after byte {at:,} is longer than {_LONGEST_ROW:,} bytes"
+                if len(data) > LONGEST_ROW + _BLOCK_BYTES:
+                    message = f"a row after byte {at:,} is longer than {LONGEST_ROW:,} bytes"
                     raise UsageError(f"{piece.source.name}: {message}")
                 more = bytes(stored.read_at(min(1 << 16, piece.source.size - at - len(data)), at + len(data)))
                 feed = more.find(b"\n")
@@ -196,8 +207,11 @@ def _units(piece: Piece, reader: RowReader) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(found, schema=ROWS)
 
 
-def _row(source: str, position: int, line: int | None, raw: bytes | None, found: Any) -> dict[str, Any]:
+def _row(
+    source: str, position: int, line: int | None, raw: bytes | None, found: Any, judging: bool = False
+) -> dict[str, Any]:
     row = {"source": source, "position": position, "line": line, "raw": raw}
     if isinstance(found, list):
         return row | {"faults": orjson.dumps([fault._asdict() for fault in found]).decode()}
-    return row | {"messages": messages_json(found.conversation), "judged": messages_json(found.judged)}
+    messages = None if judging else messages_json(found.conversation)
+    return row | {"messages": messages, "judged": messages_json(found.judged)}
