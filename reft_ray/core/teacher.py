@@ -103,17 +103,21 @@ def teacher_step(
     layer: int,
     regulariser: Regulariser,
     all_reduce: AllReduce = single_rank,
+    prompts: int | None = None,
 ) -> tuple[TeacherTerms, ClassSums]:
     """Accumulate the gradient of one step, a `backward` per micro-batch; returns its terms and its class sums.
 
     Gradients are left as this rank's share of the whole sum, and so are terms and class sums; the caller sums them
     over ranks. A rank without rows passes `core.batch.dummy_batch`, which has the width of a feature.
+
+    The first `prompts` batches stop at `layer`, by default those without a label. Ranks that gather a layer at once
+    state it: a dummy batch has no label and may have to run all layers.
     """
     counts = TeacherCounts.of(batches, all_reduce)
     sums: list[ClassSums] = []
     parts: list[Tensor] = []
-    for batch in batches:
-        if batch.labelled:
+    for number, batch in enumerate(batches):
+        if batch.labelled if prompts is None else number >= prompts:
             predictions, feature_BD = model.predictions_and_features(batch, layer)
         else:
             feature_BD = model.features(batch, layer)

@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from reft_ray.core.errors import ReftError
 from reft_ray.finetuning.config import Training
-from reft_ray.finetuning.sharding import SHARDS, load_shards
+from reft_ray.finetuning.sharding import SHARDS, is_sharded, load_shards, reshard
 from reft_ray.hf.adapter_files import read_tensors, write_tensors
 
 _STATE = "state.json"
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are learned, by name."""
+    """The parameters that are learned, by name; of a sharded model their shards."""
+    reshard(model)
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -36,13 +38,18 @@ def whole(tensor: Tensor) -> Tensor:
 
 def _like(value: Tensor, model: Tensor) -> Tensor:
     value = value.to(device=model.device, dtype=value.dtype)
+    # Rank 0's value is sent to the others.
     return distribute_tensor(value, model.device_mesh, model.placements) if isinstance(model, DTensor) else value
 
 
 def gather_weights(model: nn.Module, rank: int) -> dict[str, Tensor]:
-    """Whole copies of sharded weights on rank 0, one after the other; nothing on the others, which must call it too."""
+    """Whole copies of the trainable weights, one after the other.
+
+    Of a sharded model rank 0 gets them and the others nothing; all must call it.
+    """
+    keeps = rank == 0 or not is_sharded(model)
     copies = ((name, whole(parameter)) for name, parameter in trainable(model).items())
-    return {name: copy for name, copy in copies if rank == 0}
+    return {name: copy.clone() for name, copy in copies if keeps}
 
 
 def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
@@ -94,13 +101,15 @@ def read_state(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, An
 
 @torch.no_grad()
 def restore_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Restore trainable weights. Raises ReftError if they belong to a different model."""
+    """Restore trainable weights; into a sharded model those of rank 0. Raises ReftError if they are another's."""
     parameters = trainable(model)
-    if parameters.keys() != weights.keys():
+    reads = not is_sharded(model) or dist.get_rank() == 0
+    if reads and parameters.keys() != weights.keys():
         odd = sorted(parameters.keys() ^ weights.keys())[0]
         raise ReftError(f"the checkpoint was written with a different configuration: {odd} is in only one of them")
     for name, parameter in parameters.items():
-        parameter.copy_(_like(weights[name], parameter))
+        value = weights[name] if reads else torch.empty(parameter.shape, dtype=parameter.dtype)
+        parameter.copy_(_like(value, parameter))
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from reft_ray.core.errors import ReftError
@@ -58,6 +59,8 @@ def load_trainable(config: Training, runtime: Runtime, adapter: str, sharded: bo
     """
     if sharded and config.quantize != "none":
         raise ReftError("strategy=fsdp shards whole weights: leave quantize=none")
+    if sharded and not dist.is_initialized():
+        raise ReftError("strategy=fsdp shards over workers, and workers=0 starts none: set workers")
     device = runtime.device if not sharded else torch.device("meta" if runtime.rank else "cpu")
     base = load_base(config.base, _dtype(config, runtime.device), device, four_bit=config.quantize == "4bit")
     model: nn.Module = base.model
@@ -109,6 +112,9 @@ def _dtype(config: Training, device: torch.device) -> torch.dtype:
 
 def start_from(trainable_model: TrainableModel, adapter: Path, name: str = STUDENT) -> None:
     """Start the adapter `name` from saved weights. Raises ReftError if their shape or scale differs."""
+    if next(trainable_model.model.parameters()).is_meta:
+        # `shard` sends it rank 0's.
+        return
     state = read_adapter(adapter)
     if odd := differing(trainable_model.model, name, state):  # type: ignore[arg-type]
         raise ReftError(f"{adapter} does not fit this adapter's rank and layers: {odd} differs")

@@ -1,13 +1,16 @@
 """FSDP2: the weights of one model over the memory of all ranks, and checkpoints that each rank writes its part of.
 
-Checkpoints are those of `torch.distributed.checkpoint` in safetensors, so that another number of ranks, or one process
-alone, reads them.
+Each pass of the model gathers its layers on all ranks at once, so that ranks run equally many passes, of the same kind
+and in the same order. Checkpoints are those of `torch.distributed.checkpoint` in safetensors, so that another number of
+ranks, or one process alone, reads them.
 """
 
 from __future__ import annotations
 
 import warnings
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,10 +19,12 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from reft_ray.hf.forward import bare_model, decoder_layers
+from reft_ray.core.batch import Batch, dummy_batch
+from reft_ray.finetuning.runtime import Runtime
+from reft_ray.hf.forward import StopForward, bare_model, decoder_layers
 
 SHARDS = "shards"
 """Folder of a checkpoint that every rank writes its part of."""
@@ -54,6 +59,53 @@ def shard(model: nn.Module, rank: int, device: torch.device, dtype: torch.dtype)
         parameter.to_local().copy_(local.to_local())
     for name, buffer in model.named_buffers():
         buffer.copy_(_from_rank_0(buffers.get(name), buffer, device))
+    _end_early_passes(model)
+    _generate_on_all_ranks(model)
+
+
+def _end_early_passes(model: nn.Module) -> None:
+    """End a pass that stops at a layer within the forward of the root, as FSDP's hooks need."""
+    forward = model.forward
+
+    @wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return forward(*args, **kwargs)
+        except StopForward:
+            return None
+
+    model.forward = run
+
+
+def _generate_on_all_ranks(model: nn.Module) -> None:
+    """Let `generate` gather the weights of the root, and end on all ranks at the same token."""
+    register_fsdp_forward_method(model, "generate")
+    # What transformers sets on models that it shards itself.
+    bare_model(model)._is_fsdp_managed_module = True  # type: ignore[assignment]
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` spread this model."""
+    return isinstance(model, FSDPModule)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free the weights outside of the layers, which a pass without a gradient leaves gathered."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
+def most_of_ranks(count: int, runtime: Runtime) -> int:
+    """The largest of all ranks' counts."""
+    counts = torch.zeros(runtime.world_size, dtype=torch.float64)
+    counts[runtime.rank] = count
+    return int(runtime.all_reduce(counts).max())
+
+
+def as_many_as_others(batches: list[Batch], pad_id: int, runtime: Runtime) -> list[Batch]:
+    """A rank's micro-batches, and dummy ones up to the number of the rank with the most."""
+    missing = most_of_ranks(len(batches), runtime) - len(batches)
+    return batches + [dummy_batch(pad_id, runtime.device)] * missing
 
 
 def _from_rank_0(tensor: Tensor | None, like: Tensor, device: torch.device) -> Tensor:

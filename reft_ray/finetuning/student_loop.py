@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from reft_ray.core.batch import Batch, TokenizedExample, answered, collate, dummy_batch, micro_batches
+from reft_ray.core.batch import Batch, TokenizedExample, answered, collate, micro_batches
 from reft_ray.core.conversation import Example
 from reft_ray.core.errors import ReftError
 from reft_ray.core.forward import single_rank
@@ -49,7 +49,7 @@ from reft_ray.finetuning.rows import (
     shuffled,
 )
 from reft_ray.finetuning.runtime import Runtime
-from reft_ray.finetuning.sharding import save_shards
+from reft_ray.finetuning.sharding import as_many_as_others, save_shards
 from reft_ray.finetuning.steps import step_of
 from reft_ray.finetuning.targets import distillation_of
 from reft_ray.hf.compute import keep_faster_threads
@@ -166,7 +166,7 @@ class StudentRun:
         self.model: nn.Module = trainable_model.model
         settings = config.optimizer
         self.optimizer = optimizer_of(
-            self.model.parameters(), settings.learning_rate, settings.weight_decay, settings.states
+            trainable(self.model).values(), settings.learning_rate, settings.weight_decay, settings.states
         )
         self.state = StudentState()
         self.best = BestWeights(config, self.state.best)
@@ -315,12 +315,7 @@ class StudentRun:
         mine = rank_slice(rows, runtime.rank, runtime.world_size)
         tokens, packed = self.state.micro_batch_tokens, self.trainable_model.packed
         batches = micro_batches(mine, tokens, pad_id, runtime.device, packed)
-        if not self.sharded:
-            return batches
-        counts = torch.zeros(runtime.world_size, dtype=torch.float64)
-        counts[runtime.rank] = len(batches)
-        most = int(runtime.all_reduce(counts).max())
-        return batches + [dummy_batch(pad_id, runtime.device)] * (most - len(batches))
+        return as_many_as_others(batches, pad_id, runtime) if self.sharded else batches
 
     def _report(self, terms: Mapping[str, Any], seconds: float, last: bool = False, save: bool = False) -> None:
         config, state = self.config, self.state

@@ -23,6 +23,7 @@ from reft_ray.finetuning.encoding import Fitted
 from reft_ray.finetuning.model import TrainableModel
 from reft_ray.finetuning.rows import rank_slice
 from reft_ray.finetuning.runtime import Runtime
+from reft_ray.finetuning.sharding import is_sharded, most_of_ranks
 from reft_ray.hf.features import labels_of, moments_by_layer, prompt_features
 from reft_ray.hf.lora import is_adapted, scaled_adapters
 from reft_ray.hf.ref_teacher import Manifest, RefTeacher, save_teacher
@@ -119,7 +120,8 @@ class FilterSelection:
                 report(stage, done, len(mine), share)
 
         with self._scoring(mix) as model:
-            found = prompt_features(model, mine, layers, pad_id, device, progress=progress)
+            passes = partial(most_of_ranks, runtime=self.runtime) if is_sharded(model) else None
+            found = prompt_features(model, mine, layers, pad_id, device, progress=progress, passes=passes)
         # A rank without rows has features of no row.
         return {layer: feature_BD.view(-1, self.trainable_model.base.width) for layer, feature_BD in found.items()}
 
@@ -215,9 +217,11 @@ class FilterSelection:
             config={**self.config.model_dump(mode="json"), "steps": steps, "sweep_auroc": chosen.auroc_by_layer},
         )
 
-    def save(self, out: Path, chosen: FilterChoice, manifest: Manifest) -> RefTeacher:
-        """Write the artefact; on one rank."""
-        return save_teacher(out, self.trainable_model.model, manifest, chosen.readouts)
+    def save(
+        self, out: Path, chosen: FilterChoice, manifest: Manifest, weights: Mapping[str, Tensor] | None = None
+    ) -> RefTeacher:
+        """Write the artefact, of a sharded model with the gathered `weights`; on one rank."""
+        return save_teacher(out, self.trainable_model.model, manifest, chosen.readouts, weights)
 
     def _response_offset(self, rows: Sequence[Example], chosen: FilterChoice, review: float) -> float:
         """`core.quality.response_offset` of the rows' answers, each scored as a text by itself.

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from reft_ray.core.batch import TokenizedExample, answered, dummy_batch, micro_batches
+from reft_ray.core.batch import Batch, TokenizedExample, answered, dummy_batch, micro_batches
 from reft_ray.core.conversation import Example, Label
 from reft_ray.core.errors import ReftError
 from reft_ray.core.forward import single_rank
@@ -23,19 +23,20 @@ from reft_ray.core.teacher import Regulariser, class_sums, teacher_step
 from reft_ray.finetuning.checkpoint import (
     TrainState,
     gather_state,
+    gather_weights,
     restore,
     restore_weights,
     trainable,
-    whole,
     write_state,
 )
 from reft_ray.finetuning.config import TeacherConfig
 from reft_ray.finetuning.encoding import encode_rows
 from reft_ray.finetuning.export import EXPORT
-from reft_ray.finetuning.model import TrainableModel, load_trainable, start_from
+from reft_ray.finetuning.model import TrainableModel, load_trainable, shard_trainable, start_from
 from reft_ray.finetuning.prompts import check_labels, sources_of
 from reft_ray.finetuning.rows import CyclingSampler, SamplerState, digest_of, rank_slice
 from reft_ray.finetuning.runtime import Runtime
+from reft_ray.finetuning.sharding import as_many_as_others, is_sharded, reshard, save_shards
 from reft_ray.finetuning.teacher_answers import best_share
 from reft_ray.finetuning.teacher_filter import FilterChoice, FilterSelection, StageProgress, sample_answers
 from reft_ray.hf.lora import scale_adapter
@@ -78,15 +79,19 @@ class TeacherData:
         return [source for use, rows in uses.items() for source in sources_of(rows, use)]
 
 
-def train_teacher(runtime: Runtime, config: TeacherConfig, data: TeacherData) -> None:
+def train_teacher(runtime: Runtime, config: TeacherConfig, data: TeacherData, sharded: bool = False) -> None:
     """Prepare a Ref-Teacher; the last checkpoint that is reported contains its artefact under `export/`.
+
+    A `sharded` run spreads its weights over the ranks.
 
     Raises ReftError if the rows do not suffice, or a loss or gradient is not finite.
     """
     torch.manual_seed(config.seed + runtime.rank)
-    model = load_trainable(config, runtime, TEACHER)
+    model = load_trainable(config, runtime, TEACHER, sharded)
     if config.adapter:
         start_from(model, Path(config.adapter), TEACHER)
+    if sharded:
+        model = shard_trainable(model, config, runtime)
     if config.weights == "none" or config.adapter:
         build_teacher(runtime, config, model, data)
     else:
@@ -108,10 +113,11 @@ def build_teacher(runtime: Runtime, config: TeacherConfig, model: TrainableModel
         selection.progress = StageProgress(stages, runtime.report)
     chosen = selection.choose(selection.mixes()[0])
     manifest = replace(selection.manifest(chosen, 0, answers), sources=data.card_sources)
+    weights = gather_weights(model.model, runtime.rank) if is_sharded(model.model) else None
 
     def write(folder: Path) -> None:
         if runtime.rank == 0:
-            selection.save(folder / EXPORT, chosen, manifest)
+            selection.save(folder / EXPORT, chosen, manifest, weights)
 
     runtime.report({"step": 0, "progress": 1.0, "note": train.skipped.note}, write)
 
@@ -152,6 +158,7 @@ class TeacherRun:
         self, runtime: Runtime, config: TeacherConfig, trainable_model: TrainableModel, data: TeacherData
     ) -> None:
         self.runtime, self.config, self.trainable_model = runtime, config, trainable_model
+        self.sharded = is_sharded(trainable_model.model)
         train = encode_rows(trainable_model.chat, data.train, trainable_model.max_tokens)
         validation = encode_rows(trainable_model.chat, data.validation, trainable_model.max_tokens, train.skipped)
         further = encode_rows(trainable_model.chat, data.answers, trainable_model.max_tokens, train.skipped)
@@ -177,12 +184,13 @@ class TeacherRun:
         self.evaluation_prompts = max(MIN_PROMPTS, round(EVALUATION_SHARE * 3 * rows / EVALUATIONS))
         settings = config.optimizer
         self.optimizer = optimizer_of(
-            trainable_model.model.parameters(), settings.learning_rate, settings.weight_decay, settings.states
+            trainable(trainable_model.model).values(), settings.learning_rate, settings.weight_decay, settings.states
         )
         self.running = RunningRefusal(config.feature_decay)
         # What REG acts on in other geometries than plain; fixed at the start.
         self.readout: Readout | None = None
         self.state = TeacherState()
+        # Of a sharded model rank 0 has them alone.
         self.best: dict[str, Tensor] = {}
 
     def _samplers(self) -> dict[str, CyclingSampler]:
@@ -242,17 +250,15 @@ class TeacherRun:
     def _train_once(self) -> dict[str, float]:
         """One optimiser step; returns its terms over all ranks."""
         runtime, config, state = self.runtime, self.config, self.state
-        model, pad_id = self.trainable_model, self.trainable_model.chat.pad_id
+        model = self.trainable_model
         rows = self._next_rows()
         mine = rank_slice(rows, runtime.rank, runtime.world_size)
         # Prompts and answered rows in separate batches: the former stop at the feature's layer.
-        batches = [
-            batch
-            for group in ([r for r in mine if not r.trained_tokens], [r for r in mine if r.trained_tokens])
-            for batch in micro_batches(
-                group, self.trainable_model.micro_batch_tokens, pad_id, runtime.device, self.trainable_model.packed
-            )
-        ] or [dummy_batch(pad_id, runtime.device)]
+        prompts = self._micro_batches([row for row in mine if not row.trained_tokens])
+        answers = self._micro_batches(answered(mine))
+        if not prompts and not answers:
+            prompts = [dummy_batch(model.chat.pad_id, runtime.device)]
+        batches = prompts + answers
         progress = (state.step + 0.5) / self.total_steps
         set_learning_rate(
             self.optimizer, learning_rate_at(progress, config.optimizer.learning_rate, config.optimizer.warmup)
@@ -260,9 +266,12 @@ class TeacherRun:
         plain = config.feature == "trained" and config.geometry is Geometry.PLAIN
         if plain and self.running.refusal_D is None:
             self.running.update(class_sums(model.forward, batches, self.layer).reduced(runtime.all_reduce))
-        terms, sums = teacher_step(model.forward, batches, self.layer, self._regulariser(), runtime.all_reduce)
+        terms, sums = teacher_step(
+            model.forward, batches, self.layer, self._regulariser(), runtime.all_reduce, len(prompts)
+        )
         if plain and state.step % config.refresh_every == 0:
             self.running.update(sums.reduced(runtime.all_reduce))
+        reduces_gradients = runtime.world_size > 1 and not self.sharded
         found = optimizer_step(
             self.optimizer,
             list(trainable(model.model).values()),
@@ -270,11 +279,17 @@ class TeacherRun:
             state.step + 1,
             config.optimizer.max_grad_norm,
             runtime.all_reduce,
-            runtime.all_reduce if runtime.world_size > 1 else single_rank,
+            runtime.all_reduce if reduces_gradients else single_rank,
         )
         state.step += 1
         state.rows_seen += len(rows)
         return {name: found[name] for name in terms.shares}
+
+    def _micro_batches(self, rows: Sequence[TokenizedExample]) -> list[Batch]:
+        """Rows of one kind as micro-batches, under sharding as many on every rank."""
+        model, device = self.trainable_model, self.runtime.device
+        batches = micro_batches(rows, model.micro_batch_tokens, model.chat.pad_id, device, model.packed)
+        return as_many_as_others(batches, model.chat.pad_id, self.runtime) if self.sharded else batches
 
     def _regulariser(self) -> Regulariser:
         config = self.config
@@ -292,18 +307,26 @@ class TeacherRun:
         state.best_auroc = max(state.best_auroc, found)
         # A ranking saturates long before the teacher refuses well: of checkpoints that rank alike the latest counts.
         if found >= state.best_auroc - self.config.tolerance:
-            state.best_step, state.stale = state.step, 0
-            self.best = {name: whole(p).clone() for name, p in trainable(self.trainable_model.model).items()}
+            state.stale = 0
+            self._keep_best()
         else:
             state.stale += 1
 
+    def _keep_best(self) -> None:
+        self.state.best_step = self.state.step
+        self.best = gather_weights(self.trainable_model.model, self.runtime.rank)
+
     def _choose(self) -> tuple[FilterChoice, Manifest]:
         """What the filter reads of the best weights: the largest share of the adapter that ranks no worse than none."""
-        if self.best:
-            restore_weights(self.trainable_model.model, self.best)
+        model = self.trainable_model.model
+        if self.state.best_step:
+            restore_weights(model, self.best)
         if len(self.config.answer_shares) > 1:
             share = best_share(self.trainable_model, self.data.validation, self.config.answer_shares)
-            scale_adapter(self.trainable_model.model, share)
+            reshard(model)
+            # Rank 0's choice: answers may differ in rounding.
+            mine = torch.tensor([share if self.runtime.rank == 0 else 0.0], dtype=torch.float64)
+            scale_adapter(model, self.runtime.all_reduce(mine).item())
         mix, *smaller = self.selection.mixes()
         if smaller:
             base = self.selection.quick_auroc(self.evaluation_prompts, 0.0)
@@ -324,7 +347,7 @@ class TeacherRun:
             "progress": 1.0 if last else state.step / self.total_steps,
             "step_seconds": seconds,
             "alignment_rows": state.rows_seen,
-            "validation_auroc": state.best_auroc if self.best else None,
+            "validation_auroc": state.best_auroc or None,
             **terms,
         }
         if terms:
@@ -334,17 +357,25 @@ class TeacherRun:
         if not due:
             self.runtime.report(metrics)
             return
-        tensors = gather_state(self.trainable_model.model, self.optimizer)
+        model = self.trainable_model.model
+        if last and self.sharded and not state.best_step:
+            # The shards are written after the choice, which scales them.
+            self._keep_best()
+        # Ranks write their shards.
+        tensors = {} if self.sharded else gather_state(model, self.optimizer)
         tensors |= {"running": self.running.state_dict(), "best": self.best}
         tensors["readout"] = self.readout.tensors() if self.readout else {}
         saved = asdict(state)
         # All ranks take part in the choice, one writes.
         final = self._choose() if last else None
+        weights = gather_weights(model, self.runtime.rank) if last and self.sharded else None
 
         def write(folder: Path) -> None:
+            if self.sharded:
+                save_shards(folder, trainable(model), self.optimizer)
             write_state(folder, self.runtime.rank, tensors, saved, self.config, self.inputs)
             if final and self.runtime.rank == 0:
-                self.selection.save(folder / EXPORT, *final)
+                self.selection.save(folder / EXPORT, *final, weights)
 
         self.runtime.report(metrics, write)
 
@@ -356,7 +387,7 @@ class TeacherRun:
         tensors, saved = restore(folder, self.runtime.rank, self.config, self.inputs, model, self.optimizer)
         running = tensors.get("running", {})
         self.running.load_state_dict({label: mean.to(self.runtime.device) for label, mean in running.items()})
-        self.best = tensors.get("best", {})
+        self.best = {} if self.sharded and self.runtime.rank else tensors.get("best", {})
         if readout := tensors.get("readout"):
             self.readout = Readout.from_tensors(readout).to(self.runtime.device)
         self.state = TeacherState.of(saved)

@@ -86,12 +86,11 @@ def prepare_teacher(
 ) -> RefTeacher:
     """Stage 1: train a Ref-Teacher and write its artefact to `out`. The same `run_id` resumes."""
     resources = resources or Resources()
-    if resources.strategy == "fsdp":
-        raise ReftError("strategy=fsdp shards students; a Ref-Teacher trains with strategy=data_parallel")
     progress = TrainingMetrics(recorder, "teacher", progress) if recorder else progress
+    sharded = resources.strategy == "fsdp"
 
     def loop(runtime: Runtime, _rows: ray.data.DataIterator | None) -> None:
-        train_teacher(runtime, config, data)
+        train_teacher(runtime, config, data, sharded)
 
     _run(loop, None, out, TEACHER, resources, run_id or f"teacher-{uuid.uuid4().hex[:12]}", progress)
     return RefTeacher.load(out)

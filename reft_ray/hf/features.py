@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from reft_ray.core.batch import TokenizedExample, collate, token_batches
+from reft_ray.core.batch import Batch, TokenizedExample, collate, dummy_batch, token_batches
 from reft_ray.core.conversation import Label
 from reft_ray.core.geometry import ClassMoments, Geometry, Readout
 from reft_ray.hf.forward import captured_layer
@@ -26,24 +26,33 @@ def prompt_features(
     device: torch.device | str = "cpu",
     max_tokens: int = 2048,
     progress: Callable[[int, float], None] | None = None,
+    passes: Callable[[int], int] | None = None,
 ) -> dict[int, Tensor]:
     """f_l of every prompt in order, {layer: [B, D] float32 on the CPU}; the layers above the highest are not run.
 
-    `progress` is called after each batch with the prompts done, and the share of all tokens done.
+    `progress` is called after each batch with the prompts done, and the share of all tokens done. Of a sharded model
+    `passes` says how many passes every rank runs, from the number that this one needs.
     """
-    rows = [row.prompt_only() for row in prompts]
-    top = max(layers)
-    out: dict[int, Tensor] = {layer: torch.empty(0) for layer in layers}
-    prompts_done, tokens_done, tokens = 0, 0, sum(map(len, rows))
-    for indices in token_batches([len(row) for row in rows], max_tokens):
-        batch = collate([rows[i] for i in indices], pad_id, device)
+
+    def run(batch: Batch) -> dict[int, list[Tensor]]:
         captured = {}
         with ExitStack() as stack:
             # The highest layer is entered last and left first: its stop must not pass through the others' contexts.
             for layer in sorted(layers):
                 captured[layer] = stack.enter_context(captured_layer(model, layer, stop=layer == top))
             model(input_ids=batch.ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False)
-        for layer, hidden in captured.items():
+        return captured
+
+    rows = [row.prompt_only() for row in prompts]
+    top = max(layers)
+    out: dict[int, Tensor] = {layer: torch.empty(0) for layer in layers}
+    prompts_done, tokens_done, tokens = 0, 0, sum(map(len, rows))
+    groups = list(token_batches([len(row) for row in rows], max_tokens))
+    # The ranks agree before the first of them is ahead of the others.
+    idle = passes(len(groups)) - len(groups) if passes else 0
+    for indices in groups:
+        batch = collate([rows[i] for i in indices], pad_id, device)
+        for layer, hidden in run(batch).items():
             feature_BD = batch.prompt_ends(hidden[0]).float().cpu()
             if len(out[layer]) != len(rows):
                 out[layer] = torch.empty(len(rows), feature_BD.shape[-1])
@@ -52,6 +61,8 @@ def prompt_features(
         tokens_done += sum(len(rows[i]) for i in indices)
         if progress:
             progress(prompts_done, tokens_done / tokens)
+    for _ in range(idle):
+        run(dummy_batch(pad_id, device))
     return out
 
 

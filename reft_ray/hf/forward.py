@@ -24,7 +24,7 @@ from reft_ray.hf.loading import text_config
 from reft_ray.hf.packing import packed_inputs
 
 
-class _StopForward(Exception):  # noqa: N818 - control flow, not an error
+class StopForward(Exception):  # noqa: N818 - control flow, not an error
     """Leaves the model once the last wanted layer has run."""
 
 
@@ -96,12 +96,12 @@ def captured_layer(model: nn.Module, layer: int, stop: bool) -> Iterator[list[Te
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         captured.append(hidden_of(output))
         if stop:
-            raise _StopForward
+            raise StopForward
 
     handle = layers[layer - 1].register_forward_hook(hook)
     try:
         yield captured
-    except _StopForward:
+    except StopForward:
         pass
     finally:
         handle.remove()
@@ -123,14 +123,14 @@ class TruncatedModel:
         self._call.hidden = {}
         try:
             self._model(**inputs)
-        except _StopForward:
+        except StopForward:
             return dict(self._call.hidden)
         raise ReftError(f"{type(self._model).__name__} does not run its decoder layers in order")
 
     def _capture(self, number: int, last: bool, _module: nn.Module, _args: Any, output: Any) -> None:
         self._call.hidden[number] = hidden_of(output)
         if last:
-            raise _StopForward
+            raise StopForward
 
 
 @contextmanager

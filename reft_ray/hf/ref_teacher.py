@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from reft_ray.atomic import atomic_directory
 from reft_ray.core.errors import ReftError
@@ -191,7 +192,9 @@ class RefTeacher:
             return base.model
         if self.manifest.weights == "lora":
             return merge(self.attach(base.model), mix)
-        base.model.load_state_dict(load_file(self.folder / "model" / "model.safetensors"), strict=False)
+        # A large model is in several files.
+        for file in sorted((self.folder / "model").glob("*.safetensors")):
+            base.model.load_state_dict(load_file(file), strict=False)
         return base.model.eval()
 
     def scorer(
@@ -231,19 +234,22 @@ class RefTeacher:
         return scorer
 
 
-def save_teacher(folder: Path, model: nn.Module, manifest: Manifest, readouts: Readouts) -> RefTeacher:
+def save_teacher(
+    folder: Path, model: nn.Module, manifest: Manifest, readouts: Readouts, weights: Mapping[str, Tensor] | None = None
+) -> RefTeacher:
     """Write an artefact under a temporary name and rename it; an older artefact is replaced.
 
-    `model` carries the adapter `teacher`, or is the fully finetuned model itself. Raises ReftError if `folder` holds
-    anything but an artefact.
+    `model` carries the adapter `teacher`, or is the fully finetuned model itself; `weights` are its trained parameters
+    by name if they were gathered from shards. Raises ReftError if `folder` holds anything but an artefact.
     """
     check_replaceable(folder, TEACHER)
     with atomic_directory(folder, replace=True) as made:
         save_file({name: part.contiguous() for name, part in readouts.to("cpu").tensors().items()}, made / _REFUSAL)
         if isinstance(model, PeftModel):
-            save_adapter(model, "teacher", made / "adapter", manifest.base_name)
+            tensors = None if weights is None else dict(weights)
+            save_adapter(model, "teacher", made / "adapter", manifest.base_name, tensors)
         elif manifest.weights == "full":
-            model.save_pretrained(made / "model")  # type: ignore[operator]
+            model.save_pretrained(made / "model", state_dict=weights)  # type: ignore[operator]
         _write_manifest(made, manifest)
     return RefTeacher.load(folder)
 

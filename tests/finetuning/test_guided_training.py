@@ -16,7 +16,7 @@ from reft_ray.core.refusal import refusal_score
 from reft_ray.core.targets import SoftTargets
 from reft_ray.core.teacher import Regulariser, class_sums, teacher_step
 from reft_ray.hf.chat import ChatFormat
-from reft_ray.hf.forward import ModelForward
+from reft_ray.hf.forward import ModelForward, decoder_layers
 from reft_ray.hf.loading import load_base
 from reft_ray.hf.lora import LoraSettings, attach
 
@@ -173,6 +173,29 @@ def test_a_rank_without_rows_adds_nothing_to_the_teachers_step(setup: Setup) -> 
     assert terms.total == 0
     assert not setup.gradient().any()
     assert torch.equal(alone.refusal(), (padded + none).refusal())
+
+
+def test_a_rank_without_answers_runs_all_layers_along_and_adds_nothing(setup: Setup) -> None:
+    rows = [row.prompt_only() for row in setup.user + setup.alignment]
+    prompts, idle = setup.batches(rows, 4), dummy_batch(setup.fmt.pad_id)
+    regulariser = Regulariser(Readout(class_sums(setup.student, prompts, 1).refusal()))
+    expected, _ = teacher_step(setup.student, prompts, 1, regulariser)
+    whole = setup.gradient()
+    ran: list[int] = []
+    hooks = [
+        layer.register_forward_hook(lambda *_args, index=index: ran.append(index))
+        for index, layer in enumerate(decoder_layers(setup.model), start=1)
+    ]
+    terms, _ = teacher_step(setup.student, [*prompts, idle], 1, regulariser, prompts=len(prompts))
+    learned = [parameter.grad is not None for parameter in setup.model.parameters() if parameter.requires_grad]
+    for hook in hooks:
+        hook.remove()
+    assert ran == [1] * len(prompts) + [1, 2]
+    assert all(learned), "the other ranks wait for the gradient of every layer"
+    assert floats(terms.shares) == floats(expected.shares)
+    lower, upper = setup.gradient().split(len(whole))
+    assert torch.allclose(whole, lower, atol=1e-7)
+    assert not upper.any()
 
 
 def floats(shares: Mapping[str, torch.Tensor]) -> dict[str, float]:

@@ -52,11 +52,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    # gloo has no reduce-scatter, so sharding needs NCCL.
-    ["data_parallel", pytest.param("fsdp", marks=pytest.mark.gpu)],
-)
+@pytest.mark.parametrize("strategy", ["data_parallel", "fsdp"])
 def test_two_ranks_learn_what_one_process_learns(
     teacher: RefTeacher, llama: Path, tmp_path: Path, strategy: str
 ) -> None:
@@ -64,7 +60,7 @@ def test_two_ranks_learn_what_one_process_learns(
     reports: dict[str, list[Mapping[str, Any]]] = {"alone": [], strategy: []}
     local = Resources(workers=0)
     alone = weights(finetune(config_of(llama), inputs, tmp_path / "alone", local, progress=reports["alone"].append))
-    resources = Resources.of({"workers": 2, "strategy": strategy, "gpus_per_worker": 1 if strategy == "fsdp" else 0})
+    resources = Resources.of({"workers": 2, "strategy": strategy})
     received = reports[strategy].append
     together = weights(finetune(config_of(llama), inputs, tmp_path / strategy, resources, progress=received))
     assert together.keys() == alone.keys()
@@ -74,9 +70,11 @@ def test_two_ranks_learn_what_one_process_learns(
         assert reports[strategy][-1][name] == pytest.approx(reports["alone"][-1][name], rel=1e-3), name
 
 
-def test_two_ranks_prepare_the_same_teacher(teacher: RefTeacher, llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["data_parallel", "fsdp"])
+def test_two_ranks_prepare_the_same_teacher(teacher: RefTeacher, llama: Path, tmp_path: Path, strategy: str) -> None:
     data = TeacherData(HARMFUL + HARMLESS, HARMFUL + HARMLESS)
-    together = prepare_teacher(teacher_config(llama), data, tmp_path / "two", Resources(workers=2))
+    resources = Resources.of({"workers": 2, "strategy": strategy})
+    together = prepare_teacher(teacher_config(llama), data, tmp_path / "two", resources)
     assert together.manifest.layer == teacher.manifest.layer
     ours, theirs = together.readouts.tensors(), teacher.readouts.tensors()
     assert ours.keys() == theirs.keys()

@@ -69,6 +69,30 @@ def test_features_of_several_layers_come_from_one_pass_in_the_given_order(llama:
     assert torch.allclose(refusal_D, together[3][1] - (together[3][0] + together[3][2]) / 2, atol=1e-6)
 
 
+def test_a_rank_with_fewer_prompts_runs_as_many_passes_as_the_others(llama: Path) -> None:
+    base = load_base(str(llama))
+    chat_format = ChatFormat(base.tokenizer)
+    encoded = [chat_format.encode(row) for row in ROWS]
+    ran: list[int] = []
+    for index, layer in enumerate(base.model.model.layers, start=1):
+        layer.register_forward_hook(lambda *_args, index=index: ran.append(index))
+    asked: list[int] = []
+
+    def three(needed: int) -> int:
+        assert not ran
+        asked.append(needed)
+        return 3
+
+    found = prompt_features(base.model, encoded, [1, 2], chat_format.pad_id, passes=three)
+    assert (asked, ran) == ([1], [1, 2] * 3)
+    alone = prompt_features(base.model, encoded, [1, 2], chat_format.pad_id)
+    assert all(torch.equal(found[layer], alone[layer]) for layer in (1, 2))
+    ran.clear()
+    none = prompt_features(base.model, [], [1, 2], chat_format.pad_id, passes=three)
+    assert (asked, ran) == ([1, 0], [1, 2] * 3)
+    assert [len(part) for part in none.values()] == [0, 0]
+
+
 def test_the_fingerprint_depends_on_the_weights_and_not_the_path(llama: Path, tmp_path: Path) -> None:
     base = load_base(str(llama))
     base.model.save_pretrained(tmp_path / "copy")
