@@ -220,6 +220,11 @@ def test_operations_are_averaged_over_the_seeds_that_counted_them(tmp_path: Path
     assert text.count("| 4.00 |") == 1
 
 
+def test_a_setting_that_a_method_fixes_is_refused():
+    with pytest.raises(UsageError, match=r"student\.labels is part of the method `.*`: choose another method"):
+        preset("quick", {**TINY, "student": {"labels": "hard"}})
+
+
 def test_an_unknown_task_is_reported_before_any_training(workspace: Workspace, tmp_path: Path) -> None:
     changes = {**TINY, "blocks": [{"methods": ["sft"], "tasks": ["sst2"]}], "teacher": str(workspace.teacher.folder),
                "base": workspace.base}  # fmt: skip

@@ -99,4 +99,7 @@ class BenchConfig(Settings):
                 FinetuneConfig.of({"base": "base", **settings})
         except UsageError as error:
             raise ValueError(str(error)) from None
+        for method in (METHODS[name] for block in self.blocks for name in block.methods):
+            if fixed := sorted(method.student.keys() & self.student):
+                raise ValueError(f"student.{fixed[0]} is part of the method `{method.title}`: choose another method")
         return self

@@ -48,6 +48,9 @@ METHODS: Mapping[str, BenchMethod] = {
     "sft": BenchMethod("base → SFT", student=_SFT, filtered_title="filter only"),
     "sft_aligned": BenchMethod("aligned → SFT", "teacher", _SFT),
     "joint": BenchMethod("base → safety + user (hard labels)", student=_HARD, filtered_title="hard labels + filter"),
+    "joint_aligned": BenchMethod(
+        "aligned → safety + user (hard labels)", "teacher", _HARD, filtered_title="hard labels from aligned + filter"
+    ),
     "safe_instruct": BenchMethod("SafeInstruct", "teacher", _SFT, before="safe_instruct"),
     "lisa": BenchMethod("Lisa", "teacher", {**_HARD, "step": "lisa"}),
     "vaccine": BenchMethod("Vaccine", "vaccine", _SFT),
