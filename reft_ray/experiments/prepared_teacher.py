@@ -55,7 +55,7 @@ LOOK_ALIKES, ROLES = "reft_ray look-alikes", "reft_ray requests in roles"
 HELD_OUT = "reft_ray look-alikes of other acts"
 VALIDATION_SOURCES = ("catqa", "harmbench_advtrain", "certified_safe", "self_instruct_seed", HELD_OUT)
 OWN = (SYNTHETIC, ENGLISH, SECURITY, CRIMES, TASKS, LOOK_ALIKES, ROLES)
-STEPS = 400
+STEPS = 600
 BATCH_ROWS = 16
 REFERENCE_PROMPTS = 9_600
 ALIGNMENT_ROWS = 340
@@ -63,6 +63,10 @@ ALIGNMENT_ROWS = 340
 VALIDATION_PROMPTS = 600
 ANSWERED_PER_SOURCE = 480
 """Harmless prompts of each source that the base answers once; they repeat where a run needs more rows."""
+LOOK_ALIKE_SHARE = 3
+"""Look-alikes and their harmful counterparts are drawn this often for each row of another source: to refuse by words
+alone is the usual fault of a teacher.
+"""
 LORA = {"rank": 8, "first_layer": 16}
 """The lower half of the model needs no backward pass, and the adapter takes 5 MB."""
 ANSWER_TOKENS = 40
@@ -160,8 +164,11 @@ def teacher_data(
     steps: int = STEPS,
     licences: AbstractSet[str] = LICENCES,
     seed: int = 0,
+    look_alike_share: int = 1,
 ) -> TeacherData:
     """The training rows of `steps` steps, equal shares of the sources of each label, and what the card says of them.
+
+    Look-alikes have `look_alike_share` such shares.
 
     `answer` answers harmless prompts; rows that it does not return are not learned. Without it they have no answers.
     Prompts under other `licences` are left out; none named: no prompt is.
@@ -170,11 +177,16 @@ def teacher_data(
     rng = random.Random(f"{seed}/refusals")  # noqa: S311
     train: list[Example] = []
     for label in Label:
-        chosen = [rows for (of, _), rows in sorted(pools.training.items()) if of is label]
-        each = steps * BATCH_ROWS // 2 // len(chosen)
-        for rows in chosen:
+        chosen = [
+            (rows, look_alike_share if source == LOOK_ALIKES else 1)
+            for (of, source), rows in sorted(pools.training.items())
+            if of is label
+        ]
+        one = steps * BATCH_ROWS // 2 // sum(shares for _, shares in chosen)
+        for rows, shares in chosen:
+            each = shares * one
             if label is Label.HARMLESS:
-                train += islice(cycle(answer(rows[:ANSWERED_PER_SOURCE]) if answer else rows), each)
+                train += islice(cycle(answer(rows[: shares * ANSWERED_PER_SOURCE]) if answer else rows), each)
             else:
                 train += [
                     replace(row, messages=chat(row.prompt[-1].content, refusal(rng)))
@@ -228,7 +240,7 @@ def _use(source: str) -> str:
 def trained(prompts: Path, out: Path, steps: int, licences: AbstractSet[str] = LICENCES) -> RefTeacher:
     """The teacher after training; an interrupted run resumes. The rows of our own are kept as its alignment set."""
     answers = base_answers(out.with_name(f".{out.name}-answers.json"))
-    data = teacher_data(prompts, answers, steps, licences)
+    data = teacher_data(prompts, answers, steps, licences, look_alike_share=LOOK_ALIKE_SHARE)
     config = settings(steps, len(data.train))
     resources = Resources(workers=0, gpus_per_worker=int(default_device() == "cuda"))
 
