@@ -1,8 +1,9 @@
 """Screening on Ray Data: tasks read units in parallel, an actor pool judges them, and the driver receives counts only.
 
-Writing parts from stored verdicts needs no teacher, so it is done by tasks: a screening starts one pool. A unit is one
-row of a block, so that Ray can split and merge blocks without splitting a unit. Backpressure stops the readers while
-the pool is busy; memory depends on the units in flight, which are as many as the actors need, not on the file.
+Writing parts from stored verdicts needs no teacher, so it is done by tasks: a screening starts one pool. A unit, or
+some small ones of as many rows together, is one row of a block, so that Ray can split and merge blocks without
+splitting a unit. Backpressure stops the readers while the pool is busy; memory depends on the units in flight, which
+are as many as the actors need, not on the file.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ from reft_ray.screening.dataset_threshold import DatasetThreshold
 from reft_ray.screening.metrics import ScreeningMetrics
 from reft_ray.screening.pieces import SPAN_BYTES
 from reft_ray.screening.ranges import Cuts, Range
-from reft_ray.screening.reading import FilePlan, Unit, groups, read_units
+from reft_ray.screening.reading import GROUP_BYTES, FilePlan, Unit, groups, read_units
 from reft_ray.screening.unit_worker import Finished, Job, Pass, UnitWorker, judges_of, worker_of
 from reft_ray.telemetry.shared_recorder import SharedRecorder
 
@@ -44,15 +45,15 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
-_UNIT_SCHEMA = pa.schema(
+_UNIT = pa.struct(
     [
         pa.field("id", pa.string()),
         pa.field("file", pa.int64()),
         pa.field("rows", pa.large_binary()),
         pa.field("native", pa.large_binary()),
-        pa.field("error", pa.string()),
     ]
 )
+_UNITS_SCHEMA = pa.schema([pa.field("units", pa.list_(_UNIT)), pa.field("error", pa.string())])
 _DONE_SCHEMA = pa.schema([pa.field("unit", pa.string()), pa.field("rows", pa.int64()), pa.field("error", pa.string())])
 
 
@@ -61,15 +62,16 @@ def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> 
 
     Raises ReftError where a reader, a scorer or Ray fails.
     """
-    tasks = [(plan, group) for plan in plans for group in groups(plan, done)]
+    config = job.config
+    tasks = reading_tasks(plans, done)
     if not tasks:
         return
-    config = job.config
     _ensure_ray_for(config)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    dataset = ray.data.read_datasource(_UnitsDatasource(tasks), override_num_blocks=len(tasks))
+    source = _UnitsDatasource(tasks, config.limits.rows)
+    dataset = ray.data.read_datasource(source, override_num_blocks=len(tasks))
     context = dataset.context
-    context.target_max_block_size = 1  # one block per unit, for progress and cheap retries
+    context.target_max_block_size = 1  # a block for each row: for progress and cheap retries
     context.enable_progress_bars = False
     in_flight = max(IN_FLIGHT_BYTES, config.actors * IN_FLIGHT_BYTES_PER_ACTOR)
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=in_flight)
@@ -122,7 +124,7 @@ def each_on_ray(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterat
     """
     ensure_ray()
     task: Any = ray.remote(num_cpus=1)(_each)
-    pending = deque(task.options(name="planning").remote(work, batch) for batch in _batches(items))
+    pending = deque(task.options(name="planning").remote(work, batch) for batch in _batches(items, SPAN_BYTES))
     try:
         while pending:
             results, error = ray.get(pending.popleft())
@@ -147,13 +149,14 @@ def _each(work: Callable[[Item], Result], items: Sequence[Item]) -> tuple[list[R
     return results, None
 
 
-def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+def _batches(items: Sequence[Item], most: int) -> Iterator[list[Item]]:
+    """Items in batches of about `most` bytes."""
     batch: list[Item] = []
     held = 0
     for item in items:
         batch.append(item)
         held += max(getattr(item, "size", 0), _SMALL_FILE)
-        if held >= SPAN_BYTES:
+        if held >= most:
             yield batch
             batch, held = [], 0
     if batch:
@@ -174,35 +177,60 @@ def judges_on_ray(job: Job) -> dict[str, Any]:
     return found
 
 
-class _UnitsDatasource(Datasource):
-    """Each group of ranges as a read task, which yields one unit at a time."""
+@dataclass(frozen=True, slots=True)
+class _Ranges:
+    """Ranges of a file that are read together, and about how many bytes they have."""
 
-    def __init__(self, tasks: Sequence[tuple[FilePlan, tuple[Range, ...]]]) -> None:
+    plan: FilePlan
+    size: int
+
+    @classmethod
+    def of(cls, plan: FilePlan, group: tuple[Range, ...]) -> _Ranges:
+        """A group of the plan's ranges."""
+        size = plan.source.size * len(group) // max(1, len(plan.cuts.ranges))
+        return cls(replace(plan, cuts=Cuts(group, plan.cuts.rows, plan.cuts.header)), size)
+
+
+def reading_tasks(plans: Sequence[FilePlan], done: frozenset[str] = frozenset()) -> list[list[_Ranges]]:
+    """What is left to read, by task: a group of ranges of a large file, or those of several small ones."""
+    return list(_batches([_Ranges.of(plan, group) for plan in plans for group in groups(plan, done)], GROUP_BYTES))
+
+
+class _UnitsDatasource(Datasource):
+    """Each batch of ranges as a read task, whose units come with about `rows` rows at a time."""
+
+    def __init__(self, tasks: Sequence[Sequence[_Ranges]], rows: int) -> None:
         super().__init__()
-        self._tasks = tasks
+        self._tasks, self._rows = tasks, rows
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Bytes of all units, about those of the files."""
-        return sum(plan.source.size for plan in {id(plan): plan for plan, _ in self._tasks}.values())
+        return sum(item.size for task in self._tasks for item in task)
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        """One task for each group."""
-        return [
-            ReadTask(partial(_units, replace(plan, cuts=Cuts(group, plan.cuts.rows, plan.cuts.header))), _METADATA)
-            for plan, group in self._tasks
-        ]
+        """One task for each batch."""
+        return [ReadTask(partial(_units, [item.plan for item in task], self._rows), _METADATA) for task in self._tasks]
 
 
 _METADATA = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
 
 
-def _units(plan: FilePlan) -> Iterator[pa.Table]:
+def _units(plans: Sequence[FilePlan], most: int) -> Iterator[pa.Table]:
+    packed: list[dict[str, Any]] = []
+    rows, error = 0, None
     try:
-        for unit in read_units(plan, plan.cuts.ranges):
-            native = None if unit.native is None else _to_ipc(unit.native)
-            yield pa.table([[unit.id], [unit.file], [_to_ipc(unit.rows)], [native], [None]], schema=_UNIT_SCHEMA)
-    except ReftError as error:
-        yield pa.table([[None], [None], [None], [None], [_error_text(error)]], schema=_UNIT_SCHEMA)
+        for plan in plans:
+            for unit in read_units(plan, plan.cuts.ranges):
+                native = None if unit.native is None else _to_ipc(unit.native)
+                packed.append({"id": unit.id, "file": unit.file, "rows": _to_ipc(unit.rows), "native": native})
+                rows += unit.rows.num_rows
+                if rows >= most:
+                    yield pa.Table.from_pylist([{"units": packed}], schema=_UNITS_SCHEMA)
+                    packed, rows = [], 0
+    except ReftError as failure:
+        error = _error_text(failure)
+    if packed or error:
+        yield pa.Table.from_pylist([{"units": packed, "error": error}], schema=_UNITS_SCHEMA)
 
 
 def _write(job: Job, batch: pa.Table) -> pa.Table:
@@ -225,24 +253,34 @@ class _Worker:
         self._worker: UnitWorker | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        done: list[dict[str, Any]] = []
         (packed,) = batch.to_pylist()
-        if packed["error"] is not None:
-            return pa.table([[None], [None], [packed["error"]]], schema=_DONE_SCHEMA)
+        for unit in packed["units"]:
+            done.append(self._done(unit))
+            if "error" in done[-1]:
+                break
+        else:
+            if packed["error"] is not None:
+                done.append({"error": packed["error"]})
+        if self._worker is not None:
+            # Ray ends the actors of a pool without calling anything.
+            self._recorder.flush()
+        return pa.Table.from_pylist(done, schema=_DONE_SCHEMA)
+
+    def _done(self, packed: dict[str, Any]) -> dict[str, Any]:
+        """A row of _DONE_SCHEMA for a unit."""
         native = None if packed["native"] is None else _from_ipc(packed["native"])
         try:
             if self._worker is None:
                 self._recorder = SharedRecorder(self._job.application)
                 self._worker = worker_of(self._job, ScreeningMetrics(self._recorder, self._job.project))
             done = self._worker.work(Unit(packed["id"], packed["file"], _from_ipc(packed["rows"]), native))
-            # Ray ends the actors of a pool without calling anything.
-            self._recorder.flush()
         except ReftError as error:
-            return pa.table([[None], [None], [_error_text(error)]], schema=_DONE_SCHEMA)
+            return {"error": _error_text(error)}
         except Exception as error:  # scorers and guards may raise anything; the traceback stays in the worker's log
             logger.exception("unit %s failed", packed["id"])
-            failed = ReftError(f"a worker failed: {type(error).__name__}: {first_line(error)}")
-            return pa.table([[None], [None], [_error_text(failed)]], schema=_DONE_SCHEMA)
-        return pa.table([[done.unit], [done.rows], [None]], schema=_DONE_SCHEMA)
+            return {"error": _error_text(ReftError(f"a worker failed: {type(error).__name__}: {first_line(error)}"))}
+        return {"unit": done.unit, "rows": done.rows}
 
 
 def _error_text(error: ReftError) -> str:

@@ -10,11 +10,11 @@ from reft_ray.screening import distributed
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset import screen
 from reft_ray.screening.dataset_threshold import load_threshold
-from reft_ray.screening.distributed import _UnitsDatasource, _Worker, _write
+from reft_ray.screening.distributed import _UnitsDatasource, _Worker, _write, reading_tasks
 from reft_ray.screening.file_parsing import shape_of
 from reft_ray.screening.outputs import Output
 from reft_ray.screening.ranges import Limits
-from reft_ray.screening.reading import groups, plan_files
+from reft_ray.screening.reading import plan_files
 from reft_ray.screening.sources import find_sources
 from reft_ray.screening.unit_worker import Job, Pass
 from reft_ray.telemetry.recorder import NullRecorder
@@ -33,20 +33,26 @@ class LocalRecorder(NullRecorder):
         """Nothing was held."""
 
 
-def test_tasks_judge_and_write_what_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("files", "blocks"), [(1, 7), (10, 5)])
+def test_tasks_judge_and_write_what_one_process_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int, blocks: int
+) -> None:
     monkeypatch.setattr(distributed, "SharedRecorder", LocalRecorder)
-    rows = ({"prompt": f"Q{n}" + " bomb" * (n % 9 == 0), "response": "A"} for n in range(50))
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    screen([str(path)], str(tmp_path / "whole"), WordScorer, CONFIG)
+    rows = [{"prompt": f"Q{n}" + " bomb" * (n % 9 == 0), "response": "A"} for n in range(50)]
+    # One file of seven units, or ten small ones, two of which fill a unit's rows.
+    for number in range(0, 50, 50 // files):
+        lines = [json.dumps(row) + "\n" for row in rows[number : number + 50 // files]]
+        (tmp_path / f"rows-{number:02}.jsonl").write_text("".join(lines))
+    paths = [str(path) for path in sorted(tmp_path.glob("*.jsonl"))]
+    screen(paths, str(tmp_path / "whole"), WordScorer, CONFIG)
     out = Output(str(tmp_path / "out"))
-    plans = plan_files(find_sources([str(path)]), CONFIG.limits)
+    plans = plan_files(find_sources(paths), CONFIG.limits)
     job = Job(WordScorer, CONFIG, [shape_of(plan, None, {}) for plan in plans], out.uri)
-    tasks = _UnitsDatasource([(plan, group) for plan in plans for group in groups(plan)]).get_read_tasks(1)
-    tables = [table for task in tasks for table in task()]
-    assert [table.num_rows for table in tables] == [1] * 7
+    (task,) = _UnitsDatasource(reading_tasks(plans), CONFIG.limits.rows).get_read_tasks(1)
+    tables = list(task())
+    assert [table.num_rows for table in tables] == [1] * blocks
     judge = _Worker(Job(**{name: getattr(job, name) for name in Job.__dataclass_fields__} | {"step": Pass.JUDGE}))
-    assert all(judge(table)["error"].to_pylist() == [None] for table in tables)
+    assert all(set(judge(table)["error"].to_pylist()) == {None} for table in tables)
     threshold = load_threshold(Output(str(tmp_path / "whole")))
     fields = {name: getattr(job, name) for name in Job.__dataclass_fields__}
     writing = Job(**fields | {"step": Pass.WRITE, "threshold": threshold})
