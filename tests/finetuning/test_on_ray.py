@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
 from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.core.errors import ReftError, StoppedError
 from reft_ray.finetuning.config import FinetuneConfig, Resources, TeacherConfig
+from reft_ray.finetuning.progress import Channel, Sender
 from reft_ray.finetuning.ray_runtime import as_task
 from reft_ray.finetuning.targets import ensure_soft_targets
 from reft_ray.finetuning.teacher_loop import TeacherData
@@ -157,3 +159,15 @@ def test_workers_wait_as_the_process_that_asks(monkeypatch: pytest.MonkeyPatch, 
     # The cluster runs already, so that its workers do not inherit the variable.
     found = as_task("reading a variable", os.getenv, "GOMP_SPINCOUNT", resources=Resources())
     assert found == (chosen or BRIEF["GOMP_SPINCOUNT"])
+
+
+def test_a_lost_queue_does_not_stop_a_run(caplog: pytest.LogCaptureFixture) -> None:
+    with Channel(lambda _metrics: None, stop=lambda: False) as channel:
+        sender = Sender(channel.queue, channel.flag)
+        sender({"step": 1})
+        for actor in (channel.queue.actor, channel.flag):
+            ray.kill(actor)
+        sender({"step": 2})
+        sender.phase("training", 0.5, "")
+        assert not sender.stop_asked()
+    assert "its queue is lost" in caplog.text
