@@ -34,6 +34,11 @@ LOCK_WAIT_SECONDS = 30
 POOL = 24
 """Connections in the pool, and as many overflow connections: a gateway serves up to 40 requests at once."""
 
+_NOTICE_LOST_CLIENT = """SELECT set_config('tcp_keepalives_idle', '10', false),
+    set_config('tcp_keepalives_interval', '5', false), set_config('tcp_keepalives_count', '3', false),
+    set_config('tcp_user_timeout', '25000', false)"""
+"""PostgreSQL holds the locks of a client whose host is lost until it notices: by default after two hours."""
+
 # Otherwise a logged error would show the parameters, such as a webhook's secret.
 _pooled = partial(create_engine, pool_size=POOL, max_overflow=POOL, hide_parameters=True)
 
@@ -172,13 +177,23 @@ def _engine(url: str, create: bool = True) -> Engine:
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite":
             return _sqlite(url, create)
-        return _pooled(parsed, pool_pre_ping=True)
+        engine = _pooled(parsed, pool_pre_ping=True)
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(
             f"database {url.split('@')[-1]!r}: {error}; use sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME"
         ) from None
     except ImportError as error:
         raise UsageError(f"database {url.split('@')[-1]!r}: {error}; install psycopg (extra 'postgres')") from None
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        # Not as an option of the connection, which PgBouncer refuses.
+        cursor = connection.cursor()
+        cursor.execute(_NOTICE_LOST_CLIENT)
+        cursor.close()
+        connection.commit()
+
+    return engine
 
 
 def _sqlite(url: str, create: bool) -> Engine:
