@@ -36,6 +36,11 @@ class ContentStore:
     """Named byte strings below one URI. Raises ValueError for a key that could leave it."""
 
     def __init__(self, uri: str) -> None:
+        if "?" in uri:
+            # Keys are appended to the URI, which jobs open in other processes.
+            raise UsageError(
+                f"file store {uri.partition('?')[0]!r}: it takes no options; name an S3 server by AWS_ENDPOINT_URL"
+            )
         try:
             self._fs, self._root = fs.FileSystem.from_uri(uri)
         except (pa.ArrowInvalid, ValueError) as error:

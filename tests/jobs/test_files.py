@@ -179,6 +179,11 @@ def test_a_store_that_is_no_uri_is_refused():
         ContentStore("relative/path")
 
 
+def test_options_of_a_file_store_are_refused():
+    with pytest.raises(UsageError, match="file store 's3://bucket': it takes no options; name an S3 server by AWS_"):
+        ContentStore("s3://bucket?endpoint_override=127.0.0.1:9000")
+
+
 def test_an_upload_becomes_one_file(files):
     uploads = UploadStore(files)
     upload = uploads.create("proj_a", "big.jsonl", "user_data", 6, "text/jsonl")
