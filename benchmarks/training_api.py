@@ -46,6 +46,7 @@ WAYS = {
     "bare": (False, 0.0, 1),
     "screened": (True, 0.0, 1),
     "screened + guided 1:4": (True, 0.25, 1),
+    "screened + guided 1:1": (True, 1.0, 1),
     "bare, batched": (False, 0.0, 4),
     "screened + guided, batched": (True, 0.25, 4),
 }

@@ -31,7 +31,7 @@ from reft_ray.pipeline.config import BaseArgs
 from reft_ray.pipeline.model_context import ModelContext
 from reft_ray.testbed.synthetic import Sizes
 
-WAYS = ("bare", "screened + guided 1:4")
+WAYS = ("bare", "screened + guided 1:4", "screened + guided 1:1")
 
 
 def context_of(options: argparse.Namespace, screened: bool) -> ModelContext:
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--teacher", default="builtin")
     parser.add_argument("--task", default=None)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.3])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--n", type=int, default=100, help="Rows of a user.")
     parser.add_argument("--epochs", type=int, default=2)
