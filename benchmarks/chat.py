@@ -1,6 +1,7 @@
 """Speed of chat completions: one by one, in one continuous batch, and with several adapters in a batch.
 
     python benchmarks/chat.py [--quick] [--shape small|medium|8b] [--json FILE]
+    python benchmarks/chat.py --base smollm2 --adapters 100 --rows 32 --tokens 16 --rounds 2
 
 All contenders take turns in one run with the same replica, prompts and number of tokens; ratios are comparable between
 machines, rates are not. With random weights no answer ends before its token limit.
@@ -20,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from random_teacher import SHAPES, prompts, save_base
 
@@ -54,9 +56,14 @@ async def together(student: StudentReplica, asked: Sequence[tuple[Target, str]],
     return list(await asyncio.gather(*(completed(student, target, prompt, sampling) for target, prompt in asked)))
 
 
-def made_adapters(base: Path, folder: Path, number: int) -> list[Target]:
+def resident_mb() -> int:
+    """Memory of this process now."""
+    return psutil.Process().memory_info().rss >> 20
+
+
+def made_adapters(base: str, folder: Path, number: int) -> list[Target]:
     """Targets with random adapters on the base."""
-    model = load_base(str(base)).model
+    model = load_base(base).model
     targets = []
     for seed in range(number):
         name = f"a{seed}"
@@ -107,21 +114,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter completions")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="small")
+    parser.add_argument("--base", help="a model, instead of random weights of a shape")
     parser.add_argument("--adapters", type=int, default=4)
+    parser.add_argument("--rows", type=int, help="completions at once")
+    parser.add_argument("--tokens", type=int, help="of each completion")
+    parser.add_argument("--rounds", type=int)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows, tokens, rounds = (8, 16, 3) if options.quick else (16, 64, 5)
+    default = (8, 16, 3) if options.quick else (16, 64, 5)
+    rows, tokens, rounds = (
+        given or usual for given, usual in zip((options.rows, options.tokens, options.rounds), default, strict=True)
+    )
     with tempfile.TemporaryDirectory() as scratch:
-        base = Path(scratch) / "base"
-        save_base(base, options.shape)
+        base = options.base or str(Path(scratch) / "base")
+        if not options.base:
+            save_base(Path(base), options.shape)
         adapters = made_adapters(base, Path(scratch), options.adapters)
-        student = StudentReplica(str(base), ChatArgs(max_rows=rows, max_adapters=options.adapters))
+        waiting = max(64, options.adapters)
+        student = StudentReplica(base, ChatArgs(max_rows=rows, max_adapters=options.adapters, max_waiting=waiting))
+        before = resident_mb()
         try:
             report = measured(student, adapters, rows, tokens, rounds)
+            report["memory_mb"] = {"before_adapters": before, "after": resident_mb()}
         finally:
             student.close()
         device = str(student.engine.base.device)
-    report |= {"shape": options.shape, "device": device, "threads": torch.get_num_threads()}
+    report |= {"base": options.base or options.shape, "device": device, "threads": torch.get_num_threads()}
     report |= {"rows": rows, "tokens": tokens, "rounds": rounds, "adapters": options.adapters}
     text = json.dumps(report, indent=2)
     print(text)

@@ -54,7 +54,8 @@ _UNIT = pa.struct(
     ]
 )
 _UNITS_SCHEMA = pa.schema([pa.field("units", pa.list_(_UNIT)), pa.field("error", pa.string())])
-_DONE_SCHEMA = pa.schema([pa.field("unit", pa.string()), pa.field("rows", pa.int64()), pa.field("error", pa.string())])
+_DONE = pa.struct([pa.field("unit", pa.string()), pa.field("rows", pa.int64())])
+_DONE_SCHEMA = pa.schema([pa.field("done", pa.list_(_DONE)), pa.field("error", pa.string())])
 
 
 def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> Iterator[Finished]:
@@ -96,10 +97,10 @@ def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> 
         )
     try:
         for batch in finished.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for done_unit in batch.to_pylist():
-                if done_unit["error"] is not None:
-                    raise _error_from(done_unit["error"])
-                yield Finished(done_unit["unit"], done_unit["rows"])
+            for row in batch.to_pylist():
+                yield from (Finished(**one) for one in row["done"])
+                if row["error"] is not None:
+                    raise _error_from(row["error"])
     except RayError as error:
         raise ReftError(f"screening stopped: {type(error).__name__}; run again to resume") from error
 
@@ -253,34 +254,33 @@ class _Worker:
         self._worker: UnitWorker | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        done: list[dict[str, Any]] = []
         (packed,) = batch.to_pylist()
+        done: list[dict[str, Any]] = []
+        error = packed["error"]
         for unit in packed["units"]:
-            done.append(self._done(unit))
-            if "error" in done[-1]:
+            try:
+                done.append(self._work(unit)._asdict())
+            except ReftError as failure:
+                error = _error_text(failure)
                 break
-        else:
-            if packed["error"] is not None:
-                done.append({"error": packed["error"]})
+            except (
+                Exception
+            ) as failure:  # scorers and guards may raise anything; the traceback stays in the worker's log
+                logger.exception("unit %s failed", unit["id"])
+                error = _error_text(ReftError(f"a worker failed: {type(failure).__name__}: {first_line(failure)}"))
+                break
         if self._worker is not None:
             # Ray ends the actors of a pool without calling anything.
             self._recorder.flush()
-        return pa.Table.from_pylist(done, schema=_DONE_SCHEMA)
+        # One row: Ray takes a tenth of a second to pass on a block, and makes one of each row.
+        return pa.Table.from_pylist([{"done": done, "error": error}], schema=_DONE_SCHEMA)
 
-    def _done(self, packed: dict[str, Any]) -> dict[str, Any]:
-        """A row of _DONE_SCHEMA for a unit."""
+    def _work(self, packed: dict[str, Any]) -> Finished:
+        if self._worker is None:
+            self._recorder = SharedRecorder(self._job.application)
+            self._worker = worker_of(self._job, ScreeningMetrics(self._recorder, self._job.project))
         native = None if packed["native"] is None else _from_ipc(packed["native"])
-        try:
-            if self._worker is None:
-                self._recorder = SharedRecorder(self._job.application)
-                self._worker = worker_of(self._job, ScreeningMetrics(self._recorder, self._job.project))
-            done = self._worker.work(Unit(packed["id"], packed["file"], _from_ipc(packed["rows"]), native))
-        except ReftError as error:
-            return {"error": _error_text(error)}
-        except Exception as error:  # scorers and guards may raise anything; the traceback stays in the worker's log
-            logger.exception("unit %s failed", packed["id"])
-            return {"error": _error_text(ReftError(f"a worker failed: {type(error).__name__}: {first_line(error)}"))}
-        return {"unit": done.unit, "rows": done.rows}
+        return self._worker.work(Unit(packed["id"], packed["file"], _from_ipc(packed["rows"]), native))
 
 
 def _error_text(error: ReftError) -> str:

@@ -52,12 +52,13 @@ def test_tasks_judge_and_write_what_one_process_does(
     tables = list(task())
     assert [table.num_rows for table in tables] == [1] * blocks
     judge = _Worker(Job(**{name: getattr(job, name) for name in Job.__dataclass_fields__} | {"step": Pass.JUDGE}))
-    assert all(set(judge(table)["error"].to_pylist()) == {None} for table in tables)
+    assert all(judge(table)["error"].to_pylist() == [None] for table in tables)
     threshold = load_threshold(Output(str(tmp_path / "whole")))
     fields = {name: getattr(job, name) for name in Job.__dataclass_fields__}
     writing = Job(**fields | {"step": Pass.WRITE, "threshold": threshold})
     done = pa.concat_tables([_write(writing, table) for table in tables])
-    assert sum(done["rows"].to_pylist()) == 50
+    assert sum(unit["rows"] for row in done["done"].to_pylist() for unit in row) == 50
+    assert done.num_rows == blocks
     parts = {name: out.read(name) for name in out.sizes("kept")}
     whole = Output(str(tmp_path / "whole"))
     assert parts == {name: whole.read(name) for name in whole.sizes("kept")}
