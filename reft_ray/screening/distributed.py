@@ -28,7 +28,7 @@ from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset_threshold import DatasetThreshold
 from reft_ray.screening.metrics import ScreeningMetrics
 from reft_ray.screening.pieces import SPAN_BYTES
-from reft_ray.screening.ranges import Cuts, Range
+from reft_ray.screening.ranges import Cuts, Limits, Range
 from reft_ray.screening.reading import GROUP_BYTES, FilePlan, Unit, groups, read_units
 from reft_ray.screening.unit_worker import Finished, Job, Pass, UnitWorker, judges_of, worker_of
 from reft_ray.telemetry.shared_recorder import SharedRecorder
@@ -69,7 +69,7 @@ def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> 
         return
     _ensure_ray_for(config)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    source = _UnitsDatasource(tasks, config.limits.rows)
+    source = _UnitsDatasource(tasks, config.limits)
     dataset = ray.data.read_datasource(source, override_num_blocks=len(tasks))
     context = dataset.context
     context.target_max_block_size = 1  # a block for each row: for progress and cheap retries
@@ -198,11 +198,11 @@ def reading_tasks(plans: Sequence[FilePlan], done: frozenset[str] = frozenset())
 
 
 class _UnitsDatasource(Datasource):
-    """Each batch of ranges as a read task, whose units come with about `rows` rows at a time."""
+    """Each batch of ranges as a read task, whose units come together up to the limits of one."""
 
-    def __init__(self, tasks: Sequence[Sequence[_Ranges]], rows: int) -> None:
+    def __init__(self, tasks: Sequence[Sequence[_Ranges]], limits: Limits) -> None:
         super().__init__()
-        self._tasks, self._rows = tasks, rows
+        self._tasks, self._limits = tasks, limits
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Bytes of all units, about those of the files."""
@@ -210,24 +210,26 @@ class _UnitsDatasource(Datasource):
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
         """One task for each batch."""
-        return [ReadTask(partial(_units, [item.plan for item in task], self._rows), _METADATA) for task in self._tasks]
+        plans = ([item.plan for item in task] for task in self._tasks)
+        return [ReadTask(partial(_units, of_task, self._limits), _METADATA) for of_task in plans]
 
 
 _METADATA = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
 
 
-def _units(plans: Sequence[FilePlan], most: int) -> Iterator[pa.Table]:
+def _units(plans: Sequence[FilePlan], limits: Limits) -> Iterator[pa.Table]:
     packed: list[dict[str, Any]] = []
-    rows, error = 0, None
+    rows, size, error = 0, 0, None
     try:
         for plan in plans:
             for unit in read_units(plan, plan.cuts.ranges):
                 native = None if unit.native is None else _to_ipc(unit.native)
-                packed.append({"id": unit.id, "file": unit.file, "rows": _to_ipc(unit.rows), "native": native})
-                rows += unit.rows.num_rows
-                if rows >= most:
+                found = _to_ipc(unit.rows)
+                packed.append({"id": unit.id, "file": unit.file, "rows": found, "native": native})
+                rows, size = rows + unit.rows.num_rows, size + len(found) + len(native or b"")
+                if rows >= limits.rows or size >= limits.bytes:
                     yield pa.Table.from_pylist([{"units": packed}], schema=_UNITS_SCHEMA)
-                    packed, rows = [], 0
+                    packed, rows, size = [], 0, 0
     except ReftError as failure:
         error = _error_text(failure)
     if packed or error:
@@ -263,9 +265,8 @@ class _Worker:
             except ReftError as failure:
                 error = _error_text(failure)
                 break
-            except (
-                Exception
-            ) as failure:  # scorers and guards may raise anything; the traceback stays in the worker's log
+            except Exception as failure:
+                # Scorers and guards may raise anything; the traceback stays in the worker's log.
                 logger.exception("unit %s failed", unit["id"])
                 error = _error_text(ReftError(f"a worker failed: {type(failure).__name__}: {first_line(failure)}"))
                 break

@@ -48,7 +48,7 @@ def test_tasks_judge_and_write_what_one_process_does(
     out = Output(str(tmp_path / "out"))
     plans = plan_files(find_sources(paths), CONFIG.limits)
     job = Job(WordScorer, CONFIG, [shape_of(plan, None, {}) for plan in plans], out.uri)
-    (task,) = _UnitsDatasource(reading_tasks(plans), CONFIG.limits.rows).get_read_tasks(1)
+    (task,) = _UnitsDatasource(reading_tasks(plans), CONFIG.limits).get_read_tasks(1)
     tables = list(task())
     assert [table.num_rows for table in tables] == [1] * blocks
     judge = _Worker(Job(**{name: getattr(job, name) for name in Job.__dataclass_fields__} | {"step": Pass.JUDGE}))
@@ -62,3 +62,12 @@ def test_tasks_judge_and_write_what_one_process_does(
     parts = {name: out.read(name) for name in out.sizes("kept")}
     whole = Output(str(tmp_path / "whole"))
     assert parts == {name: whole.read(name) for name in whole.sizes("kept")}
+
+
+def test_units_of_many_bytes_do_not_share_a_block(tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({"prompt": "Q" * 2000, "response": "A"}) + "\n")
+    limits = Limits(rows=1000, bytes=2000)
+    plans = plan_files(find_sources([str(tmp_path)]), limits)
+    (task,) = _UnitsDatasource(reading_tasks(plans), limits).get_read_tasks(1)
+    assert len(list(task())) == 4
