@@ -215,7 +215,7 @@ def answered_lines(url: str, chunks: Iterable[bytes], seconds: float = 120.0) ->
                 connection.send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
             connection.send(b"0\r\n\r\n")
 
-    connection.putrequest("POST", parts.path)
+    connection.putrequest("POST", parts._replace(scheme="", netloc="", fragment="").geturl())
     connection.putheader("Transfer-Encoding", "chunked")
     connection.endheaders()
     sending = threading.Thread(target=sender, daemon=True)

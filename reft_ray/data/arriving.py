@@ -9,7 +9,7 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from reft_ray.local_ray import ensure_ray
 from reft_ray.rows.first_bytes import HEAD_BYTES, Json, json_layout, not_data
 from reft_ray.rows.format import Format
 from reft_ray.rows.reader import RowReader
+from reft_ray.screening.sources import COMPRESSION_MAGIC
 
 HELD_BYTES = 8 << 20
 """Bytes that wait between the sender and the pipeline."""
@@ -36,7 +37,7 @@ IN_FLIGHT_BYTES = 128 << 20
 _PIECE_BYTES = 1 << 20
 _SENDING: set[asyncio.Task[None]] = set()
 """Event loops keep weak references to their tasks."""
-_STORED_FIRST = {b"PAR1": "Parquet", b"ARROW1": "Arrow", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_STORED_FIRST = ((b"PAR1", "Parquet"), (b"ARROW1", "Arrow"), *COMPRESSION_MAGIC)
 
 
 def arriving_rows(
@@ -67,11 +68,12 @@ def arriving_rows(
     waiting = ray.remote(num_cpus=0)(_Waiting).remote(HELD_BYTES)
     source = _ArrivingSource(partial(_tables, waiting, name, reader))
     if isinstance(chunks, AsyncIterable):
-        sending = asyncio.get_running_loop().create_task(_send_async(waiting, chunks))
+        sending = asyncio.get_running_loop().create_task(_send(waiting, chunks))
         _SENDING.add(sending)
         sending.add_done_callback(_SENDING.discard)
     else:
-        threading.Thread(target=_send, args=(waiting, chunks), name="arriving", daemon=True).start()
+        sending_all = _send(waiting, _each(chunks))
+        threading.Thread(target=asyncio.run, args=(sending_all,), name="arriving", daemon=True).start()
     # A sender whose dataset is gone must not wait for ever.
     weakref.finalize(source, _discard, waiting).atexit = False
     with warnings.catch_warnings():
@@ -157,22 +159,13 @@ def _pieces(chunk: bytes) -> Iterator[bytes]:
     return (chunk[start : start + _PIECE_BYTES] for start in range(0, len(chunk), _PIECE_BYTES))
 
 
-def _send(waiting: Any, chunks: Iterable[bytes]) -> None:
+async def _each(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+async def _send(waiting: Any, chunks: AsyncIterable[bytes]) -> None:
     # Where the actor is gone, the dataset is.
-    with contextlib.suppress(RayError):
-        try:
-            for chunk in chunks:
-                for piece in _pieces(chunk):
-                    ray.get(waiting.put.remote(piece))
-        except RayError:
-            raise
-        except Exception as error:
-            ray.get(waiting.end.remote(_broken_off(error)))
-        else:
-            ray.get(waiting.end.remote())
-
-
-async def _send_async(waiting: Any, chunks: AsyncIterable[bytes]) -> None:
     with contextlib.suppress(RayError):
         try:
             async for chunk in chunks:
@@ -181,13 +174,9 @@ async def _send_async(waiting: Any, chunks: AsyncIterable[bytes]) -> None:
         except RayError:
             raise
         except Exception as error:
-            await waiting.end.remote(_broken_off(error))
+            await waiting.end.remote(f"the upload broke off: {error or type(error).__name__}")
         else:
             await waiting.end.remote()
-
-
-def _broken_off(error: Exception) -> str:
-    return f"the upload broke off: {error or type(error).__name__}"
 
 
 def _tables(waiting: Any, name: str, reader: RowReader) -> Iterator[pa.Table]:
@@ -219,7 +208,7 @@ def _tables(waiting: Any, name: str, reader: RowReader) -> Iterator[pa.Table]:
 
 def _line_reader(data: bytes, reader: RowReader, name: str) -> Callable[[bytes], Any]:
     """As `line_reader`. Raises UsageError for data that is not JSONL."""
-    for start, kind in _STORED_FIRST.items():
+    for start, kind in _STORED_FIRST:
         if data.startswith(start):
             raise UsageError(f"{name} is {kind}; only JSONL can be read while it arrives: store it, then use read_rows")
     if what := not_data(data):

@@ -7,7 +7,7 @@ machine of the cluster, after what authenticates its callers: `uvicorn.run(uploa
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -67,28 +67,28 @@ def upload_app(
                 tally.bytes += len(piece)
                 yield piece
 
-        judged = arriving_rows(counted(), judging=True, num_cpus=0).map_batches(
-            Moderate,
-            fn_constructor_kwargs=judging,
-            batch_format="pyarrow",
-            batch_size=None,
-            compute=ActorPoolStrategy(size=actors),
-            num_cpus=0,
-        )
-        judged.context.execution_options.preserve_order = True
-        judged.context.enable_progress_bars = False
-        batches: AsyncIterator[pa.Table] = iterate_in_threadpool(
-            judged.iter_batches(batch_size=None, batch_format="pyarrow")
-        )
-        return DuplexResponse(_lines(batches, tally), lambda: slots.give(None))
+        def verdicts() -> AsyncIterator[pa.Table]:
+            judged = arriving_rows(counted(), judging=True, num_cpus=0).map_batches(
+                Moderate,
+                fn_constructor_kwargs=judging,
+                batch_format="pyarrow",
+                batch_size=None,
+                compute=ActorPoolStrategy(size=actors),
+                num_cpus=0,
+            )
+            judged.context.execution_options.preserve_order = True
+            judged.context.enable_progress_bars = False
+            return iterate_in_threadpool(judged.iter_batches(batch_size=None, batch_format="pyarrow"))
+
+        return DuplexResponse(_lines(verdicts, tally), lambda: slots.give(None))
 
     return Starlette(routes=[Route("/v1/screenings", screen, methods=["POST"])])
 
 
-async def _lines(batches: AsyncIterator[pa.Table], tally: Tally) -> AsyncGenerator[bytes, None]:
+async def _lines(verdicts: Callable[[], AsyncIterator[pa.Table]], tally: Tally) -> AsyncGenerator[bytes, None]:
     done = False
     try:
-        async for batch in batches:
+        async for batch in verdicts():
             yield ndjson(_records(batch, tally))
         done = True
     except ReftError as error:

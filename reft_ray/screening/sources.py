@@ -56,7 +56,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 _OF_ARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file", "mock")
 """Schemes that `pyarrow.fs` reads itself; others are read by fsspec, e.g. hf://."""
 _OPENED = 16
-_MAGIC = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"))
+COMPRESSION_MAGIC = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +213,7 @@ def source_of(uri: str, name: str, container: Container | None = None) -> Source
             raise UsageError(f"{name}: no such file")
         with filesystem.open_input_file(path) as stored:
             head = bytes(stored.read(HEAD_BYTES))
-        compression = next((codec for magic, codec in _MAGIC if head.startswith(magic)), None)
+        compression = next((codec for magic, codec in COMPRESSION_MAGIC if head.startswith(magic)), None)
         if compression:
             with filesystem.open_input_file(path) as stored:
                 head = _first_bytes(stored, compression, name)
