@@ -72,6 +72,7 @@ class VerdictStream:
         self._rows: asyncio.Queue[Row | None] = asyncio.Queue(settings.batch_rows)
         self._pending: asyncio.Queue[tuple[list[Row], asyncio.Task[ModerationBatch]] | None]
         self._pending = asyncio.Queue(settings.window)
+        self._judged: set[asyncio.Task[ModerationBatch]] = set()
 
     async def records(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[list[dict[str, Any]], None]:
         """Yield lists of verdict records.
@@ -81,7 +82,6 @@ class VerdictStream:
         """
         reader = asyncio.create_task(self._read(chunks))
         dispatcher = asyncio.create_task(self._dispatch())
-        task: asyncio.Task[ModerationBatch] | None = None
         try:
             while (entry := await self._pending.get()) is not None:
                 rows, task = entry
@@ -89,13 +89,14 @@ class VerdictStream:
                     verdicts = await task
                 except ModeratorError as error:
                     raise self._context.failure(error) from None
+                self._judged.remove(task)
                 records = self._records(rows, verdicts)
                 for first in range(0, len(records), SLICE_ROWS):
                     yield records[first : first + SLICE_ROWS]
                     await step_aside(self._context.turns)
             await reader
         finally:
-            await _cancel(reader, dispatcher, task, *self._in_flight())
+            await _cancel(reader, dispatcher, *self._judged)
 
     async def _read(self, chunks: AsyncIterator[bytes]) -> None:
         limit = self._settings.max_row_bytes
@@ -131,8 +132,10 @@ class VerdictStream:
         while not ended:
             rows, ended = await self._batch()
             if rows:
+                task = asyncio.create_task(self._judge(rows))
+                self._judged.add(task)
                 # Back-pressure: the queue holds `window` batches, and this waits while it is full.
-                await self._pending.put((rows, asyncio.create_task(self._judge(rows))))
+                await self._pending.put((rows, task))
         await self._pending.put(None)
 
     async def _batch(self) -> tuple[list[Row], bool]:
@@ -172,20 +175,11 @@ class VerdictStream:
             records.append({"type": "verdict", "row": row.number, "id": row.id, **record})
         return records
 
-    def _in_flight(self) -> list[asyncio.Task[ModerationBatch]]:
-        tasks = []
-        while not self._pending.empty():
-            entry = self._pending.get_nowait()
-            if entry is not None:
-                tasks.append(entry[1])
-        return tasks
 
-
-async def _cancel(*tasks: asyncio.Task[Any] | None) -> None:
-    started = [task for task in tasks if task is not None]
-    for task in started:
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*started, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _not_rows(limit: int) -> ApiError:

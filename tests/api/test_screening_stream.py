@@ -152,6 +152,34 @@ def test_a_lost_teacher_ends_the_stream_with_an_error_and_an_account(make_filter
     assert conserved(trailer)
 
 
+def test_a_failed_stream_cancels_every_batch_in_flight(make_filter: Callable[..., Any], row: Row) -> None:
+    """Also the one that waits for a place in the window."""
+    service = make_filter(batch_rows=5, window=1)
+    begun, cancelled = 0, 0
+
+    async def judge(*_: Any, **__: Any) -> Any:
+        nonlocal begun, cancelled
+        begun += 1
+        if begun == 1:
+            while begun < 3:
+                await asyncio.sleep(0)
+            raise UnavailableError("gone")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled += 1
+
+    service.judge.judge = judge
+
+    async def run() -> tuple[int, int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(service.app), base_url="http://filter") as client:
+            response = await client.post("/v1/screenings", content=b"\n".join([row("Good morning.")] * 100))
+        assert records(response)[-2]["type"] == "error"
+        return begun, cancelled  # read here: the end of a loop cancels what it still has
+
+    assert asyncio.run(run()) == (3, 2)
+
+
 def test_a_stream_waits_where_a_single_request_does_not(make_filter: Callable[..., Any], row: Row) -> None:
     service = make_filter()
     patience: list[bool] = []
