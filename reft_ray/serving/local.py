@@ -21,15 +21,6 @@ from reft_ray.serving.trainer import trained_bases
 LOOPBACK = "127.0.0.1"
 APPLICATION = "reft"
 
-LOW_LATENCY = {
-    # gRPC instead of actor tasks between proxy, gateway and teacher: a third less time per request.
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    # One event loop per replica instead of three: our code never blocks it.
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-}
-"""Environment variables that lower Serve's latency; `cluster/templates` sets the same for pods."""
-
 
 @contextmanager
 def local_service(
@@ -44,8 +35,6 @@ def local_service(
         _check_free(wanted)
     # Serve kills a proxy that is not ready in time and gives up; its default of 5 s is too short on a busy machine.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-    for name, value in LOW_LATENCY.items():
-        os.environ.setdefault(name, value)
     start_own_ray(
         _logical_cpus(args),
         log_to_driver=not quiet,

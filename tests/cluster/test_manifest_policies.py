@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from reft_ray.serving import LOW_LATENCY
 from reft_ray.serving.args import ServeArgs
-from reft_ray.serving.local import LOW_LATENCY
 from reft_ray.serving.manifests import JOB_SERVER, RAY_VERSION
 
 Document = dict[str, Any]

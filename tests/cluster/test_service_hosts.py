@@ -30,7 +30,7 @@ from reft_ray.core.conversation import Example, Label, chat
 from reft_ray.finetuning.config import Resources, TeacherConfig
 from reft_ray.finetuning.teacher_loop import TeacherData
 from reft_ray.finetuning.trainer import prepare_teacher
-from reft_ray.serving.local import LOW_LATENCY
+from reft_ray.serving import LOW_LATENCY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -1,6 +1,9 @@
 """`reft-ray serve` reports wrong usage in one line."""
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from typer.testing import CliRunner
 from reft_ray.cli.serve import _service, serve
 from reft_ray.core.errors import UsageError
 from reft_ray.hf.ref_teacher import RefTeacher
+from reft_ray.serving import LOW_LATENCY
 from reft_ray.serving.args import ServeArgs
 from reft_ray.serving.local import local_service
 from reft_ray.teachers import BUILTIN, teacher_folder
@@ -58,3 +62,15 @@ def test_the_whole_service_is_served_for_the_packaged_or_ones_own_model(
     ServeArgs.of({"service": section}, "serve")
     assert section["base_models"][name]["uri"] == base
     assert list(section["options"]["bases"]) == [name]
+
+
+def test_the_handles_of_a_local_service_call_over_grpc() -> None:
+    """Serve reads its settings when it is imported: set later, they would reach the replicas but not the handles."""
+    code = (
+        "import reft_ray.serving.local\n"
+        "from ray.serve._private.handle_options import DynamicHandleOptions\n"
+        "print(DynamicHandleOptions()._by_reference)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in LOW_LATENCY}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
