@@ -46,10 +46,11 @@ class Vaccine(Step):
         for batch in user:
             with captured(self.blocks) as embeddings:
                 loss = cross_entropy_sum(self.student.predictions(batch), batch.labels_N)
-            gradients = torch.autograd.grad(loss, embeddings)
+                # Under gradient checkpointing the blocks run again in here, and their outputs need gradients as before.
+                gradients = torch.autograd.grad(loss, list(embeddings))
             with shifted(self.blocks, perturbation(gradients, self.rho)):
                 loss = cross_entropy_sum(self.student.predictions(batch), batch.labels_N) / tokens
-                # Under gradient checkpointing the blocks run again in here, and must be shifted as before.
+                # In here for the same reason: they must be shifted as before.
                 loss.backward()
             losses.append(loss.detach())
         task = terms_sum(losses)
@@ -69,11 +70,13 @@ def _first(output: Any) -> Tensor:
 
 @contextmanager
 def captured(blocks: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collect the blocks' outputs, in the order in which they run."""
+    """Collect the blocks' outputs in the order in which they run, with gradients also below all trained weights."""
     outputs: list[Tensor] = []
-    handles = [
-        block.register_forward_hook(lambda _m, _args, output: outputs.append(_first(output))) for block in blocks
-    ]
+
+    def collect(_module: nn.Module, _args: Any, output: Any) -> None:
+        outputs.append(_first(output).requires_grad_(True))
+
+    handles = [block.register_forward_hook(collect) for block in blocks]
     try:
         yield outputs
     finally:
