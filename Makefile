@@ -22,7 +22,7 @@ test-servers: $(STAMP)  ## Tests against PostgreSQL, Prometheus, Redis, kubectl 
 	$(BIN)/python -m pytest -m "servers and not ray and not slow and not gpu" --timeout 600
 
 test-ray: $(STAMP)  ## Tests on real Ray clusters, loopback only
-	$(BIN)/python -m pytest -m "ray and not slow and not gpu" --timeout 600
+	$(BIN)/python -m pytest -m "ray and not slow and not gpu" --timeout 600 $(RAY_TESTS)
 
 test-slow: $(STAMP)  ## Long tests, and those on real rows and real models
 	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600
