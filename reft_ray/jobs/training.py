@@ -36,6 +36,8 @@ from reft_ray.jobs.training_tables import (
 T = TypeVar("T")
 SESSION_SECONDS = 86400.0
 """A session that was not seen for so long has ended."""
+ABSENT_SECONDS = 600.0
+"""The models of a session that was not seen for so long do not count: clients send a heartbeat every ten seconds."""
 
 EPHEMERAL_KEPT = 8
 """Samplers without a name that a model keeps: a loop may use those of a few steps ago."""
@@ -148,7 +150,10 @@ class TrainingStore:
         ).first()
         if found is not None:
             return TrainingModel(*found)
+        now = self.database.now()
+        present = select(training_sessions.c.id).where(training_sessions.c.seen_at >= now - ABSENT_SECONDS)
         mine = (training_models.c.project_id == session.project_id) & (training_models.c.state == ACTIVE)
+        mine &= training_models.c.session_id.in_(present)
         if connection.execute(select(func.count()).where(mine)).scalar_one() >= self.max_models:
             # Not a quota error: the client would repeat its request for minutes.
             raise InvalidError(
@@ -156,7 +161,6 @@ class TrainingStore:
                 "model_seq_id",
                 "insufficient_quota",
             )
-        now = self.database.now()
         model = TrainingModel(
             model_id, session.id, session.project_id, base_model, dict(lora), dict(metadata), ACTIVE, applied, applied,
             None, now, now, {},
