@@ -118,7 +118,8 @@ def _lose_the_driver(
     (lost,) = (host for host in workers if net.address(host) == address)
     (kept,) = (host for host in workers if host != lost)
 
-    with _client(net, kept, secret) as client, _client(net, kept, secret) as calling:
+    # Repeats its calls, as a user's does; those of `calling` are counted.
+    with _client(net, kept, secret, max_retries=5) as client, _client(net, kept, secret) as calling:
         saved = _saved(bucket, path, job.id)
         assert client.fine_tuning.jobs.retrieve(job.id).status == "running", "it needs more rows"
         calls = Calls(calling)
@@ -254,8 +255,9 @@ def _url(net: Net, host: int) -> str:
     return f"http://{net.address(host)}:8000"
 
 
-def _client(net: Net, host: int, secret: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{_url(net, host)}/v1", api_key=secret, max_retries=0, timeout=CALL_SECONDS)
+def _client(net: Net, host: int, secret: str, max_retries: int = 0) -> openai.OpenAI:
+    url = f"{_url(net, host)}/v1"
+    return openai.OpenAI(base_url=url, api_key=secret, max_retries=max_retries, timeout=CALL_SECONDS)
 
 
 def _chat(client: openai.OpenAI, model: str, prompt: str, **options: object) -> openai.types.chat.ChatCompletion:
