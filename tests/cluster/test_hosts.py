@@ -97,7 +97,8 @@ def test_no_row_and_no_step_is_lost_with_a_worker_host_and_the_head(net: Net, ll
     assert min(fresh) >= before, (before, sorted(fresh))
     assert (shared / "student" / "adapter_model.safetensors").is_file()
 
-    assert screening.wait(timeout=240) == 0, net.log(screening)
+    wait_until(lambda: screening.poll() is not None, 240, details=lambda: net.log(screening))
+    assert screening.returncode == 0, net.log(screening)
     # Ray may log after it.
     counts = json.loads(next(line for line in net.log(screening).splitlines() if line.startswith('{"rows"')))
     assert counts["rows"] == ROWS
