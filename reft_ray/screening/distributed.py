@@ -25,7 +25,6 @@ from ray.exceptions import RayError
 from reft_ray.core.errors import ReftError, UsageError, first_line
 from reft_ray.local_ray import ensure_ray
 from reft_ray.screening.config import ScreenConfig
-from reft_ray.screening.dataset_threshold import DatasetThreshold
 from reft_ray.screening.metrics import ScreeningMetrics
 from reft_ray.screening.pieces import SPAN_BYTES
 from reft_ray.screening.ranges import Cuts, Limits, Range
@@ -76,25 +75,20 @@ def screen_on_ray(plans: Sequence[FilePlan], done: frozenset[str], job: Job) -> 
     context.enable_progress_bars = False
     in_flight = max(IN_FLIGHT_BYTES, config.actors * IN_FLIGHT_BYTES_PER_ACTOR)
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=in_flight)
-    if job.step is Pass.WRITE:
-        finished = dataset.map_batches(
-            partial(_write, job), batch_size=1, batch_format="pyarrow", num_cpus=config.cpus_per_actor
-        )
-    else:
-        finished = dataset.map_batches(
-            _Worker,
-            fn_constructor_args=(job,),
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=config.cpus_per_actor,
-            num_gpus=config.gpus_per_actor or None,
-            compute=ActorPoolStrategy(
-                min_size=1,
-                max_size=config.actors,
-                initial_size=config.actors,
-                max_tasks_in_flight_per_actor=UNITS_IN_FLIGHT,
-            ),
-        )
+    finished = dataset.map_batches(
+        _Worker,
+        fn_constructor_args=(job,),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=config.cpus_per_actor,
+        num_gpus=(job.step is not Pass.WRITE and config.gpus_per_actor) or None,
+        compute=ActorPoolStrategy(
+            min_size=1,
+            max_size=config.actors,
+            initial_size=config.actors,
+            max_tasks_in_flight_per_actor=UNITS_IN_FLIGHT,
+        ),
+    )
     try:
         for batch in finished.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in batch.to_pylist():
@@ -234,18 +228,6 @@ def _units(plans: Sequence[FilePlan], limits: Limits) -> Iterator[pa.Table]:
         error = _error_text(failure)
     if packed or error:
         yield pa.Table.from_pylist([{"units": packed, "error": error}], schema=_UNITS_SCHEMA)
-
-
-def _write(job: Job, batch: pa.Table) -> pa.Table:
-    """The second pass over a unit; a worker process keeps its writer for the next one."""
-    key = (job.out, job.threshold)
-    if key not in _writers:
-        _writers.clear()
-        _writers[key] = _Worker(job)
-    return _writers[key](batch)
-
-
-_writers: dict[tuple[str, DatasetThreshold | None], _Worker] = {}
 
 
 class _Worker:

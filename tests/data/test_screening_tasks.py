@@ -10,7 +10,7 @@ from reft_ray.screening import distributed
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.dataset import screen
 from reft_ray.screening.dataset_threshold import load_threshold
-from reft_ray.screening.distributed import _UnitsDatasource, _Worker, _write, reading_tasks
+from reft_ray.screening.distributed import _UnitsDatasource, _Worker, reading_tasks
 from reft_ray.screening.file_parsing import shape_of
 from reft_ray.screening.outputs import Output
 from reft_ray.screening.ranges import Limits
@@ -56,7 +56,8 @@ def test_tasks_judge_and_write_what_one_process_does(
     threshold = load_threshold(Output(str(tmp_path / "whole")))
     fields = {name: getattr(job, name) for name in Job.__dataclass_fields__}
     writing = Job(**fields | {"step": Pass.WRITE, "threshold": threshold})
-    done = pa.concat_tables([_write(writing, table) for table in tables])
+    writer = _Worker(writing)
+    done = pa.concat_tables([writer(table) for table in tables])
     assert sum(unit["rows"] for row in done["done"].to_pylist() for unit in row) == 50
     assert done.num_rows == blocks
     parts = {name: out.read(name) for name in out.sizes("kept")}
