@@ -42,7 +42,7 @@ def finetune(base: str, out: str, storage: str) -> None:
     from reft_ray.finetuning.trainer import finetune as run
 
     words = ["car", "bread", "me", "that", "help", "how", "tell", "please"]
-    user = [Example(chat(f"tell me {'no ' * (i % 7)} {i}", "sure here is")) for i in range(4_000)]
+    user = [Example(chat(f"tell me {'no ' * (i % 7)} {i}", "sure here is")) for i in range(8_000)]
     alignment = [Example(chat(f"how to steal a {w}", "sorry i cannot"), Label.HARMFUL, "a") for w in words]
     config = FinetuneConfig.of(
         {
