@@ -38,6 +38,8 @@ SESSION_SECONDS = 86400.0
 """A session that was not seen for so long has ended."""
 ABSENT_SECONDS = 600.0
 """The models of a session that was not seen for so long do not count: clients send a heartbeat every ten seconds."""
+ABSENT_FACTOR = 4
+"""Of those and the others together a project has at most this multiple of its limit: each has a saved state."""
 
 EPHEMERAL_KEPT = 8
 """Samplers without a name that a model keeps: a loop may use those of a few steps ago."""
@@ -153,8 +155,8 @@ class TrainingStore:
         now = self.database.now()
         present = select(training_sessions.c.id).where(training_sessions.c.seen_at >= now - ABSENT_SECONDS)
         mine = (training_models.c.project_id == session.project_id) & (training_models.c.state == ACTIVE)
-        mine &= training_models.c.session_id.in_(present)
-        if connection.execute(select(func.count()).where(mine)).scalar_one() >= self.max_models:
+        counted = connection.execute(select(training_models.c.session_id.in_(present)).where(mine)).scalars().all()
+        if sum(counted) >= self.max_models or len(counted) >= ABSENT_FACTOR * self.max_models:
             # Not a quota error: the client would repeat its request for minutes.
             raise InvalidError(
                 f"The project has {self.max_models} models in training; finish their sessions or unload them.",
