@@ -134,11 +134,11 @@ def matmul_weights(scorer: TeacherScorer) -> int:
     return sum(weight.numel() for weight in scorer.model.parameters() if weight.dim() == 2) - embedding.numel()
 
 
-def service_against_scorer(teacher: RefTeacher, scorer: TeacherScorer, rows: int, rounds: int, clients: int) -> Report:
-    """The service over HTTP and the scorer in this process, in turns; then single requests from many clients."""
-    args = ServeArgs.model_validate(
+def service_args(teacher: Path) -> ServeArgs:
+    """One teacher with all of the machine, which computes every score, and one gateway."""
+    return ServeArgs.model_validate(
         {
-            "teacher": {"teacher": str(teacher.folder), "cache_texts": 0},
+            "teacher": {"teacher": str(teacher), "cache_texts": 0},
             "teachers": {
                 "cpus": os.cpu_count(),
                 "gpus": torch.cuda.device_count() and 1,
@@ -148,8 +148,12 @@ def service_against_scorer(teacher: RefTeacher, scorer: TeacherScorer, rows: int
             "gateways": {"cpus": 0.5, "max_ongoing": 128, "max_queued": 128},
         }
     )
+
+
+def service_against_scorer(teacher: RefTeacher, scorer: TeacherScorer, rows: int, rounds: int, clients: int) -> Report:
+    """The service over HTTP and the scorer in this process, in turns; then single requests from many clients."""
     alone, streamed = [], []
-    with local_service(args, PORT) as url, httpx.Client(base_url=url, timeout=600) as client:
+    with local_service(service_args(teacher.folder), PORT) as url, httpx.Client(base_url=url, timeout=600) as client:
         stream(client, prompts(256, seed=98))
         for turn in range(rounds):
             texts = prompts(rows, seed=100 + turn)

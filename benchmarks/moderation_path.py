@@ -20,29 +20,20 @@ from typing import Any
 
 WAYS = {"proxy": "0", "HAProxy": "1"}
 ALONE = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--", "sh", "-c", 'ip link set lo up && exec "$@"', "-"]
-PORT = 8765
 
 
 def turn(teacher: Path, seed: int, count: int, clients: int) -> dict[str, Any]:
     """Overhead with one client and rate with many, of one cluster."""
     import httpx
-    from filter import requests, seconds, summary
+    from filter import PORT, requests, seconds, service_args, summary
     from random_teacher import prompts
 
     from reft_ray.hf.ref_teacher import RefTeacher
-    from reft_ray.serving.args import ServeArgs
     from reft_ray.serving.local import local_service
 
-    args = ServeArgs.model_validate(
-        {
-            "teacher": {"teacher": str(teacher), "cache_texts": 0},
-            "teachers": {"cpus": os.cpu_count(), "max_ongoing": 64, "max_queued": 64},
-            "gateways": {"cpus": 0.5, "max_ongoing": 128, "max_queued": 128},
-        }
-    )
     scorer = RefTeacher.load(teacher).scorer()
     scorer.score(prompts(32, seed=99))
-    with local_service(args, PORT) as url, httpx.Client(base_url=url, timeout=600) as client:
+    with local_service(service_args(teacher), PORT) as url, httpx.Client(base_url=url, timeout=600) as client:
         requests(client, prompts(50, seed=98), 1)
         texts = prompts(count, seed=seed)
         single = requests(client, texts, 1)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from training_servers import ANSWER, TEXT
 
 from reft_ray.api.settings import TrainingSettings
 from reft_ray.api.training_wire import _CLASSES
@@ -51,12 +52,6 @@ WAYS = {
     "screened + guided, batched": (True, 0.25, 4),
 }
 """Whether a way screens, its guidance ratio, and how many sessions have their data in one pass."""
-_TEXT = (
-    "Please explain in a few plain sentences how the number {} is written in Roman numerals, and where they are used."
-)
-_ANSWER = (
-    "The number {} is written with letters that stand for values. Such numerals are on clocks, in books and on stones."
-)
 
 
 def allow(conversations: Sequence[Conversation]) -> list[Verdict]:
@@ -187,7 +182,7 @@ def main() -> None:
                         for at, model in enumerate(models):
                             first = 1000 * round_ + 100 * step + 10 * at
                             rows = [
-                                words.encode(Example(chat(_TEXT.format(first + n), _ANSWER.format(first + n))))
+                                words.encode(Example(chat(TEXT.format(first + n), ANSWER.format(first + n))))
                                 for n in range(options.rows)
                             ]
                             tokens = sum(map(len, rows))

@@ -179,6 +179,14 @@ def test_vaccine_is_the_gradient_at_the_perturbed_embeddings(model_type: type[To
     assert_same(model.gradients()[frozen:], expected)
 
 
+def test_vaccine_is_the_same_where_blocks_run_again_for_their_gradient() -> None:
+    gradients = []
+    for model in (Toy(), Checkpointed()):
+        Vaccine(model, list(model.blocks), 2.0)(split(1), [])
+        gradients.append(model.gradients())
+    assert_same(*gradients)
+
+
 def test_vaccine_without_perturbation_is_finetuning() -> None:
     model = Toy()
     Vaccine(model, list(model.blocks), 0.0)(split(1), [])
