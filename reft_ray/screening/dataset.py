@@ -15,7 +15,7 @@ import orjson
 
 from reft_ray.core.errors import BlockedByPolicyError, ReftError, StoppedError
 from reft_ray.screening.config import ScorerFactory, ScreenConfig
-from reft_ray.screening.dataset_threshold import THRESHOLD, derive, load_threshold
+from reft_ray.screening.dataset_threshold import THRESHOLD, derive, load_threshold, score_share
 from reft_ray.screening.file_parsing import shape_of
 from reft_ray.screening.findings import check_names, sample_share
 from reft_ray.screening.html_report import PAGE, render
@@ -27,7 +27,7 @@ from reft_ray.screening.reading import FilePlan, Mapper, Unit, groups, plan_file
 from reft_ray.screening.report import REPORT, RowsLostError, ScreenReport, compose
 from reft_ray.screening.reviews import Reviews
 from reft_ray.screening.sources import Source, find_sources
-from reft_ray.screening.stored_verdicts import judged_units, read_judged
+from reft_ray.screening.stored_verdicts import judged_units, stored_scores
 from reft_ray.screening.unit_state import UnitState
 from reft_ray.screening.unit_worker import Finished, Job, Pass, UnitWorker, judges_of, worker_of
 
@@ -112,8 +112,8 @@ def _screened(
     manifest = manifest_of(config, sources, plans, shapes)
     open_output(output, manifest)
     total = sum(plan.cuts.rows for plan in plans)
-    sample, application = sample_share(total), metrics.recorder.application
-    job = Job(scorer_factory, config, shapes, output.uri, sample, metrics.project, application)
+    samples, application = (sample_share(total), score_share(total)), metrics.recorder.application
+    job = Job(scorer_factory, config, shapes, output.uri, *samples, metrics.project, application)
     done = frozenset(done_units(output))
     threshold = None
     if config.job_threshold:
@@ -121,7 +121,7 @@ def _screened(
         judged = frozenset(judged_units(output)) | (done if threshold else frozenset())
         _run(plans, judged, replace(job, step=Pass.JUDGE), manifest, progress, metrics)
         if threshold is None:
-            threshold = derive((read_judged(output, unit) for unit in manifest.units), config, total)
+            threshold = derive(stored_scores(output, manifest.units), config)
             output.write(THRESHOLD, orjson.dumps(threshold))
         _run(plans, done, replace(job, step=Pass.WRITE, threshold=threshold), manifest, progress, metrics)
     else:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import orjson
 
 from reft_ray.core.cascade import Combine, GuardedVerdict
@@ -14,11 +15,9 @@ from reft_ray.core.job_threshold import JobThresholdRule
 from reft_ray.core.verdict import Decision, Thresholds
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.outputs import Output
-from reft_ray.screening.signals import sampled
-from reft_ray.screening.stored_verdicts import JudgedUnit
+from reft_ray.screening.stored_verdicts import SCORE_BINS, UnitScores
 
 THRESHOLD = ".screen/threshold.json"
-SCORE_BINS = 64
 SAMPLED_SCORES = 100_000
 """About this many scores are kept in memory for the rule; of more rows a sample by row number."""
 _ASKED = "the guards decide about rows that the teacher sends to review (--guard-combine {})"
@@ -61,30 +60,31 @@ class DatasetThreshold:
         return replace(verdict, decision=Decision.REVIEW, by_job_threshold=True)
 
 
-def derive(units: Iterable[JudgedUnit], config: ScreenConfig, lines: int) -> DatasetThreshold:
-    """The threshold of a dataset with this number of `lines`. Raises ReftError for units of different judges."""
+def score_share(rows: int) -> float:
+    """The share of rows whose scores are kept for the rule."""
+    return min(1.0, SAMPLED_SCORES / max(1, rows))
+
+
+def derive(units: Iterable[UnitScores], config: ScreenConfig) -> DatasetThreshold:
+    """The threshold of a dataset. Raises ReftError for units of different judges."""
     judges = None
     sample: list[float] = []
-    share, count, histogram = min(1.0, SAMPLED_SCORES / max(1, lines)), 0, [0] * SCORE_BINS
+    histogram = np.zeros(SCORE_BINS, dtype=np.int64)
     for unit in units:
         if judges is not None and unit.judges != judges:
             raise ReftError(
                 "units of this output were judged by different teachers or thresholds; screen into a new directory"
             )
         judges = unit.judges
-        for number, verdict in zip(unit.numbers, unit.verdicts, strict=True):
-            if (score := verdict.prompt_score) is None:
-                continue
-            count += 1
-            histogram[min(SCORE_BINS - 1, max(0, int((score + 1) / 2 * SCORE_BINS)))] += 1
-            if sampled(number, share):
-                sample.append(score)
+        histogram += unit.histogram
+        sample += unit.sample
+    counts = tuple(histogram.tolist())
     floor = config.job_threshold_floor
     if config.guards is not None and config.guard_combine is not Combine.ANY:
-        return DatasetThreshold(None, _ASKED.format(config.guard_combine), floor, count, tuple(histogram))
+        return DatasetThreshold(None, _ASKED.format(config.guard_combine), floor, sum(counts), counts)
     operator = Thresholds(**judges["thresholds"]) if judges else Thresholds(1.0, 1.0)
     found = JobThresholdRule(floor=floor).apply(sample, operator)
-    return DatasetThreshold(found.own, found.fallback and str(found.fallback), floor, count, tuple(histogram))
+    return DatasetThreshold(found.own, found.fallback and str(found.fallback), floor, sum(counts), counts)
 
 
 def load_threshold(output: Output) -> DatasetThreshold | None:

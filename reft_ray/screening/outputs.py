@@ -3,7 +3,7 @@
     kept/part-<unit>.<ext>         rows that may be trained on, bytes unchanged, in the input's own format
     quarantine/part-<unit>.parquet withheld rows with their evidence
     invalid/part-<unit>.parquet    rows that could not be read, with every fault
-    .screen/judged/<unit>.*        verdicts of a unit without text, where the dataset may get its own threshold
+    .screen/judged/<unit>.arrow    verdicts of a unit without text, where the dataset may get its own threshold
     .screen/threshold.json         that threshold, or why there is none
     .screen/units/<unit>.json      written last: the unit is done
 
@@ -17,9 +17,10 @@ import contextlib
 import fcntl
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import orjson
@@ -78,6 +79,8 @@ INVALID = pa.schema(
     ]
 )
 """One record for each fault: a row with three faults has three. Its bytes are in the first."""
+
+Found = TypeVar("Found")
 
 _SUFFIXES = {"gzip": ".gz", "zstd": ".zst", None: ""}
 UNITS = ".screen/units"
@@ -138,14 +141,23 @@ class Output:
             return bytes(stored.read())
 
     def read_all(self, names: Sequence[str]) -> Iterator[bytes]:
-        """The bytes of files, in order; of a bucket, whose answers take long, many at a time."""
+        """The bytes of files, in order."""
+        return self.each(names, lambda stored: bytes(stored.read()))
+
+    def each(self, names: Sequence[str], read: Callable[[pa.NativeFile], Found]) -> Iterator[Found]:
+        """What `read` finds in each file, in order; of a bucket, whose answers take long, many at a time."""
+
+        def found(name: str) -> Found:
+            with self._fs.open_input_file(f"{self._root}/{name}") as stored:
+                return read(stored)
+
         if self.is_local:
-            yield from map(self.read, names)
+            yield from map(found, names)
             return
         with ThreadPoolExecutor(_READS) as pool:
             # A few batches: what is read waits in memory.
             for start in range(0, len(names), _BATCH):
-                yield from pool.map(self.read, names[start : start + _BATCH])
+                yield from pool.map(found, names[start : start + _BATCH])
 
     def has(self, name: str) -> bool:
         """Whether a file is there; not every file system knows when it was written."""

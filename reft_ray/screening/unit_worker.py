@@ -38,7 +38,10 @@ class Pass(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The input of a worker. `sample` is the share of rows for the expensive findings; `threshold` is the dataset's.
+    """The input of a worker.
+
+    `sample` is the share of rows for the expensive findings, `score_sample` that of the scores from which the dataset's
+    `threshold` is derived.
 
     A worker in another process records metrics for `project` itself, with the label `application`.
     """
@@ -48,6 +51,7 @@ class Job:
     shapes: Sequence[FileShape]
     out: str
     sample: float = 1.0
+    score_sample: float = 1.0
     project: str = "default"
     application: str = DEFAULT_APPLICATION
     step: Pass = Pass.WHOLE
@@ -97,7 +101,7 @@ class UnitJudge:
         self._decode.cache_clear()
         judged = JudgedUnit.of(result, self._screener.judges, signals)
         if self._job.step is Pass.JUDGE:
-            write_judged(self._output, judged)
+            write_judged(self._output, judged, self._job.score_sample)
         else:
             _finish(self._output, result, judged)
             if self._metrics is not None:

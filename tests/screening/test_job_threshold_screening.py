@@ -225,11 +225,12 @@ def test_lost_files_are_written_again(poisoned, tmp_path):
         (out / lost).unlink()
         screen([poisoned], str(out), SilentScorer, CONFIG)
         assert contents(out) == before, lost
-    for lost in (".screen/judged/00000-000003.parquet", ".screen/judged/00000-000003.json"):
-        (out / lost).unlink()
+    stored = out / ".screen/judged/00000-000003.arrow"
+    for damaged in (b"", stored.read_bytes()[:-20]):
+        stored.write_bytes(damaged)
         (out / "kept/part-00000-000003.jsonl").unlink()
         screen([poisoned], str(out), MadeScorer, CONFIG)
-        assert contents(out) == before, lost
+        assert contents(out) == before
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def test_another_teacher_is_refused(poisoned, tmp_path):
     for lost in (
         [],
         [".screen/units/00000-000003.json"],
-        [".screen/judged/00000-000003.json", ".screen/threshold.json"],
+        [".screen/judged/00000-000003.arrow", ".screen/threshold.json"],
     ):
         for name in lost:
             (out / name).unlink()
@@ -261,7 +262,7 @@ def test_another_teacher_is_refused(poisoned, tmp_path):
 def test_the_stored_verdicts_hold_no_text(poisoned, tmp_path):
     screen([poisoned], str(tmp_path / OUT), MadeScorer, replace(CONFIG, findings=True))
     stored = [path.read_bytes() for path in (tmp_path / OUT / ".screen").rglob("*") if path.is_file()]
-    assert len(stored) == UNITS * 3 + 2
+    assert len(stored) == UNITS * 2 + 2
     assert not any(word in content for content in stored for word in (b"question", b"prompt"))
 
 
