@@ -2,8 +2,8 @@
 
     python benchmarks/screening_stages.py [--mb 32] [--json FILE]
 
-Planning and reading are what the driver or readers do, parsing to writing what an actor does, and closing what the driver
-does at the end, for each unit. The scorer counts words, so judging is decodings, policies and the hand-over to a model.
+Planning and reading are what tasks do, parsing to writing what actors do, and the threshold of the dataset and closing what
+the driver does for each unit; reading and parsing happen in both passes. The scorer counts words, so judging is decodings, policies and the hand-over to a model.
 Seconds are those of one processor, which other work on the machine hardly changes.
 """
 
@@ -14,7 +14,7 @@ import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,20 +23,23 @@ from screening import write_rows
 
 from reft_ray.core.decoding import readings
 from reft_ray.screening.config import ScreenConfig
+from reft_ray.screening.dataset_threshold import derive
 from reft_ray.screening.file_parsing import shape_of
-from reft_ray.screening.outputs import UNITS, Output, done_units, reason_of, write_parts
+from reft_ray.screening.outputs import UNITS, Output, done_units
 from reft_ray.screening.reading import FilePlan, groups, plan_files, read_units
 from reft_ray.screening.report import compose
-from reft_ray.screening.screener import Outcome, Screener, UnitParser
+from reft_ray.screening.screener import ParsedUnit, Screener, UnitParser
 from reft_ray.screening.signals import Inspector
 from reft_ray.screening.sources import find_sources
-from reft_ray.screening.unit_state import UnitState, runs, tally_of
-from reft_ray.screening.unit_worker import DECODED_TEXTS
+from reft_ray.screening.stored_verdicts import JudgedUnit, judged_units, read_judged, stored_scores, write_judged
+from reft_ray.screening.unit_state import UnitState
+from reft_ray.screening.unit_worker import DECODED_TEXTS, finish
 from reft_ray.testbed.word_scorer import WordScorer
 
 T = TypeVar("T")
 ROW_BYTES = (0, 1_000, 16_384)
-STAGES = ("planning", "reading", "parsing", "judging", "findings", "writing", "closing")
+DRIVER = ("threshold", "closing")
+STAGES = ("planning", "reading", "parsing", "judging", "findings", "storing", "writing", *DRIVER)
 
 
 class Clock:
@@ -54,45 +57,49 @@ class Clock:
 
 
 def measure(path: Path, out: Path) -> dict[str, Any]:
-    """Screen a file as `dataset.screen` does in one pass, stage by stage."""
+    """Screen a file as `dataset.screen` does, in two passes, stage by stage."""
     decode = lru_cache(DECODED_TEXTS)(readings)  # as an actor has it
-    clock, config, output = Clock(), ScreenConfig(job_threshold=False, decode=decode), Output(str(out))
+    clock, config, output = Clock(), ScreenConfig(decode=decode), Output(str(out))
     plans: list[FilePlan] = clock.time("planning", lambda: plan_files(find_sources([str(path)]), config.limits))
     shapes = [shape_of(plan, None, {}) for plan in plans]
     screener, parser = Screener(WordScorer, config, shapes), UnitParser(config, shapes)
-    # The findings that look at a sample of rows cost nothing per row of a large dataset.
-    inspector = Inspector(config.languages, config.decode, 0.0)
+    # What looks at a sample of rows costs nothing per row of a large dataset.
+    inspector, sample = Inspector(config.languages, config.decode, 0.0), 0.0
+
+    def units() -> Iterator[ParsedUnit]:
+        for plan in plans:
+            for ranges in groups(plan):
+                for unit in clock.time("reading", lambda ranges=ranges, plan=plan: list(read_units(plan, ranges))):
+                    yield clock.time("parsing", lambda unit=unit: parser.parse(unit))
+
+    for parsed in units():
+        texts = [row.row.judged for row in parsed.valid]
+        batches = [texts[at : at + config.batch_rows] for at in range(0, len(texts), config.batch_rows)]
+        verdicts = clock.time("judging", lambda b=batches: [v for part in b for v in screener.guards.judge(part)])
+        result = parsed.screened(verdicts)
+        signals = clock.time("findings", lambda result=result: inspector.inspect(result.rows))
+        judged = JudgedUnit.of(result, screener.judges, signals)
+        clock.time("storing", lambda judged=judged: write_judged(output, judged, sample))
+        decode.cache_clear()
+
+    known = list(judged_units(output))
+    threshold = clock.time("threshold", lambda: derive(stored_scores(output, known), config))
     rows = 0
-    for plan in plans:
-        for ranges in groups(plan):
-            for unit in clock.time("reading", lambda ranges=ranges, plan=plan: list(read_units(plan, ranges))):
-                parsed = clock.time("parsing", lambda unit=unit: parser.parse(unit))
-                texts = [row.row.judged for row in parsed.valid]
-                batches = [texts[at : at + config.batch_rows] for at in range(0, len(texts), config.batch_rows)]
-                verdicts = clock.time(
-                    "judging", lambda b=batches: [v for part in b for v in screener.guards.judge(part)]
-                )
-                result = parsed.screened(verdicts)
-                signals = clock.time("findings", lambda result=result: inspector.inspect(result.rows))
+    for parsed in units():
 
-                def write(result: Any = result, unit: Any = unit, signals: Any = signals) -> None:
-                    kept = runs(row.number for row in result.rows if row.outcome is Outcome.KEPT)
-                    tally, parts = tally_of(result, reason_of), write_parts(output, result)
-                    state = UnitState(unit.id, unit.file, screener.judges, tally, kept, parts, signals)
-                    output.write(f"{UNITS}/{unit.id}.json", state.to_json())
+        def write(parsed: ParsedUnit = parsed) -> None:
+            judged = read_judged(output, parsed.unit.id)
+            finish(output, parsed.screened([threshold.apply(verdict) for verdict in judged.verdicts]), judged)
 
-                clock.time("writing", write)
-                decode.cache_clear()
-                rows += unit.rows.num_rows
+        clock.time("writing", write)
+        rows += len(parsed.rows)
 
     def close() -> None:
-        done = list(done_units(output))
-        states = (UnitState.from_json(output.read(f"{UNITS}/{unit}.json")) for unit in done)
+        states = (UnitState.from_json(output.read(f"{UNITS}/{unit}.json")) for unit in done_units(output))
         compose(states, plans, shapes, config)
 
     clock.time("closing", close)
-    units = sum(len(plan.cuts.ranges) for plan in plans)
-    return {"rows": rows, "units": units, "mb": path.stat().st_size / 1e6, "seconds": dict(clock.seconds)}
+    return {"rows": rows, "units": len(known), "mb": path.stat().st_size / 1e6, "seconds": dict(clock.seconds)}
 
 
 def main() -> None:
@@ -116,8 +123,9 @@ def main() -> None:
     totals = [sum(one["seconds"].values()) for one in found]
     cells = [f"{1e6 * s / one['rows']:.1f} ({one['mb'] / s:,.1f})" for s, one in zip(totals, found, strict=True)]
     print(f"| together | {' | '.join(cells)} |")
-    closing = ", ".join(f"{1e3 * one['seconds']['closing'] / one['units']:.2f}" for one in found)
-    print(f"\nclosing: {closing} ms a unit")
+    for stage in DRIVER:
+        cells = [f"{1e3 * one['seconds'][stage] / one['units']:.2f}" for one in found]
+        print(f"\n{stage}: {', '.join(cells)} ms a unit")
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 

@@ -24,7 +24,7 @@ from reft_ray.rows.format import Format, detect
 from reft_ray.rows.reader import RowReader, sampled_rows
 from reft_ray.rows.text import messages_json
 from reft_ray.screening.file_parsing import shape_of, validated_rows
-from reft_ray.screening.pieces import SPAN_BYTES, Piece, first_byte, pieces_of
+from reft_ray.screening.pieces import SPAN_BYTES, Piece, batches, first_byte, pieces_of, read_cost
 from reft_ray.screening.ranges import Limits
 from reft_ray.screening.reading import groups, plan_piece, read_units
 from reft_ray.screening.sources import Container, find_sources
@@ -110,18 +110,10 @@ class RowsDatasource(Datasource):
         return 3 * sum(piece.size for piece in self._pieces)
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        """One task for each piece; small files share tasks, so that there are at most `parallelism` of those."""
+        """At most `parallelism` tasks, each with pieces that follow each other."""
         whole = sorted(self._pieces, key=lambda piece: piece.source.uri)
-        share = max(1, sum(piece.size for piece in whole) // max(1, parallelism))
-        grouped: list[list[Piece]] = []
-        held = share
-        for piece in whole:
-            if held + piece.size > share or not grouped:
-                grouped.append([])
-                held = 0
-            grouped[-1].append(piece)
-            held += piece.size
-        return [self._task(group) for group in grouped]
+        share = -(-sum(map(read_cost, whole)) // max(1, parallelism))
+        return [self._task(group) for group in batches(whole, share)]
 
     def _task(self, group: Sequence[Piece]) -> ReadTask:
         size = sum(piece.size for piece in group)

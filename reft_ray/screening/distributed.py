@@ -26,7 +26,7 @@ from reft_ray.core.errors import ReftError, UsageError, first_line
 from reft_ray.local_ray import ensure_ray
 from reft_ray.screening.config import ScreenConfig
 from reft_ray.screening.metrics import ScreeningMetrics
-from reft_ray.screening.pieces import SPAN_BYTES
+from reft_ray.screening.pieces import SPAN_BYTES, batches
 from reft_ray.screening.ranges import Cuts, Limits, Range
 from reft_ray.screening.reading import GROUP_BYTES, FilePlan, Unit, groups, read_units
 from reft_ray.screening.unit_worker import Finished, Job, Pass, UnitWorker, judges_of, worker_of
@@ -36,8 +36,6 @@ IN_FLIGHT_BYTES = 384 << 20
 IN_FLIGHT_BYTES_PER_ACTOR = 32 << 20
 """What is in flight at least, and for each actor: two units that are judged and a few that were read."""
 UNITS_IN_FLIGHT = 2
-_SMALL_FILE = 1 << 20
-"""Bytes that take about as long as opening a file."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -119,7 +117,7 @@ def each_on_ray(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterat
     """
     ensure_ray()
     task: Any = ray.remote(num_cpus=1)(_each)
-    pending = deque(task.options(name="planning").remote(work, batch) for batch in _batches(items, SPAN_BYTES))
+    pending = deque(task.options(name="planning").remote(work, batch) for batch in batches(items, SPAN_BYTES))
     try:
         while pending:
             results, error = ray.get(pending.popleft())
@@ -142,20 +140,6 @@ def _each(work: Callable[[Item], Result], items: Sequence[Item]) -> tuple[list[R
     except ReftError as error:
         return results, _error_text(error)
     return results, None
-
-
-def _batches(items: Sequence[Item], most: int) -> Iterator[list[Item]]:
-    """Items in batches of about `most` bytes."""
-    batch: list[Item] = []
-    held = 0
-    for item in items:
-        batch.append(item)
-        held += max(getattr(item, "size", 0), _SMALL_FILE)
-        if held >= most:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
 
 
 def judges_on_ray(job: Job) -> dict[str, Any]:
@@ -188,7 +172,7 @@ class _Ranges:
 
 def reading_tasks(plans: Sequence[FilePlan], done: frozenset[str] = frozenset()) -> list[list[_Ranges]]:
     """What is left to read, by task: a group of ranges of a large file, or those of several small ones."""
-    return list(_batches([_Ranges.of(plan, group) for plan in plans for group in groups(plan, done)], GROUP_BYTES))
+    return list(batches([_Ranges.of(plan, group) for plan in plans for group in groups(plan, done)], GROUP_BYTES))
 
 
 class _UnitsDatasource(Datasource):

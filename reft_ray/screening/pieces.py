@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,8 +12,12 @@ import pyarrow.parquet as pq
 from reft_ray.core.errors import UsageError, first_line
 from reft_ray.screening.sources import Container, Source
 
+Item = TypeVar("Item")
+
 SPAN_BYTES = 64 << 20
 _LOOK_BYTES = 1 << 16
+_SMALL_FILE = 1 << 20
+"""Bytes that take about as long as opening a file."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -46,6 +52,25 @@ def pieces_of(source: Source, span_bytes: int = SPAN_BYTES) -> list[Piece]:
     return [
         Piece(source, end - start, start, end, None if start else 1) for start, end in zip(starts, ends, strict=True)
     ]
+
+
+def read_cost(item: Any) -> int:
+    """About how long it takes to read an item with a `size` in bytes, in bytes."""
+    return max(getattr(item, "size", 0), _SMALL_FILE)
+
+
+def batches(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
+    """Items that one task reads together, of a cost of about `most` bytes."""
+    batch: list[Item] = []
+    held = 0
+    for item in items:
+        batch.append(item)
+        held += read_cost(item)
+        if held >= most:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
 
 
 def first_byte(stored: pa.NativeFile, piece: Piece) -> int:

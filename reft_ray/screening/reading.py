@@ -48,7 +48,7 @@ class FilePlan:
     first_row: int
 
     def unit_id(self, unit: Range) -> str:
-        """The id of a unit; ids sort in row order."""
+        """The id of a unit; ids sort in row order, up to 100,000 files."""
         return f"{self.index:05d}-{unit.number:06d}"
 
     @property

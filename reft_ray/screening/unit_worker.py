@@ -103,7 +103,7 @@ class UnitJudge:
         if self._job.step is Pass.JUDGE:
             write_judged(self._output, judged, self._job.score_sample)
         else:
-            _finish(self._output, result, judged)
+            finish(self._output, result, judged)
             if self._metrics is not None:
                 self._metrics.unit(result, self._job.config, judged.judges["teacher"])
         return Finished(unit.id, len(result.rows))
@@ -126,13 +126,13 @@ class PartWriter:
         if [row.number for row in parsed.valid] != judged.numbers:
             raise ReftError(f"unit {unit.id}: the input changed after it was judged; screen into a new directory")
         result = parsed.screened([self._threshold.apply(verdict) for verdict in judged.verdicts])
-        _finish(self._output, result, judged)
+        finish(self._output, result, judged)
         if self._metrics is not None:
             self._metrics.unit(result, self._config, judged.judges["teacher"])
         return Finished(unit.id, len(result.rows))
 
 
-def _finish(output: Output, result: ScreenedUnit, judged: JudgedUnit) -> None:
+def finish(output: Output, result: ScreenedUnit, judged: JudgedUnit) -> None:
     """Write the parts of a unit, then its state."""
     state = UnitState(
         unit=result.unit.id,
