@@ -122,7 +122,7 @@ def test_a_late_ray_leaves_no_process_and_the_next_start_works(
 
     def late(*node: object) -> object:
         if not first:
-            first.extend(psutil.Process().children(recursive=True))
+            first.extend(child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet"))
             raise Exception("The current node timed out during startup.")  # as Ray raises it
         return found(*node)
 
@@ -130,8 +130,9 @@ def test_a_late_ray_leaves_no_process_and_the_next_start_works(
     start_own_ray(1, _node_ip_address="127.0.0.1", object_store_memory=256 << 20)
     try:
         assert ray.get(ray.remote(num_cpus=0)(lambda: "up").remote()) == "up"
-        assert any("raylet" in process.name() for process in first if process.is_running()) is False
-        assert len(first) > 1
+        assert len(first) == 2
+        # They were killed, which takes a busy machine a moment.
+        assert psutil.wait_procs(first, timeout=60)[1] == []
         named = re.search(r"log of its raylet: (\S+)", caplog.text)
         assert named
         assert Path(named[1]).is_file()
