@@ -40,8 +40,8 @@ def _context_of(bundle: str) -> ssl.SSLContext:
 
 
 def _shared_context(*purpose: ssl.Purpose, **files: Any) -> ssl.SSLContext:
-    usual = not purpose and files == {"cafile": certifi.where()}
-    return _context_of(certifi.where()) if usual else _new_context(*purpose, **files)
+    usual = not purpose and files.keys() == {"cafile"}  # the usual bundle, or that of SSL_CERT_FILE
+    return _context_of(files["cafile"]) if usual else _new_context(*purpose, **files)
 
 
 ssl.create_default_context = _shared_context

@@ -38,6 +38,9 @@ def without_invisible(text: str) -> str | None:
     """The text without invisible characters and marks, if they disguise words of Latin letters."""
     if text.isascii() and text.isprintable():
         return None
+    # A text has few different characters, and most have none of these: look at each once.
+    if not any(_SHOWN[ord(character)] in (_HIDDEN, _MARK) for character in set(text)):
+        return None
     shown = text.translate(_SHOWN)
     if _SPLIT_WORD.search(shown) or _BURIED.search(shown) or not all(map(_composes, set(_ACCENTED.findall(text)))):
         return visible(text)
@@ -59,12 +62,16 @@ def hides(char: str) -> bool:
 
 def disguised(text: str) -> bool:
     """Whether words of a text mix scripts or are written in styled letters."""
+    alike = [character for character in set(text) if not character.isascii() and _is_letter(_look(character))]
+    if not alike:
+        return False
     return _STYLED.search(text.translate(_STYLES)) is not None or any(map(_mixed, _WORD.findall(text)))
 
 
 def plain_letters(text: str) -> str:
     """The text with every letter that looks like a Latin one replaced by it, accents dropped."""
-    return text.translate(_PLAIN)
+    same = all(_PLAIN[ord(character)] == character for character in set(text))
+    return text if same else text.translate(_PLAIN)
 
 
 @cache
