@@ -253,9 +253,9 @@ class Data:
     """
 
     row_bytes: int = 1_000
-    plan_byte: float = 1 / 400e6
-    actor_row: float = 400e-6
-    close_unit: float = 0.3e-3
+    plan_byte: float = 1 / 700e6
+    actor_row: float = 575e-6
+    close_unit: float = 0.4e-3
 
     def plan(self, rows: int, actors: int) -> float:
         """Seconds until the first unit is known."""
