@@ -30,6 +30,7 @@ FLOAT32_ATTENTION = "sdpa_float32"
 _REPLACED = {"sdpa", ATTENTION, FLOAT32_ATTENTION}
 _LAYERS = {"full_attention", "sliding_attention"}
 _NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+_HALF = (torch.bfloat16, torch.float16)
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
@@ -82,7 +83,7 @@ def _half(query: Tensor, value: Tensor) -> torch.dtype | None:
     if not query.is_cuda:
         return None
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
-    return dtype if dtype in (torch.bfloat16, torch.float16) else None
+    return dtype if dtype in _HALF else None
 
 
 def _within(mask_11TT: Tensor, window: int) -> Tensor:
@@ -123,6 +124,11 @@ AttentionInterface.register(ATTENTION, packed_attention)
 AttentionInterface.register(FLOAT32_ATTENTION, float32_attention)
 for _name in (ATTENTION, FLOAT32_ATTENTION):
     AttentionMaskInterface.register(_name, sdpa_mask)
+
+
+def is_fast(device: torch.device | str, dtype: torch.dtype) -> bool:
+    """Whether one kernel attends within all rows of a line: on a GPU, in half precision."""
+    return varlen_attn is not None and torch.device(device).type == "cuda" and dtype in _HALF
 
 
 def packed_inputs(batch: Batch) -> dict[str, Any]:

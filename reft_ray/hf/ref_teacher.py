@@ -35,7 +35,8 @@ from reft_ray.hf.compute import default_device, resolve_dtype
 from reft_ray.hf.loading import Base, load_base
 from reft_ray.hf.lora import attach_saved, merge, save_adapter
 from reft_ray.hf.model_store import KNOWN
-from reft_ray.hf.scorer import TeacherScorer, supports_packing
+from reft_ray.hf.packing import is_fast
+from reft_ray.hf.scorer import TeacherScorer
 from reft_ray.hf.signatures import SIGNATURE, sign_if_asked, verify_if_asked
 from reft_ray.hf.teacher_card import ALIGNMENT, ANSWER_MEASURES, SOURCE_KEYS, model_card
 
@@ -214,9 +215,6 @@ class RefTeacher:
         made = self.manifest
         model = self.standalone(base, made.feature_mix)
         dtype = resolve_dtype(precision, device)
-        packed = supports_packing(device, dtype)
-        if packed:
-            model.set_attn_implementation("flash_attention_2")  # type: ignore[operator]
         scorer = TeacherScorer(
             model.to(device=device, dtype=dtype),  # type: ignore[arg-type]
             ChatFormat(base.tokenizer),
@@ -227,7 +225,7 @@ class RefTeacher:
             made.response_offset,
             window_tokens or made.window_tokens,
             batch_tokens,
-            packed=packed,
+            packed=is_fast(device, dtype),
         )
         if device == "cpu":
             scorer.enable_parallel_passes()

@@ -13,9 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.utils.import_utils import is_flash_attn_2_available
 
-from reft_ray.core.batch import token_batches
+from reft_ray.core.batch import TokenizedExample, pack, token_batches
 from reft_ray.core.conversation import chat
 from reft_ray.core.geometry import Readouts
 from reft_ray.core.refusal import prompt_feature
@@ -25,12 +24,14 @@ from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.compute import ParallelPasses, parallel_passes_if_faster
 from reft_ray.hf.forward import TruncatedModel, decoder_layers
 from reft_ray.hf.loading import text_config
+from reft_ray.hf.packing import enable_packing, packed_inputs
 from reft_ray.hf.windows import Windows
 
 _SHORT = "What is a good way to say this in about as many words as most people use for a question?"
 _OF_SEVERAL = 0.5
 """The highest of many windows is higher by chance, and most of them ask for nothing, as answers do: a text in several
 windows scores lower by this share of the offset of answers (measured in docs/results-smollm2.md)."""
+_WITH_KEYS = {"full_attention", "sliding_attention", "chunked_attention"}
 _MAX_SPLIT = 4
 """Parallel batches are smaller, so that the last one does not take long; batches that are too small are inefficient."""
 
@@ -56,8 +57,8 @@ class TeacherScorer:
     Texts longer than `window_tokens` are scored in windows that overlap by a quarter; the highest score wins.
     `max_windows` bounds the work on one text; the rest of it is reported as truncated.
 
-    Batches are padded, and their prefix comes from a cache. `packed` batches are one row of texts end to end without
-    padding: faster if attention knows where sequences end (FlashAttention), slower otherwise.
+    Batches are padded, and their prefix comes from a cache. `packed` batches are one line of texts end to end without
+    padding, if the model then computes the same (`packing.enable_packing`): faster where `packing.is_fast`.
     With `parallel` several batches run at a time, each with a part of `batch_tokens`.
     """
 
@@ -76,6 +77,7 @@ class TeacherScorer:
         packed: bool = False,
     ) -> None:
         self.layer = max(readouts.layers)
+        self.packed = packed and enable_packing(model)
         self.model = cut_to_layer(model, self.layer).eval().requires_grad_(False)
         self.hidden = TruncatedModel(self.model, readouts.layers)
         self.chat = chat_format
@@ -91,9 +93,8 @@ class TeacherScorer:
         self.tokenise_seconds = 0.0
         self._windows = Windows.of(chat_format, self.window_tokens, max_windows)
         self._prefix = list(self._windows.head)
-        self.packed = packed
         self.parallel: ParallelPasses | None = None
-        self._prefix_states = [] if packed else self._run_prefix()
+        self._prefix_states = [] if self.packed else self._run_prefix()
 
     def enable_parallel_passes(self) -> None:
         """Run batches in parallel if that is faster on this machine, measured with a short prompt."""
@@ -185,23 +186,24 @@ class TeacherScorer:
         return self.readouts.score({layer: prompt_feature(x_BTD, end_B) for layer, x_BTD in hidden.items()})
 
     def _forward_packed(self, rows: list[list[int]]) -> Tensor:
-        """Scores of whole prompts run as one sequence; attention finds their starts by the positions, which restart."""
-        device = self.model.device
-        ids_1T = torch.tensor([[token for row in rows for token in row]], device=device)
-        positions_1T = torch.cat([torch.arange(len(row)) for row in rows])[None].to(device)
-        end_B = torch.tensor([len(row) for row in rows]).cumsum(0).to(device) - 1
-        hidden = self.hidden(input_ids=ids_1T, position_ids=positions_1T, use_cache=False)
-        return self.readouts.score({layer: x_1TD[0, end_B] for layer, x_1TD in hidden.items()})
+        """Scores of whole prompts run as one line."""
+        line = pack([TokenizedExample(row, [False] * len(row), len(row) - 1) for row in rows], self.model.device)
+        hidden = self.hidden(input_ids=line.ids_BT, use_cache=False, **packed_inputs(line))
+        return self.readouts.score({layer: x_1TD[0, line.last_prompt_index_B] for layer, x_1TD in hidden.items()})
 
     @torch.inference_mode()
     def _run_prefix(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of the constant prefix per layer."""
-        if not self._prefix:
+        """Keys and values of the constant prefix per layer; none if a layer keeps a part of them, or another state."""
+        layers = set(getattr(text_config(self.model), "layer_types", None) or ())
+        if not self._prefix or layers - _WITH_KEYS:
             return []
         ids_BT = torch.tensor([self._prefix], device=self.model.device)
         cache = DynamicCache(config=self.model.config)
         self.hidden(input_ids=ids_BT, past_key_values=cache, use_cache=True)
-        return [(layer.keys, layer.values) for layer in cache.layers[: self.layer]]  # type: ignore[union-attr,misc]
+        states = [(getattr(of, "keys", None), getattr(of, "values", None)) for of in cache.layers[: self.layer]]
+        kept = [(keys, values) for keys, values in states if keys is not None and values is not None]
+        whole = len(kept) == len(states) and all(keys.shape[-2] == len(self._prefix) for keys, _ in kept)
+        return kept if whole else []
 
     def _expanded_cache(self, rows: int) -> DynamicCache:
         states = (tuple(states.expand(rows, -1, -1, -1) for states in layer) for layer in self._prefix_states)
@@ -211,12 +213,6 @@ class TeacherScorer:
     def padding_share(self) -> float:
         """Share of all computed tokens that were padding."""
         return 1.0 - self.tokens_run / self.tokens_padded if self.tokens_padded else 0.0
-
-
-def supports_packing(device: torch.device | str, dtype: torch.dtype) -> bool:
-    """Whether attention without padding is available: FlashAttention, on a GPU, in half precision."""
-    half = dtype in (torch.bfloat16, torch.float16)
-    return half and torch.device(device).type == "cuda" and is_flash_attn_2_available()
 
 
 def cut_to_layer(model: PreTrainedModel, layer: int) -> PreTrainedModel:

@@ -19,7 +19,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("shape", ["llama", "gemma", "qwen"])
+@pytest.mark.parametrize("shape", ["llama", "gemma", "qwen", "mixture", "sinks"])
 def test_logits_and_features_equal_the_plain_forward(tiny_bases: dict[str, Path], shape: str) -> None:
     base = load_base(str(tiny_bases[shape]))
     chat_format = ChatFormat(base.tokenizer)

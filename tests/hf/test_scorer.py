@@ -13,14 +13,17 @@ from reft_ray.core.verdict import Calibration, ScoreError, Thresholds
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.compute import ParallelPasses
 from reft_ray.hf.loading import load_base
-from reft_ray.hf.scorer import TeacherScorer, supports_packing
+from reft_ray.hf.packing import is_fast
+from reft_ray.hf.scorer import TeacherScorer
 
 LAYER = 3
 TEXTS = [f"how to {'steal ' * (i % 9)}a {word}" for i in range(12) for word in ("car", "bread", "é中", "<x>")]
 
 
-def load_scorer(folder: Path, **changes: object) -> TeacherScorer:
-    base = load_base(str(folder))
+def load_scorer(
+    folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu", **changes: object
+) -> TeacherScorer:
+    base = load_base(str(folder), dtype, device)
     refusal_D = torch.randn(32, generator=torch.Generator().manual_seed(0))
     return TeacherScorer(
         base.model,
@@ -45,7 +48,7 @@ def plain_scores(folder: Path, refusal_D: torch.Tensor) -> list[float]:
     return scores
 
 
-@pytest.mark.parametrize("shape", ["llama", "gemma", "qwen"])
+@pytest.mark.parametrize("shape", ["llama", "gemma", "qwen", "mixture", "sinks"])
 def test_scores_equal_the_plain_forward_whatever_else_is_in_the_call(tiny_bases: dict[str, Path], shape: str) -> None:
     scorer = load_scorer(tiny_bases[shape], batch_tokens=64)
     expected = plain_scores(tiny_bases[shape], scorer.readouts.by_layer[LAYER].refusal_D)
@@ -56,15 +59,17 @@ def test_scores_equal_the_plain_forward_whatever_else_is_in_the_call(tiny_bases:
     assert scorer.padding_share <= 0.1
 
 
-@pytest.mark.parametrize("shape", ["llama", "gemma", "qwen"])
-def test_packed_texts_do_not_see_each_other_and_need_no_padding(tiny_bases: dict[str, Path], shape: str) -> None:
-    """Here through a mask; on a GPU FlashAttention reads the same positions."""
+@pytest.mark.parametrize(
+    ("shape", "packs"), [("llama", True), ("qwen", True), ("mixture", True), ("gemma", False), ("sinks", False)]
+)
+def test_packed_texts_do_not_see_each_other(tiny_bases: dict[str, Path], shape: str, packs: bool) -> None:
+    """Models whose attention is not PyTorch's own, or has capped logits or sinks, read padded batches."""
     scorer = load_scorer(tiny_bases[shape], batch_tokens=64, packed=True)
+    assert scorer.packed == packs
     assert [item.score for item in scorer.score(TEXTS)] == pytest.approx(
         plain_scores(tiny_bases[shape], scorer.readouts.by_layer[LAYER].refusal_D), abs=1e-5
     )
-    assert scorer.padding_share == 0.0
-    assert not supports_packing("cpu", torch.bfloat16)
+    assert scorer.padding_share == 0.0 or not packs
     assert scorer.score([]) == []
 
 
@@ -80,14 +85,11 @@ def test_parallel_batches_give_the_same_scores(llama: Path) -> None:
 
 @pytest.mark.gpu
 def test_packed_texts_on_a_gpu_score_as_on_the_processor(llama: Path) -> None:
-    if not supports_packing("cuda", torch.bfloat16):
-        pytest.skip("needs flash-attn")
-    exact, packed = load_scorer(llama), load_scorer(llama, packed=True)
-    packed.model.set_attn_implementation("flash_attention_2")
-    packed.model.to(device="cuda", dtype=torch.bfloat16)
-    packed.readouts = packed.readouts.to("cuda")
+    assert is_fast("cuda", torch.bfloat16)
+    packed = load_scorer(llama, torch.bfloat16, "cuda", packed=True)
+    assert packed.packed
     found = [item.score for item in packed.score(TEXTS)]
-    assert found == pytest.approx([item.score for item in exact.score(TEXTS)], abs=0.05)
+    assert found == pytest.approx([item.score for item in load_scorer(llama).score(TEXTS)], abs=0.05)
 
 
 def test_the_constant_prefix_is_found_and_the_layers_above_are_removed(llama: Path) -> None:
