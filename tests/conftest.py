@@ -11,7 +11,6 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-import certifi
 import httpcore2
 import pytest
 

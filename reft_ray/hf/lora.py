@@ -37,7 +37,8 @@ class LoraSettings:
 
     `scale` is alpha / rank; with `rslora` the product is scaled by alpha / sqrt(rank) (arXiv 2312.03732). The layers
     below `first_layer` (from 1) stay as they are, so that no backward pass runs through them. With `head` the LM head
-    has an adapter too, or, with the targets `none`, it alone.
+    has an adapter too, or, with the targets `none`, it alone. In a mixture of experts only attention has adapters:
+    those of experts could not be mixed in a batch.
     """
 
     rank: int = 16
@@ -75,6 +76,7 @@ def attach(model: nn.Module, name: str, settings: LoraSettings, seed: int = 0) -
     return activate(wrapped, name, trainable=True)
 
 
+_EXPERTS = re.compile(r"(^|\.)experts\.")
 _ATTENTION = re.compile(r"(^|\.)(self_attn|attention|attn|self_attention|linear_attn|mixer)\.")
 
 
@@ -95,6 +97,10 @@ def _target_modules(model: nn.Module, settings: LoraSettings) -> str | list[str]
         return [head_name] if settings.head and head_name else []
     prefix = next((name for name, module in bare.named_modules() if module is decoder), "")
     found = [name for name in names if name.startswith(prefix)]
+    mixture = any(_EXPERTS.search(name) for name, _ in decoder.named_parameters())
+    if mixture:
+        # PEFT takes the names of other layers, and "all-linear", for those of the experts and their router.
+        found = [name for name in found if _ATTENTION.search(name)]
     if settings.targets != "all-linear":
         found = [name for name in found if bool(_ATTENTION.search(name)) == (settings.targets == "attention")]
     if settings.first_layer > 1:
@@ -107,7 +113,7 @@ def _target_modules(model: nn.Module, settings: LoraSettings) -> str | list[str]
         )
     if settings.head and head_name:
         return [*found, head_name]
-    return found if len(found) < len(names) else "all-linear"
+    return found if mixture or len(found) < len(names) else "all-linear"
 
 
 def attach_saved(model: nn.Module, name: str, folder: Path, trainable: bool = False) -> PeftModel:

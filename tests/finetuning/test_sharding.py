@@ -16,7 +16,7 @@ from reft_ray.finetuning.runtime import LocalRuntime
 from reft_ray.finetuning.student_loop import train_student
 
 USER = [Example(chat("tell me " + "how " * i, answer)) for i, answer in enumerate(["sure", "no no", "bake bread"] * 2)]
-SHAPES = [("llama", "lora"), ("llama", "full"), ("gemma", "full")]
+SHAPES = [("mixture", "lora"), ("llama", "lora"), ("llama", "full"), ("gemma", "full")]
 pytestmark = pytest.mark.slow
 
 

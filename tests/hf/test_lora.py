@@ -158,6 +158,18 @@ def test_adapters_are_on_the_chosen_layers_alone(
     assert torch.equal(logits(again.eval()), logits(model.eval()))
 
 
+def test_experts_and_their_router_have_no_adapters(tiny_bases: dict[str, Path]) -> None:
+    for shape in ("mixture", "sinks"):
+        for targets in ("all-linear", "attention"):
+            model = attach(load_base(str(tiny_bases[shape])).model, "student", LoraSettings(rank=2, targets=targets))
+            adapted = {
+                name.split(".lora_")[0].rsplit(".", 2)[1] for name, p in model.named_parameters() if p.requires_grad
+            }
+            assert adapted == {"self_attn"}
+    with pytest.raises(ReftError, match=r"no linear layer for lora\.targets=mlp"):
+        attach(load_base(str(tiny_bases["mixture"])).model, "student", LoraSettings(targets="mlp"))
+
+
 def test_no_layer_for_an_adapter_is_an_error(llama: Path) -> None:
     with pytest.raises(ReftError, match=r"lora\.first_layer=9"):
         attach(load_base(str(llama)).model, "student", LoraSettings(first_layer=9))

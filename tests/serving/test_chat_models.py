@@ -311,7 +311,7 @@ def test_failures_of_single_requests_do_not_replace_the_replica(student, monkeyp
     student.check()
 
 
-@pytest.mark.parametrize("shape", ["gemma", "qwen"])
+@pytest.mark.parametrize("shape", ["gemma", "qwen", "mixture", "sinks"])
 def test_other_architectures_are_batched_too(tiny_bases, shape):
     replica = StudentReplica(str(tiny_bases[shape]), ChatArgs(device="cpu", precision="float32", max_rows=3))
     samplings = [Sampling(size, temperature=0.0) for size in (3, 40, 12, 7, 25)]
