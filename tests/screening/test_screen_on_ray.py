@@ -110,7 +110,7 @@ screen([sys.argv[1]], sys.argv[2], Slow, config, lambda progress: print(progress
         for _ in range(3):
             assert driver.stdout.readline()
         driver.kill()
-    done = len(list((tmp_path / "out" / ".screen" / "judged").glob("*.json")))
+    done = len(list((tmp_path / "out" / ".screen" / "judged").glob("*.arrow")))
     assert 3 <= done < 27
     progress = []
     screen([str(dataset)], str(tmp_path / "out"), WordScorer, IN_PROCESS, progress.append)
