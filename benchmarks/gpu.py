@@ -42,6 +42,7 @@ from reft_ray.core.targets import SoftTargets
 from reft_ray.core.verdict import Calibration, Thresholds
 from reft_ray.hf.chat import ChatFormat
 from reft_ray.hf.machine import free_memory, token_bytes
+from reft_ray.hf.packing import is_fast
 from reft_ray.hf.scorer import TeacherScorer
 from reft_ray.hf.tiny import train_tokenizer
 
@@ -254,7 +255,8 @@ def filter_rates(model: PreTrainedModel, shape: str, sizes: Sizes) -> dict[str, 
         found["forward tokens/s"] = tokens / statistics.median(timed(device, whole, 3))
         lengths = sum(len(row) for row in encoded[: sizes.guard_prompts])
         found["guard of 8 tokens, tokens/s"] = lengths / statistics.median(timed(device, guard, 2))
-    scorer = TeacherScorer(model, *fixed, batch_tokens=budget)
+    scorer = TeacherScorer(model, *fixed, batch_tokens=budget, packed=is_fast(device, model.dtype))
+    found["scorer packed"] = float(scorer.packed)
     seconds = statistics.median(timed(device, lambda: scorer.score(texts), 3))
     found["scorer tokens/s"] = tokens / seconds
     found["scorer texts/s"] = len(texts) / seconds
