@@ -3,8 +3,8 @@
     python benchmarks/screening_stages.py [--mb 32] [--json FILE]
 
 Planning and reading are what tasks do, parsing to writing what actors do, and the threshold of the dataset and closing what
-the driver does for each unit; reading and parsing happen in both passes. The scorer counts words, so judging is decodings, policies and the hand-over to a model.
-Seconds are those of one processor, which other work on the machine hardly changes.
+the driver does for each unit; reading and parsing happen in both passes. The scorer counts words, so judging is decodings,
+policies and the hand-over to a model. Seconds are those of one processor, which other work on the machine hardly changes.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from reft_ray.testbed.word_scorer import WordScorer
 
 T = TypeVar("T")
 ROW_BYTES = (0, 1_000, 16_384)
+SAMPLE = 0.0
+"""What looks at a sample of rows costs nothing per row of a large dataset."""
 DRIVER = ("threshold", "closing")
 STAGES = ("planning", "reading", "parsing", "judging", "findings", "storing", "writing", *DRIVER)
 
@@ -63,8 +65,7 @@ def measure(path: Path, out: Path) -> dict[str, Any]:
     plans: list[FilePlan] = clock.time("planning", lambda: plan_files(find_sources([str(path)]), config.limits))
     shapes = [shape_of(plan, None, {}) for plan in plans]
     screener, parser = Screener(WordScorer, config, shapes), UnitParser(config, shapes)
-    # What looks at a sample of rows costs nothing per row of a large dataset.
-    inspector, sample = Inspector(config.languages, config.decode, 0.0), 0.0
+    inspector = Inspector(config.languages, config.decode, SAMPLE)
 
     def units() -> Iterator[ParsedUnit]:
         for plan in plans:
@@ -79,7 +80,7 @@ def measure(path: Path, out: Path) -> dict[str, Any]:
         result = parsed.screened(verdicts)
         signals = clock.time("findings", lambda result=result: inspector.inspect(result.rows))
         judged = JudgedUnit.of(result, screener.judges, signals)
-        clock.time("storing", lambda judged=judged: write_judged(output, judged, sample))
+        clock.time("storing", lambda judged=judged: write_judged(output, judged, SAMPLE))
         decode.cache_clear()
 
     known = list(judged_units(output))

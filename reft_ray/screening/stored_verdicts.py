@@ -25,6 +25,8 @@ JUDGED = ".screen/judged"
 SCORE_BINS = 64
 _SUFFIX = ".arrow"
 _SCORES, _SIGNALS = b"scores", b"signals"
+_UNREADABLE = (KeyError, TypeError, pa.ArrowInvalid, orjson.JSONDecodeError)
+"""What the reading of a damaged file raises."""
 # Passing columns of a few rows to threads takes longer than packing them.
 _WRITING = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
 _READING = pa.ipc.IpcReadOptions(use_threads=False)
@@ -146,7 +148,7 @@ def _scores(file: pa.ipc.RecordBatchFileReader) -> UnitScores:
 def _is_whole(stored: pa.NativeFile) -> bool:
     try:
         _read_scores(stored)
-    except (KeyError, TypeError, pa.ArrowInvalid, orjson.JSONDecodeError):
+    except _UNREADABLE:
         return False
     return True
 
@@ -156,7 +158,7 @@ def _damaged(output: Output, unit: str) -> Iterator[None]:
     """Name the file of a unit that cannot be read."""
     try:
         yield
-    except (OSError, KeyError, TypeError, pa.ArrowInvalid, orjson.JSONDecodeError) as error:
+    except (OSError, *_UNREADABLE) as error:
         raise ReftError(
             f"{output.name}: the verdicts of unit {unit} are missing or damaged; delete {_name_of(unit)} and run again"
         ) from error

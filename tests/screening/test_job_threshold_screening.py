@@ -226,11 +226,11 @@ def test_lost_files_are_written_again(poisoned, tmp_path):
         screen([poisoned], str(out), SilentScorer, CONFIG)
         assert contents(out) == before, lost
     stored = out / ".screen/judged/00000-000003.arrow"
-    for damaged in (b"", stored.read_bytes()[:-20]):
-        stored.write_bytes(damaged)
+    for damaged in (None, b"", stored.read_bytes()[:-20]):
+        stored.unlink() if damaged is None else stored.write_bytes(damaged)
         (out / "kept/part-00000-000003.jsonl").unlink()
         screen([poisoned], str(out), MadeScorer, CONFIG)
-        assert contents(out) == before
+        assert contents(out) == before, damaged
 
 
 @pytest.mark.parametrize(
